@@ -1,0 +1,256 @@
+"""The configuration: one frozen dataclass, checked when built, before any socket opens.
+
+Each field is declared once, with its help text; its flag (`--lease-s`), its environment variable (`RUMOR_LEASE_S`)
+and its row in the docs come from that line. Units are in the names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, get_type_hints
+
+from cluster.errors import ConfigError
+
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}$")
+QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")
+SLOTS_MAX = 100_000
+SHARDS_MAX = 256
+
+
+def option(default: Any, text: str, *, secret: bool = False) -> Any:
+    """A configuration field: its default and the one sentence that explains it everywhere."""
+    return field(default=default, metadata={"help": text, "secret": secret})
+
+
+@dataclass(frozen=True)
+class Config:
+    """What one node is told. Build it with `Config(...)`, `from_text` or `from_env`; all three check it."""
+
+    # Who this node is
+    cluster: str = option("rumor", "Name of the cluster; datagrams of another name are dropped.")
+    node_id: str = option("", "Stable name of this node; default host:port.")
+    host: str = option("127.0.0.1", "Address to bind for HTTP (TCP) and gossip (UDP).")
+    port: int = option(5000, "Port for HTTP (TCP) and gossip (UDP); one number for both.")
+    advertise_host: str = option("", "Address at which peers reach this node; default: the bound host.")
+
+    # How it finds the others
+    redis_url: str = option("redis://127.0.0.1:6379/0", "Redis or Valkey server that holds the queues.", secret=True)
+    seeds: tuple[str, ...] = option((), "Comma-separated HOST:PORT of members to join by; the list in Redis is used too.")
+    gossip_keys: tuple[str, ...] = option(
+        (), "Comma-separated base64 keys of 32 bytes; the first seals, all open. Required off loopback.", secret=True
+    )
+    gossip_key_file: str = option("", "File with one gossip key a line; keeps keys out of the process list.")
+
+    # What it runs
+    tasks: tuple[str, ...] = option((), "Comma-separated modules with @task handlers, found from the working directory.")
+    queues: str = option("default:100,sync:2", "Queues this node serves and its slots for each: NAME:SLOTS,…")
+    shards: int = option(64, "Number of shards; fixed by the first node of a cluster.")
+    max_attempts: int = option(5, "Attempts a task gets unless its type or submission says otherwise.")
+    timeout_s: float = option(3600.0, "Seconds one attempt may run unless its type or submission says otherwise.")
+    backoff_base_s: float = option(1.0, "Backoff after a failed attempt: full jitter over base x factor^(n-1).")
+    backoff_factor: float = option(2.0, "Factor of the exponential backoff.")
+    backoff_max_s: float = option(300.0, "Longest backoff, seconds.")
+    priority_aging_s: float = option(60.0, "Seconds of waiting that are worth one priority level.")
+    retention_s: float = option(86_400.0, "Seconds a finished task stays readable.")
+    dead_retention_s: float = option(604_800.0, "Seconds a dead task stays in the dead letter queue.")
+    idempotency_s: float = option(86_400.0, "Seconds an Idempotency-Key keeps answering with its first task.")
+    queue_limit: int = option(1_000_000, "Tasks that may be queued in one shard before submissions get 429.")
+    drain_s: float = option(30.0, "Seconds running tasks may finish in after SIGTERM, before they are handed back.")
+
+    # Redis: the second witness
+    heartbeat_interval_s: float = option(0.25, "Seconds between heartbeats in Redis.")
+    heartbeat_stale_s: float = option(1.0, "Seconds unchanged, while watched, after which a heartbeat is stale.")
+    lease_s: float = option(30.0, "Seconds a silent session keeps its tasks when gossip does not agree that it is dead.")
+    leader_lease_s: float = option(5.0, "Length of the leader's lease, seconds; renewed at a third.")
+    redis_timeout_s: float = option(0.8, "Deadline of one call to Redis, seconds.")
+    tombstone_s: float = option(86_400.0, "Seconds the tombstone of a fenced session is kept.")
+    sweep_interval_s: float = option(1.0, "Seconds between housekeeping sweeps over the owned shards.")
+
+    # Gossip: the first witness
+    probe_interval_s: float = option(0.5, "Seconds between the starts of two probe rounds.")
+    probe_timeout_s: float = option(0.4, "Seconds after which a probe round without an answer has failed.")
+    gossip_interval_s: float = option(0.1, "Seconds between gossip messages while there is news.")
+    indirect_probes: int = option(3, "Members asked to probe on one's behalf.")
+    suspicion_min_s: float = option(1.2, "Seconds a silent suspect has to refute once enough members confirm.")
+    suspicion_max_s: float = option(3.0, "Seconds a silent suspect has while nobody confirms.")
+    stalled_s: float = option(5.0, "Seconds a hung process (its kernel accepts TCP, it answers nothing) has.")
+    push_pull_interval_s: float = option(15.0, "Seconds between full exchanges of the member table with a random peer.")
+    forget_s: float = option(3600.0, "Seconds a dead member is remembered, and tried again, so that cuts heal.")
+    watch_peers: int = option(3, "Members each member holds a watch connection to.")
+
+    # The node's own health
+    stall_after_s: float = option(5.0, "Seconds without a tick of the main loop after which a node says it is stalled.")
+    stall_limit_s: float = option(60.0, "Seconds without a tick after which a node fences itself and exits.")
+
+    # Limits of the gateway
+    body_max_bytes: int = option(1_048_576, "Largest body of a request, bytes.")
+    batch_max_bytes: int = option(16_777_216, "Largest body of a batch, bytes.")
+    batch_max_tasks: int = option(10_000, "Most tasks in one batch.")
+    nesting_max: int = option(64, "Deepest nesting of task data.")
+
+    # Security and operation
+    api_token: str = option("", "Bearer token that every HTTP call must carry. Required off loopback.", secret=True)
+    insecure: bool = option(False, "Allow other addresses than loopback without key or token.")
+    insecure_redis: bool = option(False, "Start although Redis may evict or lose tasks (maxmemory-policy).")
+    tls_cert: str = option("", "Certificate chain (PEM) for HTTPS.")
+    tls_key: str = option("", "Private key (PEM) for HTTPS.")
+    log_level: str = option("info", "debug, info, warning or error.")
+    log_format: str = option("auto", "console, json, or auto (console on a terminal).")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @cached_property
+    def queue_slots(self) -> dict[str, int]:
+        """Slots of each served queue, in the order given."""
+        return parse_queues(self.queues)
+
+    @property
+    def name(self) -> str:
+        """The node's stable name."""
+        return self.node_id or f"{self.reachable_host}:{self.port}"
+
+    @property
+    def reachable_host(self) -> str:
+        """The host peers use."""
+        return self.advertise_host or self.host
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the node."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def parse_queues(text: str) -> dict[str, int]:
+    """`default:100,sync:2` as a dict. Raises ConfigError naming the part that is wrong."""
+    slots: dict[str, int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, colon, count = part.rpartition(":")
+        if not colon or not QUEUE_NAME.match(name) or not count.isdigit() or int(count) > SLOTS_MAX:
+            raise ConfigError(
+                f"queues is {text!r}: {part!r} is not NAME:SLOTS with 0 to {SLOTS_MAX} slots.",
+                "Write it like default:100,sync:2",
+            )
+        if name in slots:
+            raise ConfigError(f"queues is {text!r}: {name!r} stands there twice.", "Name each queue once.")
+        slots[name] = int(count)
+    return slots
+
+
+POSITIVE = (
+    "timeout_s backoff_factor priority_aging_s retention_s dead_retention_s idempotency_s heartbeat_interval_s "
+    "heartbeat_stale_s lease_s leader_lease_s redis_timeout_s tombstone_s sweep_interval_s probe_interval_s "
+    "probe_timeout_s gossip_interval_s suspicion_min_s suspicion_max_s stalled_s push_pull_interval_s forget_s "
+    "stall_after_s stall_limit_s max_attempts shards queue_limit body_max_bytes batch_max_bytes batch_max_tasks "
+    "nesting_max"
+).split()
+NOT_NEGATIVE = "backoff_base_s backoff_max_s drain_s indirect_probes watch_peers".split()
+ORDERED = (  # (smaller, larger, why the other way round cannot work)
+    ("probe_timeout_s", "probe_interval_s", "a probe would outlive its round"),
+    ("suspicion_min_s", "suspicion_max_s", "confirmations can only shorten a suspicion"),
+    ("heartbeat_interval_s", "heartbeat_stale_s", "a healthy heartbeat would count as stale"),
+    ("heartbeat_stale_s", "lease_s", "the lease is the slow way out"),
+    ("stall_after_s", "stall_limit_s", "a node says that it is stalled before it gives up"),
+)
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError with the values and the way out, if this configuration cannot work."""
+    for name in POSITIVE:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}: it must be above 0.", f"Set {name} above 0.")
+    for name in NOT_NEGATIVE:
+        if not getattr(config, name) >= 0:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}: it must not be negative.", f"Set {name} to 0 or more.")
+    for small, large, why in ORDERED:
+        if getattr(config, small) > getattr(config, large):
+            raise ConfigError(
+                f"{small} is {getattr(config, small)} but {large} is {getattr(config, large)}: {why}.",
+                f"Set {small} below {large}.",
+            )
+    if not 1 <= config.port <= 65_535:
+        raise ConfigError(f"port is {config.port}: a port is 1 to 65535.", "Choose another port.")
+    if config.shards > SHARDS_MAX:
+        raise ConfigError(f"shards is {config.shards}: at most {SHARDS_MAX}.", "64 is right for most clusters.")
+    if not NAME.match(config.name):
+        raise ConfigError(
+            f"node_id is {config.name!r}: 1 to 63 of letters, digits, '_', '.', ':', '@', '-'.", "Choose a plain name."
+        )
+    if not NAME.match(config.cluster):
+        raise ConfigError(f"cluster is {config.cluster!r}: not a plain name.", "Use letters, digits, '-' and '_'.")
+    parse_queues(config.queues)
+    if config.log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"log_level is {config.log_level!r}.", "Use debug, info, warning or error.")
+    if config.log_format not in ("auto", "console", "json"):
+        raise ConfigError(f"log_format is {config.log_format!r}.", "Use auto, console or json.")
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise ConfigError("tls_cert and tls_key belong together and only one is set.", "Set both or neither.")
+    if not config.is_loopback and not config.insecure:
+        missing = [
+            name
+            for name, has in (
+                ("a gossip key (gossip_keys or gossip_key_file)", config.gossip_keys or config.gossip_key_file),
+                ("an api_token", config.api_token),
+            )
+            if not has
+        ]
+        if missing:
+            raise ConfigError(
+                f"host is {config.host}, which others can reach, and there is no {' and no '.join(missing)}.",
+                "Set them (rumor keygen makes a key), bind 127.0.0.1, or say --insecure.",
+            )
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field."""
+    return "RUMOR_" + name.upper()
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def from_text(values: Mapping[str, str]) -> Config:
+    """A Config from field name -> text, as flags and variables give it. Raises ConfigError naming the field."""
+    types = get_type_hints(Config)
+    known = {f.name for f in dataclasses.fields(Config)}
+    parsed: dict[str, Any] = {}
+    for name, text in values.items():
+        if name not in known:
+            raise ConfigError(f"{name} is not a setting.", "rumor node --help lists them.")
+        parsed[name] = parse(name, types[name], text)
+    return Config(**parsed)
+
+
+def from_env(environ: Mapping[str, str], over: Mapping[str, str] | None = None) -> Config:
+    """A Config from RUMOR_… variables, with `over` (field name -> text, the flags) on top."""
+    values = {f.name: environ[variable(f.name)] for f in dataclasses.fields(Config) if variable(f.name) in environ}
+    return from_text({**values, **(over or {})})
+
+
+def parse(name: str, kind: Any, text: str) -> Any:
+    """One value from its text."""
+    try:
+        if kind is bool:
+            if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
+                raise ValueError("true or false")
+            return text.lower() in ("1", "true", "yes", "on")
+        if kind is int:
+            return int(text)
+        if kind is float:
+            value = float(text)
+            if value != value or value in (float("inf"), float("-inf")):
+                raise ValueError("a finite number")
+            return value
+    except ValueError:
+        raise ConfigError(
+            f"{name} is {text!r}: not {'a boolean' if kind is bool else 'a number'}.", f"Fix {flag(name)} or {variable(name)}."
+        ) from None
+    if kind is str:
+        return text
+    return tuple(part.strip() for part in text.split(",") if part.strip())

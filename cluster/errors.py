@@ -1,0 +1,118 @@
+"""Every error Rumor reports: a stable code, what happened (with the values), and what to do.
+
+The gateway turns these into `{"error": {"code", "message", "hint"}}`, the command line into two lines on stderr.
+Each class says whether the thing certainly did not happen or *may have happened*: that decides whether a caller may
+simply try again.
+"""
+
+from __future__ import annotations
+
+
+class RumorError(Exception):
+    """Base of all reported errors. `status` is the HTTP status a gateway answers with."""
+
+    code = "internal"
+    status = 500
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" + (f"\n  {self.hint}" if self.hint else "")
+
+
+class ConfigError(RumorError):
+    """The configuration cannot work. Nothing was started."""
+
+    code = "bad_config"
+    status = 500
+
+
+class BadRequest(RumorError):
+    """The request is malformed (400). Nothing happened."""
+
+    code = "bad_request"
+    status = 400
+
+
+class Invalid(RumorError):
+    """The request is well-formed and cannot be accepted as it stands (422). Nothing happened."""
+
+    code = "invalid"
+    status = 422
+
+
+class UnknownType(Invalid):
+    """No live or remembered node has a handler for this type. Nothing happened."""
+
+    code = "unknown_type"
+
+
+class UnknownQueue(Invalid):
+    """The named queue is malformed. Nothing happened."""
+
+    code = "unknown_queue"
+
+
+class IdempotencyConflict(Invalid):
+    """The same Idempotency-Key came with another body. Nothing happened; the first task stands."""
+
+    code = "idempotency_conflict"
+
+
+class NotFound(RumorError):
+    """No such task, or it is past its retention."""
+
+    code = "not_found"
+    status = 404
+
+
+class Conflict(RumorError):
+    """The task is not in a state that allows this. Nothing changed."""
+
+    code = "conflict"
+    status = 409
+
+
+class TooLarge(RumorError):
+    """The body or one of its parts is over its limit (413). Nothing happened."""
+
+    code = "too_large"
+    status = 413
+
+
+class QueueFull(RumorError):
+    """A limit was reached or Redis is nearly out of memory (429). Nothing happened; try again later."""
+
+    code = "queue_full"
+    status = 429
+
+
+class Unauthorized(RumorError):
+    """No or a wrong bearer token (401). Nothing happened."""
+
+    code = "unauthorized"
+    status = 401
+
+
+class StoreUnavailable(RumorError):
+    """Redis gave no answer in time, or refused the connection.
+
+    `may_have_happened` tells the two apart: a call that left this node and got no answer may have been carried out.
+    """
+
+    code = "store_unavailable"
+    status = 503
+
+    def __init__(self, message: str, hint: str = "", may_have_happened: bool = True) -> None:
+        super().__init__(message, hint)
+        self.may_have_happened = may_have_happened
+
+
+class StoreUnsafe(RumorError):
+    """Redis is reachable but its settings would lose tasks, or it belongs to another kind of cluster."""
+
+    code = "store_unsafe"
+    status = 503

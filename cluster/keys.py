@@ -1,0 +1,119 @@
+"""Every key in Redis: one function each, with its type, its hash tag and how long it lives.
+
+All keys of a shard share the tag `{sNN}`, so that a shard lives whole on one master of a Redis Cluster; a session's
+key and channel share `{<session>}`; the leader's state shares `{leader}`. No other module writes a key name.
+"""
+
+from __future__ import annotations
+
+WORKERS_ACTIVE = "workers:active"  # set of node_ids that live; added at start, removed on leave and by a fencer
+
+LEADER_LEASE = "{leader}:lease"  # string <session>|<epoch>, PX leader_lease_s
+LEADER_EPOCH = "{leader}:epoch"  # string int, for ever: only rises
+LEADER_CONFIG = "{leader}:config"  # hash: shards, min_schema; for ever
+LEADER_CATALOG = "{leader}:catalog"  # hash: type -> msgpack of its queue, defaults, schema; for ever
+LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, written by each node itself; for ever
+LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; replaced, PX forget_s
+
+
+def tag(shard: int) -> str:
+    """The hash tag of a shard, braces included: `{s1f}`."""
+    return f"{{s{shard:02x}}}"
+
+
+def task(shard: int, task_id: str) -> str:
+    """Hash: the task. Lives until its retention ends."""
+    return f"{tag(shard)}:task:{task_id}"
+
+
+def task_prefix(shard: int) -> str:
+    """What scripts append a task id to, to touch its hash."""
+    return f"{tag(shard)}:task:"
+
+
+def ready(shard: int, queue: str) -> str:
+    """Sorted set: queued ids by queued-at ms - 1,000 x level x priority_aging_s. Exists while anything is queued."""
+    return f"{tag(shard)}:ready:{queue}"
+
+
+def ready_prefix(shard: int) -> str:
+    """What scripts append a queue's name to."""
+    return f"{tag(shard)}:ready:"
+
+
+def queues(shard: int) -> str:
+    """Set: names of the queues that this shard ever held a task for. For ever (bounded by the names in use)."""
+    return f"{tag(shard)}:queues"
+
+
+def scheduled(shard: int) -> str:
+    """Sorted set: scheduled and retrying ids by due time, ms."""
+    return f"{tag(shard)}:scheduled"
+
+
+def waiting(shard: int) -> str:
+    """Sorted set: ids whose dependencies are not all finished, by creation time, ms."""
+    return f"{tag(shard)}:waiting"
+
+
+def inflight(shard: int, session: str) -> str:
+    """Hash: task id -> delivery, what the session runs: the fence. Exists while something is in flight."""
+    return f"{tag(shard)}:inflight:{session}"
+
+
+def inflight_prefix(shard: int) -> str:
+    """What scripts append a session to."""
+    return f"{tag(shard)}:inflight:"
+
+
+def sessions(shard: int) -> str:
+    """Set: sessions with something in flight in this shard, the list of record for reaping."""
+    return f"{tag(shard)}:sessions"
+
+
+def done(shard: int) -> str:
+    """Sorted set: succeeded ids by finish time, ms."""
+    return f"{tag(shard)}:done"
+
+
+def dead(shard: int) -> str:
+    """Sorted set: dead ids by finish time, ms: the dead letter queue."""
+    return f"{tag(shard)}:dead"
+
+
+def cancelled(shard: int) -> str:
+    """Sorted set: cancelled ids by finish time, ms."""
+    return f"{tag(shard)}:cancelled"
+
+
+def index(shard: int) -> str:
+    """Sorted set: every id of the shard at score 0, so that ids list in their own (time) order."""
+    return f"{tag(shard)}:index"
+
+
+def idempotency(shard: int, key: str) -> str:
+    """String: `<task id> <fingerprint>` for an Idempotency-Key or a unique fingerprint. PX idempotency_s / unique_for_s."""
+    return f"{tag(shard)}:idem:{key}"
+
+
+def never(shard: int) -> str:
+    """Never exists: every script declares it, so that a slot on the move answers TRYAGAIN before anything is written."""
+    return f"{tag(shard)}:never"
+
+
+def finished_channel(shard: int) -> str:
+    """Channel on which settles publish the ids that became terminal (for `wait_s`)."""
+    return f"{tag(shard)}:finished"
+
+
+def heartbeat(session: str) -> str:
+    """String: a counter while the session lives (PX), or `fenced <cause> <ms>` (PX tombstone_s): the tombstone."""
+    return f"{{{session}}}:heartbeat"
+
+
+def wake(session: str) -> str:
+    """Channel of the session itself: wake-ups and the heartbeat's echo. Same slot as its heartbeat."""
+    return f"{{{session}}}:wake"
+
+
+FENCED = "fenced "  # first characters of a tombstone

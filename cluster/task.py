@@ -1,0 +1,150 @@
+"""Tasks as plain data, and the pure rules about them: ids, legal states, priorities, backoff.
+
+Does not know: Redis, handlers, clocks; the time and the randomness are handed in.
+"""
+
+from __future__ import annotations
+
+import secrets
+from enum import StrEnum
+from random import Random
+
+import msgspec
+
+
+class State(StrEnum):
+    """Where a task is. The last three are terminal."""
+
+    SCHEDULED = "scheduled"
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED})
+LEVELS = {"low": 2, "normal": 5, "high": 8}
+LEVEL_MAX = 9
+
+
+class Backoff(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Exponential backoff with full jitter, in seconds."""
+
+    base_s: float
+    factor: float
+    max_s: float
+
+
+class Spec(msgspec.Struct, array_like=True, frozen=True):
+    """What was submitted, defaults filled in, without its data. Stored once as msgpack, never changed.
+
+    Lua scripts read it by position: queue is the second and level the third.
+    """
+
+    type: str
+    queue: str
+    level: int
+    max_attempts: int
+    timeout_s: float
+    backoff: Backoff
+    key: str | None = None
+    retention_s: float | None = None
+    trace: str | None = None
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """One delivery of a task to this session: the right to settle it."""
+
+    id: str
+    shard: int
+    delivery: int
+    attempt: int
+    spec: Spec
+    data: bytes  # JSON, as submitted
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an attempt failed; `type` is the exception's class name or one of ours (Timeout, WorkerLost, …)."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+
+class Kind(StrEnum):
+    """How an attempt ended, as the worker saw it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # counts; backs off, or is dead when the attempts are used up
+    RETRY = "retry"  # asked for by the handler: again after retry_after_s; counts
+    REJECTED = "rejected"  # asked for by the handler, or the data does not fit: straight to dead
+    RELEASED = "released"  # given back unstarted or by a drain: the attempt does not count
+    STOPPED = "stopped"  # its right to commit had ended before (cancelled, fenced): nothing to settle
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What the worker reports of one delivery, exactly once."""
+
+    claimed: Claimed
+    kind: Kind
+    result: bytes | None = None  # JSON
+    failure: Failure | None = None
+    retry_after_s: float = 0.0  # with RETRY and RELEASED
+
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford base32, as ULIDs use
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+
+
+class Ids:
+    """Makes task ids: 10 characters of time, 10 drawn once per process, 6 that count up, then the shard in hex.
+
+    Ids sort by time across nodes as well as their clocks agree, strictly within one process, and end in their shard,
+    so that any node finds any task in one step.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        bits = secrets.randbits(80) if seed is None else Random(seed).getrandbits(80)
+        self._process = _base32(bits >> 30, 10)
+        self._count = bits & (1 << 29) - 1
+        self._at_ms = -1
+        self._prefix = ""
+
+    def next(self, wall_ms: int, shard: int) -> str:
+        """The next id. A clock that steps back does not: ids of one process keep rising."""
+        if wall_ms > self._at_ms:
+            self._at_ms = wall_ms
+            self._prefix = _base32(wall_ms, 10) + self._process
+        self._count = count = (self._count + 1) & (1 << 30) - 1
+        return f"{self._prefix}{_PAIRS[count >> 20]}{_PAIRS[count >> 10 & 1023]}{_PAIRS[count & 1023]}-{shard:02x}"
+
+
+def _base32(value: int, width: int) -> str:
+    return "".join(_ALPHABET[value >> 5 * place & 31] for place in reversed(range(width)))
+
+
+def shard_of(task_id: str, shards: int) -> int | None:
+    """The shard that the id names, or None when it is not an id of a cluster with this many shards."""
+    head, dash, tail = task_id.rpartition("-")
+    if not dash or len(head) != 26 or len(tail) != 2 or not head.isalnum() or not head.isascii():
+        return None
+    try:
+        shard = int(tail, 16)
+    except ValueError:
+        return None
+    return shard if shard < shards and tail == f"{shard:02x}" else None
+
+
+def backoff_s(backoff: Backoff, failures: int, rng: Random) -> float:
+    """Seconds to wait after the n-th failure: uniform over [0, min(max, base x factor^(n-1))].
+
+    Full jitter, so that tasks that failed together do not come back as one wave.
+    """
+    try:
+        ceiling = backoff.base_s * backoff.factor ** max(0, failures - 1)
+    except OverflowError:
+        ceiling = backoff.max_s
+    return rng.uniform(0.0, min(backoff.max_s, ceiling))

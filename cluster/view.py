@@ -1,0 +1,103 @@
+"""What one node believes of the cluster at one moment, both witnesses side by side. Immutable; swapped as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.load import Load, Meta
+from cluster.swim.events import Evidence, State
+
+
+class Redis(StrEnum):
+    """What Redis (the second witness) says of a session, as this node has seen it."""
+
+    LIVE = "live"  # its heartbeat moves
+    STALE = "stale"  # unchanged for heartbeat_stale_s while this node watched
+    GONE = "gone"  # fenced: a tombstone stands there
+    UNKNOWN = "unknown"  # not watched long enough, or this node cannot reach Redis
+
+
+class Verdict(StrEnum):
+    """Both witnesses together."""
+
+    HEALTHY = "healthy"
+    CUT_FROM_REDIS = "cut_from_redis"
+    CUT_FROM_PEERS = "cut_from_peers"
+    DEAD = "dead"
+
+
+VERDICT = {  # (gossip holds it dead, Redis holds it live): only the agreement of both witnesses is a death
+    (False, True): Verdict.HEALTHY,
+    (False, False): Verdict.CUT_FROM_REDIS,
+    (True, True): Verdict.CUT_FROM_PEERS,
+    (True, False): Verdict.DEAD,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One member as this node sees it (this node itself included)."""
+
+    node_id: str
+    session: str
+    host: str
+    port: int
+    state: State
+    evidence: Evidence
+    by: str
+    incarnation: int
+    rtt_s: float | None
+    redis: Redis
+    redis_age_s: float | None  # how long its heartbeat has been unchanged, as watched by this node
+    verdict: Verdict
+    load: Load | None
+    meta: Meta | None
+
+    @property
+    def url(self) -> str:
+        """Where its HTTP answers."""
+        return f"{self.meta.scheme if self.meta else 'http'}://{self.host}:{self.port}"
+
+    @property
+    def is_able(self) -> bool:
+        """Whether it may own shards: alive for gossip, reaches Redis, not stalled, not leaving, has slots."""
+        return (
+            self.state is State.ALIVE
+            and self.load is not None
+            and self.load.redis
+            and not self.load.stalled
+            and not self.load.leaving
+            and self.meta is not None
+            and sum(self.meta.queues.values()) > 0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Who leads, by Redis's word or by gossip of the last one known."""
+
+    node_id: str
+    session: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One node's whole belief. `members` is sorted by node_id and includes this node."""
+
+    node_id: str
+    session: str
+    members: tuple[Peer, ...]
+    leader: Leader | None
+    epoch: int
+    redis_ok: bool
+    is_synced: bool  # heard of the others: seeds and the list in Redis have answered or were given up
+
+    def me(self) -> Peer | None:
+        """This node's own row."""
+        return self.get(self.node_id)
+
+    def get(self, node_id: str) -> Peer | None:
+        """A member by name."""
+        return next((peer for peer in self.members if peer.node_id == node_id), None)
