@@ -7,6 +7,8 @@ simply try again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RumorError(Exception):
     """Base of all reported errors. `status` is the HTTP status a gateway answers with."""
@@ -97,18 +99,39 @@ class Unauthorized(RumorError):
     status = 401
 
 
+class Forbidden(RumorError):
+    """The request comes from where it may not come from: another web origin, another host (403). Nothing happened."""
+
+    code = "forbidden"
+    status = 403
+
+
+class MethodNotAllowed(RumorError):
+    """The path exists and not for this method (405). Nothing happened."""
+
+    code = "method_not_allowed"
+    status = 405
+
+    def __init__(self, message: str, hint: str = "", allowed: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
+        self.allowed = tuple(allowed)
+
+
 class StoreUnavailable(RumorError):
     """Redis gave no answer in time, or refused the connection.
 
     `may_have_happened` tells the two apart: a call that left this node and got no answer may have been carried out.
+    `ids` are the ids that a submission had fixed before its first call, one for each task in order: with them another
+    node can carry the same submission out without making two.
     """
 
     code = "store_unavailable"
     status = 503
 
-    def __init__(self, message: str, hint: str = "", may_have_happened: bool = True) -> None:
+    def __init__(self, message: str, hint: str = "", may_have_happened: bool = True, ids: Sequence[str] = ()) -> None:
         super().__init__(message, hint)
         self.may_have_happened = may_have_happened
+        self.ids = list(ids)
 
 
 class StoreUnsafe(RumorError):
