@@ -13,6 +13,7 @@ LEADER_EPOCH = "{leader}:epoch"  # string int, for ever: only rises
 LEADER_CONFIG = "{leader}:config"  # hash: shards, min_schema; for ever
 LEADER_CATALOG = "{leader}:catalog"  # hash: type -> msgpack of its queue, defaults, schema; for ever
 LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, written by each node itself; for ever
+LEADER_NEVER = "{leader}:never"  # never exists: the guard of the scripts in this slot (see `never`)
 LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; replaced, PX forget_s
 
 
@@ -107,13 +108,18 @@ def finished_channel(shard: int) -> str:
 
 
 def heartbeat(session: str) -> str:
-    """String: a counter while the session lives (PX), or `fenced <cause> <ms>` (PX tombstone_s): the tombstone."""
+    """String: a counter while the session lives (PX), or `fenced <cause> <ms> <by>` (PX tombstone_s): the tombstone."""
     return f"{{{session}}}:heartbeat"
 
 
 def wake(session: str) -> str:
     """Channel of the session itself: wake-ups and the heartbeat's echo. Same slot as its heartbeat."""
     return f"{{{session}}}:wake"
+
+
+def session_never(session: str) -> str:
+    """Never exists: the guard of the scripts in this session's slot (see `never`)."""
+    return f"{{{session}}}:never"
 
 
 FENCED = "fenced "  # first characters of a tombstone

@@ -1,0 +1,35 @@
+-- fence: end a session for good by writing its tombstone, if the second witness agrees that it is dead.
+--
+-- KEYS[1]  {<session>}:heartbeat  string  the session's counter, or its tombstone
+-- KEYS[2]  {<session>}:wake       –       the session's channel (a name, not a key): same slot
+-- KEYS[3]  {<session>}:never      –       guard: a moving slot answers TRYAGAIN before anything is written
+-- ARGV[1]  path                   'fast': no subscriber is left on its channel (its process is gone);
+--                                 'slow': its counter still is what the fencer watched; 'own': it ends itself
+-- ARGV[2]  seen                   the counter that the fencer watched, '' for none; read by 'slow' alone
+-- ARGV[3]  cause                  one word, kept in the tombstone
+-- ARGV[4]  ttl_ms                 how long the tombstone is kept
+-- ARGV[5]  by                     node_id of the fencer, kept in the tombstone
+-- ARGV[6]  mode                   '' for PUBLISH, 'S' for sharded pub/sub
+--
+-- Returns  {1, tombstone} written now; {2, tombstone} it stood there before; {0, counter or ''} the session lives
+-- Keeps    a tombstone is never overwritten; it is written only on the word of Redis and of the caller together
+-- Repeat   harmless: fencing a fenced session succeeds
+local value = redis.call('GET', KEYS[1])
+if value and string.sub(value, 1, 7) == 'fenced ' then
+  return {2, value}
+end
+local agrees = ARGV[1] == 'own'
+if ARGV[1] == 'fast' then
+  local count = redis.call('PUBSUB', ARGV[6] == 'S' and 'SHARDNUMSUB' or 'NUMSUB', KEYS[2])[2]
+  agrees = tonumber(count) == 0
+elseif ARGV[1] == 'slow' then
+  agrees = (value or '') == ARGV[2]
+end
+if not agrees then
+  return {0, value or ''}
+end
+local time = redis.call('TIME')
+local at_ms = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+local tombstone = 'fenced ' .. ARGV[3] .. ' ' .. at_ms .. ' ' .. ARGV[5]
+redis.call('SET', KEYS[1], tombstone, 'PX', ARGV[4])
+return {1, tombstone}

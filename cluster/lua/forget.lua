@@ -1,0 +1,20 @@
+-- forget: take a dead session's address off the member list, unless a newer life of its node stands there.
+--
+-- KEYS[1]  {leader}:members  hash  node_id -> msgpack [session, host, port]
+-- KEYS[2]  {leader}:never    –     guard: a moving slot answers TRYAGAIN before anything is written
+-- ARGV[1]  node_id           whose row
+-- ARGV[2]  session           the life that ended
+--
+-- Returns  1 the node lives on in another session, 0 it has no row any more
+-- Keeps    a row is removed only by the end of the session that it names
+-- Repeat   harmless
+local row = redis.call('HGET', KEYS[1], ARGV[1])
+if not row then
+  return 0
+end
+local ok, record = pcall(cmsgpack.unpack, row)
+if ok and type(record) == 'table' and record[1] ~= ARGV[2] then
+  return 1
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+return 0

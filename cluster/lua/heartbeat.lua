@@ -1,0 +1,21 @@
+-- heartbeat: say that a session lives, unless it was fenced, and hear whether its own channel still works.
+--
+-- KEYS[1]  {<session>}:heartbeat  string  the session's counter, or its tombstone
+-- KEYS[2]  {<session>}:wake       –       the session's channel (a name, not a key): same slot
+-- KEYS[3]  {<session>}:never      –       guard: a moving slot answers TRYAGAIN before anything is written
+-- ARGV[1]  beat                   counter, rises with every call of this session
+-- ARGV[2]  ttl_ms                 how long the counter stays without another beat
+-- ARGV[3]  echo                   published to the channel, so that its subscriber can tell that it hears
+-- ARGV[4]  mode                   '' for PUBLISH, 'S' for sharded pub/sub
+--
+-- Returns  {'ok', subscribers of the channel} or {the tombstone, subscribers}
+-- Keeps    a tombstone is never overwritten: a fenced session cannot come back
+-- Repeat   harmless
+local value = redis.call('GET', KEYS[1])
+local count = redis.call('PUBSUB', ARGV[4] == 'S' and 'SHARDNUMSUB' or 'NUMSUB', KEYS[2])[2]
+if value and string.sub(value, 1, 7) == 'fenced ' then
+  return {value, count}
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call(ARGV[4] .. 'PUBLISH', KEYS[2], ARGV[3])
+return {'ok', count}

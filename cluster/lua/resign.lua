@@ -1,0 +1,14 @@
+-- resign: give the leader's lease back, if it still is the term that the caller names.
+--
+-- KEYS[1]  {leader}:lease  string  <session>|<epoch> of the leader
+-- KEYS[2]  {leader}:never  –       guard: a moving slot answers TRYAGAIN before anything is written
+-- ARGV[1]  term            <session>|<epoch> that ends
+--
+-- Returns  1 given back, 0 it was not this term's any more
+-- Keeps    nobody's lease but the caller's own is touched
+-- Repeat   harmless
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+redis.call('DEL', KEYS[1])
+return 1

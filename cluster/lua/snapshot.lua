@@ -1,0 +1,17 @@
+-- snapshot: keep the leader's member table, unless a later leader exists.
+--
+-- KEYS[1]  {leader}:snapshot  string  JSON
+-- KEYS[2]  {leader}:epoch     string  highest epoch given out by this Redis
+-- KEYS[3]  {leader}:never     –       guard: a moving slot answers TRYAGAIN before anything is written
+-- ARGV[1]  epoch              of the leader that writes
+-- ARGV[2]  table              JSON
+-- ARGV[3]  ttl_ms             how long it is kept
+--
+-- Returns  1 written, 0 refused: a higher epoch exists
+-- Keeps    what an old leader writes late is never seen
+-- Repeat   harmless
+if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1

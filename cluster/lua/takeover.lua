@@ -1,0 +1,26 @@
+-- takeover: replace a leader whose session both witnesses hold dead, without waiting for its lease.
+--
+-- KEYS[1]  {leader}:lease  string  <session>|<epoch> of the leader
+-- KEYS[2]  {leader}:epoch  string  highest epoch given out by this Redis
+-- KEYS[3]  {leader}:never  –       guard: a moving slot answers TRYAGAIN before anything is written
+-- ARGV[1]  session         who asks
+-- ARGV[2]  dead            the fenced session
+-- ARGV[3]  ttl_ms          length of the lease
+-- ARGV[4]  heard           highest epoch that gossip carries
+--
+-- Returns  {1, session, epoch} the caller leads; {0, session, epoch} somebody else does; {0, '', 0} nobody does now
+-- Keeps    only the lease of the dead session is taken away: of many who ask, one succeeds
+-- Repeat   harmless: the second call finds the new holder
+local holder = redis.call('GET', KEYS[1])
+if not holder then
+  return {0, '', 0}
+end
+local owner, term = string.match(holder, '^(.*)|(%d+)$')
+if owner ~= ARGV[2] then
+  return {0, owner or '', tonumber(term or '0')}
+end
+local known = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[4]), tonumber(term))
+local epoch = string.format('%d', known + 1)
+redis.call('SET', KEYS[2], epoch)
+redis.call('SET', KEYS[1], ARGV[1] .. '|' .. epoch, 'PX', ARGV[3])
+return {1, ARGV[1], tonumber(epoch)}

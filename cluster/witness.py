@@ -1,0 +1,190 @@
+"""The second witness: what this node may conclude from watching heartbeats in Redis, and whom it may fence for it.
+
+A heartbeat is stale, and a lease has run out, only if this node itself read that session unchanged for that long, by
+its own monotonic clock, with its own calls answered throughout. Whatever breaks the watch (a call without an answer, a
+late reply, a new connection, a pause of this node itself) starts it again: a Redis that was away fences nobody.
+
+Gossip is the first witness; its word comes in as a `Belief`. Only both together end a session, and Redis has the last
+word inside the fence script. Pure: the caller reads Redis and reports what it read, and carries out the fences.
+
+Does not know: Redis, asyncio, gossip's reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.keys import FENCED
+from cluster.swim.events import Evidence, State
+from cluster.view import Redis
+
+TOMBSTONE = FENCED.encode()
+
+
+class Belief(StrEnum):
+    """What gossip holds of a session."""
+
+    ALIVE = "alive"  # or suspect, or leaving: it may still answer
+    DEAD = "dead"  # silent, hung, left, or unknown although this node knows the others
+    GONE = "gone"  # its process is proven to be gone: refused, or superseded by a newer life
+
+
+class Path(StrEnum):
+    """What the fence script asks Redis before it writes the tombstone."""
+
+    FAST = "fast"  # is nobody subscribed to the session's channel?
+    SLOW = "slow"  # does its heartbeat still stand where the fencer watched it?
+    OWN = "own"  # nothing: a session ends itself
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A session to fence now. `seen` is the value that was watched (b"": none stood there)."""
+
+    session: str
+    path: Path
+    seen: bytes
+    cause: str
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One session as read. Two beginnings, since a gap that spoils one second may prove half a minute."""
+
+    value: bytes | None
+    stale_since_s: float  # when the reply came that first showed this value, with no gap worth half of stale_s since
+    lease_since_s: float  # the same, with no gap worth half of lease_s since
+    asked_s: float  # when the last read left
+    has_moved: bool
+
+
+class Witness:
+    """Feed it every read (`read`) and every break (`restart`); ask it whom to fence (`fences`)."""
+
+    def __init__(self, stale_s: float, lease_s: float) -> None:
+        self.stale_s = stale_s
+        self.lease_s = lease_s
+        self._watches: dict[str, _Watch] = {}
+
+    def read(self, session: str, value: bytes | None, asked_s: float, now_s: float) -> None:
+        """Redis answered at `now_s` that the heartbeat is `value` (None: there is none), asked at `asked_s`.
+
+        A value proves nothing about the time before its reply came nor after its last reading left; so an age runs
+        from the first reply to the last question.
+        """
+        if now_s - asked_s > self.stale_s / 2:
+            # Whatever held up our call may have held up every heartbeat as well.
+            self.restart()
+        watch = self._watches.get(session)
+        if watch is None or watch.value != value:
+            self._watches[session] = _Watch(value, now_s, now_s, asked_s, has_moved=watch is not None)
+            return
+        # Between two readings this node saw nothing. It may have been stopped, and everybody else with it (a paused
+        # machine), so a gap must be the smaller part of what it helps to prove.
+        gap_s = asked_s - watch.asked_s
+        if gap_s > self.stale_s / 2:
+            watch.stale_since_s = now_s
+        if gap_s > self.lease_s / 2:
+            watch.lease_since_s = now_s
+        watch.asked_s = asked_s
+
+    def restart(self) -> None:
+        """The watch was broken: an outage, a late reply, a new connection or master. All of it begins again."""
+        self._watches.clear()
+
+    def forget(self, session: str) -> None:
+        """Nobody asks about this session any more."""
+        self._watches.pop(session, None)
+
+    def tombstone(self, session: str) -> bytes | None:
+        """Its tombstone, if one was read."""
+        watch = self._watches.get(session)
+        return watch.value if watch and watch.value and watch.value.startswith(TOMBSTONE) else None
+
+    def age_s(self, session: str) -> float | None:
+        """How long its heartbeat is known to have stood unchanged. None: it is not watched."""
+        watch = self._watches.get(session)
+        return None if watch is None else max(0.0, watch.asked_s - watch.lease_since_s)
+
+    def is_stale(self, session: str) -> bool:
+        """Whether its heartbeat was watched standing still for stale_s."""
+        watch = self._watches.get(session)
+        return watch is not None and watch.asked_s - watch.stale_since_s >= self.stale_s
+
+    def is_expired(self, session: str) -> bool:
+        """Whether its heartbeat was watched standing still for lease_s: it lost its right to its tasks."""
+        watch = self._watches.get(session)
+        return watch is not None and watch.asked_s - watch.lease_since_s >= self.lease_s
+
+    def word(self, session: str) -> Redis:
+        """This witness's word on a session, for the view."""
+        if self.tombstone(session):
+            return Redis.GONE
+        if self.is_stale(session):
+            return Redis.STALE
+        watch = self._watches.get(session)
+        return Redis.LIVE if watch and watch.has_moved else Redis.UNKNOWN
+
+    def fences(self, beliefs: Mapping[str, Belief]) -> list[Fence]:
+        """Whom to fence now, of the sessions that gossip has a belief about.
+
+        | gossip | heartbeat                   | then                                         |
+        | ------ | --------------------------- | -------------------------------------------- |
+        | any    | a tombstone                 | nothing: it is fenced                        |
+        | gone   | any                         | fence, if its channel has no subscriber      |
+        | dead   | stale, and not one of many  | fence, if its heartbeat still stands there   |
+        | any    | unchanged for lease_s       | fence, if its heartbeat still stands there   |
+        """
+        found = []
+        for session, belief in beliefs.items():
+            if self.tombstone(session):
+                continue
+            seen = self._seen(session)
+            if self.is_expired(session):
+                found.append(Fence(session, Path.SLOW, seen, "lease"))
+            elif belief is not Belief.ALIVE and self.is_stale(session) and not self.is_suspect(session, beliefs):
+                found.append(Fence(session, Path.SLOW, seen, "silent"))
+            elif belief is Belief.GONE:
+                found.append(Fence(session, Path.FAST, seen, "gone"))
+        return found
+
+    def is_suspect(self, session: str, beliefs: Mapping[str, Belief]) -> bool:
+        """Whether the witness, not the session, is the likelier fault: too many went stale together with it.
+
+        More than a third of the watched, and at least two, whose last sign of life lies within stale_s of this one's.
+        Where gossip holds every one of them dead as well there is no contradiction, hence no suspicion: a rack is gone.
+        """
+        watch = self._watches.get(session)
+        if watch is None:
+            return True
+        together = [
+            other
+            for other, its in self._watches.items()
+            if self.is_stale(other)
+            and not self.tombstone(other)
+            and abs(its.stale_since_s - watch.stale_since_s) <= self.stale_s
+        ]
+        if len(together) < 2 or 3 * len(together) <= len(self._watches):
+            return False
+        return any(beliefs.get(other, Belief.ALIVE) is Belief.ALIVE for other in together)
+
+    def _seen(self, session: str) -> bytes:
+        watch = self._watches.get(session)
+        return (watch and watch.value) or b""
+
+
+def believe(state: State | None, evidence: Evidence, is_superseded: bool, is_synced: bool) -> Belief:
+    """Gossip's word on a session as a belief; `state` None: gossip does not know it.
+
+    An unknown session holds work in Redis, or nobody would ask. Once this node knows the others, it counts as dead; a
+    session that left counts as dead too, since it may have been killed while it drained.
+    """
+    if is_superseded:
+        return Belief.GONE
+    if state is None:
+        return Belief.DEAD if is_synced else Belief.ALIVE
+    if state not in (State.DEAD, State.LEFT):
+        return Belief.ALIVE
+    return Belief.GONE if evidence in (Evidence.REFUSED, Evidence.SUPERSEDED) else Belief.DEAD
