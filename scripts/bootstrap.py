@@ -1,0 +1,109 @@
+"""Make or refresh the project's virtual environment, .venv, and print the path of its Python.
+
+    python3 scripts/bootstrap.py [EXTRA …]
+
+Needs nothing but Python 3.11 and its own library. Installs the project, editable, with the extras asked for and the
+versions of constraints.txt. A stamp of what was installed makes the next call a matter of milliseconds, and keeps it
+off the network. Two calls at once wait for each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / ".rumor-stamp.json"
+LOCK = ".rumor-lock"
+INPUTS = ("setup.cfg", "setup.py", "constraints.txt")
+
+
+def main(extras: list[str]) -> int:
+    if sys.version_info < (3, 11):  # noqa: UP036 - whoever runs this may have an older one
+        return fail(
+            f"Rumor needs Python 3.11 or newer and this is {sys.version.split()[0]}.", "Set PYTHON to a newer one."
+        )
+    VENV.mkdir(exist_ok=True)
+    with (VENV / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        installed = read_stamp()
+        wanted = make_stamp(sorted({*extras, *(installed["extras"] if is_same_place(installed) else ())}))
+        if wanted != installed and not refresh(installed, wanted):
+            return 1
+    print(PYTHON)
+    return 0
+
+
+def make_stamp(extras: list[str]) -> dict[str, object]:
+    """What an environment depends on. The path is part of it: a virtual environment does not survive a move."""
+    inputs = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in INPUTS)).hexdigest()
+    return {"path": str(VENV), "python": sys.version, "inputs": inputs, "extras": extras}
+
+
+def read_stamp() -> dict[str, object]:
+    """The stamp of the last successful install, {} if there was none."""
+    try:
+        stamp = json.loads(STAMP.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) and PYTHON.exists() else {}
+
+
+def is_same_place(stamp: dict[str, object]) -> bool:
+    return stamp.get("path") == str(VENV) and stamp.get("python") == sys.version
+
+
+def refresh(installed: dict[str, object], wanted: dict[str, object]) -> bool:
+    """Install what is wanted. True if the environment can be used afterwards."""
+    if not is_same_place(installed):
+        say("Making .venv and installing Rumor into it; this happens once.")
+        for path in VENV.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if run([sys.executable, "-m", "venv", str(VENV)]) != 0:
+            fail(
+                "The virtual environment could not be made.",
+                "On Debian and Ubuntu: apt-get install python3-venv. Or set PYTHON to another Python 3.11+.",
+            )
+            return False
+    else:
+        say("Bringing .venv up to date.")
+    extras = ",".join(map(str, wanted["extras"])) if isinstance(wanted["extras"], list) else ""
+    project = f"{ROOT}[{extras}]" if extras else str(ROOT)
+    pip = [str(PYTHON), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input"]
+    if run([*pip, "--constraint", str(ROOT / "constraints.txt"), "--editable", project]) != 0:
+        if is_same_place(installed) and installed["extras"] == wanted["extras"]:
+            # Offline with an environment that worked until a pin changed: better to start than to insist.
+            say("The update failed (see above); going on with what is installed.")
+            return True
+        fail("Rumor's dependencies could not be installed.", "pip's own words are above; is a package index reachable?")
+        return False
+    temporary = STAMP.with_suffix(".tmp")
+    temporary.write_text(json.dumps(wanted), "utf-8")
+    temporary.replace(STAMP)
+    return True
+
+
+def run(command: list[str]) -> int:
+    """Run it with its output on stderr: stdout is for the answer."""
+    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False).returncode
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def fail(message: str, hint: str) -> int:
+    say(f"bootstrap: {message}\n  {hint}")
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
