@@ -1,0 +1,455 @@
+"""Handlers: how a function becomes a task type, and what it may say and ask while it runs.
+
+`@task` only records a declaration; `load` imports the modules and turns all declarations into a `Registry`, so that
+annotations may name types that stand further down in their module. The function itself stays as it was: callable,
+testable.
+
+Does not know: the event loop, child processes, Redis. It decides nothing about attempts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar, get_type_hints, overload
+
+import msgspec
+
+from cluster.config import QUEUE_NAME, Config
+from cluster.errors import ConfigError
+from cluster.task import LEVEL_MAX, LEVELS, Backoff, Claimed
+
+TYPE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}$")
+ATTEMPTS_MAX = 1000
+TIMEOUT_MAX_S = 604_800.0
+RETRY_MAX_S = 31_536_000.0
+PROGRESS_MAX_BYTES = 4096
+BUILTIN = "node.builtin"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Executor(StrEnum):
+    """Where a handler runs."""
+
+    LOOP = "loop"  # on the node's event loop: must not block
+    PROCESS = "process"  # in a child process: may compute, block and crash; can be killed
+    THREAD = "thread"  # in a thread of the node: may block; cannot be stopped, only asked (`Context.cancelled`)
+
+
+class Retry(Exception):
+    """Raised by a handler: run this task again after `after_s` seconds, or after its usual backoff.
+
+    The attempt counts: a task that keeps asking ends in `dead` when its attempts are used up.
+    """
+
+    def __init__(self, after_s: float | None = None, reason: str = "the handler asked for another attempt") -> None:
+        if after_s is not None and not 0 <= after_s <= RETRY_MAX_S:
+            raise ValueError(f"Retry: after_s is {after_s!r}: it must be 0 to {RETRY_MAX_S:.0f} seconds")
+        super().__init__(reason)
+        self.after_s = after_s
+        self.reason = reason
+
+
+class Reject(Exception):
+    """Raised by a handler: trying again cannot help; the task is `dead` at once, with this reason."""
+
+    def __init__(self, reason: str = "the handler rejected the task") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Link(Protocol):
+    """The line from a running handler to the worker: three ends exist, for the loop, threads and child processes."""
+
+    @property
+    def is_stopped(self) -> bool: ...
+    def report(self, value: bytes) -> None: ...
+
+
+class Context:
+    """What a handler may know about its attempt. Take it as second parameter, or annotate a parameter with it."""
+
+    __slots__ = ("_claimed", "_link", "_log", "node_id")
+
+    def __init__(self, claimed: Claimed, node_id: str, link: Link) -> None:
+        self._claimed = claimed
+        self._link = link
+        self._log: Any = None
+        self.node_id = node_id
+
+    @property
+    def task_id(self) -> str:
+        """The id that `POST /tasks` answered with."""
+        return self._claimed.id
+
+    @property
+    def type(self) -> str:
+        """The task's type."""
+        return self._claimed.spec.type
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first try; counted against `max_attempts`."""
+        return self._claimed.attempt
+
+    @property
+    def delivery(self) -> int:
+        """Rises with every claim, never reset. With `task_id` it names this one run: a fencing token for outside."""
+        return self._claimed.delivery
+
+    @property
+    def trace(self) -> str | None:
+        """The trace context (W3C traceparent) that came with the submission."""
+        return self._claimed.spec.trace
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this attempt's right to commit has ended: timed out, cancelled, fenced or handed back.
+
+        What the handler returns from then on is dropped. Async handlers are also cancelled; a thread has only this
+        to look at; a child process is killed instead and never sees it.
+        """
+        return self._link.is_stopped
+
+    def progress(self, value: Any) -> None:
+        """Show how far this attempt is: any JSON value of up to 4 KiB, by custom a number from 0 to 1.
+
+        Cheap to call often: a few values a second are stored, always including the latest. Raises TypeError for what
+        JSON cannot hold, ValueError for more than that.
+        """
+        data = msgspec.json.encode(value)
+        if len(data) > PROGRESS_MAX_BYTES:
+            raise ValueError(f"progress is {len(data)} bytes of JSON, at most {PROGRESS_MAX_BYTES}")
+        self._link.report(data)
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger with the task's id, type and attempt bound."""
+        if self._log is None:
+            import structlog
+
+            self._log = structlog.get_logger("rumor.task").bind(
+                task_id=self.task_id, type=self.type, attempt=self.attempt
+            )
+        return self._log
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """`@task(...)` as written; nothing about the function's annotations has been looked at yet."""
+
+    function: Callable[..., Any]
+    name: str
+    queue: str
+    executor: Executor
+    level: int | None
+    max_attempts: int | None
+    timeout_s: float | None
+    backoff: Backoff | None
+
+    @property
+    def origin(self) -> str:
+        """`module.function`, for messages."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A task type this process can run. None stands for the configuration's default."""
+
+    name: str
+    queue: str
+    executor: Executor
+    priority: int | None
+    max_attempts: int | None
+    timeout_s: float | None
+    backoff: Backoff | None
+    schema: dict[str, Any] | None  # JSON schema of `data`; None when any JSON will do
+    call: Callable[[Any, Context | None], Any]  # a coroutine if `is_async`, else runs the function
+    is_async: bool
+    wants_context: bool
+    decode: Callable[[bytes], Any]  # JSON to what the function takes; raises msgspec.DecodeError with the path
+    origin: str
+
+
+class Registry:
+    """The handlers of this process by name. `modules` is what a child process must import to have the same."""
+
+    def __init__(self, handlers: Iterable[Handler] = (), modules: Sequence[str] = ()) -> None:
+        self._handlers = {handler.name: handler for handler in handlers}
+        self.modules = tuple(modules)
+        self.get: Callable[[str], Handler | None] = self._handlers.get
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._handlers.values())
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+
+# Everything declared in this process, by name and place. A module that is imported again replaces its own entries.
+declared: dict[tuple[str, str], Declaration] = {}
+
+
+@overload
+def task(function: Function, /) -> Function: ...
+@overload
+def task(
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    priority: str | int | None = None,
+    max_attempts: int | None = None,
+    timeout_s: float | None = None,
+    backoff: Backoff | Mapping[str, float] | None = None,
+    executor: str | None = None,
+) -> Callable[[Function], Function]: ...
+def task(
+    function: Function | None = None,
+    /,
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    priority: str | int | None = None,
+    max_attempts: int | None = None,
+    timeout_s: float | None = None,
+    backoff: Backoff | Mapping[str, float] | None = None,
+    executor: str | None = None,
+) -> Function | Callable[[Function], Function]:
+    """Declare a function as the handler of a task type; bare, or with what differs from the defaults.
+
+    `name` defaults to the function's own. An `async def` runs on the loop, a `def` in a child process, unless
+    `executor` says "loop", "process" or "thread". `queue` defaults to "default" on the loop and "sync" elsewhere.
+    `priority` is low, normal, high or 0 to 9. Raises ConfigError for a value that cannot work.
+    """
+
+    def declare(function: Function) -> Function:
+        declaration = _declaration(function, name, queue, priority, max_attempts, timeout_s, backoff, executor)
+        declared[declaration.name, declaration.origin] = declaration
+        return function
+
+    return declare if function is None else declare(function)
+
+
+def _declaration(
+    function: Callable[..., Any],
+    name: str | None,
+    queue: str | None,
+    priority: str | int | None,
+    max_attempts: int | None,
+    timeout_s: float | None,
+    backoff: Backoff | Mapping[str, float] | None,
+    executor: str | None,
+) -> Declaration:
+    if not inspect.isroutine(function):
+        raise ConfigError(f"@task got {function!r}: not a function.", "Options are keywords: @task(name=…).")
+    where = f"@task on {function.__module__}.{function.__qualname__}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{where}: it is a generator, which has no single result.", "Return the result instead.")
+    name = function.__name__ if name is None else name
+    if not TYPE_NAME.match(name):
+        raise ConfigError(f"{where}: name is {name!r}.", "1 to 200 of letters, digits and _ . : / - please.")
+    if executor is None:
+        chosen = Executor.LOOP if inspect.iscoroutinefunction(function) else Executor.PROCESS
+    elif executor in tuple(Executor):
+        chosen = Executor(executor)
+    else:
+        raise ConfigError(f"{where}: executor is {executor!r}.", "Use loop, process or thread.")
+    if queue is None:
+        queue = "default" if chosen is Executor.LOOP else "sync"
+    if not QUEUE_NAME.match(queue):
+        raise ConfigError(f"{where}: queue is {queue!r}.", "1 to 48 of letters, digits and _ . - please.")
+    if max_attempts is not None and not 1 <= max_attempts <= ATTEMPTS_MAX:
+        raise ConfigError(f"{where}: max_attempts is {max_attempts!r}.", f"Use 1 to {ATTEMPTS_MAX}.")
+    if timeout_s is not None and not 0 < timeout_s <= TIMEOUT_MAX_S:
+        raise ConfigError(
+            f"{where}: timeout_s is {timeout_s!r}.", f"Use above 0 and up to {TIMEOUT_MAX_S:.0f} seconds."
+        )
+    level = _level(where, priority)
+    return Declaration(function, name, queue, chosen, level, max_attempts, timeout_s, _backoff(where, backoff))
+
+
+def _level(where: str, priority: str | int | None) -> int | None:
+    if priority is None:
+        return None
+    level = LEVELS.get(priority, -1) if isinstance(priority, str) else priority
+    if not 0 <= level <= LEVEL_MAX:
+        raise ConfigError(f"{where}: priority is {priority!r}.", f"Use low, normal, high or 0 to {LEVEL_MAX}.")
+    return level
+
+
+def _backoff(where: str, backoff: Backoff | Mapping[str, float] | None) -> Backoff | None:
+    """What a mapping leaves out comes from the configuration's defaults."""
+    if backoff is None or isinstance(backoff, Backoff):
+        return backoff
+    names = ("base_s", "factor", "max_s")
+    default: dict[str, float] = {name: getattr(Config, f"backoff_{name}") for name in names}
+    unknown = sorted(set(backoff) - set(default))
+    if unknown:
+        raise ConfigError(f"{where}: backoff has {', '.join(unknown)}.", f"It knows {', '.join(default)}.")
+    values = {name: float(value) for name, value in {**default, **backoff}.items()}
+    if not all(math.isfinite(value) and value >= 0 for value in values.values()):
+        raise ConfigError(f"{where}: backoff is {dict(backoff)!r}.", "Its values are finite and not negative.")
+    return Backoff(**values)
+
+
+def load(modules: Sequence[str]) -> Registry:
+    """Import the modules (from the working directory or PYTHONPATH) and return all handlers declared by then.
+
+    A handler may take the name of a built-in one, which then gives way. Raises ConfigError naming the module and the
+    cause when an import fails, two handlers share a name, or a handler's parameters cannot be understood.
+    """
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` has it; a console script does not
+    for module in (BUILTIN, *modules):
+        _import(module)
+    chosen: dict[str, Declaration] = {}
+    for declaration in declared.values():
+        other = chosen.get(declaration.name)
+        if other is None or other.function.__module__ == BUILTIN:
+            chosen[declaration.name] = declaration
+        elif declaration.function.__module__ != BUILTIN:
+            raise ConfigError(
+                f"two handlers are called {declaration.name!r}: {other.origin} and {declaration.origin}.",
+                "Give one of them another name: @task(name=…).",
+            )
+    return Registry((bind(declaration) for declaration in chosen.values()), modules)
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        cause = traceback.format_exception_only(error)[-1].strip()
+        hint = "It is looked for in the working directory and on PYTHONPATH."
+        if module.endswith(".py") or "/" in module:
+            hint = "Name a module (app.tasks), not a file."
+        raise ConfigError(f"tasks names {module!r}, and importing it failed: {cause}{_place(error)}", hint) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in somebody's module an import failed: the last frame that is not the import system's or ours."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+
+
+def of(*functions: Callable[..., Any]) -> Registry:
+    """A registry of just these functions, each declared by `@task` before. For tests and embedding."""
+    by_function = {declaration.function: declaration for declaration in declared.values()}
+    return Registry(bind(by_function[function]) for function in functions)
+
+
+def bind(declaration: Declaration) -> Handler:
+    """Look at the function's parameters and make it callable as (data, context). Raises ConfigError."""
+    function = declaration.function
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise ConfigError(
+            f"{declaration.origin}: its annotations cannot be read: {type(error).__name__}: {error}",
+            "Import or define the types it names at module level.",
+        ) from error
+    data, context, kind = _parameters(declaration, hints)
+    decode, schema = _decoder(declaration, kind) if data else (_no_data, None)
+    call, is_async = _call(function, data, context, declaration.executor)
+    return Handler(
+        name=declaration.name,
+        queue=declaration.queue,
+        executor=declaration.executor,
+        priority=declaration.level,
+        max_attempts=declaration.max_attempts,
+        timeout_s=declaration.timeout_s,
+        backoff=declaration.backoff,
+        schema=schema,
+        call=call,
+        is_async=is_async,
+        wants_context=context is not None,
+        decode=decode,
+        origin=declaration.origin,
+    )
+
+
+def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str | None, str | None, Any]:
+    """(name of the data parameter, of the context parameter, type of data).
+
+    The context is what is annotated as one, else a second parameter without annotation.
+    """
+    data: str | None = None
+    context: str | None = None
+    kind: Any = Any
+    for name, parameter in inspect.signature(declaration.function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        is_required = parameter.default is parameter.empty
+        annotation = hints.get(name, Any)
+        if context is None and annotation in (Context, Context | None):
+            context = name
+        elif data is None and parameter.kind is not parameter.KEYWORD_ONLY:
+            data, kind = name, annotation
+        elif context is None and annotation is Any and is_required:
+            context = name
+        elif is_required:
+            raise ConfigError(
+                f"{declaration.origin} takes {name!r}, and a handler gets its data and a Context, no more.",
+                "Put what it needs into data, or give the parameter a default.",
+            )
+    return data, context, kind
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _decoder(declaration: Declaration, kind: Any) -> tuple[Callable[[bytes], Any], dict[str, Any] | None]:
+    if kind is Any or kind is object:
+        return msgspec.json.Decoder().decode, None
+    try:
+        return msgspec.json.Decoder(kind).decode, msgspec.json.schema(kind)
+    except TypeError as error:
+        raise ConfigError(
+            f"{declaration.origin}: data cannot become {kind!r}: {str(error).splitlines()[-1]}",
+            "Annotate it with a dataclass, TypedDict, msgspec.Struct or plain JSON types, or not at all.",
+        ) from error
+
+
+def _no_data(_: bytes) -> None:
+    return None
+
+
+def _call(
+    function: Callable[..., Any], data: str | None, context: str | None, executor: Executor
+) -> tuple[Callable[[Any, Context | None], Any], bool]:
+    """The function as one of (data, context), and whether it gives a coroutine; on the loop it always does."""
+    plain: Callable[[Any, Context | None], Any]
+    if context is None:
+        plain = (lambda d, c: function(d)) if data else (lambda d, c: function())
+    elif data is None:
+        plain = lambda d, c: function(**{context: c})  # noqa: E731
+    elif _positional(function)[:2] == [data, context]:
+        plain = function
+    else:
+        plain = lambda d, c: function(**{data: d, context: c})  # noqa: E731
+    if inspect.iscoroutinefunction(function):
+        return plain, True
+    if executor is not Executor.LOOP:
+        return plain, False
+
+    async def awaited(d: Any, c: Context | None) -> Any:
+        # A `def` on the loop by request: usually an async function behind a decorator that hides it.
+        result = plain(d, c)
+        return await result if inspect.isawaitable(result) else result
+
+    return awaited, True
