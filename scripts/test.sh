@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Runs the tests; sets up all they need (the environment, and a Redis or Valkey server if none is on PATH).
+#   scripts/test.sh             unit, sim, contract and integration tests
+#   scripts/test.sh --fast      unit and sim only, with fewer seeds: under two minutes
+#   scripts/test.sh --sim       the simulator only, with many seeds
+#   scripts/test.sh --chaos     processes killed, paused and cut, on this machine
+#   scripts/test.sh --docker    the same against containers
+# Everything else goes to pytest: scripts/test.sh -k claim -x. Fails also when no test ran.
+set -euo pipefail
+# shellcheck source=scripts/venv.sh
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+select=()
+extra=()
+for word in "$@"; do
+  case $word in
+    --fast)
+      select+=(tests/unit tests/sim)
+      export RUMOR_SIM_SEEDS=${RUMOR_SIM_SEEDS:-10}
+      ;;
+    --sim)
+      select+=(tests/sim)
+      export RUMOR_SIM_SEEDS=${RUMOR_SIM_SEEDS:-1000}
+      ;;
+    --chaos) select+=(tests/chaos) ;;
+    --docker)
+      if ! compgen -G "$root/tests/docker/test_*.py" >/dev/null; then
+        echo "scripts/test.sh: skipped: there are no tests against containers yet." >&2
+        exit 0
+      fi
+      if ! docker version >/dev/null 2>&1; then
+        echo "scripts/test.sh: skipped: no Docker engine answers." >&2
+        exit 0
+      fi
+      select+=(tests/docker)
+      ;;
+    -h | --help)
+      sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit
+      ;;
+    *) extra+=("$word") ;;
+  esac
+done
+if [[ ${#select[@]} -eq 0 && ! " ${extra[*]:-} " =~ \ tests/ ]]; then
+  select=(tests/unit tests/sim tests/contract tests/integration)
+fi
+
+bootstrap test
+cd "$root"
+# A test's node or Redis must not be told anything by the shell that started the tests.
+for name in $(compgen -e RUMOR_); do
+  [[ $name == RUMOR_SIM_* || $name == RUMOR_TEST_* ]] || unset "$name"
+done
+exec "$python" -m pytest ${select[@]+"${select[@]}"} ${extra[@]+"${extra[@]}"} </dev/null

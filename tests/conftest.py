@@ -1,0 +1,42 @@
+"""Fixtures for every kind of test: real clusters, ended with the test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import LaunchedCluster
+
+
+@pytest.fixture
+def cluster() -> Iterator[Callable[..., LaunchedCluster]]:
+    """A factory: `cluster(nodes=3, drain_s=1)`. Each is ended with the test, which fails if a node logged a traceback.
+
+    The data is kept, and its place is told, when the test ends badly for that reason.
+    """
+    made: list[tuple[Path, LaunchedCluster]] = []
+
+    def make(nodes: int = 3, **settings: object) -> LaunchedCluster:
+        folder = Path(tempfile.mkdtemp(prefix="rumor-test-"))
+        try:
+            one = LaunchedCluster(folder, nodes, **settings)  # type: ignore[arg-type]
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        made.append((folder, one))
+        return one
+
+    yield make
+    problems = []
+    for folder, one in made:
+        try:
+            one.close()
+        except AssertionError as error:
+            problems.append(f"{error}\n(kept: {folder})")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    assert not problems, "\n".join(problems)

@@ -1,0 +1,142 @@
+"""A real cluster for a test: started, acted on and ended through `rumor launch`, as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from node.process import port_problem
+from node.remote import Remote
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND_LIMIT_S = 100.0
+SPARE_PORTS = 4  # for `add`
+TRACEBACK = "Traceback (most recent call last)"
+
+
+class LaunchedCluster:
+    """N nodes and a Redis in a directory of their own. Settings are given by field name: `drain_s=1`."""
+
+    def __init__(self, folder: Path, nodes: int = 3, *, base_port: int | None = None, **settings: object) -> None:
+        self.folder = folder
+        self.base_port = base_port or free_base_port(nodes + SPARE_PORTS)
+        self.expected: list[str] = []
+        self.was_stopped = False
+        self._environ = clean_environ() | {
+            "RUMOR_DATA_DIR": str(folder),
+            "RUMOR_BASE_PORT": str(self.base_port),
+            **{f"RUMOR_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self.token = str(settings.get("api_token", ""))
+        self.launch(str(nodes), "--detach")
+
+    def launch(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`rumor launch …` for this cluster. With `check`, a failure fails the test with what it printed."""
+        done = launch(*words, environ=self._environ)
+        assert not check or done.returncode == 0, f"rumor launch {' '.join(words)}: {done.stdout}{done.stderr}"
+        return done
+
+    def status(self) -> dict[str, Any]:
+        """`status --json`."""
+        found: dict[str, Any] = json.loads(self.launch("status", "--json", check=False).stdout)
+        return found
+
+    def node(self, number: int) -> dict[str, Any]:
+        """One row of the status."""
+        return next(row for row in self.status()["nodes"] if row["number"] == number)
+
+    def url(self, number: int) -> str:
+        return f"http://127.0.0.1:{self.base_port + number - 1}"
+
+    @property
+    def redis_url(self) -> str:
+        return str(self.status()["redis"])
+
+    def remote(self, number: int, timeout_s: float = 10.0) -> Remote:
+        """Node `number` over HTTP: `cluster.remote(1).call("GET", "/cluster")`."""
+        return Remote(self.url(number), self.token, timeout_s=timeout_s)
+
+    def kill(self, number: int) -> None:
+        self.launch("kill", str(number))
+
+    def pause(self, number: int) -> None:
+        self.launch("pause", str(number))
+
+    def resume(self, number: int) -> None:
+        self.launch("resume", str(number))
+
+    def restart(self, number: int) -> None:
+        self.launch("restart", str(number))
+
+    def add(self) -> int:
+        """One node more; its number."""
+        self.launch("add")
+        return int(self.status()["nodes"][-1]["number"])
+
+    def stop(self) -> None:
+        self.was_stopped = True
+        self.launch("stop")
+
+    def log(self, number: int) -> str:
+        path = self.folder / f"node-{number}.log"
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    def expect_traceback(self, pattern: str) -> None:
+        """Tracebacks that match this are part of the test."""
+        self.expected.append(pattern)
+
+    def unexpected_tracebacks(self) -> list[str]:
+        """Every traceback in the nodes' logs that no `expect_traceback` covers, with the lines around it."""
+        found = []
+        for path in sorted(self.folder.glob("node-*.log")):
+            text = path.read_text("utf-8", "replace")
+            for match in re.finditer(re.escape(TRACEBACK), text):
+                part = text[max(0, match.start() - 500) : match.start() + 4000]
+                if not any(re.search(pattern, part) for pattern in self.expected):
+                    found.append(f"{path.name}: {part}")
+        return found
+
+    def close(self) -> None:
+        """End it if it still runs, and fail if a node logged what nobody expected."""
+        if not self.was_stopped:
+            self.stop()
+        found = self.unexpected_tracebacks()
+        assert not found, "a node logged a traceback:\n" + "\n".join(found)
+
+
+def launch(*words: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `rumor launch …` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "node", "launch", *words],
+        env=environ,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_LIMIT_S,
+        check=False,
+    )
+
+
+def clean_environ() -> dict[str, str]:
+    """This process's environment without any Rumor setting."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RUMOR_")}
+
+
+def free_base_port(count: int) -> int:
+    """The first of `count` neighbouring ports, free on TCP and UDP a moment ago.
+
+    Below the range that kernels hand out by themselves (32768 and up), so that no passing connection takes one.
+    """
+    chance = random.Random(os.getpid() ^ random.SystemRandom().getrandbits(32))
+    for _ in range(200):
+        base = chance.randrange(20_000, 32_000)
+        if all(port_problem("127.0.0.1", port) is None for port in range(base, base + count)):
+            return base
+    raise RuntimeError(f"no {count} neighbouring free ports between 20000 and 32000")

@@ -1,0 +1,161 @@
+"""The configuration: one definition makes flags, variables and the page; what cannot work is refused in words."""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster import config
+from cluster.config import Config, from_env, from_text, parse_queues, variable
+from cluster.errors import ConfigError
+from node import options
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FIELDS = dataclasses.fields(Config)
+
+
+def refused(make: Callable[[], Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.hint, "a refusal says what to do"
+    return caught.value.message
+
+
+def test_the_defaults_work() -> None:
+    assert Config().name == "127.0.0.1:5000"
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_a_setting_says_what_it_is_and_survives_its_text(field: dataclasses.Field[Any]) -> None:
+    assert field.metadata["help"].endswith((".", "…"))
+    assert from_text({field.name: options.as_text(field.default)}) == Config()
+
+
+@pytest.mark.parametrize("field", [f for f in FIELDS if isinstance(f.default, float)], ids=lambda field: field.name)
+def test_a_measure_carries_its_unit(field: dataclasses.Field[Any]) -> None:
+    assert re.search(r"_(s|factor)$", field.name)
+
+
+@pytest.mark.parametrize("name", [name for name in config.POSITIVE if name != "shards"])
+def test_what_must_be_positive_is_refused_at_zero_with_its_name(name: str) -> None:
+    assert name in refused(lambda: from_text({name: "0"}))
+
+
+@pytest.mark.parametrize("name", config.NOT_NEGATIVE)
+def test_what_may_be_zero_is_refused_below_it(name: str) -> None:
+    from_text({name: "0"})
+    assert name in refused(lambda: from_text({name: "-1"}))
+
+
+@pytest.mark.parametrize(("small", "large", "why"), config.ORDERED)
+def test_what_must_be_ordered_is_refused_with_both_values_and_the_reason(small: str, large: str, why: str) -> None:
+    default = getattr(Config(), large)
+    message = refused(lambda: from_text({small: str(default * 2)}))
+    assert small in message
+    assert large in message
+    assert why in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "0"),
+        ("port", "65536"),
+        ("port", "http"),
+        ("lease_s", "nan"),
+        ("lease_s", "inf"),
+        ("lease_s", "30s"),
+        ("insecure", "perhaps"),
+        ("shards", "257"),
+        ("node_id", "a/b"),
+        ("node_id", "x" * 64),
+        ("node_id", "n1\n"),
+        ("cluster", ""),
+        ("queues", "default"),
+        ("queues", "default:-1"),
+        ("queues", "default:1,default:2"),
+        ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("tls_cert", "only-one.pem"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_with_the_setting_named(name: str, text: str) -> None:
+    assert name in refused(lambda: from_text({name: text}))
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    assert "leaes_s" in refused(lambda: from_text({"leaes_s": "1"}))
+
+
+def test_an_address_that_others_can_reach_needs_a_key_and_a_token() -> None:
+    outside = {"host": "0.0.0.0"}
+    assert "gossip key" in refused(lambda: from_text(outside | {"api_token": "t"}))
+    assert "api_token" in refused(lambda: from_text(outside | {"gossip_key_file": "f"}))
+    from_text(outside | {"api_token": "t", "gossip_key_file": "f"})
+    from_text(outside | {"insecure": "true"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost"])
+def test_loopback_needs_neither_key_nor_token(host: str) -> None:
+    assert from_text({"host": host}).is_loopback
+
+
+def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default() -> None:
+    environ = {"RUMOR_LEASE_S": "20", "RUMOR_DRAIN_S": "7", "RUMOR_BASE_PORT": "9", "HOME": "/"}
+    made = from_env(environ, {"lease_s": "10"})
+    assert (made.lease_s, made.drain_s, made.port) == (10.0, 7.0, 5000)
+
+
+def test_lists_are_separated_by_commas_and_blanks_do_not_count() -> None:
+    assert from_text({"tasks": " a.b , c,, "}).tasks == ("a.b", "c")
+
+
+def test_secrets_are_marked() -> None:
+    assert {field.name for field in FIELDS if field.metadata["secret"]} == {"redis_url", "gossip_keys", "api_token"}
+
+
+@given(st.dictionaries(st.from_regex(config.QUEUE_NAME, fullmatch=True), st.integers(0, config.SLOTS_MAX)))
+@settings(max_examples=50)
+def test_queues_survive_their_text(slots: dict[str, int]) -> None:
+    assert parse_queues(",".join(f"{name}:{count}" for name, count in slots.items())) == slots
+
+
+@given(st.text())
+@settings(max_examples=200)
+def test_no_text_at_all_makes_the_queues_fail_otherwise_than_in_words(text: str) -> None:
+    try:
+        parse_queues(text)
+    except ConfigError as error:
+        told = error.message
+    else:
+        return
+    assert repr(text) in told
+
+
+def test_every_setting_has_its_own_variable() -> None:
+    assert len({variable(field.name) for field in FIELDS}) == len(FIELDS)
+
+
+def test_the_page_of_settings_is_current() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    assert page == options.markdown(), "make it again: rumor config --markdown > docs/configuration.md"
+
+
+def test_every_requirement_is_pinned() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    lines = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
+    wanted = {
+        re.split(r"[\[<>=!~;]", line)[0].strip().lower() for text in lines for line in text.split("\n") if line.strip()
+    }
+    pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {line.partition("==")[0].lower() for line in pins if "==" in line}
+    assert {name.replace("_", "-") for name in wanted} <= {name.replace("_", "-") for name in pinned}

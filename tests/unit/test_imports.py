@@ -1,0 +1,84 @@
+"""The boundaries of ARCHITECTURE: what the pure parts may know, and which package may know which."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PURE = (
+    "cluster/swim",
+    "cluster/lease.py",
+    "cluster/ring.py",
+    "cluster/task.py",
+    "cluster/witness.py",
+    "cluster/session.py",
+    "cluster/load.py",
+    "cluster/view.py",
+)
+NOT_FOR_PURE = {"asyncio", "socket", "time", "redis", "threading", "aiohttp", "logging", "structlog"}
+
+
+def sources(*places: str) -> list[Path]:
+    found: list[Path] = []
+    for place in places:
+        path = ROOT / place
+        found += sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of what a module imports, anywhere in it: `a.b` for `import a.b`, `a.b.c` for `from a.b import c`."""
+    for item in ast.walk(tree):
+        if isinstance(item, ast.Import):
+            yield from (alias.name for alias in item.names)
+        elif isinstance(item, ast.ImportFrom):
+            assert item.level == 0, "imports are absolute here"
+            yield from (f"{item.module}.{alias.name}" for alias in item.names)
+
+
+def roots(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(ast.parse(path.read_text("utf-8")))}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", sources(*PURE), ids=name)
+def test_a_pure_module_knows_no_io_and_no_clock(path: Path) -> None:
+    assert not roots(path) & NOT_FOR_PURE
+
+
+@pytest.mark.parametrize("path", sources(*PURE), ids=name)
+def test_a_pure_module_draws_only_from_the_random_it_is_handed(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    assert not [one for one in imports(tree) if one.startswith("random.") and one != "random.Random"]
+    drawn = [
+        item.attr
+        for item in ast.walk(tree)
+        if isinstance(item, ast.Attribute)
+        and isinstance(item.value, ast.Name)
+        and item.value.id == "random"
+        and item.attr != "Random"
+    ]
+    assert not drawn
+
+
+@pytest.mark.parametrize("path", sources("cluster"), ids=name)
+def test_cluster_imports_nothing_of_node(path: Path) -> None:
+    assert "node" not in roots(path)
+
+
+@pytest.mark.parametrize("path", sources("cluster", "node"), ids=name)
+def test_no_production_module_imports_the_tests(path: Path) -> None:
+    assert "tests" not in roots(path)
+
+
+@pytest.mark.parametrize("path", sources("cluster", "node"), ids=name)
+def test_a_module_says_what_it_decides(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert not text or ast.get_docstring(ast.parse(text)), "a module begins with a docstring"

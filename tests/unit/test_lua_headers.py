@@ -1,0 +1,106 @@
+"""The header of a script is its contract: it names each key and argument the body uses, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted((Path(__file__).resolve().parent.parent.parent / "cluster" / "lua").glob("*.lua"))
+ONE = re.compile(r"\b(KEYS|ARGV)\[(\d+)\]")
+COUNTED = re.compile(r"\bfor (\w+) = (\d+), (\d+) do\b")
+DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(…?)\]\s+\S")
+
+
+def split(text: str) -> tuple[list[str], str]:
+    """(lines of the header, body without comments)."""
+    lines = text.splitlines()
+    count = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
+    return lines[:count], "\n".join(line.partition("--")[0] for line in lines[count:])
+
+
+def complaints(name: str, text: str) -> list[str]:
+    """What is wrong with one script's header. `ARGV[3…]` declares the third and any number after it."""
+    header, body = split(text)
+    found: list[str] = []
+    if not header or not header[0].startswith(f"-- {name}: "):
+        found.append(f"the first line is not '-- {name}: what it does'")
+    declared: dict[str, set[int]] = {"KEYS": set(), "ARGV": set()}
+    tails: dict[str, int] = {}
+    for line in header:
+        if match := DECLARED.match(line):
+            kind, index = match[1], int(match[2])
+            if match[3]:
+                tails[kind] = index
+            elif index in declared[kind]:
+                found.append(f"{kind}[{index}] is declared twice")
+            declared[kind].add(index)
+    used: dict[str, set[int]] = {"KEYS": set(), "ARGV": set()}
+    for kind, index_text in ONE.findall(body):
+        used[kind].add(int(index_text))
+    for variable, first, last in COUNTED.findall(body):  # for k = 3, 5 do … KEYS[k] …
+        for kind in re.findall(rf"\b(KEYS|ARGV)\[{variable}\]", body):
+            used[kind] |= set(range(int(first), int(last) + 1))
+    for kind in ("KEYS", "ARGV"):
+        tail = tails.get(kind)
+        if declared[kind] and declared[kind] != set(range(1, max(declared[kind]) + 1)):
+            found.append(f"{kind} are not numbered 1, 2, 3 …: {sorted(declared[kind])}")
+        for index in sorted(used[kind] - declared[kind]):
+            if tail is None or index < tail:
+                found.append(f"{kind}[{index}] is used and not declared")
+        guards = {int(i) for i in re.findall(r"^-- KEYS\[(\d+)\]\s+\{[^}]*\}:never\b", "\n".join(header), re.M)}
+        # A tail is read by a computed index (`ARGV[i]`), and the guard is declared in order never to be used.
+        unused = declared[kind] - used[kind] - ({tail} if tail else set()) - (guards if kind == "KEYS" else set())
+        found += [f"{kind}[{index}] is declared and not used" for index in sorted(unused)]
+        if tail is not None and not re.search(rf"\b{kind}\[[^\]\d]|#{kind}\b|unpack\({kind}", body):
+            found.append(f"{kind}[{tail}…] is declared and the body reads no computed {kind}")
+    whole = "\n".join(header)
+    for word in ("Returns", "Keeps"):
+        if not re.search(rf"^-- {word}\s+\S", whole, re.M):
+            found.append(f"there is no line '-- {word}  …'")
+    if ":never" not in whole:
+        found.append("no `never` guard is declared")
+    return found
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_does_what_its_header_says(path: Path) -> None:
+    assert complaints(path.stem, path.read_text("utf-8")) == []
+
+
+GOOD = """\
+-- claim: move tasks.
+--
+-- KEYS[1]  {sNN}:ready   zset  queued ids
+-- KEYS[2]  {sNN}:never   –     guard
+-- ARGV[1]  session       claimant
+-- ARGV[2…] ids           any number
+--
+-- Returns  what was moved
+-- Keeps    an id is in one place
+redis.call('ZREM', KEYS[1], ARGV[1]) -- not KEYS[7]
+for i = 2, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end
+"""
+
+
+def test_a_good_header_is_accepted() -> None:
+    assert complaints("claim", GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("-- claim:", "-- claims:", "the first line"),
+        ("KEYS[1], ARGV[1])", "KEYS[3], ARGV[1])", "KEYS[3] is used and not declared"),
+        ("-- ARGV[1]  session       claimant\n", "", "not numbered"),
+        ("'ZREM', KEYS[1], ARGV[1])", "'ZREM', KEYS[1], 1)", "ARGV[1] is declared and not used"),
+        ("-- Returns  what was moved\n", "", "Returns"),
+        ("-- Keeps    an id is in one place\n", "", "Keeps"),
+        ("{sNN}:never", "{sNN}:other", "never"),
+        ("for i = 2, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end", "", "no computed ARGV"),
+    ],
+)
+def test_a_stale_header_is_found(old: str, new: str, complaint: str) -> None:
+    assert old in GOOD
+    assert complaint in "\n".join(complaints("claim", GOOD.replace(old, new)))
