@@ -1,0 +1,41 @@
+"""Answers: values as JSON, and the one place where an error becomes a response.
+
+Does not know: routes, the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import hdrs, web
+
+from cluster.errors import MethodNotAllowed, RumorError
+from node.wire import ErrorBody, ErrorJson
+
+JSON_HEADERS: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "rumor"}
+STATUS_HEADERS: dict[int, dict[str, str]] = {
+    401: {hdrs.WWW_AUTHENTICATE: "Bearer"},
+    429: {hdrs.RETRY_AFTER: "1"},
+    503: {hdrs.RETRY_AFTER: "1"},
+}
+
+encode = msgspec.json.Encoder().encode
+
+
+def as_json(value: Any, status: int = 200) -> web.Response:
+    """The value, encoded in one go."""
+    return web.Response(body=encode(value), status=status, headers=JSON_HEADERS)
+
+
+def error_json(error: RumorError) -> ErrorJson:
+    """The error in the form that every error has."""
+    return ErrorJson(ErrorBody(error.code, error.message, error.hint))
+
+
+def refusal(error: RumorError) -> web.Response:
+    """The response to a request that failed so."""
+    headers: dict[str, str] = {**JSON_HEADERS, **STATUS_HEADERS.get(error.status, {})}
+    if isinstance(error, MethodNotAllowed):
+        headers[hdrs.ALLOW] = ", ".join(error.allowed)
+    return web.Response(body=encode(error_json(error)), status=error.status, headers=headers)

@@ -1,0 +1,413 @@
+"""The gateway: HTTP in front of the engine. A handler is parse, call, render.
+
+No handler builds an error body or checks who calls: `answering` does both, around every handler. There is no aiohttp
+middleware, as the chain costs more than the handlers do. Does not know: Redis, keys, scripts; what a peer is, beyond
+that its view row has a URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from aiohttp import hdrs, web
+from msgspec import msgpack
+
+from cluster.config import Config
+from cluster.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, RumorError, StoreUnavailable, TooLarge
+from cluster.view import View
+from node import forward, gauges, guard, openapi, page, parse
+from node.answer import JSON_HEADERS, as_json, encode, error_json, refusal
+from node.body import lines, whole
+from node.metrics import CONTENT_TYPE as METRICS_TYPE
+from node.metrics import Metrics
+from node.routes import CALLERS, ROUTES, Route, methods_of
+from node.wire import (
+    BatchJson,
+    ErrorJson,
+    Forward,
+    Forwarded,
+    ListQuery,
+    Removed,
+    Replayed,
+    Submission,
+    Submitted,
+    TaskJson,
+    TaskList,
+    TaskQuery,
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+ANSWER_WITHIN_S = 1.0  # a submission that nobody can store is refused this soon
+WATCH_LOOK_S = 1.0  # how soon a watch whose client has gone is let go
+NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+ELSEWHERE = Route("*", "", "elsewhere", "Whatever no route takes", {}, is_public=False)
+
+_forward = msgpack.Decoder(Forward).decode
+_log = structlog.get_logger("rumor.gateway")
+
+
+class Vitals(Protocol):
+    """What the gateway hands to the vitals thread."""
+
+    @property
+    def stats(self) -> Mapping[str, int]: ...
+    async def push_pull(self, body: bytes) -> bytes | None: ...
+    def accepts_watch(self, token: str) -> bool: ...
+
+
+class Engine(Protocol):
+    """What the gateway calls. Two exist: the engine, and the one of the tests."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def view(self) -> View: ...
+    @property
+    def vitals(self) -> Vitals: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    async def submit(
+        self,
+        items: Sequence[Submission | RumorError],
+        idempotency_key: str | None = None,
+        trace: str | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> Sequence[Submitted | RumorError]: ...
+    async def get(self, task_id: str) -> TaskJson: ...
+    async def wait(self, task_id: str, wait_s: float) -> TaskJson: ...
+    async def cancel(self, task_id: str) -> TaskJson: ...
+    async def retry(self, task_id: str) -> TaskJson: ...
+    async def replay(self, type: str | None, limit: int | None) -> int: ...
+    async def purge_dead(self) -> int: ...
+    async def list(self, query: ListQuery) -> tuple[Sequence[TaskJson], str | None]: ...
+    async def counts(self) -> dict[str, Any]: ...
+    async def workers(self) -> Sequence[dict[str, Any]]: ...
+    def cluster(self) -> dict[str, Any]: ...
+    def health(self) -> dict[str, Any]: ...
+    def is_ready(self) -> tuple[bool, str]: ...
+
+
+def build(engine: Engine) -> web.Application:
+    """The application: all routes, bound to this engine."""
+    app = web.Application()
+    gateway = Gateway(engine)
+    for route in ROUTES:
+        handler = gateway.answering(route, getattr(gateway, route.operation))
+        app.router.add_route(route.method, route.path, handler)
+        if route.method == "GET" and route.is_public:
+            app.router.add_route("HEAD", route.path, handler)
+    # Whatever no route takes comes here, so that also aiohttp's 404 and 405 have the error form.
+    app.router.add_route("*", "/{path:.*}", gateway.answering(ELSEWHERE, gateway.elsewhere))
+    app.on_shutdown.append(gateway.let_go)
+    app.on_cleanup.append(gateway.close)
+    return app
+
+
+class Gateway:
+    """The handlers, by the `operation` of their route."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._config = engine.config
+        self._nesting_max = engine.config.nesting_max
+        self._body_max = engine.config.body_max_bytes
+        self._check = guard.guard(engine.config)
+        self._forwarder = forward.Forwarder(engine.config)
+        self._answers: dict[tuple[str, ...], float] = {}
+        self._queued: dict[tuple[str, ...], float] = {}
+        self._held: set[asyncio.Timeout] = set()
+        self._closing = False
+        self._openapi = encode(openapi.document())
+        self._page = page.load()
+        gauges.register(engine.metrics, engine, self._answers, self._queued)
+
+    # ---- tasks
+
+    async def submit(self, request: web.Request) -> web.Response:
+        started_s = time.monotonic()
+        item = parse.submission(await whole(request, self._body_max), self._nesting_max)
+        headers = request.headers
+        key = parse.idempotency_key(headers.get("Idempotency-Key"))
+        result = (await self._store([item], key, headers.get("traceparent"), started_s))[0]
+        if isinstance(result, RumorError):
+            raise result
+        task = result.task
+        return web.Response(
+            body=encode(task),
+            status=202 if result.is_new else 200,
+            headers={**JSON_HEADERS, hdrs.LOCATION: "/tasks/" + task.id},
+        )
+
+    async def submit_batch(self, request: web.Request) -> web.StreamResponse:
+        started_s = time.monotonic()
+        key = parse.idempotency_key(request.headers.get("Idempotency-Key"))
+        trace = request.headers.get("traceparent")
+        if request.content_type in NDJSON:
+            return await self._submit_lines(request, key, trace)
+        body = await whole(request, self._config.batch_max_bytes)
+        items = parse.batch(body, self._config.batch_max_tasks, self._nesting_max)
+        results = await self._store_valid(items, key, trace, started_s)
+        rejected = sum(isinstance(result, ErrorJson) for result in results)
+        return as_json(BatchJson(len(results) - rejected, rejected, results))
+
+    async def list_tasks(self, request: web.Request) -> web.Response:
+        tasks, cursor = await self._engine.list(parse.query(ListQuery, request.query))
+        return as_json(TaskList(list(tasks), cursor))
+
+    async def get_task(self, request: web.Request) -> web.Response:
+        started_s = time.monotonic()
+        wait_s = parse.query(TaskQuery, request.query).wait_s
+        try:
+            return as_json(await self._get(request.match_info["id"], wait_s))
+        except StoreUnavailable:
+            if forward.FORWARDED in request.headers:
+                raise
+            deadline_s = started_s + ANSWER_WITHIN_S + wait_s
+            answer = await self._forwarder.read(self._engine.view, request.rel_url.raw_path_qs, deadline_s)
+            if answer is None:
+                raise
+            return web.Response(status=answer[0], body=answer[1], headers=JSON_HEADERS)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        return as_json(await self._engine.cancel(request.match_info["id"]))
+
+    async def retry(self, request: web.Request) -> web.Response:
+        return as_json(await self._engine.retry(request.match_info["id"]))
+
+    async def replay(self, request: web.Request) -> web.Response:
+        wanted = parse.replay(await whole(request, self._body_max))
+        return as_json(Replayed(await self._engine.replay(wanted.type, wanted.limit)))
+
+    async def purge_dead(self, request: web.Request) -> web.Response:
+        return as_json(Removed(await self._engine.purge_dead()))
+
+    # ---- the node and its cluster
+
+    async def workers(self, request: web.Request) -> web.Response:
+        return as_json({"workers": await self._engine.workers()})
+
+    async def cluster(self, request: web.Request) -> web.Response:
+        return as_json(self._engine.cluster())
+
+    async def health(self, request: web.Request) -> web.Response:
+        health = self._engine.health()
+        return as_json(health, 503 if health["status"] == "unavailable" else 200)
+
+    async def livez(self, request: web.Request) -> web.Response:
+        return as_json({"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        ready, reason = self._engine.is_ready()
+        return as_json({"ready": ready, "reason": reason}, 200 if ready else 503)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        try:
+            gauges.keep_counts(self._queued, await self._engine.counts())
+        except StoreUnavailable:
+            self._queued.clear()  # Better no number than an old one: rumor_redis_ok says why.
+        return web.Response(body=self._engine.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._openapi, headers=JSON_HEADERS)
+
+    async def page(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._page.body, headers=self._page.headers)
+
+    # ---- peers
+
+    async def gossip(self, request: web.Request) -> web.Response:
+        self._require_peer(request)
+        answer = await self._engine.vitals.push_pull(await whole(request, self._body_max))
+        if answer is None:
+            raise Forbidden("this is not a sealed member table of this cluster.", "Compare the gossip keys.")
+        return web.Response(body=answer, headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
+
+    async def watch(self, request: web.Request) -> web.StreamResponse:
+        """A connection whose end tells the peer that this process is gone: held until one side stops."""
+        self._require_peer(request)
+        if not self._engine.vitals.accepts_watch(request.headers.get("Rumor-Watch", "")):
+            raise Forbidden("the watch token is not one of this cluster.", "Compare the gossip keys.")
+        response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
+        await response.prepare(request)
+        try:
+            with self._hold() as held:
+                async with held:
+                    while request.transport is not None:
+                        await asyncio.sleep(WATCH_LOOK_S)
+        except TimeoutError:
+            pass  # The node shuts down.
+        return response
+
+    async def take_over(self, request: web.Request) -> web.Response:
+        """Store what a peer that cannot reach Redis was given. Never forwards again."""
+        body = await whole(request, 2 * self._config.batch_max_bytes)  # Its left-out fields are written out as null.
+        try:
+            wanted = _forward(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadRequest(f"not a forwarded submission: {error}", "Only nodes call this.") from None
+        items = parse.batch(wanted.items, self._config.batch_max_tasks, self._nesting_max)
+        if len(items) != len(wanted.ids):
+            raise BadRequest(f"{len(wanted.ids)} ids for {len(items)} tasks.", "Only nodes call this.")
+        results = await self._engine.submit(items, wanted.idempotency_key, wanted.trace, wanted.ids)
+        return as_json([_forwarded(result) for result in results])
+
+    async def elsewhere(self, request: web.Request) -> web.Response:
+        allowed = methods_of(request.path)
+        if allowed:
+            raise MethodNotAllowed(
+                f"{request.path} does not take {request.method}.", f"It takes {', '.join(allowed)}.", allowed
+            )
+        raise NotFound(f"there is no {request.path}.", "GET /openapi.json describes every call.")
+
+    # ---- around the handlers
+
+    def answering(self, route: Route, handler: Handler) -> Handler:
+        """The handler with the check of who calls before it and errors as JSON behind it."""
+        check = self._check if route.for_whom == CALLERS else None
+        takes_query = route.query is not None or route is ELSEWHERE
+        rejected = self._engine.metrics.rejected if route.operation == "submit" else None
+        answers = self._answers
+        operation = route.operation
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                if check is not None:
+                    check(request)
+                if not takes_query and request.rel_url.raw_query_string:
+                    parse.no_query(request.query)
+                response = await handler(request)
+            except RumorError as error:
+                if rejected is not None:
+                    rejected.add(error.code)
+                response = refusal(error)
+            except web.RequestPayloadError as error:
+                response = refusal(BadRequest(f"the body cannot be read: {error}.", "Check its encoding and length."))
+            except (asyncio.CancelledError, ConnectionError):
+                raise  # The client or this node is going; there is nobody to answer.
+            except Exception as error:
+                if request.writer.output_size:
+                    raise  # An answer has begun; all that is left is to end the connection.
+                _log.exception("request_failed", operation=operation)
+                response = refusal(
+                    RumorError(f"the gateway failed: {type(error).__name__}.", "The log of this node has the details.")
+                )
+            counted = (operation, str(response.status))
+            answers[counted] = answers.get(counted, 0) + 1
+            return response
+
+        return answer
+
+    async def let_go(self, app: web.Application) -> None:
+        """Shutdown: end what only waits, so that it does not hold up the rest."""
+        self._closing = True
+        for held in self._held:
+            held.reschedule(asyncio.get_running_loop().time())
+
+    async def close(self, app: web.Application) -> None:
+        await self._forwarder.close()
+
+    @contextmanager
+    def _hold(self) -> Iterator[asyncio.Timeout]:
+        """A wait without an end of its own, which `let_go` ends with TimeoutError."""
+        held = asyncio.timeout(0 if self._closing else None)
+        self._held.add(held)
+        try:
+            yield held
+        finally:
+            self._held.discard(held)
+
+    def _require_peer(self, request: web.Request) -> None:
+        """Without a gossip key nothing is sealed: then only this machine may gossip, unless told otherwise."""
+        config = self._config
+        if config.gossip_keys or config.gossip_key_file or config.insecure or guard.is_loopback(request):
+            return
+        raise Forbidden("this node has no gossip key and takes gossip from its own machine only.", "Set gossip_keys.")
+
+    async def _get(self, task_id: str, wait_s: float) -> TaskJson:
+        if wait_s == 0:
+            return await self._engine.get(task_id)
+        try:
+            with self._hold() as held:
+                async with held:
+                    return await self._engine.wait(task_id, wait_s)
+        except TimeoutError:
+            return await self._engine.get(task_id)
+
+    async def _store(
+        self, items: Sequence[Submission], key: str | None, trace: str | None, started_s: float
+    ) -> Sequence[Submitted | RumorError]:
+        """Store here, or, when Redis does not answer, through a peer."""
+        try:
+            return await self._engine.submit(items, key, trace)
+        except StoreUnavailable as error:
+            if len(error.ids) != len(items):
+                raise
+            wanted = forward.outgoing(error.ids, items, key, trace)
+            deadline_s = asyncio.get_running_loop().time() + started_s + ANSWER_WITHIN_S - time.monotonic()
+            forwarded = self._engine.metrics.forwarded
+            try:
+                results = await self._forwarder.submit(self._engine.view, wanted, error, deadline_s)
+            except StoreUnavailable:
+                forwarded.add("failed", len(items))
+                raise
+            forwarded.add("ok", len(items))
+            return results
+
+    async def _store_valid(
+        self, items: Sequence[Submission | RumorError], key: str | None, trace: str | None, started_s: float
+    ) -> list[TaskJson | ErrorJson]:
+        """Store those that are submissions; each result in the place of its item."""
+        valid = [item for item in items if isinstance(item, Submission)]
+        stored = iter(await self._store(valid, key, trace, started_s) if valid else ())
+        rejected = self._engine.metrics.rejected
+        results: list[TaskJson | ErrorJson] = []
+        for item in items:
+            result = next(stored) if isinstance(item, Submission) else item
+            if isinstance(result, RumorError):
+                rejected.add(result.code)
+                results.append(error_json(result))
+            else:
+                results.append(result.task)
+        return results
+
+    async def _submit_lines(self, request: web.Request, key: str | None, trace: str | None) -> web.StreamResponse:
+        """NDJSON: each chunk of lines is stored and answered before the next is read.
+
+        Trouble with Redis before the first answer is an error of the call; later it is one of each line it hits.
+        """
+        response = web.StreamResponse(headers={**JSON_HEADERS, hdrs.CONTENT_TYPE: "application/x-ndjson"})
+        first = 1
+        try:
+            async for chunk in lines(request, self._body_max):
+                items = parse.lines(chunk, self._nesting_max, first)
+                first += len(chunk)
+                try:
+                    results = await self._store_valid(items, key, trace, time.monotonic())
+                except StoreUnavailable as error:
+                    if not response.prepared:
+                        raise
+                    results = [error_json(error)] * len(items)
+                if not response.prepared:
+                    await response.prepare(request)
+                await response.write(b"".join(encode(result) + b"\n" for result in results))
+        except TooLarge as error:
+            if not response.prepared:
+                raise
+            await response.write(encode(error_json(error)) + b"\n")
+            response.force_close()  # Where the next line would begin is not known.
+        if not response.prepared:
+            raise BadRequest("the body is empty.", "Send one JSON task a line.")
+        return response
+
+
+def _forwarded(result: Submitted | RumorError) -> Forwarded:
+    if isinstance(result, RumorError):
+        return Forwarded(error=error_json(result).error, status=result.status)
+    return Forwarded(task=result.task, is_new=result.is_new)

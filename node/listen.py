@@ -1,0 +1,68 @@
+"""The listening socket: HTTP or HTTPS in front of an application, also for what is not HTTP at all.
+
+Does not know: routes, the engine.
+"""
+
+from __future__ import annotations
+
+import structlog
+from aiohttp import web
+
+from cluster.config import Config
+from cluster.errors import BadRequest, RumorError
+from node import guard
+from node.answer import refusal
+
+SHUTDOWN_S = 5.0  # requests under way may end in this time once the node stops
+BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
+
+_log = structlog.get_logger("rumor.gateway")
+
+
+async def start(app: web.Application, config: Config) -> web.AppRunner:
+    """Listen. `cleanup()` of what is returned stops it; raises OSError when the port is taken."""
+    runner = Runner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        tls = guard.server_tls(config)
+        await web.TCPSite(runner, config.host, config.port, ssl_context=tls, backlog=BACKLOG).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+class Runner(web.AppRunner):
+    """AppRunner whose connections answer malformed HTTP in the error form, too."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(made.request_handler, request_factory=made.request_factory, **self._kwargs)
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size:
+            raise ConnectionError("an answer has begun; there is no way to say that it failed")
+        if status == 400:
+            response = refusal(
+                BadRequest(f"this is not HTTP/1.1: {(message or 'malformed').strip()}", "Send HTTP/1.1.")
+            )
+        else:
+            _log.error("connection_failed", status=status, exc_info=exc)
+            response = refusal(RumorError("the gateway failed.", "The log of this node has the details."))
+        response.force_close()
+        return response

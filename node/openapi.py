@@ -1,0 +1,189 @@
+"""`/openapi.json`: OpenAPI 3.1 made from the route table and the very types that requests are parsed into.
+
+Does not know: handlers; nothing is described here that stands in `routes` or `wire`.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Annotated, Any, get_args
+
+import msgspec
+from msgspec import Raw, Struct
+
+from node import wire
+from node.routes import CALLERS, COMMON_ERRORS, EXAMPLE_TASK, ROUTES, Route
+
+REF = "#/components/schemas/{name}"
+ERROR_EXAMPLE = {
+    "error": {
+        "code": "invalid",
+        "message": "$.priority is \"urgent\": invalid enum value 'urgent'.",
+        "hint": "GET /openapi.json describes every field.",
+    }
+}
+TYPES = (
+    wire.BackoffJson,
+    wire.Submission,
+    wire.TaskJson,
+    wire.BatchJson,
+    wire.TaskList,
+    wire.ErrorBody,
+    wire.ErrorJson,
+    wire.Replay,
+    wire.Replayed,
+    wire.Removed,
+)
+
+
+def document() -> dict[str, Any]:
+    """The whole description."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Rumor",
+            "version": "1",
+            "description": "A distributed task queue with no central coordinator. Every node answers every call.",
+        },
+        "paths": _paths(),
+        "components": {"schemas": _schemas(), "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _paths() -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        if route.is_public:
+            paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return paths
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    errors = (*COMMON_ERRORS, *route.errors) if route.for_whom == CALLERS else route.errors
+    operation: dict[str, Any] = {
+        "operationId": route.operation,
+        "summary": route.summary,
+        "responses": {
+            **{str(status): _answer(status, kind) for status, kind in route.answers.items()},
+            **{str(status): _error(status) for status in sorted(errors)},
+        },
+        # {} beside the token: a node without api_token asks for none.
+        "security": [{"token": []}, {}] if route.for_whom == CALLERS else [{}],
+    }
+    if parameters := _parameters(route):
+        operation["parameters"] = parameters
+    if route.body is not None:
+        operation["requestBody"] = {
+            "required": route.operation != "replay",
+            "content": {"application/json": {"schema": _schema(route.body), "example": route.body_example}},
+        }
+    return operation
+
+
+def _answer(status: int, kind: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if isinstance(kind, str):
+        return {**answer, "content": {kind: {"schema": {"type": "string"}}}}
+    if kind is None:
+        return {**answer, "content": {"application/json": {"schema": {"type": "object"}}}}
+    content: dict[str, Any] = {"schema": _schema(kind)}
+    if kind is wire.TaskJson:
+        content["example"] = EXAMPLE_TASK
+        if status == 202:
+            answer["headers"] = {"Location": {"schema": {"type": "string"}, "description": "Where to read it."}}
+        if status == 200:
+            answer["description"] = "The task"
+    return {**answer, "content": {"application/json": content}}
+
+
+def _error(status: int) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/json": {"schema": _schema(wire.ErrorJson), "example": ERROR_EXAMPLE}},
+    }
+    if status in (429, 503):
+        answer["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+    return answer
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    path: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{([a-z_]+)\}", route.path)
+    ]
+    headers = [
+        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in route.headers.items()
+    ]
+    if route.query is None:
+        return [*path, *headers]
+    (_,), components = msgspec.json.schema_components([route.query], ref_template=REF)
+    fields = components[route.query.__name__]["properties"]
+    queries = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.get("description", ""),
+            "schema": _inlined({key: value for key, value in schema.items() if key != "description"}, components),
+        }
+        for name, schema in fields.items()
+    ]
+    return [*path, *queries, *headers]
+
+
+def _inlined(schema: Any, components: dict[str, Any]) -> Any:
+    """The schema with references to types that only parameters have (enums) written out."""
+    if isinstance(schema, list):
+        return [_inlined(one, components) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return components[schema["$ref"].rpartition("/")[2]]
+    return {key: _inlined(value, components) for key, value in schema.items()}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    if kind == list[wire.Submission]:
+        return {"type": "array", "items": _schema(wire.Submission)}
+    return {"$ref": REF.format(name=kind.__name__)}
+
+
+def _schemas() -> dict[str, Any]:
+    _, components = msgspec.json.schema_components([_described(kind) for kind in TYPES], ref_template=REF)
+    components["BatchJson"]["properties"]["results"]["items"] = {
+        "anyOf": [_schema(wire.TaskJson), _schema(wire.ErrorJson)]
+    }
+    components["TaskList"]["properties"]["tasks"]["items"] = _schema(wire.TaskJson)
+    return components
+
+
+def _described(kind: type[Struct]) -> type[Struct]:
+    """The struct with `Any` for Raw, and for what holds it: msgspec has no schema for a Raw default."""
+    fields = msgspec.structs.fields(kind)
+    if not any(_is_raw(field.type) or field.type == list[wire.TaskJson] for field in fields):
+        return kind
+    config = kind.__struct_config__
+    made = msgspec.defstruct(
+        kind.__name__,
+        [_plain(field) for field in fields],
+        kw_only=True,
+        forbid_unknown_fields=config.forbid_unknown_fields,
+    )
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def _plain(field: msgspec.structs.FieldInfo) -> tuple[str, Any] | tuple[str, Any, Any]:
+    kind, default = field.type, field.default
+    if kind == list[wire.TaskJson]:
+        kind = list[Any]  # `_schemas` puts the reference there.
+    if _is_raw(kind):
+        kind = Annotated[Any, *get_args(kind)[1:]] if get_args(kind) else Any
+        default = None if isinstance(default, Raw) else default
+    return (field.name, kind) if default is msgspec.NODEFAULT else (field.name, kind, default)
+
+
+def _is_raw(kind: Any) -> bool:
+    return kind is Raw or get_args(kind)[:1] == (Raw,)
