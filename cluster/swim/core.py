@@ -1,0 +1,1022 @@
+"""SWIM + Lifeguard + evidence: membership as one node sees it. The dispatcher: it owns the state and the branches.
+
+Feed it events, carry out the actions it returns, hand in Tick() no later than `deadline_s()`. Timers fire on Tick only,
+so a driver that empties its socket first never accuses a peer whose answer is already there. Bytes go in and bytes come
+out: encoding and sealing are inside, and the simulator tests what production sends.
+
+How a member is found dead, from fast to slow:
+
+- its watch connection ends, or it misses a ping: its TCP port is tried too. *Refused*, seen by two members (by one in
+  a pair), is a death at once;
+- a later session of the same name ends the earlier one at once;
+- it is silent, and so is its host: suspect, then dead after `suspicion_min_s` to `suspicion_max_s`;
+- it is silent but its kernel accepts: suspect, then dead after `stalled_s`.
+
+Any accusation but a tombstone is refuted by a higher incarnation, which only the accused may take. A node that was away
+itself (a late tick) cancels its rounds and accuses nobody. See `table` for what stands when claims differ, `probe` for
+rounds, `suspicion` for how long, `dissemination` for what is told when, `wire` for the bytes.
+
+Does not know: sockets, asyncio, the wall clock (`wall_ms` is handed in and only stamps datagrams), Redis, what load,
+meta and epochs mean.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from random import Random
+
+import msgspec
+
+from cluster.config import Config
+from cluster.session import is_newer, node_of
+from cluster.swim import wire
+from cluster.swim.dissemination import Loads, News, retransmit_limit
+from cluster.swim.events import (
+    Action,
+    Address,
+    Changed,
+    Conflict,
+    Datagram,
+    Event,
+    Evidence,
+    Fenced,
+    Identity,
+    Join,
+    Leave,
+    Member,
+    PushPull,
+    PushPullReply,
+    PushPullRequest,
+    PushPullResponse,
+    Renew,
+    Send,
+    SetEpoch,
+    SetLoad,
+    State,
+    Tcp,
+    TcpConnect,
+    TcpOutcome,
+    Tick,
+    Watch,
+    WatchEnded,
+)
+from cluster.swim.probe import (
+    AID_SHARE,
+    PINGS_MAX,
+    Probe,
+    Rtt,
+    health_after,
+    refusal_grace_s,
+    spacing_s,
+)
+from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
+from cluster.swim.table import LIVE, Entry, Table, is_same_claim, merge, precedence
+from cluster.swim.watch import predecessors, successors
+from cluster.swim.wire import Ack, Body, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
+
+GOSSIP_FANOUT = 3  # members told at each gossip interval while there is news
+URGENT_FANOUT = 3  # members told at once by a node that heard urgent news
+URGENT_DIRECT_MAX = 64  # members told at once by the node that the urgent news comes from
+RING_REPAIR_S = 2.0  # between pings to a random member held dead, so that healed cuts merge by themselves
+PULL_SPACING_S = 0.05  # between pulls from the same member
+TELL_SHARE = 0.5  # of the probe interval: how often an accuser tells the suspect
+JOIN_FIRST_S = 0.2
+JOIN_GROWTH = 1.5
+JOIN_MAX_S = 5.0
+JOIN_PATIENCE_S = 3.0  # after this long without an answer from any address a node counts itself as the first
+JOINS_MAX = 256
+ROWS_PIECES_MAX = 8  # datagrams in one answer to a Pull; what is left goes over TCP
+SYNC_SPACING_S = 1.0  # between pushes and pulls over TCP that a difference asked for
+SYNC_WITH_DEAD_EVERY = 4  # one periodic exchange in this many is tried with a member held dead
+PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
+TOMBSTONES_MAX = 1024
+REQUESTERS_MAX = 64  # members for whom one round is run at the same time
+
+COUNTERS = (
+    "probes",
+    "failed_rounds",
+    "suspicions",
+    "refutations",
+    "refuted",
+    "late_ticks",
+    "pulls",
+    "push_pulls",
+    "conflicts",
+    "deaths_silent",
+    "deaths_stalled",
+    "deaths_refused",
+    "deaths_superseded",
+    "deaths_fenced",
+    "datagrams_in",
+    "datagrams_out",
+    "bytes_in",
+    "bytes_out",
+    "dropped_malformed",
+    "dropped_unsealed",
+    "dropped_other_cluster",
+    "dropped_replayed",
+    "dropped_oversize",
+)
+
+
+@dataclass(slots=True)
+class Joining:
+    """An address that may be a member, until it answers."""
+
+    next_s: float
+    spacing_s: float = JOIN_FIRST_S
+
+
+class Swim:
+    """Membership as one node sees it."""
+
+    def __init__(
+        self,
+        config: Config,
+        me: Identity,
+        keys: Sequence[bytes],
+        rng: Random,
+        now_s: float,
+        *,
+        wall_ms: Callable[[], int],
+        nonce: Callable[[], bytes] = lambda: os.urandom(wire.NONCE_BYTES),
+    ) -> None:
+        assert len(me.meta) <= wire.META_MAX_BYTES, f"meta is {len(me.meta)} bytes"
+        self._config = config
+        self._rng = rng
+        self._wall_ms = wall_ms
+        self._seal = wire.Seal(keys, nonce)
+        self._window = wire.ReplayWindow()
+        self._me = me
+        self._past: dict[str, None] = {}  # sessions this process had before (Renew)
+        self._seq = 0
+        self._epoch = 0
+        self._load = b""
+        self._load_seq = 0
+        self._table = Table()
+        self._tombstones: dict[str, None] = {}
+        self._news = News()
+        self._loads = Loads()
+        self._probes: dict[str, Probe] = {}  # by session
+        self._suspicions: dict[str, Suspicion] = {}  # by session
+        self._pings: dict[int, tuple[str, float]] = {}  # nr -> session, when
+        self._nr = rng.getrandbits(31)
+        self._order: list[str] = []  # node_ids still to be probed in this turn
+        self._joins: dict[Address, Joining] = {}
+        self._was_told_to_join = False
+        self._has_merged = False
+        self._conflicts: dict[str, None] = {}
+        self._watched: tuple[Identity, ...] = ()
+        self._ring_changed = False
+        self._health = 0
+        self._exchanges = 0
+        self._stats = dict.fromkeys(COUNTERS, 0)
+        self._urgent_own: list[Row] = []
+        self._urgent_heard: list[Row] = []
+        self._out: list[Action] = []
+
+        self._now_s = self._started_s = now_s
+        self._probe_s = now_s + rng.random() * config.probe_interval_s
+        self._gossip_s = now_s
+        self._push_pull_s = now_s + (0.5 + rng.random()) * config.push_pull_interval_s
+        self._ring_repair_s = now_s + (1 + rng.random()) * RING_REPAIR_S
+        self._sync_s = -inf
+        self._put_me(0, State.ALIVE)
+        self._deadline_s = self._next_s()
+
+    # ---- the interface
+
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """Take one event at `now_s` (monotonic seconds) and say what is to be done."""
+        late_s = now_s - max(self._deadline_s, self._now_s)  # A backlog is worked off in one visit to the socket.
+        self._now_s = max(now_s, self._now_s)
+        if late_s > self._config.probe_interval_s:
+            self._was_away(late_s)
+        match event:
+            case Datagram():
+                self._on_datagram(event)
+            case Tick():
+                self._on_tick()
+            case TcpOutcome():
+                self._on_tcp(event.session, event.outcome)
+            case WatchEnded():
+                self._on_watch_ended(event.session)
+            case Join():
+                self._on_join(event.addresses)
+            case SetLoad():
+                self._on_load(event.load)
+            case SetEpoch():
+                self._epoch = max(self._epoch, event.epoch)
+            case Fenced():
+                self._on_fenced(event.session)
+            case Renew():
+                self._on_renew(event.session)
+            case Leave():
+                self._on_leave(event.done)
+            case PushPullRequest():
+                if self._on_sync(event.data):
+                    self._out.append(PushPullReply(event.ticket, self._full_table()))
+            case PushPullResponse():
+                self._on_sync(event.data)
+        self._flush_urgent()
+        self._update_watch()
+        self._deadline_s = self._next_s()
+        out, self._out = self._out, []
+        return out
+
+    def deadline_s(self) -> float:
+        """Hand in Tick() no later than this."""
+        return self._deadline_s
+
+    def members(self) -> tuple[Member, ...]:
+        """All rows, sorted by node_id: this node included, dead and left ones while they are remembered."""
+        return tuple(sorted((entry.member() for entry in self._table), key=lambda member: member.identity.node_id))
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch heard."""
+        return self._epoch
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether the others were heard: a table was merged, or there is nobody to hear, or nobody answers."""
+        alone = self._was_told_to_join and not self._joins
+        return self._has_merged or alone or self._now_s - self._started_s >= JOIN_PATIENCE_S
+
+    @property
+    def health(self) -> int:
+        """Local health: 0 is well (Lifeguard's local health multiplier, less one)."""
+        return self._health
+
+    @property
+    def stats(self) -> Mapping[str, int]:
+        """Counters since the start."""
+        return self._stats
+
+    # ---- time
+
+    def _next_s(self) -> float:
+        return min(
+            self._probe_s,
+            self._gossip_s if self._news else inf,
+            self._push_pull_s,
+            self._ring_repair_s,
+            min((joining.next_s for joining in self._joins.values()), default=inf),
+            min((probe.due_s for probe in self._probes.values()), default=inf),
+            min((min(s.tell_s, self._suspicion_ends_s(s)) for s in self._suspicions.values()), default=inf),
+        )
+
+    def _on_tick(self) -> None:
+        now_s = self._now_s
+        for probe in [probe for probe in self._probes.values() if probe.due_s <= now_s]:
+            self._advance(probe)
+        for suspicion in list(self._suspicions.values()):
+            self._pursue(suspicion)
+        for address, joining in self._joins.items():
+            if joining.next_s <= now_s:
+                self._ping_address(address)
+                joining.next_s = now_s + joining.spacing_s
+                joining.spacing_s = min(joining.spacing_s * JOIN_GROWTH, JOIN_MAX_S)
+        if self._probe_s <= now_s:
+            self._probe_s = now_s + self._config.probe_interval_s * (1 + self._health)
+            self._probe_next()
+        if self._gossip_s <= now_s and self._news:
+            self._gossip_s = now_s + self._config.gossip_interval_s
+            for entry in self._some(GOSSIP_FANOUT):
+                self._send(entry.address, Gossip())
+            if len(self._table.live) < 2:
+                self._news = News()  # Nobody to tell: whoever comes gets the table.
+        if self._ring_repair_s <= now_s:
+            self._ring_repair_s = now_s + RING_REPAIR_S
+            dead = [entry for entry in self._table if entry.row.state is State.DEAD and entry.row.host]
+            if dead:
+                self._ping(self._rng.choice(dead))
+        if self._push_pull_s <= now_s:
+            self._push_pull_s = now_s + (0.5 + self._rng.random()) * self._config.push_pull_interval_s
+            self._exchange()
+
+    def _was_away(self, late_s: float) -> None:
+        """This node did not run for a while. What it waited for may have come and gone: it accuses nobody for that."""
+        self._stats["late_ticks"] += 1
+        self._health = health_after(self._health, 1)
+        self._probes.clear()
+        for suspicion in self._suspicions.values():
+            suspicion.excused_s += late_s
+        self._probe_s = self._now_s  # What changed meanwhile is learned from the answer's digest.
+
+    # ---- probing
+
+    def _probe_next(self) -> None:
+        """Start a round on the next member in this turn's order (SWIM §4.3: round-robin, shuffled each turn)."""
+        for _ in range(2):
+            while self._order:
+                entry = self._table.live.get(self._order.pop())
+                if entry is not None and entry.row.session != self._me.session:
+                    self._start_probe(entry, is_urgent=False)
+                    return
+            self._order = [node_id for node_id in self._table.live if node_id != self._me.node_id]
+            self._rng.shuffle(self._order)
+
+    def _start_probe(self, entry: Entry, *, is_urgent: bool) -> None:
+        """Begin a round that accuses when it fails, or make one that runs already do so."""
+        if entry.row.session == self._me.session or self._has_left:
+            return
+        probe = self._probes.get(entry.row.session)
+        if probe is None or not probe.accuses or (is_urgent and not probe.is_urgent):
+            requesters = probe.requesters if probe is not None else {}
+            length_s = self._config.probe_timeout_s * (1 + self._health)
+            probe = Probe(entry.row.session, entry.address, self._now_s, self._now_s + length_s, True, is_urgent)
+            probe.requesters = requesters
+            self._probes[probe.session] = probe
+            self._stats["probes"] += 1
+            self._advance(probe)
+
+    def _advance(self, probe: Probe) -> None:
+        """Do what is due in a round."""
+        now_s = self._now_s
+        if probe.refused_s <= now_s:
+            self._believe_refusal(probe)
+        if self._probes.get(probe.session) is not probe:
+            return
+        if probe.ends_s <= now_s:
+            self._fail(probe)
+            return
+        if probe.next_ping_s <= now_s:
+            self._ping_again(probe)
+        if probe.tcp_next_s <= now_s:
+            self._connect(probe)
+
+    def _ping_again(self, probe: Probe) -> None:
+        """One more direct ping; from the second on (at once when urgent) also a relayed one and a TCP connect."""
+        is_insisting = probe.is_urgent or probe.attempt > 0
+        entry = self._table.of(probe.session)
+        nr = self._number(probe.session)
+        self._send(probe.target, Ping(nr, probe.session), self._rows_for(entry))
+        if is_insisting and not probe.tcp_tries:
+            self._connect(probe)
+        if is_insisting and probe.accuses:
+            count = self._config.indirect_probes if probe.attempt < 2 else 1
+            for helper in self._helpers(probe, count):
+                asked_nr = self._number(probe.session)
+                probe.asked.setdefault(helper.node_id, (asked_nr, self._now_s))
+                host, port = probe.target
+                self._send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
+        rtt = entry.rtt if entry is not None else Rtt()
+        wait_s = spacing_s(rtt, self._config.probe_timeout_s * (1 + self._health), probe.attempt)
+        probe.attempt += 1
+        probe.next_ping_s = self._now_s + wait_s if probe.attempt < PINGS_MAX else inf
+
+    def _helpers(self, probe: Probe, count: int) -> list[Entry]:
+        """Members to ask: new ones first, then those that were asked already (their answer may have been lost)."""
+        others = [
+            entry
+            for entry in self._table.live.values()
+            if entry.row.session not in (probe.session, self._me.session) and entry.row.state is not State.SUSPECT
+        ]
+        fresh = [entry for entry in others if entry.node_id not in probe.asked]
+        if len(probe.asked) >= 2 * self._config.indirect_probes or not fresh:
+            fresh = [entry for entry in others if entry.node_id in probe.asked]
+        return self._rng.sample(fresh, min(count, len(fresh)))
+
+    def _connect(self, probe: Probe) -> None:
+        probe.tcp_next_s = inf
+        if not probe.tcp_is_open:
+            probe.tcp_is_open = True
+            probe.tcp_tries += 1
+            timeout_s = max(probe.ends_s - self._now_s, self._config.probe_timeout_s / 4)
+            self._out.append(TcpConnect(probe.target, probe.session, timeout_s))
+
+    def _number(self, session: str) -> int:
+        """A new number for a ping; its answer counts as that session's."""
+        self._nr += 1
+        self._pings[self._nr] = (session, self._now_s)
+        if len(self._pings) > PINGS_REMEMBERED:
+            del self._pings[next(iter(self._pings))]
+        return self._nr
+
+    def _ping(self, entry: Entry) -> None:
+        """A single ping outside of any round."""
+        self._send(entry.address, Ping(self._number(entry.row.session), entry.row.session), self._rows_for(entry))
+
+    def _ping_address(self, address: Address) -> None:
+        """Ask whoever is there; say who we are."""
+        self._send(address, Ping(self._number(""), ""), [self._my_row])
+
+    def _answered(self, nr: int, session: str, is_direct: bool) -> None:
+        """An Ack with this number came for `session`."""
+        asked, sent_s = self._pings.pop(nr, (None, 0.0))
+        if asked is None or (asked and asked != session):
+            return
+        entry = self._table.of(session)
+        if entry is None:
+            return
+        entry.answered_s = self._now_s
+        rtt_s = self._now_s - sent_s
+        if is_direct and rtt_s <= self._config.probe_timeout_s:
+            entry.rtt.observe(rtt_s)
+        probe = self._probes.pop(session, None)
+        if probe is None:
+            return
+        for address, requested_nr in probe.requesters:
+            self._send(address, Ack(requested_nr, session))
+        if probe.accuses:
+            self._health = health_after(self._health, -1)
+
+    def _fail(self, probe: Probe) -> None:
+        """The round is over and nobody answered."""
+        del self._probes[probe.session]
+        self._report(probe, probe.tcp)
+        if not probe.accuses:
+            return
+        self._stats["failed_rounds"] += 1
+        if probe.nacks_missing():
+            self._health = health_after(self._health, 1)
+        self._accuse(probe.session, probe.evidence)
+
+    def _report(self, probe: Probe, tcp: Tcp | None) -> None:
+        """Tell those on whose behalf the round runs."""
+        for address, nr in probe.requesters:
+            self._send(address, Nack(nr, probe.session, tcp))
+
+    # ---- evidence
+
+    def _on_tcp(self, session: str, outcome: Tcp) -> None:
+        entry = self._table.of(session)
+        probe = self._probes.get(session)
+        if probe is not None:
+            probe.tcp_ended(outcome, self._now_s, refusal_grace_s(entry.rtt if entry is not None else Rtt()))
+            return
+        # Too late for its round: it still tells what kind of silence the suspicion is about.
+        suspicion = self._suspicions.get(session)
+        if entry is None or suspicion is None or self._me.node_id not in suspicion.accusers:
+            return
+        if entry.answered_s < suspicion.started_s and outcome is not Tcp.SILENT:
+            self._accuse(session, Evidence.REFUSED if outcome is Tcp.REFUSED else Evidence.STALLED)
+
+    def _on_watch_ended(self, session: str) -> None:
+        entry = self._table.of(session)
+        if entry is not None and entry.is_live:
+            self._start_probe(entry, is_urgent=True)
+
+    def _believe_refusal(self, probe: Probe) -> None:
+        """Refused, and no answer to the ping that left with it: this node is a witness."""
+        probe.refused_s = inf
+        probe.is_refused = True
+        self._report(probe, Tcp.REFUSED)
+        if probe.accuses:
+            self._accuse(probe.session, Evidence.REFUSED)
+
+    def _on_nack(self, nack: Nack, helper: str) -> None:
+        probe = self._probes.get(nack.subject)
+        if probe is None or probe.asked.get(helper, (None, 0.0))[0] != nack.nr:
+            return
+        probe.nacked[helper] = None
+        match nack.tcp:
+            case Tcp.REFUSED:
+                probe.refused_by[helper] = None
+                self._weigh(probe.session)
+            case Tcp.ACCEPTED:
+                probe.is_host_up = True
+            case Tcp.SILENT | None:
+                pass
+
+    def _accuse(self, session: str, evidence: Evidence) -> None:
+        """This node suspects a live member."""
+        entry = self._table.of(session)
+        if entry is None or not entry.is_live or self._has_left:
+            return
+        row = Row(session, entry.row.incarnation, State.SUSPECT, evidence, self._me.node_id)
+        self._learn(row)
+        suspicion = self._suspicions.get(session)
+        if suspicion is not None:
+            suspicion.tell_s = min(suspicion.tell_s, self._now_s)  # Buddy: the suspect is told first.
+            self._pursue(suspicion)
+        self._weigh(session)
+
+    def _weigh(self, session: str) -> None:
+        """Declare the member dead if enough different members were refused."""
+        entry = self._table.of(session)
+        if entry is None or not entry.is_live:
+            return
+        suspicion, probe = self._suspicions.get(session), self._probes.get(session)
+        witnesses = {**(suspicion.refusers() if suspicion else {}), **(probe.refused_by if probe else {})}
+        if len(witnesses) >= witnesses_needed(len(self._table.live)):
+            self._declare(entry, Evidence.REFUSED)
+
+    def _suspicion_ends_s(self, suspicion: Suspicion) -> float:
+        return suspicion.ends_s(self._config, len(self._table.live))
+
+    def _pursue(self, suspicion: Suspicion) -> None:
+        """Tell the suspect while there is time, and declare it dead when there is none left."""
+        entry = self._table.of(suspicion.session)
+        if entry is None or self._suspicions.get(suspicion.session) is not suspicion:
+            return
+        if suspicion.tell_s <= self._now_s:
+            suspicion.tell_s = self._now_s + TELL_SHARE * self._config.probe_interval_s
+            self._ping(entry)
+        if self._suspicion_ends_s(suspicion) <= self._now_s:
+            if entry.answered_s > suspicion.started_s:
+                # It answers us, so it lives, and it was told; its refutation is on the way, or the accuser is cut off.
+                suspicion.excused_s += self._config.suspicion_min_s
+                self._ping(entry)
+            else:
+                self._declare(entry, suspicion.verdict())
+
+    def _declare(self, entry: Entry, evidence: Evidence) -> None:
+        """This node holds the member dead and says so to everybody at once."""
+        row = Row(entry.row.session, entry.row.incarnation, State.DEAD, evidence, self._me.node_id)
+        self._learn(row)
+
+    # ---- claims
+
+    def _learn(self, row: Row) -> bool:
+        """Merge one claim. False when what this node holds is newer."""
+        node_id = node_of(row.session)
+        if node_id == self._me.node_id:
+            return self._hear_of_me(row)
+        if row.session in self._tombstones and row.evidence is not Evidence.FENCED:
+            row = msgspec.structs.replace(row, state=State.DEAD, evidence=Evidence.FENCED, by="")
+        entry = self._table.get(node_id)
+        if row.evidence is Evidence.FENCED:
+            self._bury(row, is_known=entry is not None and entry.row.session == row.session)
+        if entry is None or is_newer(row.session, entry.row.session):
+            self._meet(row, entry)
+            return True
+        if entry.row.session != row.session:
+            return False
+        before, was = entry.row, entry.row.state
+        after = merge(before, row)
+        if not is_same_claim(before, after):
+            self._table.put(after, self._now_s)
+            self._changed(entry, was, before)
+        if row.state is State.SUSPECT and entry.row.state is State.SUSPECT:
+            self._confirm(entry, row)
+        return precedence(row) >= precedence(before)
+
+    def _meet(self, row: Row, old: Entry | None) -> None:
+        """A session not known before: a new member, or a new life of one."""
+        if not row.host or (row.state not in LIVE and row.age_s > self._config.forget_s):
+            return
+        if old is not None:
+            self._end_session(old)
+        entry = self._table.put(row, self._now_s)
+        if entry is None:
+            return
+        if row.state in LIVE:
+            self._order.insert(self._rng.randint(0, len(self._order)), entry.node_id)
+        self._changed(entry, None, None, first=old is None)
+        if row.state is State.SUSPECT:
+            self._confirm(entry, row)
+
+    def _end_session(self, entry: Entry) -> None:
+        """A later session of the same name is here: the earlier one is over, whatever it was held to be."""
+        self._forget_work(entry.row.session)
+        row = entry.row
+        if row.state is State.LEFT or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED):
+            return
+        was, entry.row = row.state, msgspec.structs.replace(row, state=State.DEAD, evidence=Evidence.SUPERSEDED, by="")
+        self._stats["deaths_superseded"] += 1
+        self._out.append(Changed(entry.member(), was, False))
+        entry.row = row  # The table still holds it, until the later one is put in its place.
+
+    def _changed(self, entry: Entry, was: State | None, before: Row | None, *, first: bool = False) -> None:
+        """The entry's row is new: keep suspicions, rounds, news and the ring in step, and tell the driver."""
+        row = entry.row
+        was_live = was in LIVE
+        self._out.append(Changed(entry.member(), was, first))
+        self._news.add(row if before is None or row.state is State.ALIVE else short(row))
+        if not before or was_live != entry.is_live:
+            self._ring_changed = True
+        suspicion = self._suspicions.get(row.session)
+        if suspicion is not None and (row.state is not State.SUSPECT or suspicion.incarnation != row.incarnation):
+            del self._suspicions[row.session]
+        if row.state is State.DEAD and was_live:
+            self._stats[f"deaths_{row.evidence}"] = self._stats.get(f"deaths_{row.evidence}", 0) + 1
+        if not entry.is_live:
+            self._forget_work(row.session)
+            if row.by == self._me.node_id:
+                self._urgent_own.append(short(row))
+            else:
+                self._urgent_heard.append(short(row))
+        elif was in (State.SUSPECT, State.DEAD) and row.state is not State.SUSPECT:
+            self._stats["refuted"] += 1
+            self._urgent_heard.append(row)
+
+    def _confirm(self, entry: Entry, row: Row) -> None:
+        """An accusation of a member that is suspect (now)."""
+        if row.incarnation != entry.row.incarnation:
+            return
+        suspicion = self._suspicions.get(row.session)
+        if suspicion is None:
+            suspicion = self._suspicions[row.session] = Suspicion(row.session, row.incarnation, self._now_s)
+            self._stats["suspicions"] += 1
+            # Its neighbours look for themselves at once: independent confirmations are what makes a verdict fast.
+            neighbours = predecessors(self._table.live, entry.node_id, CONFIRMATIONS + 1)
+            if row.by == self._me.node_id:
+                for name in neighbours:
+                    if name != row.by:
+                        self._send(self._table.live[name].address, Gossip(), [row])
+            elif self._me.node_id in neighbours:
+                self._start_probe(entry, is_urgent=False)
+        if suspicion.confirm(row.by, row.evidence):
+            self._news.add(short(row))
+            if row.by != self._me.node_id:
+                self._weigh(row.session)
+
+    def _forget_work(self, session: str) -> None:
+        """Nothing is to be found out about this session any more."""
+        self._probes.pop(session, None)
+        self._suspicions.pop(session, None)
+        self._loads.drop(session)
+
+    def _bury(self, row: Row, *, is_known: bool) -> None:
+        """Remember the tombstone of a session, and pass it on if the table cannot."""
+        if row.session in self._tombstones:
+            return
+        self._tombstones[row.session] = None
+        if len(self._tombstones) > TOMBSTONES_MAX:
+            del self._tombstones[next(iter(self._tombstones))]
+        if not is_known and not row.host and self._table.get(node_of(row.session)) is None:
+            self._news.add(row)
+
+    # ---- this node
+
+    @property
+    def _my_entry(self) -> Entry:
+        entry = self._table.get(self._me.node_id)
+        assert entry is not None, "a node is always in its own table"
+        return entry
+
+    @property
+    def _my_row(self) -> Row:
+        return self._my_entry.row
+
+    @property
+    def _has_left(self) -> bool:
+        return self._my_row.state is State.LEFT
+
+    def _put_me(self, incarnation: int, state: State) -> Row:
+        me = self._me
+        row = Row(me.session, incarnation, state, Evidence.NONE, "", me.host, me.port, me.meta)
+        self._table.put(row, self._now_s)
+        self._news.add(row)
+        self._ring_changed = True
+        return row
+
+    def _hear_of_me(self, row: Row) -> bool:
+        """A claim about this node's own name."""
+        mine = self._my_row
+        if row.session != self._me.session:
+            if row.session in self._past:
+                return False
+            if is_newer(row.session, self._me.session):
+                self._conflict(Identity(node_of(row.session), row.session, row.host, row.port, row.meta))
+            elif row.state in LIVE and row.host and (row.host, row.port) != (self._me.host, self._me.port):
+                # An earlier life at another address: if it answers, the name is used twice.
+                self._ping_address((row.host, row.port))
+            return False
+        if precedence(row) <= precedence(mine):
+            return precedence(row) == precedence(mine)
+        if row.evidence is Evidence.FENCED:
+            self._fence_me()
+        elif row.incarnation < wire.INCARNATION_MAX and not self._has_left and mine.evidence is not Evidence.FENCED:
+            # Only the accused may raise it (SWIM §4.2); that is what refutes the rumor.
+            self._stats["refutations"] += 1
+            self._health = health_after(self._health, 1)
+            refutation = self._put_me(row.incarnation + 1, mine.state)
+            accuser = self._table.get(row.by)
+            if accuser is not None:
+                self._send(accuser.address, Gossip(), [refutation])
+            self._urgent_own.append(refutation)
+            self._out.append(Changed(self._my_entry.member(), mine.state, False))
+        return True
+
+    def _fence_me(self) -> None:
+        was = self._my_row
+        if was.evidence is not Evidence.FENCED:
+            row = msgspec.structs.replace(was, state=State.DEAD, evidence=Evidence.FENCED)
+            self._table.put(row, self._now_s)
+            self._news.add(row)
+            self._ring_changed = True
+            self._out.append(Changed(self._my_entry.member(), was.state, False))
+
+    def _conflict(self, other: Identity) -> None:
+        if other.session not in self._conflicts and len(self._conflicts) < JOINS_MAX:
+            self._conflicts[other.session] = None
+            self._stats["conflicts"] += 1
+            self._out.append(Conflict(other))
+
+    def _on_renew(self, session: str) -> None:
+        assert is_newer(session, self._me.session), f"{session} does not come after {self._me.session}"
+        was = self._my_row.state
+        self._past[self._me.session] = None
+        self._me = Identity(self._me.node_id, session, self._me.host, self._me.port, self._me.meta)
+        row = self._put_me(0, State.LEAVING if was is State.LEAVING else State.ALIVE)
+        self._urgent_own.append(row)
+        self._out.append(Changed(self._my_entry.member(), None, False))
+
+    def _on_leave(self, done: bool) -> None:
+        mine = self._my_row
+        if mine.state in (State.LEFT, State.DEAD) or (mine.state is State.LEAVING and not done):
+            return
+        row = self._put_me(mine.incarnation + 1, State.LEFT if done else State.LEAVING)
+        self._urgent_own.append(row)
+        self._out.append(Changed(self._my_entry.member(), mine.state, False))
+        if done:
+            self._probes.clear()
+            self._suspicions.clear()
+            self._joins.clear()
+
+    def _on_fenced(self, session: str) -> None:
+        known = self._table.of(session)
+        incarnation = known.row.incarnation if known is not None else 0
+        self._learn(Row(session, incarnation, State.DEAD, Evidence.FENCED, self._me.node_id))
+
+    def _on_load(self, load: bytes) -> None:
+        assert len(load) <= wire.LOAD_MAX_BYTES, f"load is {len(load)} bytes"
+        self._load, self._load_seq = load, self._load_seq + 1
+        mine = self._my_entry
+        mine.load, mine.load_seq, mine.load_at_s = load, self._load_seq, self._now_s
+
+    def _on_join(self, addresses: Iterable[Address]) -> None:
+        self._was_told_to_join = True
+        known = {entry.address for entry in self._table.live.values()}  # this node among them
+        for address in addresses:
+            if address not in known and address not in self._joins and len(self._joins) < JOINS_MAX:
+                self._joins[address] = Joining(self._now_s + JOIN_FIRST_S)
+                self._ping_address(address)
+
+    # ---- datagrams
+
+    def _on_datagram(self, event: Datagram) -> None:
+        self._stats["datagrams_in"] += 1
+        self._stats["bytes_in"] += len(event.data)
+        if len(event.data) > wire.DATAGRAM_MAX_BYTES:
+            self._stats["dropped_oversize"] += 1
+            return
+        packet = self._open(event.data)
+        if packet is None:
+            return
+        sender = node_of(packet.head.session)
+        if sender == self._me.node_id:
+            self._joins.pop(event.source, None)
+            if packet.head.session not in (self._me.session, *self._past):
+                self._conflict(Identity(sender, packet.head.session, *event.source))
+            return
+        self._hear(packet, event.source)
+
+    def _open(self, data: bytes) -> Packet | None:
+        """The packet in sealed bytes; None, counted by reason, for anything else."""
+        plain = self._seal.open(data)
+        packet = wire.decode(plain) if plain is not None else None
+        if plain is None:
+            self._stats["dropped_unsealed"] += 1
+        elif packet is None:
+            self._stats["dropped_malformed"] += 1
+        elif packet.cluster != self._config.cluster:
+            self._stats["dropped_other_cluster"] += 1
+        elif not self._window.accepts(packet.head.session, packet.head.seq, packet.head.sent_ms, self._wall_ms()):
+            self._stats["dropped_replayed"] += 1
+        else:
+            return packet
+        return None
+
+    def _hear(self, packet: Packet, source: Address) -> None:
+        head, body = packet.head, packet.body
+        self._joins.pop(source, None)
+        lost = self._take_in(packet)
+        match body:
+            case Ping():
+                self._send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
+            case Ack():
+                self._answered(body.nr, body.subject, is_direct=body.subject == head.session)
+            case PingReq():
+                self._help(body, source)
+            case Nack():
+                self._on_nack(body, node_of(head.session))
+            case Pull():
+                self._on_pull(body, source)
+            case Rows():
+                self._has_merged = True
+                if not body.is_final and lost:
+                    self._send_rows(source, lost, is_final=True)
+            case Gossip() | Sync():
+                pass
+        if isinstance(body, Ping | Ack) or (isinstance(body, Rows) and body.has_more):
+            self._compare(head, source)
+
+    def _take_in(self, packet: Packet) -> list[Entry]:
+        """Learn everything a packet claims. Returns what this node knows better."""
+        head = packet.head
+        self._epoch = max(self._epoch, head.epoch)
+        lost: list[Entry] = []
+        for row in packet.rows:
+            if not self._learn(row):
+                entry = self._table.get(node_of(row.session))
+                if entry is not None:
+                    lost.append(entry)
+        sender = self._table.of(head.session)
+        if sender is not None:
+            # Its own word about itself: any datagram of a member that was accused refutes the accusation.
+            if (head.incarnation, head.state) != (sender.row.incarnation, sender.row.state) and head.state in LIVE:
+                self._learn(Row(head.session, head.incarnation, head.state))
+            self._hear_load(LoadRow(head.session, head.load_seq, head.load))
+        for load in packet.loads:
+            self._hear_load(load)
+        return lost
+
+    def _hear_load(self, load: LoadRow) -> None:
+        entry = self._table.of(load.session)
+        if entry is not None and load.seq > entry.load_seq and load.session != self._me.session:
+            entry.load, entry.load_seq, entry.load_at_s = load.load, load.seq, self._now_s
+            self._loads.add(load.session, wire.encode_row(load))
+
+    def _answer_rows(self, ping: Ping, head: Head) -> list[Row]:
+        """What the sender of a ping is told first: who we are, if it does not know, and what we hold of it, if bad."""
+        mine = [] if ping.target == self._me.session else [self._my_row]
+        return mine + self._rows_for(self._table.of(head.session))
+
+    def _rows_for(self, entry: Entry | None) -> list[Row]:
+        """The accusation that is held of this member, so that it can refute."""
+        if entry is None or entry.row.state in (State.ALIVE, State.LEAVING):
+            return []
+        return [short(entry.row)]
+
+    def _help(self, request: PingReq, source: Address) -> None:
+        """Ping a member for another."""
+        probe = self._probes.get(request.target)
+        if request.target == self._me.session or self._has_left:
+            return
+        if probe is None:
+            ends_s = self._now_s + AID_SHARE * self._config.probe_timeout_s
+            target = (request.host, request.port)
+            probe = Probe(request.target, target, self._now_s, ends_s, False, request.is_urgent)
+            self._probes[request.target] = probe
+            probe.requesters[source, request.nr] = None
+            self._advance(probe)
+            return
+        if len(probe.requesters) < REQUESTERS_MAX:
+            probe.requesters[source, request.nr] = None
+        if request.is_urgent and not probe.is_urgent:
+            probe.is_urgent = True
+            self._connect(probe)
+        if probe.is_refused:
+            self._send(source, Nack(request.nr, request.target, Tcp.REFUSED))
+
+    def _compare(self, head: Head, source: Address) -> None:
+        """Pull at once if the sender's table differs from ours."""
+        entry = self._table.of(head.session)
+        if entry is not None and head.digest == self._table.digest:
+            self._has_merged = True
+            return
+        if entry is not None and self._now_s - entry.pulled_s < PULL_SPACING_S:
+            return
+        if entry is not None:
+            entry.pulled_s = self._now_s
+        self._stats["pulls"] += 1
+        if max(head.digest.count, len(self._table.live)) > wire.PULL_MAX_ROWS and entry is not None:
+            self._sync_with(entry)
+            return
+        self._send_pull(source, is_back=False)
+
+    def _send_pull(self, target: Address, *, is_back: bool) -> None:
+        hashes = list(self._table.hashes())[: wire.PULL_MAX_ROWS]
+        self._send(target, Pull(b"".join(hashes), is_back))
+
+    def _on_pull(self, pull: Pull, source: Address) -> None:
+        size = wire.HASH_BYTES
+        theirs = {pull.hashes[i : i + size] for i in range(0, len(pull.hashes), size)}
+        mine = self._table.hashes()
+        self._send_rows(
+            source, [entry for short_hash, entry in mine.items() if short_hash not in theirs], is_final=False
+        )
+        if not pull.is_back and not theirs <= mine.keys():
+            self._send_pull(source, is_back=True)
+
+    def _send_rows(self, target: Address, entries: Sequence[Entry], *, is_final: bool) -> None:
+        """Rows of the table in as many datagrams as are allowed."""
+        rows = [self._aged(entry) for entry in entries]
+        for piece in range(ROWS_PIECES_MAX):
+            is_last = piece == ROWS_PIECES_MAX - 1
+            sent = self._send(target, Rows(is_last, is_final), rows, with_news=False)
+            rows = rows[sent:]
+            if not rows:
+                return
+
+    def _aged(self, entry: Entry) -> Row:
+        """The row as others are to take it over."""
+        if entry.is_live:
+            return entry.row
+        return msgspec.structs.replace(entry.row, age_s=max(int(self._now_s - entry.since_s), 0))
+
+    # ---- push and pull of the full table
+
+    def _exchange(self) -> None:
+        """Anti-entropy: the full table with a random member, now and then with one held dead. Also forgets."""
+        self._table.forget_before(self._now_s - self._config.forget_s)
+        self._exchanges += 1
+        dead = [entry for entry in self._table if entry.row.state is State.DEAD and entry.row.host]
+        if dead and self._exchanges % SYNC_WITH_DEAD_EVERY == 0:
+            self._sync_with(self._rng.choice(dead))
+        else:
+            for entry in self._some(1):
+                self._sync_with(entry)
+
+    def _sync_with(self, entry: Entry) -> None:
+        if self._now_s - self._sync_s >= SYNC_SPACING_S:
+            self._sync_s = self._now_s
+            self._stats["push_pulls"] += 1
+            self._out.append(PushPull(entry.address, self._full_table()))
+
+    def _full_table(self) -> bytes:
+        entries = sorted(self._table, key=lambda entry: not entry.is_live)
+        rows = [wire.encode_row(self._aged(entry)) for entry in entries]
+        return self._seal.seal(wire.pack(self._config.cluster, self._head(), Sync(), rows))
+
+    def _on_sync(self, data: bytes) -> bool:
+        """Merge a full table. False, counted, when it is not one."""
+        if len(data) > wire.SYNC_MAX_BYTES:
+            self._stats["dropped_oversize"] += 1
+            return False
+        packet = self._open(data)
+        if packet is None or not isinstance(packet.body, Sync) or node_of(packet.head.session) == self._me.node_id:
+            return False
+        self._take_in(packet)
+        self._has_merged = True
+        return True
+
+    # ---- sending
+
+    def _head(self) -> Head:
+        self._seq += 1
+        mine = self._my_row
+        return Head(
+            session=mine.session,
+            incarnation=mine.incarnation,
+            state=mine.state,
+            seq=self._seq,
+            sent_ms=self._wall_ms(),
+            digest=self._table.digest,
+            epoch=self._epoch,
+            load_seq=self._load_seq,
+            load=self._load,
+        )
+
+    def _send(self, target: Address, body: Body, rows: Sequence[Row] = (), *, with_news: bool = True) -> int:
+        """One datagram: these rows first, then news and loads for what room is left. Returns how many rows fitted."""
+        head = self._head()
+        size = len(wire.pack(self._config.cluster, head, body))
+        if size > wire.PLAIN_MAX_BYTES - wire.LIST_BYTES:  # Only a Pull in a large cluster: the load waits.
+            head = msgspec.structs.replace(head, load_seq=0, load=b"")
+            size = len(wire.pack(self._config.cluster, head, body))
+        room_bytes = wire.PLAIN_MAX_BYTES - wire.LIST_BYTES - size
+        encoded: list[bytes] = []
+        for row in rows:
+            data = wire.encode_row(row)
+            if len(data) > room_bytes:
+                break
+            room_bytes -= len(data)
+            encoded.append(data)
+        fitted = len(encoded)
+        loads: list[bytes] = []
+        if with_news:
+            news = self._news.take(room_bytes, retransmit_limit(len(self._table.live)))
+            room_bytes -= sum(map(len, news))
+            encoded += news
+            loads = self._loads.take(room_bytes)
+        data = self._seal.seal(wire.pack(self._config.cluster, head, body, encoded, loads))
+        self._stats["datagrams_out"] += 1
+        self._stats["bytes_out"] += len(data)
+        self._out.append(Send(target, data))
+        return fitted
+
+    def _some(self, count: int) -> list[Entry]:
+        """Random live members other than this one."""
+        others = [entry for entry in self._table.live.values() if entry.row.session != self._me.session]
+        return self._rng.sample(others, min(count, len(others)))
+
+    def _flush_urgent(self) -> None:
+        """Deaths and refutations do not wait for the next gossip interval."""
+        own, self._urgent_own = self._urgent_own, []
+        heard, self._urgent_heard = self._urgent_heard, []
+        if own or heard:
+            for entry in self._some(URGENT_DIRECT_MAX if own else URGENT_FANOUT):
+                self._send(entry.address, Gossip(), own + heard)
+
+    def _update_watch(self) -> None:
+        if not self._ring_changed:
+            return
+        self._ring_changed = False
+        names = () if self._has_left else successors(self._table.live, self._me.node_id, self._config.watch_peers)
+        peers = tuple(self._table.live[name].identity for name in names)
+        if peers != self._watched:
+            self._watched = peers
+            self._out.append(Watch(peers))
+
+
+def short(row: Row) -> Row:
+    """The claim without what is fixed for the session: enough for those who know the member."""
+    return Row(row.session, row.incarnation, row.state, row.evidence, row.by)

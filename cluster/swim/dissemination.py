@@ -1,0 +1,110 @@
+"""Dissemination: which news rides in the next datagram, and when it has been told often enough.
+
+News is sent in datagrams that leave anyway, the least told first, each at most `retransmit_limit` times (SWIM §4.1).
+A newer claim about a member replaces the older news of it; suspicions of different accusers stand side by side,
+because each is a confirmation.
+
+Does not know: who receives, what a row means beyond its state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cluster.session import node_of
+from cluster.swim.events import State
+from cluster.swim.suspicion import CONFIRMATIONS
+from cluster.swim.wire import Row, encode_row
+
+RETRANSMIT_MULT = 6  # memberlist uses 4; refutations that lose the race against a suspicion were the price of it
+LOAD_RELAYS = 3  # times one load of another member is passed on
+
+
+def retransmit_limit(live: int) -> int:
+    """How often one piece of news is sent by one node in a cluster of `live` members."""
+    return RETRANSMIT_MULT * math.ceil(math.log10(live + 1))
+
+
+@dataclass(slots=True)
+class Item:
+    """One piece of news and how often this node has sent it."""
+
+    data: bytes
+    sent: int = 0
+
+
+class News:
+    """What is still to be told, at most a few rows for each member."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, dict[str, Item]] = {}  # node_id -> accuser ("" unless a suspicion) -> row
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def add(self, row: Row) -> None:
+        """Tell this from now on, instead of what it supersedes."""
+        node_id = node_of(row.session)
+        if row.state is not State.SUSPECT:
+            self._items.pop(node_id, None)
+            self._items[node_id] = {"": Item(encode_row(row))}
+            return
+        about = self._items.setdefault(node_id, {})
+        about.pop("", None)
+        if len(about) <= CONFIRMATIONS or row.by in about:
+            about[row.by] = Item(encode_row(row))
+
+    def drop(self, node_id: str) -> None:
+        """Nothing more about this member."""
+        self._items.pop(node_id, None)
+
+    def take(self, room_bytes: int, limit: int) -> list[bytes]:
+        """Rows for one datagram, the least sent first, within `room_bytes`. Counts them as sent."""
+        if not self._items:
+            return []
+        taken: list[bytes] = []
+        queue = [(item.sent, node_id, by) for node_id, about in self._items.items() for by, item in about.items()]
+        queue.sort(key=lambda entry: entry[0])  # stable: the oldest first among equals
+        for _, node_id, by in queue:
+            item = self._items[node_id][by]
+            if len(item.data) > room_bytes:
+                continue
+            room_bytes -= len(item.data)
+            taken.append(item.data)
+            item.sent += 1
+            if item.sent >= limit:
+                del self._items[node_id][by]
+                if not self._items[node_id]:
+                    del self._items[node_id]
+        return taken
+
+
+class Loads:
+    """Loads of others that are worth passing on: the freshest first, each a few times."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, Item] = {}  # by session, in order of arrival
+
+    def add(self, session: str, data: bytes) -> None:
+        """A newer load of that session, already encoded as a row."""
+        self._items.pop(session, None)
+        self._items[session] = Item(data)
+
+    def drop(self, session: str) -> None:
+        """Its session ended."""
+        self._items.pop(session, None)
+
+    def take(self, room_bytes: int) -> list[bytes]:
+        """Loads for what room a datagram has left."""
+        taken: list[bytes] = []
+        for session in reversed(list(self._items)):
+            item = self._items[session]
+            if len(item.data) > room_bytes:
+                break
+            room_bytes -= len(item.data)
+            taken.append(item.data)
+            item.sent += 1
+            if item.sent >= LOAD_RELAYS:
+                del self._items[session]
+        return taken

@@ -1,0 +1,205 @@
+"""The member table: which of two claims about a member stands, and a digest of all that do.
+
+Merging is a maximum. Claims about one node_id are ordered by one sort key (`precedence`), so that tables that heard
+the same claims are equal, whatever the order and however often they came:
+
+    a later session  >  fenced  >  higher incarnation  >  left > dead > suspect > leaving > alive  >  evidence, accuser
+
+The incarnation stands below "fenced" and above everything else: only the accused may raise it, and that refutes any
+accusation but a tombstone. Host, port and meta are fixed for a session, so they merge by themselves.
+
+Does not know: time (it is handed in), timers, who is probed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import msgspec
+
+from cluster.session import node_of, order
+from cluster.swim.events import Address, Evidence, Identity, Member, State
+from cluster.swim.probe import Rtt
+from cluster.swim.wire import HASH_BYTES, TABLE_MAX, Digest, Row
+
+STATE_RANK = {State.ALIVE: 0, State.LEAVING: 1, State.SUSPECT: 2, State.DEAD: 3, State.LEFT: 4}
+EVIDENCE_RANK = {
+    Evidence.NONE: 0,
+    Evidence.SILENT: 1,
+    Evidence.STALLED: 2,
+    Evidence.REFUSED: 3,
+    Evidence.SUPERSEDED: 4,
+    Evidence.FENCED: 5,
+}
+LIVE = (State.ALIVE, State.LEAVING, State.SUSPECT)
+
+life = lru_cache(maxsize=2 * TABLE_MAX)(order)  # parsed once per session; sessions come in every datagram
+
+
+Precedence = tuple[tuple[int, str], bool, int, int, int, str]
+
+
+def precedence(row: Row) -> Precedence:
+    """The sort key of claims about one node_id."""
+    return (
+        life(row.session),
+        row.evidence is Evidence.FENCED,
+        row.incarnation,
+        STATE_RANK[row.state],
+        EVIDENCE_RANK[row.evidence],
+        row.by,
+    )
+
+
+def merge(one: Row, other: Row) -> Row:
+    """What stands after both claims were heard. Commutative, associative, idempotent."""
+    low, high = sorted((one, other), key=precedence)
+    if low.session != high.session:
+        return high
+    host, port, meta = max((low.host, low.port, low.meta), (high.host, high.port, high.meta))
+    age_s = max(low.age_s, high.age_s) if precedence(low) == precedence(high) else high.age_s
+    return msgspec.structs.replace(high, host=host, port=port, meta=meta, age_s=age_s)
+
+
+def is_same_claim(one: Row, other: Row) -> bool:
+    """Whether nothing that others are told of differs. The name of the accuser alone is not a change."""
+    return precedence(one)[:5] == precedence(other)[:5]
+
+
+def fingerprint(row: Row) -> int:
+    """64 bits that stand for a live row. Suspicion is left out: it comes and goes without changing who is there."""
+    text = f"{row.session} {row.incarnation}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One member and what this node knows of it. `row` is replaced through `Table.put` only."""
+
+    row: Row
+    since_s: float
+    print: int = 0  # its fingerprint
+    rtt: Rtt = field(default_factory=Rtt)
+    load: bytes = b""
+    load_seq: int = 0
+    load_at_s: float = float("-inf")
+    answered_s: float = float("-inf")  # when it last answered a ping of ours, directly or through a helper
+    pulled_s: float = float("-inf")  # when we last asked it for rows
+    told_s: float = float("-inf")  # when we last told it what is held of it
+
+    @property
+    def node_id(self) -> str:
+        """Its stable name."""
+        return node_of(self.row.session)
+
+    @property
+    def address(self) -> Address:
+        """Where it is reached."""
+        return self.row.host, self.row.port
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it takes part: alive, leaving or suspect."""
+        return self.row.state in LIVE
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+        return Identity(self.node_id, self.row.session, self.row.host, self.row.port, self.row.meta)
+
+    def member(self) -> Member:
+        """A snapshot for the driver."""
+        row = self.row
+        return Member(
+            identity=self.identity,
+            incarnation=row.incarnation,
+            state=row.state,
+            evidence=row.evidence,
+            since_s=self.since_s,
+            by=row.by,
+            rtt_s=self.rtt.srtt_s,
+            load=self.load,
+            load_seq=self.load_seq,
+            load_at_s=self.load_at_s,
+        )
+
+
+class Table:
+    """Rows by node_id, at most TABLE_MAX, with the digest of the live ones kept up to date."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._live: dict[str, Entry] = {}
+        self._hash = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, node_id: str) -> Entry | None:
+        """The entry of that name."""
+        return self._entries.get(node_id)
+
+    def of(self, session: str) -> Entry | None:
+        """The entry of exactly that session."""
+        entry = self._entries.get(node_of(session))
+        return entry if entry is not None and entry.row.session == session else None
+
+    @property
+    def live(self) -> dict[str, Entry]:
+        """Entries of the live members, this node included, in the order they came."""
+        return self._live
+
+    @property
+    def digest(self) -> Digest:
+        """The live rows in two numbers."""
+        return Digest(len(self._live), self._hash)
+
+    def hashes(self) -> dict[bytes, Entry]:
+        """The live rows by the short hash that stands for them in a Pull."""
+        return {entry.print.to_bytes(8, "big")[:HASH_BYTES]: entry for entry in self._live.values()}
+
+    def put(self, row: Row, now_s: float) -> Entry | None:
+        """Make `row` the entry of its node_id. None when it is a new one and the table is full of live members."""
+        node_id = node_of(row.session)
+        entry = self._entries.get(node_id)
+        if entry is None or entry.row.session != row.session:
+            if entry is None and len(self._entries) >= TABLE_MAX and not self._make_room():
+                return None
+            self._forget(node_id)
+            entry = self._entries[node_id] = Entry(row, now_s - row.age_s)
+        else:
+            if self._live.get(node_id) is entry:
+                self._hash ^= entry.print
+            if entry.row.state is not row.state:
+                entry.since_s = now_s - row.age_s
+            entry.row = row
+        if entry.is_live:
+            entry.print = fingerprint(row)
+            self._hash ^= entry.print
+            self._live[node_id] = entry
+        else:
+            self._live.pop(node_id, None)
+        return entry
+
+    def forget_before(self, since_s: float) -> None:
+        """Drop members that have been dead or left since before `since_s`."""
+        for entry in [entry for entry in self if not entry.is_live and entry.since_s < since_s]:
+            self._forget(entry.node_id)
+
+    def _make_room(self) -> bool:
+        gone = [entry for entry in self if not entry.is_live]
+        if gone:
+            self._forget(min(gone, key=lambda entry: entry.since_s).node_id)
+        return bool(gone)
+
+    def _forget(self, node_id: str) -> None:
+        self._entries.pop(node_id, None)
+        live = self._live.pop(node_id, None)
+        if live is not None:
+            self._hash ^= live.print

@@ -1,0 +1,252 @@
+"""The bytes of gossip: msgpack arrays, sealed with AES-256-GCM, within one datagram.
+
+A datagram is `kind | nonce | ciphertext` (sealed) or `kind | msgpack` (no key given: loopback only). The msgpack is one
+array: version, cluster name, the sender's account of itself, a body, rows of the member table, loads of others. Fields
+are only ever added at the end of an array; a reader skips what it does not know.
+
+The first key of the ring seals and all of them open, so keys rotate without downtime. Replays: each session numbers
+its datagrams, and a receiver takes each number once, within a window of the newest `WINDOW` of them. Of a session that
+it never heard, it takes only what was sent within `FRESH_MS` of its own clock, so that a recording of last week cannot
+bring back a member of last week. Everything else in the protocol is a maximum, which a replay cannot lower.
+
+Nothing here raises for bytes of others: what does not decode is None, and the caller counts it.
+Does not know: what any message means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec import Meta, Raw, Struct
+
+from cluster.session import is_session
+from cluster.swim.events import Evidence, State, Tcp
+
+VERSION = 1
+
+# Under the usual 1,500-byte MTU with IPv6 and UDP headers, so nothing is fragmented.
+DATAGRAM_MAX_BYTES = 1400
+SYNC_MAX_BYTES = 2_097_152  # a full table over TCP: TABLE_MAX rows with long names and meta
+TABLE_MAX = 4096  # members remembered, dead ones included
+
+META_MAX_BYTES = 200
+LOAD_MAX_BYTES = 400
+SESSION_MAX_CHARS = 88
+NAME_MAX_CHARS = 63
+HOST_MAX_CHARS = 253
+HASH_BYTES = 4  # one row in a Pull
+PULL_MAX_ROWS = 240
+INCARNATION_MAX = 2**48
+
+WINDOW = 1024
+WINDOWS_MAX = 2 * TABLE_MAX
+FRESH_MS = 600_000
+
+PLAIN, SEALED = b"\x01", b"\x02"
+NONCE_BYTES = 12
+SEAL_BYTES = 1 + NONCE_BYTES + 16
+PLAIN_MAX_BYTES = DATAGRAM_MAX_BYTES - SEAL_BYTES
+
+Session = Annotated[str, Meta(max_length=SESSION_MAX_CHARS)]
+Name = Annotated[str, Meta(max_length=NAME_MAX_CHARS)]
+Host = Annotated[str, Meta(max_length=HOST_MAX_CHARS)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Count = Annotated[int, Meta(ge=0, le=INCARNATION_MAX)]
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Load = Annotated[bytes, Meta(max_length=LOAD_MAX_BYTES)]
+
+
+class Row(Struct, array_like=True, frozen=True):
+    """What is claimed of one member. News of a known session leaves out host, port and meta: they are fixed for it."""
+
+    session: Session
+    incarnation: Count
+    state: State
+    evidence: Evidence = Evidence.NONE
+    by: Name = ""
+    host: Host = ""
+    port: Port = 0
+    meta: Annotated[bytes, Meta(max_length=META_MAX_BYTES)] = b""
+    age_s: Count = 0  # how long it has been dead or left, so that all forget it at the same time
+
+
+class LoadRow(Struct, array_like=True, frozen=True):
+    """A load that the sender heard of another."""
+
+    session: Session
+    seq: Count
+    load: Load
+
+
+class Ping(Struct, array_like=True, frozen=True, tag=0):
+    """Are you there? `target` is the session asked for, "" for whoever is at the address."""
+
+    nr: Count
+    target: Session
+
+
+class PingReq(Struct, array_like=True, frozen=True, tag=1):
+    """Please ping it for me; when urgent, try its TCP port in the same instant."""
+
+    nr: Count
+    target: Session
+    host: Host
+    port: Port
+    is_urgent: bool
+
+
+class Ack(Struct, array_like=True, frozen=True, tag=2):
+    """The answer to a Ping, or to a PingReq when `subject` answered the helper."""
+
+    nr: Count
+    subject: Session
+
+
+class Nack(Struct, array_like=True, frozen=True, tag=3):
+    """A helper's word that it is there and hears nothing of the subject; `tcp`: what its connect said, if it ended."""
+
+    nr: Count
+    subject: Session
+    tcp: Tcp | None
+
+
+class Gossip(Struct, array_like=True, frozen=True, tag=4):
+    """News only."""
+
+
+class Pull(Struct, array_like=True, frozen=True, tag=5):
+    """These are hashes of the live rows I hold: send me yours that differ. `is_back`: this answers a Pull of yours."""
+
+    hashes: Annotated[bytes, Meta(max_length=HASH_BYTES * PULL_MAX_ROWS)]
+    is_back: bool
+
+
+class Rows(Struct, array_like=True, frozen=True, tag=6):
+    """Rows of the table. `has_more`: pull again. `is_final`: do not answer those that are older than yours."""
+
+    has_more: bool
+    is_final: bool
+
+
+class Sync(Struct, array_like=True, frozen=True, tag=7):
+    """The full table, over TCP."""
+
+
+Body = Ping | PingReq | Ack | Nack | Gossip | Pull | Rows | Sync
+
+
+class Digest(Struct, array_like=True, frozen=True):
+    """The live rows of a table in two numbers; equal digests mean equal tables."""
+
+    count: Count
+    hash: int  # 64 bits, which msgspec cannot state as a bound and msgpack cannot exceed
+
+
+class Head(Struct, array_like=True, frozen=True):
+    """The sender's account of itself, in every datagram."""
+
+    session: Session
+    incarnation: Count
+    state: State
+    seq: Number
+    sent_ms: Number  # its own wall clock
+    digest: Digest
+    epoch: Number
+    load_seq: Count
+    load: Load
+
+
+class Packet(Struct, array_like=True, frozen=True):
+    """One datagram, or one push-pull body."""
+
+    version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
+    cluster: Name
+    head: Head
+    body: Body
+    rows: Annotated[list[Row], Meta(max_length=TABLE_MAX)] = []
+    loads: Annotated[list[LoadRow], Meta(max_length=TABLE_MAX)] = []
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Packet)
+
+LIST_BYTES = 2 * 4  # two array headers may grow from 1 to 5 bytes
+
+
+def encode_row(row: Row | LoadRow) -> bytes:
+    """One row by itself, so that a sender knows its size before it packs."""
+    return _encode(row)
+
+
+def pack(cluster: str, head: Head, body: Body, rows: Sequence[bytes] = (), loads: Sequence[bytes] = ()) -> bytes:
+    """A packet from parts; rows and loads are already encoded."""
+    return _encode((VERSION, cluster, head, body, [Raw(row) for row in rows], [Raw(load) for load in loads]))
+
+
+def decode(data: bytes) -> Packet | None:
+    """A packet, or None for anything that is not one: wrong shape, wrong bounds, names that are not sessions."""
+    try:
+        packet = _decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    names = [packet.head.session, *(row.session for row in packet.rows), *(load.session for load in packet.loads)]
+    return packet if all(map(is_session, names)) else None
+
+
+class Seal:
+    """AES-256-GCM under a key ring. Without keys it passes bytes through, marked as plain, and opens only such."""
+
+    def __init__(self, keys: Sequence[bytes], nonce: Callable[[], bytes]) -> None:
+        self._ciphers = [AESGCM(key) for key in keys]
+        self._nonce = nonce
+
+    def seal(self, data: bytes) -> bytes:
+        """`data` under the first key. The nonce must never repeat: 96 random bits."""
+        if not self._ciphers:
+            return PLAIN + data
+        nonce = self._nonce()
+        return SEALED + nonce + self._ciphers[0].encrypt(nonce, data, SEALED)
+
+    def open(self, data: bytes) -> bytes | None:
+        """The plain bytes, or None when no key of the ring opens them (or they are plain and there are keys)."""
+        kind, rest = data[:1], data[1:]
+        if not self._ciphers:
+            return rest if kind == PLAIN else None
+        if kind != SEALED or len(data) < SEAL_BYTES:
+            return None
+        for cipher in self._ciphers:
+            try:
+                return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], SEALED)
+            except InvalidTag:
+                continue
+        return None
+
+
+class ReplayWindow:
+    """Takes each (session, seq) once; keeps the newest WINDOW numbers of at most WINDOWS_MAX sessions."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, int]] = {}  # session -> highest seq, bitmap of it and those below
+
+    def accepts(self, session: str, seq: int, sent_ms: int, wall_ms: int) -> bool:
+        """Whether this datagram is new. Remembers it when it is."""
+        known = self._seen.pop(session, None)
+        if known is None:
+            if abs(wall_ms - sent_ms) > FRESH_MS:
+                return False
+            known = (seq, 0)
+        top, bits = known
+        if seq > top:
+            shift = seq - top
+            top, bits = seq, (bits << shift) & ((1 << WINDOW) - 1) if shift < WINDOW else 0
+        mark = 1 << (top - seq) if top - seq < WINDOW else 0
+        is_new = mark != 0 and not bits & mark
+        # Popped and put back, so that the dict stays in order of use and the first is the one to forget.
+        self._seen[session] = (top, bits | mark)
+        if len(self._seen) > WINDOWS_MAX:
+            del self._seen[next(iter(self._seen))]
+        return is_new
