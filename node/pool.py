@@ -138,6 +138,8 @@ class Child:
     async def _watch(self) -> int:
         code = await self._process.wait()
         self.is_idle = False
+        if code:
+            self._signal_group()  # what a crashed handler had started works for nobody now
         # Something that the handler forked may hold the socket open, and then no end of file ever comes.
         await asyncio.sleep(EXIT_LAG_S)
         self._reader.feed_eof()
@@ -153,8 +155,11 @@ class Child:
     def kill(self) -> None:
         """End it and whatever it started, now."""
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._signal_group()
+
+    def _signal_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 class Pool:
