@@ -613,13 +613,9 @@ class Swim:
         if suspicion is None:
             suspicion = self._suspicions[row.session] = Suspicion(row.session, row.incarnation, self._now_s)
             self._stats["suspicions"] += 1
-            # Its neighbours look for themselves at once: independent confirmations are what makes a verdict fast.
             neighbours = predecessors(self._table.live, entry.node_id, CONFIRMATIONS + 1)
-            if row.by == self._me.node_id:
-                for name in neighbours:
-                    if name != row.by:
-                        self._send(self._table.live[name].address, Gossip(), [row])
-            elif self._me.node_id in neighbours:
+            if row.by != self._me.node_id and self._me.node_id in neighbours:
+                # Enough others look for themselves at once: independent confirmations are what makes a verdict fast.
                 self._start_probe(entry, is_urgent=False)
         if suspicion.confirm(row.by, row.evidence):
             self._news.add(short(row))
@@ -800,7 +796,7 @@ class Swim:
             case Pull():
                 self._on_pull(body, source)
             case Rows():
-                self._has_merged = True
+                self._merged()
                 if not body.is_final and lost:
                     self._send_rows(source, lost, is_final=True)
             case Gossip() | Sync():
@@ -870,7 +866,7 @@ class Swim:
         """Pull at once if the sender's table differs from ours."""
         entry = self._table.of(head.session)
         if entry is not None and head.digest == self._table.digest:
-            self._has_merged = True
+            self._merged()
             return
         if entry is not None and self._now_s - entry.pulled_s < PULL_SPACING_S:
             return
@@ -945,8 +941,14 @@ class Swim:
         if packet is None or not isinstance(packet.body, Sync) or node_of(packet.head.session) == self._me.node_id:
             return False
         self._take_in(packet)
-        self._has_merged = True
+        self._merged()
         return True
+
+    def _merged(self) -> None:
+        """A member's table is in ours. The first time, a joiner shows itself to all it has just heard of."""
+        if not self._has_merged:
+            self._has_merged = True
+            self._urgent_own.append(self._my_row)
 
     # ---- sending
 
