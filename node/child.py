@@ -1,4 +1,4 @@
-"""The inside of a child process: takes calls from its node, one at a time, and runs sync handlers.
+"""The inside of a child process: takes calls from its node, one at a time, and runs handlers.
 
 The main thread runs the handlers; a second one reads the socket, so that the end of the node is noticed in the middle
 of a task and the child never outlives it. Standard output and error are the node's.
@@ -19,8 +19,10 @@ import time
 
 import msgspec
 
+from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.task import Claimed
+from node import logs
 from node.ending import failed, run
 from node.pool import HEADER, Done, Hello, Progress, Ready, Said, frame
 from node.tasks import Context, load
@@ -60,6 +62,7 @@ class _Node:
     def serve(self) -> None:
         hello = msgspec.msgpack.decode(self._read(), type=Hello)
         sys.path[:] = hello.path
+        logs.configure(Config(log_level=hello.log_level, log_format=hello.log_format))
         try:
             registry = load(hello.modules)
         except ConfigError as error:

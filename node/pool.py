@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from cluster.config import Config
 from cluster.task import Claimed
 from node.ending import Ending, failed
 
@@ -39,11 +40,13 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """First frame to a child: where to import from, and what."""
+    """First frame to a child: where to import from, what, and how to log."""
 
     path: list[str]
     modules: list[str]
     node_id: str
+    log_level: str
+    log_format: str
 
 
 class Ready(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -165,7 +168,8 @@ class Child:
 class Pool:
     """Up to `limit` children. `run` waits for one; cancelling it kills the child that runs the task."""
 
-    def __init__(self, modules: Sequence[str], node_id: str, limit: int) -> None:
+    def __init__(self, config: Config, modules: Sequence[str], node_id: str, limit: int) -> None:
+        self._config = config
         self._modules = list(modules)
         self._node_id = node_id
         self._room = asyncio.Semaphore(max(1, min(limit, CHILDREN_MAX)))
@@ -222,7 +226,7 @@ class Pool:
         child.exited.add_done_callback(lambda _: self._children.pop(child, None))
         try:
             async with asyncio.timeout(BOOT_LIMIT_S):
-                await child.boot(Hello(sys.path, self._modules, self._node_id))
+                await child.boot(self._hello())
         except TimeoutError:
             await self._end(child)
             raise ChildLost(f"it did not import its modules within {BOOT_LIMIT_S:.0f} s") from None
@@ -230,6 +234,9 @@ class Pool:
             await self._end(child)
             raise
         return child
+
+    def _hello(self) -> Hello:
+        return Hello(sys.path, self._modules, self._node_id, self._config.log_level, self._config.log_format)
 
     async def _end(self, child: Child) -> None:
         child.kill()

@@ -88,7 +88,7 @@ class Worker:
         self._free = dict(config.queue_slots)
         self._running: dict[str, Running] = {}
         self._lingering: dict[Running, None] = {}
-        self._pool = Pool(registry.modules, node_id, limit=sum(self._free.values()))
+        self._pool = Pool(config, registry.modules, node_id, limit=sum(self._free.values()))
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at_s = _NEVER
         self._swept_at_s = -_NEVER

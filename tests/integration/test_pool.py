@@ -97,8 +97,9 @@ HANDLERS = """
         return "async in a child"
 
     @task
-    def loud(data):
-        print("to standard output")
+    def loud(data, ctx: Context):
+        print("printed in", ctx.task_id)
+        ctx.log.info("logged", place="child")
         return sys.stdin.read()
 """
 
@@ -326,6 +327,16 @@ async def test_closing_leaves_no_child_behind(shop: Path) -> None:
     await one.worker.close()
     assert [o.kind for o in one.outcomes] == [Kind.STOPPED] * 2
     assert not any(lives(pid) for pid in (idle, *one.progress))
+
+
+async def test_what_a_handler_prints_and_logs_comes_out_of_the_node(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (await desk.outcome_of(claim("loud"))).result == b'""'  # and standard input is empty
+    out, err = capfd.readouterr()
+    assert out == "printed in A\n"
+    line = msgspec.json.decode(err)
+    assert (line["event"], line["task_id"], line["place"]) == ("logged", "A", "child")
 
 
 async def test_modules_that_only_a_child_cannot_import_fail_the_task_with_the_cause(desk: Desk, shop: Path) -> None:
