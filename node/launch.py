@@ -378,6 +378,7 @@ class Cluster:
         for config in configs:
             refuse_busy_port(config)
         if not self.record.redis.url:
+            (self.folder / "redis" / "redis.log").unlink(missing_ok=True)  # as the nodes' logs: of this run only
             self._start_redis(private_redis.choose_port(self.record.base_port))
         self._make_key()
         for number, config in enumerate(configs, 1):

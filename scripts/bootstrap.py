@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -42,9 +43,9 @@ def main(extras: list[str]) -> int:
 
 
 def make_stamp(extras: list[str]) -> dict[str, object]:
-    """What an environment depends on. The path is part of it: a virtual environment does not survive a move."""
+    """What an environment depends on. Its path is part of it: a virtual environment does not survive a move."""
     inputs = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in INPUTS)).hexdigest()
-    return {"path": str(VENV), "python": sys.version, "inputs": inputs, "extras": extras}
+    return {"path": str(VENV), "python": os.path.realpath(PYTHON), "inputs": inputs, "extras": extras}
 
 
 def read_stamp() -> dict[str, object]:
@@ -57,7 +58,7 @@ def read_stamp() -> dict[str, object]:
 
 
 def is_same_place(stamp: dict[str, object]) -> bool:
-    return stamp.get("path") == str(VENV) and stamp.get("python") == sys.version
+    return stamp.get("path") == str(VENV) and stamp.get("python") == os.path.realpath(PYTHON)
 
 
 def refresh(installed: dict[str, object], wanted: dict[str, object]) -> bool:
@@ -86,7 +87,7 @@ def refresh(installed: dict[str, object], wanted: dict[str, object]) -> bool:
         fail("Rumor's dependencies could not be installed.", "pip's own words are above; is a package index reachable?")
         return False
     temporary = STAMP.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted), "utf-8")
+    temporary.write_text(json.dumps(wanted | {"python": os.path.realpath(PYTHON)}), "utf-8")
     temporary.replace(STAMP)
     return True
 

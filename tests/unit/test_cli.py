@@ -1,0 +1,228 @@
+"""The command line: what it asks a node for, what it prints, and its exit status. The node is a canned one."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from base64 import b64decode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node import cli
+from node.private_redis import without_secret
+
+TASK = {"id": "01A-1f", "type": "noop", "state": "succeeded", "attempt": 1, "max_attempts": 5, "result": {"n": 1}}
+DEAD = {**TASK, "id": "01B-1f", "state": "dead", "result": None, "queued_at_ms": 0}
+NOT_FOUND = {"error": {"code": "not_found", "message": "No task 01C-1f.", "hint": "It may be past its retention."}}
+VIEW = {
+    "node_id": "n1",
+    "leader": None,
+    "shards": {"0": "n1", "1": "n2", "2": "n1"},
+    "members": [
+        {"node_id": "n1", "state": "alive", "redis": "live", "verdict": "healthy", "rtt_ms": None, "url": "http://n1"},
+        {"node_id": "n2", "state": "dead", "redis": "gone", "verdict": "dead", "rtt_ms": 1.25, "url": "http://n2"},
+    ],
+}
+ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
+    ("POST", "/tasks"): (202, TASK),
+    ("GET", "/tasks"): (200, {"tasks": [TASK, DEAD], "cursor": "c2"}),
+    ("GET", "/tasks/01A-1f"): (200, TASK),
+    ("GET", "/tasks/01B-1f"): (200, DEAD),
+    ("GET", "/tasks/01C-1f"): (404, NOT_FOUND),
+    ("DELETE", "/tasks/01A-1f"): (200, {**TASK, "state": "cancelled"}),
+    ("POST", "/tasks/01B-1f/retry"): (200, {**DEAD, "state": "queued"}),
+    ("POST", "/dead/replay"): (200, {"replayed": 3}),
+    ("GET", "/cluster"): (200, VIEW),
+    ("GET", "/health"): (200, {"status": "ok", "problems": []}),
+}
+
+
+class Canned(BaseHTTPRequestHandler):
+    """Answers from the table and remembers what it was asked."""
+
+    asked: list[dict[str, Any]]
+
+    def answer(self) -> None:
+        path, _, query = self.path.partition("?")
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.asked.append({"call": (self.command, path), "query": query, "body": body, "headers": dict(self.headers)})
+        status, found = ANSWERS.get((self.command, path), (500, None))
+        raw = b"oops" if found is None else json.dumps(found).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    do_GET = do_POST = do_DELETE = answer
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests print enough."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """A canned node that RUMOR_URL names; the list of what it was asked."""
+    handler = type("Handler", (Canned,), {"asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("RUMOR_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.delenv("RUMOR_API_TOKEN", raising=False)
+        yield handler.asked
+        server.shutdown()
+        thread.join()
+
+
+def run(*words: str, default: str | None = None) -> int:
+    """The exit status of one command line."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words, default)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_submit_sends_json_where_it_is_json_and_text_where_it_is_not(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("submit", "noop", '{"a": 1}', "--priority", "7", "--delay-s", "2", "--idempotency-key", "k") == 0
+    assert run("submit", "noop", "Hello World", "--priority", "high") == 0
+    assert run("submit", "noop") == 0
+    assert [json.loads(one["body"]) for one in asked] == [
+        {"type": "noop", "data": {"a": 1}, "priority": 7, "delay_s": 2.0},
+        {"type": "noop", "data": "Hello World", "priority": "high"},
+        {"type": "noop", "data": None},
+    ]
+    assert asked[0]["headers"]["Idempotency-Key"] == "k"
+    assert capsys.readouterr().out == "01A-1f\n" * 3
+
+
+def test_submit_can_wait_for_the_outcome(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("submit", "noop", "--wait-s", "3", "--json") == 0
+    assert asked[-1]["call"] == ("GET", "/tasks/01A-1f")
+    assert asked[-1]["query"] == "wait_s=3.0"
+    assert json.loads(capsys.readouterr().out) == TASK
+
+
+def test_a_task_that_ended_badly_is_status_1(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("task", "01A-1f") == 0
+    assert run("task", "01B-1f") == 1
+    assert "1970-01-01T00:00:00.000+00:00" in capsys.readouterr().out
+
+
+def test_an_error_of_the_node_is_two_lines_and_status_1(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("task", "01C-1f") == 1
+    assert capsys.readouterr().err == "not_found: No task 01C-1f.\n  It may be past its retention.\n"
+
+
+def test_an_answer_that_is_no_rumor_node_is_told_as_such(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("task", "unknown") == 1
+    assert "http_500" in capsys.readouterr().err
+
+
+def test_tasks_are_listed_and_filtered(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tasks", "--state", "dead", "--type", "noop", "--limit", "2") == 0
+    assert asked[-1]["query"] == "type=noop&state=dead&limit=2"
+    told = capsys.readouterr()
+    assert told.out.splitlines() == ["01A-1f\tnoop\tsucceeded\t1/5\t", "01B-1f\tnoop\tdead\t1/5\t"]
+    assert "--cursor c2" in told.err
+
+
+def test_cancel_and_replay(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cancel", "01A-1f") == 0
+    assert run("replay", "01B-1f") == 0
+    assert run("replay", "--type", "noop", "--limit", "9") == 0
+    assert [one["call"] for one in asked] == [
+        ("DELETE", "/tasks/01A-1f"),
+        ("POST", "/tasks/01B-1f/retry"),
+        ("POST", "/dead/replay"),
+    ]
+    assert capsys.readouterr().out.splitlines() == ["01A-1f cancelled", "01B-1f queued", "replayed 3"]
+
+
+def test_status_shows_both_witnesses_and_the_shards(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "seen by n1, leader none"
+    assert lines[1].split("\t")[:6] == ["n1", "alive", "live", "healthy", "", "2"]
+    assert lines[2].split("\t")[:6] == ["n2", "dead", "gone", "dead", "1.2", "1"]
+
+
+def test_the_token_comes_from_the_environment(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUMOR_API_TOKEN", "t0ken")
+    assert run("task", "01A-1f") == 0
+    assert asked[-1]["headers"]["Authorization"] == "Bearer t0ken"
+
+
+def test_a_node_that_does_not_answer_is_status_1_with_its_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("status", "--url", "http://127.0.0.1:1") == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("unreachable: http://127.0.0.1:1 does not answer")
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["submit"], "Missing argument 'TYPE'"),
+        (["fly"], "No such command 'fly'"),
+        (["node", "--lease-s", "x"], "lease_s is 'x'"),
+        (["node", "--lease-s"], "requires an argument"),
+        (["task", "1", "--url", "ftp://x"], "not an HTTP address"),
+    ],
+)
+def test_what_makes_no_sense_is_status_2(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_without_a_subcommand_the_module_means_node(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--port", "0", default="node") == 2
+    assert "port is 0" in capsys.readouterr().err
+    assert run("--help", default="node") == 0
+    assert "launch" in capsys.readouterr().out
+
+
+def test_keygen_makes_keys_that_only_their_owner_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("keygen") == 0
+    assert len(b64decode(capsys.readouterr().out, validate=False)) == 32
+    path = tmp_path / "key"
+    assert run("keygen", "--file", str(path)) == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before = path.read_bytes()
+    assert run("keygen", "--file", str(path)) == 2
+    assert path.read_bytes() == before
+
+
+def test_config_never_shows_a_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RUMOR_API_TOKEN", "t0ken")
+    monkeypatch.setenv("RUMOR_REDIS_URL", "redis://:pa55@h/0")
+    assert run("config", "--lease-s", "7.5") == 0
+    told = capsys.readouterr().out
+    assert "7.5" in told
+    assert "t0ken" not in told
+    assert "pa55" not in told
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://:secret@h:1/2", "redis://h:1/2"),
+        ("rediss://user:secret@h:1/2?ssl_cert_reqs=none", "rediss://user@h:1/2?ssl_cert_reqs=none"),
+        ("redis://h?password=secret&db=1", "redis://h?db=1"),
+        ("redis://u:p@ss@h/0", "redis://u@h/0"),
+    ],
+)
+def test_a_url_is_shown_without_its_secret(url: str, shown: str) -> None:
+    assert without_secret(url) == shown
