@@ -41,11 +41,11 @@ async def lines(request: web.Request, line_max_bytes: int) -> AsyncIterator[list
     rest = b""
     async for data in request.content.iter_any():
         *found, rest = (rest + data).split(b"\n")
-        if len(rest) > line_max_bytes:
-            raise _too_large(line_max_bytes, "line")
         found = [line for line in found if line.strip()]
         for start in range(0, len(found), LINES_MAX):
             yield found[start : start + LINES_MAX]
+        if len(rest) > line_max_bytes:
+            raise _too_large(line_max_bytes, "line")
     if rest.strip():
         yield [rest]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 
 import aiohttp
 import msgspec
@@ -24,6 +25,12 @@ from node.wire import Forward, Forwarded, Submission, Submitted
 FORWARDED = "Rumor-Forwarded"  # on reads: one hop only
 PATH = "/gossip/submit"
 HINT = "Send it again with the same Idempotency-Key: it cannot be stored twice."
+
+NOT_READY = StoreUnavailable(
+    "this node cannot reach Redis and could not prepare this task; it was not stored.",
+    "Send it again by itself: what is wrong with it is then said.",
+    may_have_happened=False,
+)
 
 _encode_json = msgspec.json.Encoder().encode
 _encode = msgpack.Encoder().encode
@@ -84,7 +91,9 @@ class Forwarder:
         try:
             async with (
                 asyncio.timeout_at(deadline_s),
-                self._client().request(method, url, headers=headers, data=body, allow_redirects=False) as response,
+                self._client().request(
+                    method, url, headers=headers, data=body and BytesIO(body), allow_redirects=False
+                ) as response,
             ):
                 return response.status, await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError):

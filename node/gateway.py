@@ -21,6 +21,7 @@ from msgspec import msgpack
 from cluster.config import Config
 from cluster.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, RumorError, StoreUnavailable, TooLarge
 from cluster.view import View
+from cluster.watch_token import HEADER as WATCH_HEADER
 from node import forward, gauges, guard, openapi, page, parse
 from node.answer import JSON_HEADERS, as_json, encode, error_json, refusal
 from node.body import lines, whole
@@ -77,8 +78,8 @@ class Engine(Protocol):
         self,
         items: Sequence[Submission | RumorError],
         idempotency_key: str | None = None,
-        trace: str | None = None,
         ids: Sequence[str] | None = None,
+        trace: str | None = None,
     ) -> Sequence[Submitted | RumorError]: ...
     async def get(self, task_id: str) -> TaskJson: ...
     async def wait(self, task_id: str, wait_s: float) -> TaskJson: ...
@@ -86,7 +87,7 @@ class Engine(Protocol):
     async def retry(self, task_id: str) -> TaskJson: ...
     async def replay(self, type: str | None, limit: int | None) -> int: ...
     async def purge_dead(self) -> int: ...
-    async def list(self, query: ListQuery) -> tuple[Sequence[TaskJson], str | None]: ...
+    async def list_tasks(self, query: ListQuery) -> tuple[Sequence[TaskJson], str | None]: ...
     async def counts(self) -> dict[str, Any]: ...
     async def workers(self) -> Sequence[dict[str, Any]]: ...
     def cluster(self) -> dict[str, Any]: ...
@@ -158,7 +159,7 @@ class Gateway:
         return as_json(BatchJson(len(results) - rejected, rejected, results))
 
     async def list_tasks(self, request: web.Request) -> web.Response:
-        tasks, cursor = await self._engine.list(parse.query(ListQuery, request.query))
+        tasks, cursor = await self._engine.list_tasks(parse.query(ListQuery, request.query))
         return as_json(TaskList(list(tasks), cursor))
 
     async def get_task(self, request: web.Request) -> web.Response:
@@ -232,7 +233,7 @@ class Gateway:
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """A connection whose end tells the peer that this process is gone: held until one side stops."""
         self._require_peer(request)
-        if not self._engine.vitals.accepts_watch(request.headers.get("Rumor-Watch", "")):
+        if not self._engine.vitals.accepts_watch(request.headers.get(WATCH_HEADER, "")):
             raise Forbidden("the watch token is not one of this cluster.", "Compare the gossip keys.")
         response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
         await response.prepare(request)
@@ -255,7 +256,7 @@ class Gateway:
         items = parse.batch(wanted.items, self._config.batch_max_tasks, self._nesting_max)
         if len(items) != len(wanted.ids):
             raise BadRequest(f"{len(wanted.ids)} ids for {len(items)} tasks.", "Only nodes call this.")
-        results = await self._engine.submit(items, wanted.idempotency_key, wanted.trace, wanted.ids)
+        results = await self._engine.submit(items, wanted.idempotency_key, ids=wanted.ids, trace=wanted.trace)
         return as_json([_forwarded(result) for result in results])
 
     async def elsewhere(self, request: web.Request) -> web.Response:
@@ -345,20 +346,23 @@ class Gateway:
     ) -> Sequence[Submitted | RumorError]:
         """Store here, or, when Redis does not answer, through a peer."""
         try:
-            return await self._engine.submit(items, key, trace)
+            return await self._engine.submit(items, key, trace=trace)
         except StoreUnavailable as error:
-            if len(error.ids) != len(items):
+            if len(error.ids) != len(items) or not any(error.ids):
                 raise
-            wanted = forward.outgoing(error.ids, items, key, trace)
-            deadline_s = asyncio.get_running_loop().time() + started_s + ANSWER_WITHIN_S - time.monotonic()
-            forwarded = self._engine.metrics.forwarded
+            loop = asyncio.get_running_loop()
+            deadline_s = loop.time() + started_s + ANSWER_WITHIN_S - time.monotonic()
+            # An item without an id was not acceptable here; which error it had is not known any more.
+            ids = [task_id for task_id in error.ids if task_id]
+            ready = [item for task_id, item in zip(error.ids, items, strict=True) if task_id]
+            wanted = forward.outgoing(ids, ready, key, trace)
+            outcome = "failed"
             try:
-                results = await self._forwarder.submit(self._engine.view, wanted, error, deadline_s)
-            except StoreUnavailable:
-                forwarded.add("failed", len(items))
-                raise
-            forwarded.add("ok", len(items))
-            return results
+                results = iter(await self._forwarder.submit(self._engine.view, wanted, error, deadline_s))
+                outcome = "ok"
+            finally:
+                self._engine.metrics.forwarded.add(outcome, len(ready))
+            return [next(results) if task_id else forward.NOT_READY for task_id in error.ids]
 
     async def _store_valid(
         self, items: Sequence[Submission | RumorError], key: str | None, trace: str | None, started_s: float

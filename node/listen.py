@@ -58,8 +58,12 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size:
             raise ConnectionError("an answer has begun; there is no way to say that it failed")
         if status == 400:
+            # The parser points with a caret on a line of its own, which means nothing inside JSON.
+            what = " ".join(line.strip() for line in (message or "malformed").splitlines() if line.strip(" ^"))
             response = refusal(
-                BadRequest(f"this is not HTTP/1.1: {(message or 'malformed').strip()}", "Send HTTP/1.1.")
+                BadRequest(
+                    f"this is not HTTP/1.1: {what}.", "Send HTTP/1.1; for https, give the node tls_cert and tls_key."
+                )
             )
         else:
             _log.error("connection_failed", status=status, exc_info=exc)

@@ -175,7 +175,7 @@ def _too_deep(nesting_max: int, path: str) -> Invalid:
 
 
 def _malformed(error: msgspec.DecodeError, body: bytes, root: str) -> BadRequest:
-    """Where the JSON breaks, with what stands there."""
+    """About where the JSON breaks, with what stands there."""
     if not body.strip():
         return BadRequest(f"{_place(root)} is empty.", EXAMPLE)
     what = str(error)
@@ -186,7 +186,8 @@ def _malformed(error: msgspec.DecodeError, body: bytes, root: str) -> BadRequest
     line, column = body.count(b"\n", 0, at) + 1, at - (body.rfind(b"\n", 0, at) + 1) + 1
     near = body[max(0, at - 20) : at + 20].decode("utf-8", "replace")
     what = _AT_BYTE.sub("", what.removeprefix("JSON is malformed: "))
-    return BadRequest(f"{_place(root)} is not JSON: {what} at line {line}, column {column}, near {near!r}.", EXAMPLE)
+    # msgspec counts the byte it stopped at, which may be a few past the one that is wrong: hence "near".
+    return BadRequest(f"{_place(root)} is not JSON: {what} near line {line}, column {column}: {near!r}.", EXAMPLE)
 
 
 def _misfit(error: msgspec.ValidationError, body: bytes, root: str) -> Invalid:

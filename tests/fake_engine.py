@@ -1,0 +1,194 @@
+"""An engine that keeps tasks in a dict: what the gateway's tests and its benchmark run against."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.config import Config
+from cluster.errors import BadRequest, Conflict, NotFound, RumorError, StoreUnavailable, UnknownType
+from cluster.load import Load, Meta
+from cluster.swim.events import Evidence
+from cluster.swim.events import State as Gossip
+from cluster.task import LEVELS, Ids
+from cluster.view import Peer, Redis, Verdict, View
+from node.metrics import Metrics
+from node.wire import ListQuery, Submission, Submitted, TaskJson, run_at_ms
+
+SHARDS = 64
+TYPES = frozenset({"process", "noop"})
+
+
+class FakeVitals:
+    """Accepts what says that it is sealed."""
+
+    def __init__(self) -> None:
+        self.stats = {"probes": 3}
+
+    async def push_pull(self, body: bytes) -> bytes | None:
+        return b"sealed answer" if body.startswith(b"sealed") else None
+
+    def accepts_watch(self, token: str) -> bool:
+        return token == "good"
+
+
+class FakeEngine:
+    """Stores at once; `redis_ok` False makes it a node that cannot reach Redis."""
+
+    def __init__(self, config: Config | None = None, peers: Sequence[Peer] = ()) -> None:
+        self.config = config or Config(node_id="n1", port=5001)
+        self.metrics = Metrics()
+        self.vitals = FakeVitals()
+        self.tasks: dict[str, TaskJson] = {}
+        self.keys: dict[str, str] = {}
+        self.calls: list[str] = []
+        self.redis_ok = True
+        self.ready = True
+        self.broken = False
+        self.finished = asyncio.Event()
+        self.view = View("n1", "n1/00000000001-00000001", tuple(peers), None, 0, True, True)
+        self._ids = Ids(1)
+
+    async def submit(
+        self,
+        items: Sequence[Submission | RumorError],
+        idempotency_key: str | None = None,
+        ids: Sequence[str] | None = None,
+        trace: str | None = None,
+    ) -> list[Submitted | RumorError]:
+        self.calls.append("submit")
+        if self.broken:
+            raise ZeroDivisionError("a bug of ours")
+        fixed = list(ids) if ids else [self._ids.next(1_800_000_000_000, n % SHARDS) for n in range(len(items))]
+        if not self.redis_ok:
+            known = [not isinstance(item, RumorError) and item.type in TYPES for item in items]
+            raise StoreUnavailable(
+                "Redis gave no answer within 0.8 s.", ids=[i * k for i, k in zip(fixed, known, strict=True)]
+            )
+        return [self._store(item, task_id, idempotency_key) for item, task_id in zip(items, fixed, strict=True)]
+
+    def _store(
+        self, item: Submission | RumorError, task_id: str, idempotency_key: str | None
+    ) -> Submitted | RumorError:
+        if isinstance(item, RumorError):
+            return item
+        if item.type not in TYPES:
+            return UnknownType(f"no node knows the type {item.type!r}.", "Known: noop, process.")
+        if idempotency_key is not None and idempotency_key in self.keys:
+            return Submitted(self.tasks[self.keys[idempotency_key]], False)
+        if item.run_at is not None:
+            try:
+                run_at_ms(item.run_at)
+            except RumorError as error:
+                return error
+        level = LEVELS[item.priority] if isinstance(item.priority, str) else item.priority
+        task = TaskJson(
+            id=task_id,
+            type=item.type,
+            state="queued",
+            queue=item.queue or "default",
+            priority=5 if level is None else level,
+            data=item.data,
+            attempt=0,
+            max_attempts=5,
+            delivery=0,
+        )
+        self.tasks[task_id] = task
+        if idempotency_key is not None:
+            self.keys[idempotency_key] = task_id
+        self.metrics.accepted.add()
+        return Submitted(task, True)
+
+    async def get(self, task_id: str) -> TaskJson:
+        self.calls.append("get")
+        if not self.redis_ok:
+            raise StoreUnavailable("Redis gave no answer within 0.8 s.")
+        if task_id not in self.tasks:
+            raise NotFound(f"there is no task {task_id!r}.")
+        return self.tasks[task_id]
+
+    async def wait(self, task_id: str, wait_s: float) -> TaskJson:
+        self.calls.append("wait")
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.finished.wait()
+        except TimeoutError:
+            pass
+        return await self.get(task_id)
+
+    async def cancel(self, task_id: str) -> TaskJson:
+        task = await self.get(task_id)
+        if task.state == "succeeded":
+            raise Conflict(f"{task_id} has succeeded.", "It cannot be cancelled.")
+        task.state = "cancelled"
+        return task
+
+    async def retry(self, task_id: str) -> TaskJson:
+        task = await self.get(task_id)
+        if task.state != "dead":
+            raise Conflict(f"{task_id} is {task.state}.", "Only dead or cancelled tasks can be tried again.")
+        task.state = "queued"
+        return task
+
+    async def replay(self, type: str | None, limit: int | None) -> int:
+        dead = [task for task in self.tasks.values() if task.state == "dead" and type in (None, task.type)]
+        for task in dead[:limit]:
+            task.state = "queued"
+        return len(dead[:limit])
+
+    async def purge_dead(self) -> int:
+        dead = [task.id for task in self.tasks.values() if task.state == "dead"]
+        for task_id in dead:
+            del self.tasks[task_id]
+        return len(dead)
+
+    async def list(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
+        if query.cursor is not None and query.cursor not in self.tasks:
+            raise BadRequest(f"cursor is {query.cursor!r}: not one of ours.", "Use the cursor of the page before.")
+        newest = sorted(self.tasks, reverse=True)
+        after = [task_id for task_id in newest if query.cursor is None or task_id < query.cursor]
+        page = [self.tasks[task_id] for task_id in after[: query.limit]]
+        return page, page[-1].id if len(after) > query.limit else None
+
+    async def counts(self) -> dict[str, Any]:
+        return {"states": {"queued": len(self.tasks)}, "queues": {"default": {"queued": len(self.tasks)}}}
+
+    async def workers(self) -> Sequence[dict[str, Any]]:
+        return [{"node_id": "n1"}]
+
+    def cluster(self) -> dict[str, Any]:
+        return {
+            "node_id": "n1",
+            "session": self.view.session,
+            "members": [],
+            "leader": None,
+            "shards": {},
+            "events": [],
+        }
+
+    def health(self) -> dict[str, Any]:
+        return {"status": "ok" if self.redis_ok else "unavailable", "problems": []}
+
+    def is_ready(self) -> tuple[bool, str]:
+        return self.ready, "ready" if self.ready else "Redis does not answer"
+
+
+def peer(node_id: str, port: int, *, redis: Redis = Redis.UNKNOWN, reaches: bool = True, rtt_s: float = 0.001) -> Peer:
+    """A row of the view: alive, with its own word of whether it reaches Redis."""
+    return Peer(
+        node_id=node_id,
+        session=f"{node_id}/00000000001-00000001",
+        host="127.0.0.1",
+        port=port,
+        state=Gossip.ALIVE,
+        evidence=Evidence.NONE,
+        by="",
+        incarnation=0,
+        rtt_s=rtt_s,
+        redis=redis,
+        redis_age_s=None,
+        verdict=Verdict.HEALTHY,
+        load=Load(reaches, False, False, {}),
+        meta=Meta({"default": 1}),
+    )

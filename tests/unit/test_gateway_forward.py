@@ -1,0 +1,158 @@
+"""Without Redis a gateway hands submissions and reads to a peer that has it: once, under the ids fixed before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer, unused_port
+
+from cluster.config import Config
+from cluster.swim.events import State
+from cluster.view import Peer, Redis, View
+from node import gateway
+from node.forward import candidates
+from tests.fake_engine import FakeEngine, peer
+
+Client = TestClient[Any, Any]
+
+
+@pytest.fixture
+async def near() -> AsyncIterator[TestServer]:
+    """A peer that reaches Redis."""
+    server = TestServer(gateway.build(FakeEngine(Config(node_id="n2", port=5002, api_token="t"))))
+    await server.start_server()
+    yield server
+    await server.close()
+
+
+async def cut_off(*peers: Peer, token: str = "t") -> Client:
+    """A client of a node that cannot reach Redis."""
+    engine = FakeEngine(Config(node_id="n1", port=5001, api_token=token), peers)
+    engine.redis_ok = False
+    client = Client(TestServer(gateway.build(engine)), headers={"Authorization": f"Bearer {token}"})
+    await client.start_server()
+    return client
+
+
+async def test_a_submission_is_stored_by_a_peer_under_the_id_fixed_before(near: TestServer) -> None:
+    client = await cut_off(peer("n2", near.port or 0))
+    try:
+        response = await client.post("/tasks", json={"type": "noop", "data": {"a": 1}, "delay_s": 1.5})
+        task = await response.json()
+        assert (response.status, task["data"]) == (202, {"a": 1})
+        read = await client.get(response.headers["Location"])
+        assert await read.json() == task
+        assert (await client.get("/tasks/nope")).status == 404
+    finally:
+        await client.close()
+
+
+async def test_a_repeat_found_by_the_peer_is_a_repeat_here(near: TestServer) -> None:
+    client = await cut_off(peer("n2", near.port or 0))
+    try:
+        answers = [await client.post("/tasks", json={"type": "noop"}, headers={"Idempotency-Key": "k"}) for _ in "12"]
+        assert [answer.status for answer in answers] == [202, 200]
+    finally:
+        await client.close()
+
+
+async def test_a_batch_is_forwarded_whole_and_each_error_keeps_its_place(near: TestServer) -> None:
+    client = await cut_off(peer("n2", near.port or 0))
+    try:
+        batch = [
+            {"type": "noop", "data": 0},
+            {"type": 5},
+            {"type": "noop", "run_at": "x"},
+            {"type": "nix"},
+            {"type": "noop"},
+        ]
+        answer = await (await client.post("/tasks/batch", json=batch)).json()
+        assert (answer["accepted"], answer["rejected"]) == (2, 3)
+        codes = [(result["error"] or {}).get("code") for result in answer["results"]]
+        assert codes == [None, "invalid", "invalid", "store_unavailable", None]
+    finally:
+        await client.close()
+
+
+async def test_a_peer_that_does_not_reach_redis_either_never_forwards_again() -> None:
+    far = FakeEngine(Config(node_id="n2", port=5002, api_token="t"), [peer("n3", unused_port())])
+    far.redis_ok = False
+    server = TestServer(gateway.build(far))
+    await server.start_server()
+    client = await cut_off(peer("n2", server.port or 0))
+    try:
+        response = await client.post("/tasks", json={"type": "noop"})
+        assert response.status == 503
+        assert response.headers["Retry-After"] == "1"
+        assert "Idempotency-Key" in (await response.json())["error"]["hint"]
+        assert far.calls == ["submit"]
+        assert (await client.get("/tasks/x")).status == 503
+        assert far.calls == ["submit", "get"]
+    finally:
+        await client.close()
+        await server.close()
+
+
+async def test_a_peer_that_refuses_connections_is_passed_over(near: TestServer) -> None:
+    client = await cut_off(peer("n0", unused_port(), rtt_s=0.0), peer("n2", near.port or 0, rtt_s=0.5))
+    try:
+        assert (await client.post("/tasks", json={"type": "noop"})).status == 202
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/batch"])
+async def test_with_peers_that_never_answer_it_is_503_within_a_second(path: str) -> None:
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    deaf = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    port = deaf.sockets[0].getsockname()[1]
+    client = await cut_off(peer("n2", port), peer("n3", port))
+    try:
+        started_s = time.monotonic()
+        body = {"type": "noop"}
+        response = await client.post(path, json=body if path == "/tasks" else [body])
+        took_s = time.monotonic() - started_s
+        assert response.status == 503
+        assert 0.9 < took_s < 1.3
+    finally:
+        await client.close()
+        deaf.close()
+
+
+async def test_only_who_has_the_token_may_have_a_peer_store_for_it(near: TestServer) -> None:
+    client = await cut_off(peer("n2", near.port or 0), token="other")
+    try:
+        assert (await client.post("/tasks", json={"type": "noop"})).status == 503
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x93\x90\xc4\x02[]\xc0", json.dumps({}).encode()])
+async def test_a_malformed_forward_is_400(near: TestServer, body: bytes) -> None:
+    client = Client(near, headers={"Authorization": "Bearer t"})
+    response = await client.post("/gossip/submit", data=body)
+    assert response.status in (400, 422)
+    await client.close()
+
+
+def test_candidates_reach_redis_by_their_own_word_and_the_nearest_comes_first() -> None:
+    members = (
+        peer("n1", 1),
+        peer("far", 2, rtt_s=0.2),
+        peer("near", 3, rtt_s=0.1),
+        peer("cut", 4, reaches=False),
+        peer("ended", 5, redis=Redis.GONE),
+        peer("live", 6, redis=Redis.LIVE, reaches=False, rtt_s=0.3),
+        replace(peer("suspect", 7), state=State.SUSPECT),
+    )
+    view = View("n1", "n1/00000000001-00000001", members, None, 0, False, True)
+    assert [one.node_id for one in candidates(view)] == ["near", "far", "live"]

@@ -1,0 +1,126 @@
+"""Who may call: the token, pages of other origins, names that are not this node's, and peers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+
+from cluster.config import Config
+from node import gateway, guard
+from node.routes import CALLERS, ROUTES
+from tests.fake_engine import FakeEngine
+
+TOKEN = "s3cret-töken"
+
+
+async def ask(
+    config: Config, method: str, path: str, headers: Mapping[str, str] | None = None, data: bytes | None = None
+) -> tuple[ClientResponse, bytes]:
+    async with TestClient[Any, Any](TestServer(gateway.build(FakeEngine(config)))) as client:
+        response = await client.request(method, path, headers=headers, data=data)
+        return response, await response.read()
+
+
+GUARDED = [(route.method, route.path.replace("{id}", "x")) for route in ROUTES if route.for_whom == CALLERS]
+
+
+@pytest.mark.parametrize(("method", "path"), [*GUARDED, ("GET", "/no/such")])
+@pytest.mark.parametrize("value", [None, "", "Bearer", "Bearer wrong", "Basic czNjcmV0", "Bearer s3cret", "Bearer é"])
+async def test_without_the_token_nothing_is_answered(method: str, path: str, value: str | None) -> None:
+    headers = {} if value is None else {"Authorization": value}
+    response, body = await ask(Config(api_token="s3cret-token"), method, path, headers, b"{}")
+    assert response.status == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert b"unauthorized" in body
+    assert b"s3cret-token" not in body
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+async def test_with_the_token_a_task_is_accepted_from_anywhere(scheme: str) -> None:
+    headers = {"Authorization": f"{scheme} s3cret-token", "Origin": "https://elsewhere.example"}
+    response, _ = await ask(Config(api_token="s3cret-token"), "POST", "/tasks", headers, b'{"type": "noop"}')
+    assert response.status == 202
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/"])
+async def test_probes_and_the_page_need_no_token(path: str) -> None:
+    response, _ = await ask(Config(api_token="s3cret-token"), "GET", path)
+    assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/tasks"), ("POST", "/tasks/batch"), ("DELETE", "/dead")])
+async def test_a_page_of_another_origin_cannot_change_anything(
+    method: str, path: str, headers: Mapping[str, str]
+) -> None:
+    response, body = await ask(Config(), method, path, headers, b'{"type": "noop"}')
+    assert response.status == 403
+    assert b"another origin" in body
+    assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_the_nodes_own_page_may_submit() -> None:
+    headers = {"Host": "localhost:5000", "Origin": "http://localhost:5000", "Sec-Fetch-Site": "same-origin"}
+    response, _ = await ask(Config(), "POST", "/tasks", headers, b'{"type": "noop"}')
+    assert response.status == 202
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_name_that_somebody_points_at_this_machine_is_refused(method: str) -> None:
+    headers = {"Host": "evil.example:5000", "Origin": "http://evil.example:5000"}
+    response, _ = await ask(Config(), method, "/tasks", headers, b'{"type": "noop"}')
+    assert response.status == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [
+        ("localhost:5000", True),
+        ("127.0.0.1:5000", True),
+        ("[::1]:5000", True),
+        ("10.1.2.3", True),
+        ("rumor-1", True),
+        ("app.localhost", True),
+        ("queue.example.com:5000", True),
+        ("evil.example.com", False),
+        ("127.0.0.1.evil.com", False),
+        ("", True),
+    ],
+)
+def test_a_host_is_this_nodes_when_no_public_dns_answers_for_it(host: str, is_own: bool) -> None:
+    assert guard.is_own_host(host, {"queue.example.com"}) is is_own
+
+
+async def test_gossip_is_answered_sealed_or_not_at_all() -> None:
+    config = Config(api_token="s3cret-token")
+    response, body = await ask(config, "POST", "/gossip", data=b"sealed table")
+    assert (response.status, body) == (200, b"sealed answer")
+    response, _ = await ask(config, "POST", "/gossip", data=b"a stranger's")
+    assert response.status == 403
+
+
+async def test_a_watch_without_a_good_token_is_refused() -> None:
+    response, _ = await ask(Config(), "GET", "/gossip/watch", {"Rumor-Watch": "bad"})
+    assert response.status == 403
+    response, _ = await ask(Config(), "GET", "/gossip/watch")
+    assert response.status == 403
+
+
+async def test_a_token_that_is_not_ascii_works_and_never_raises() -> None:
+    check = guard.bearer(TOKEN)
+    assert check is not None
+    response, _ = await ask(Config(api_token=TOKEN), "GET", "/tasks", {"Authorization": "Bearer other"})
+    assert response.status == 401
