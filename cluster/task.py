@@ -64,6 +64,7 @@ class Claimed(msgspec.Struct, frozen=True):
     attempt: int
     spec: Spec
     data: bytes  # JSON, as submitted
+    session: str = ""  # that claimed it
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):

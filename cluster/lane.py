@@ -1,0 +1,164 @@
+"""A lane: one connection to Redis on which calls form groups. Group commit without a timer.
+
+While one group is under way, everything that is asked for waits and forms the next one: no added latency when idle,
+large batches under load. One group at a time also serialises what this node does to a shard (a shard always uses the
+same lane), which is what makes comparing the in-flight set with what runs sound.
+
+Every group has a deadline. A group without an answer fails as a whole with StoreUnavailable, and says whether it may
+have been carried out; the connection is then made anew, since a late answer could be taken for the next one's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from cluster.errors import StoreUnavailable
+from cluster.scripts import Arg, script
+
+Reply = Any  # what Redis answered, or the exception that this call met
+PROBE_INTERVAL_S = 0.1  # how often a lane that is down looks whether Redis is back
+
+
+@dataclass(slots=True)
+class Call:
+    """One command of a group: a script by name (`keys` then count as KEYS), or a plain command when `script` is ""."""
+
+    script: str
+    keys: tuple[str, ...]
+    args: list[Arg]
+    on_reply: Callable[[Reply], None]
+
+    def command(self, by_text: bool = False) -> tuple[Arg, ...]:
+        """The words sent to Redis."""
+        if not self.script:
+            return (*self.keys, *self.args)
+        one = script(self.script)
+        head: tuple[Arg, ...] = ("EVAL", one.text) if by_text else ("EVALSHA", one.sha)
+        return (*head, len(self.keys), *self.keys, *self.args)
+
+
+class Lane:
+    """Groups calls on one connection. `collect` is asked for what else should go with each group as it leaves."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        timeout_s: float,
+        collect: Callable[[], list[Call]],
+        on_state: Callable[[bool], None],
+    ) -> None:
+        self._connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        self._timeout_s = timeout_s
+        self._collect = collect
+        self._on_state = on_state
+        self._calls: list[Call] = []
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.is_up = True  # whether the last group was answered
+        self.groups = 0
+        self.last_answer_s = 0.0  # loop time of the last answered group
+        self.latency_s = 0.0  # of the last group
+
+    def start(self) -> None:
+        """Begin; needs the running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="lane")
+
+    def add(self, call: Call) -> None:
+        """Send with the next group. Its `on_reply` is called exactly once."""
+        self._calls.append(call)
+        self._wanted.set()
+
+    def kick(self) -> None:
+        """Let `collect` be asked, although there is no call to add."""
+        self._wanted.set()
+
+    async def close(self) -> None:
+        """End without waiting for what is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._connection.disconnect(nowait=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if not self.is_up:
+                await self._come_back()
+            calls, self._calls = self._calls, []
+            calls.extend(self._collect())
+            if calls:
+                await self._exchange(calls)
+
+    async def _exchange(self, calls: list[Call]) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        replies: list[Reply]
+        sent = False
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._connection.connect()
+                sent = True
+                replies = await self._talk([call.command() for call in calls])
+                again = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+                if again:  # a Redis that was restarted; each text once, as EVAL loads it
+                    for n, reply in zip(again, await self._talk([calls[n].command(True) for n in again]), strict=True):
+                        replies[n] = reply
+        except (RedisError, OSError, TimeoutError) as error:
+            await self._connection.disconnect(nowait=True)
+            self._set_up(False)
+            what = str(error) or f"no answer within {self._timeout_s} s"
+            failure = StoreUnavailable(
+                f"Redis: {what}; the call {'may have been' if sent else 'was not'} carried out.",
+                "Send it again with the same Idempotency-Key: it cannot be stored twice.",
+                may_have_happened=sent,
+            )
+            replies = [failure] * len(calls)
+        else:
+            self.groups += 1
+            self.last_answer_s = loop.time()
+            self.latency_s = self.last_answer_s - began_s
+            self._set_up(True)
+        for call, reply in zip(calls, replies, strict=True):
+            call.on_reply(reply)
+
+    async def _talk(self, commands: list[tuple[Arg, ...]]) -> list[Reply]:
+        await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        replies: list[Reply] = []
+        for _ in commands:
+            try:
+                replies.append(await self._connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+        return replies
+
+    async def _come_back(self) -> None:
+        """Look with a PING until Redis answers; callers meanwhile fail at once instead of piling up."""
+        while not self.is_up:
+            calls, self._calls = self._calls, []
+            gone = StoreUnavailable("Redis does not answer.", "Try again soon.", may_have_happened=False)
+            for call in calls:
+                call.on_reply(gone)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._connection.connect()
+                    reply = (await self._talk([("PING",)]))[0]
+                    if isinstance(reply, ResponseError):
+                        raise reply
+                self._set_up(True)
+            except (RedisError, OSError, TimeoutError):
+                await self._connection.disconnect(nowait=True)
+                await asyncio.sleep(PROBE_INTERVAL_S)
+
+    def _set_up(self, is_up: bool) -> None:
+        if is_up != self.is_up:
+            self.is_up = is_up
+            if not is_up:
+                self._wanted.set()  # so that the way back is looked for although nobody asks
+            self._on_state(is_up)

@@ -1,0 +1,43 @@
+-- cancel: take one task from wherever it is, also from in flight, to cancelled. Cancelling is a commit.
+--
+-- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
+-- KEYS[2]  {sNN}:task:<id>            hash  the task
+-- KEYS[3]  {sNN}:scheduled            zset  ids by due time, ms
+-- KEYS[4]  {sNN}:waiting              zset  ids that wait for others
+-- KEYS[5]  {sNN}:cancelled            zset  cancelled ids by the time they may be dropped, ms
+-- KEYS[6]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- ARGV[1]  id                         of the task
+-- ARGV[2]  ready prefix               {sNN}:ready:
+-- ARGV[3]  inflight prefix            {sNN}:inflight:
+-- ARGV[4]  retention ms               of the cancelled task
+-- ARGV[5]  channel                    {sNN}:finished, where terminal ids are published
+-- Touches  {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
+--
+-- Returns  {state it was in ("" when there is no such task), session that ran it or "", its delivery}; it is cancelled
+--          now if that state was not a terminal one
+-- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
+-- Repeat   harmless: the state answered is then cancelled
+
+local id = ARGV[1]
+local was = redis.call('HMGET', KEYS[2], 'state', 'session', 'delivery', 'spec')
+local state = was[1]
+if not state then return {'', '', 0} end
+if state == 'succeeded' or state == 'dead' or state == 'cancelled' then return {state, '', 0} end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[2], 'state', 'cancelled', 'finished_at', now)
+redis.call('ZADD', KEYS[5], now + ARGV[4], id)
+local session = ''
+if state == 'queued' then
+  redis.call('ZREM', ARGV[2] .. cmsgpack.unpack(was[4])[2], id)
+elseif state == 'running' then
+  session = was[2] or ''
+  redis.call('HDEL', ARGV[3] .. session, id)
+  if redis.call('EXISTS', ARGV[3] .. session) == 0 then redis.call('SREM', KEYS[6], session) end
+elseif state == 'waiting' then
+  redis.call('ZREM', KEYS[4], id)
+else
+  redis.call('ZREM', KEYS[3], id)
+end
+redis.call('PUBLISH', ARGV[5], id)
+return {state, session, tonumber(was[3] or 0)}

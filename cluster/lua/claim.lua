@@ -1,0 +1,42 @@
+-- claim: move up to `limit` queued tasks of one queue of one shard into a session's in-flight set.
+--
+-- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
+-- KEYS[2]  {sNN}:ready:<queue>        zset  queued ids, lowest score first
+-- KEYS[3]  {sNN}:inflight:<session>   hash  id -> delivery, what the session runs: the right to settle
+-- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[2]  session                    claimant
+-- ARGV[3]  limit                      tasks, 1 to 256; bounds the time Redis is held
+-- ARGV[4]  highest score              do not take what is worse than this ("+inf": anything)
+-- Touches  {sNN}:task:<id>            one per claimed id, same slot
+--
+-- Returns  {now ms, count left, head score left, {id, delivery, attempt, spec, data, …}}
+-- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; an attempt is
+--          counted before its handler can start
+-- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session's comparison finds them.
+
+local ids = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local prefix, session = ARGV[1], ARGV[2]
+local out, flight = {}, {}
+for _, id in ipairs(ids) do
+  local key = prefix .. id
+  local was = redis.call('HMGET', key, 'spec', 'data', 'attempt', 'delivery')
+  if was[1] then
+    local attempt, delivery = was[3] + 1, was[4] + 1
+    redis.call('HSET', key, 'state', 'running', 'attempt', attempt, 'delivery', delivery, 'started_at', now,
+      'session', session)
+    flight[#flight + 1] = id
+    flight[#flight + 1] = delivery
+    local n = #out
+    out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5] = id, delivery, attempt, was[1], was[2]
+  end
+end
+if #flight > 0 then
+  redis.call('HSET', KEYS[3], unpack(flight))
+  redis.call('SADD', KEYS[4], session)
+end
+if #ids > 0 then redis.call('ZREM', KEYS[2], unpack(ids)) end
+local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+return {now, redis.call('ZCARD', KEYS[2]), first[2] or '0', out}

@@ -1,0 +1,58 @@
+-- keep: keep house in one shard: promote what is due, drop what is past retention, report what is there.
+--
+-- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
+-- KEYS[2]  {sNN}:scheduled            zset  ids by due time, ms
+-- KEYS[3]  {sNN}:done                 zset  succeeded ids by the time they may be dropped, ms
+-- KEYS[4]  {sNN}:dead                 zset  dead ids, likewise
+-- KEYS[5]  {sNN}:cancelled            zset  cancelled ids, likewise
+-- KEYS[6]  {sNN}:index                zset  every id of the shard
+-- KEYS[7]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- KEYS[8]  {sNN}:queues               set   names of the queues this shard ever held
+-- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[2]  ready prefix               {sNN}:ready:
+-- ARGV[3]  aging_ms                   milliseconds of waiting that are worth one priority level
+-- ARGV[4]  limit                      tasks promoted, and dropped of each kind, in one call, 1 to 256
+-- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+--
+-- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; call it again at
+--          once when promoted or dropped reached the limit
+-- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
+-- Repeat   harmless
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[4])
+for _, id in ipairs(due) do
+  local key = ARGV[1] .. id
+  local packed = redis.call('HGET', key, 'spec')
+  if packed then
+    local spec = cmsgpack.unpack(packed)
+    redis.call('HSET', key, 'state', 'queued', 'queued_at', now)
+    redis.call('ZADD', ARGV[2] .. spec[2], now - spec[3] * ARGV[3], id)
+    redis.call('SADD', KEYS[8], spec[2])
+  end
+end
+if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
+
+local dropped = 0
+for k = 3, 5 do
+  local old = redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', now, 'LIMIT', 0, ARGV[4])
+  if #old > 0 then
+    local keys = {}
+    for i, id in ipairs(old) do keys[i] = ARGV[1] .. id end
+    redis.call('UNLINK', unpack(keys))
+    redis.call('ZREM', KEYS[6], unpack(old))
+    redis.call('ZREM', KEYS[k], unpack(old))
+    dropped = math.max(dropped, #old)
+  end
+end
+
+local heads = {}
+for _, queue in ipairs(redis.call('SMEMBERS', KEYS[8])) do
+  local first = redis.call('ZRANGE', ARGV[2] .. queue, 0, 0, 'WITHSCORES')
+  heads[#heads + 1] = queue
+  heads[#heads + 1] = redis.call('ZCARD', ARGV[2] .. queue)
+  heads[#heads + 1] = first[2] or '0'
+end
+local next_due = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
+return {now, #due, dropped, tonumber(next_due or 0), redis.call('SMEMBERS', KEYS[7]), heads}

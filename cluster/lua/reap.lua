@@ -1,0 +1,77 @@
+-- reap: queue a fenced session's in-flight tasks of one shard again, a chunk at a time.
+--
+-- Call it only after the session's tombstone is written. Whatever the session claims late is reaped by the next call.
+--
+-- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
+-- KEYS[2]  {sNN}:inflight:<session>   hash  id -> delivery
+-- KEYS[3]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- KEYS[4]  {sNN}:scheduled            zset  ids by due time, ms
+-- KEYS[5]  {sNN}:dead                 zset  dead ids by the time they may be dropped, ms
+-- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[2]  ready prefix               {sNN}:ready:
+-- ARGV[3]  session                    the fenced one
+-- ARGV[4]  aging_ms                   milliseconds of waiting that are worth one priority level
+-- ARGV[5]  limit                      tasks, 1 to 256; bounds the time Redis is held
+-- ARGV[6]  jitter                     0 to 1, drawn by the caller (Redis's own random is the same in every run)
+-- ARGV[7]  retention ms               of dead tasks
+-- ARGV[8]  channel                    {sNN}:finished, where terminal ids are published
+-- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+--
+-- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …}}
+-- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; attempts stay
+--          counted: a task that kills its workers ends in dead
+-- Repeat   harmless
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local limit, jitter = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local all = redis.call('HKEYS', KEYS[2])
+local ids, finished, queues, order = {}, {}, {}, {}
+local queued, scheduled, dead = 0, 0, 0
+for i = 1, math.min(#all, limit) do
+  local id = all[i]
+  local key = prefix .. id
+  ids[i] = id
+  local was = redis.call('HMGET', key, 'spec', 'attempt', 'lost', 'queued_at')
+  if was[1] then
+    local spec = cmsgpack.unpack(was[1])
+    local queue, level, max_attempts, backoff = spec[2], spec[3], spec[4], spec[6]
+    local attempt, lost = tonumber(was[2]), (was[3] or 0) + 1
+    if attempt >= max_attempts then
+      local message = 'its worker died while running it; attempt ' .. attempt .. ' of ' .. max_attempts
+        .. ', worker lost ' .. lost .. (lost == 1 and ' time' or ' times')
+      redis.call('HSET', key, 'state', 'dead', 'lost', lost, 'finished_at', now,
+        'error', cjson.encode({type = 'WorkerLost', message = message, session = session}))
+      redis.call('ZADD', KEYS[5], now + ARGV[7], id)
+      finished[#finished + 1] = id
+      dead = dead + 1
+    elseif lost == 1 then -- a crash elsewhere is not the task's failure until it repeats
+      redis.call('HSET', key, 'state', 'queued', 'lost', lost)
+      redis.call('ZADD', ready_prefix .. queue, (was[4] or now) - level * aging, id)
+      if not queues[queue] then
+        queues[queue] = true
+        order[#order + 1] = queue
+      end
+      queued = queued + 1
+    else
+      jitter = (jitter + 0.618033988749895) % 1
+      local wait = math.floor(1000 * jitter * math.min(backoff[3], backoff[1] * backoff[2] ^ (lost - 2)))
+      redis.call('HSET', key, 'state', 'retrying', 'lost', lost, 'due', now + wait)
+      redis.call('ZADD', KEYS[4], now + wait, id)
+      scheduled = scheduled + 1
+    end
+  end
+end
+if #ids > 0 then redis.call('HDEL', KEYS[2], unpack(ids)) end
+if #all <= limit then redis.call('SREM', KEYS[3], session) end
+if #finished > 0 then redis.call('PUBLISH', ARGV[8], table.concat(finished, ' ')) end
+local heads = {}
+for _, queue in ipairs(order) do
+  local first = redis.call('ZRANGE', ready_prefix .. queue, 0, 0, 'WITHSCORES')
+  heads[#heads + 1] = queue
+  heads[#heads + 1] = redis.call('ZCARD', ready_prefix .. queue)
+  heads[#heads + 1] = first[2] or '0'
+end
+return {#all - #ids, queued, scheduled, dead, heads}

@@ -1,0 +1,104 @@
+-- store: keep a batch of new tasks in one shard; start some of them for the caller in the same step.
+--
+-- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
+-- KEYS[2]  {sNN}:index                zset  every id of the shard
+-- KEYS[3]  {sNN}:scheduled            zset  ids by due time, ms
+-- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- KEYS[5]  {sNN}:inflight:<session>   hash  id -> delivery: the right to settle
+-- KEYS[6]  {sNN}:queues               set   names of the queues this shard ever held
+-- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[2]  ready prefix               {sNN}:ready:
+-- ARGV[3]  idempotency prefix         {sNN}:idem:
+-- ARGV[4]  session                    claimant of the tasks that carry the claim mark
+-- ARGV[5]  aging_ms                   milliseconds of waiting that are worth one priority level
+-- ARGV[6]  queue limit                tasks that may be ready in one queue of one shard
+-- ARGV[7…] per task, 10 each: id, queue, level, due (0 now, < 0 that many ms from now, > 0 at that ms), spec, data,
+--          claim (1 or 0), idempotency key or "", its lifetime ms, fingerprint of the submission
+-- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
+--
+-- Returns  {now ms, {code per task}, {queue, count, head score, …}}; codes: "q" queued, "s" scheduled, "c" claimed,
+--          "x" this id was stored before, "i<id>" repeat of that task, "m<id>" same key with another body, "f" queue full
+-- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; a mapping and
+--          its task are written together
+-- Repeat   harmless: an id that is in the index is not stored again
+
+local STRIDE = 10
+local n = (#ARGV - 6) / STRIDE
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local prefix, ready_prefix, idem_prefix, session = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local aging, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local ids = {}
+for i = 1, n do ids[i] = ARGV[7 + (i - 1) * STRIDE] end
+local known = redis.call('ZMSCORE', KEYS[2], unpack(ids))
+
+local codes, index, due_args, flight, ready, order, room = {}, {}, {}, {}, {}, {}, {}
+for i = 1, n do
+  local at = 6 + (i - 1) * STRIDE
+  local id, queue, level, due = ids[i], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
+  local idem, code = ARGV[at + 8], nil
+  if known[i] then
+    code = 'x'
+  elseif idem ~= '' then
+    local mapped = redis.call('GET', idem_prefix .. idem)
+    if mapped then
+      local first, print = string.match(mapped, '^(%S+) (.*)$')
+      code = (print == ARGV[at + 10] and 'i' or 'm') .. first
+    end
+  end
+  if not code and not ready[queue] then
+    ready[queue] = {}
+    order[#order + 1] = queue
+    room[queue] = limit - redis.call('ZCARD', ready_prefix .. queue)
+  end
+  if not code and due == 0 and ARGV[at + 7] ~= '1' and room[queue] <= 0 then code = 'f' end
+  if not code then
+    if due < 0 then due = now - due end
+    if idem ~= '' then
+      redis.call('SET', idem_prefix .. idem, id .. ' ' .. ARGV[at + 10], 'PX', ARGV[at + 9])
+    end
+    if due > now then
+      redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'scheduled', 'attempt', 0,
+        'delivery', 0, 'created_at', now, 'due', due)
+      due_args[#due_args + 1] = due
+      due_args[#due_args + 1] = id
+      code = 's'
+    elseif ARGV[at + 7] == '1' then
+      redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'running', 'attempt', 1,
+        'delivery', 1, 'created_at', now, 'queued_at', now, 'started_at', now, 'session', session)
+      flight[#flight + 1] = id
+      flight[#flight + 1] = 1
+      code = 'c'
+    else
+      redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'queued', 'attempt', 0,
+        'delivery', 0, 'created_at', now, 'queued_at', now)
+      local list = ready[queue]
+      list[#list + 1] = now - level * aging
+      list[#list + 1] = id
+      room[queue] = room[queue] - 1
+      code = 'q'
+    end
+    index[#index + 1] = 0
+    index[#index + 1] = id
+  end
+  codes[i] = code
+end
+
+if #index > 0 then redis.call('ZADD', KEYS[2], unpack(index)) end
+if #due_args > 0 then redis.call('ZADD', KEYS[3], unpack(due_args)) end
+if #flight > 0 then
+  redis.call('HSET', KEYS[5], unpack(flight))
+  redis.call('SADD', KEYS[4], session)
+end
+if #order > 0 then redis.call('SADD', KEYS[6], unpack(order)) end
+local heads = {}
+for _, queue in ipairs(order) do
+  local key, list = ready_prefix .. queue, ready[queue]
+  if #list > 0 then redis.call('ZADD', key, unpack(list)) end
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  heads[#heads + 1] = queue
+  heads[#heads + 1] = redis.call('ZCARD', key)
+  heads[#heads + 1] = first[2] or '0'
+end
+return {now, codes, heads}

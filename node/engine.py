@@ -1,0 +1,636 @@
+"""The engine: one node's queue, as the gateway calls it and as vitals informs it.
+
+It owns the parts (dispatcher, house, submitting, queries, waiting, placement) and passes to each what it must know:
+a new view changes owners, a tombstone is reaped, a wake-up is claimed from. Everything here runs on the main loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from random import Random
+from typing import Any
+
+import msgspec
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+
+from cluster import ring
+from cluster.config import Config
+from cluster.errors import Conflict, NotFound, RumorError, StoreUnavailable
+from cluster.lane import Reply
+from cluster.load import Load, QueueLoad
+from cluster.store import BATCH_MAX, Calls, Head, connect, heads_of
+from cluster.swim.events import State as Gossip
+from cluster.task import TERMINAL, Claimed, State
+from cluster.view import View
+from cluster.vitals import Vitals
+from node.catalog import Catalog
+from node.dispatch import Dispatcher
+from node.house import House
+from node.metrics import Metrics
+from node.placement import Placement
+from node.queries import Queries
+from node.submitting import Result, Submitting
+from node.tasks import Registry
+from node.waiting import LOOK_INTERVAL_S, Waiting
+from node.wire import ListQuery, Submission, Submitted, TaskJson
+from node.worker import Worker
+
+EVENTS_MAX = 500
+LOAD_INTERVAL_S = 0.1
+STEAL_INTERVAL_S = 0.02
+CATALOG_INTERVAL_S = 5.0
+READY_WITHIN_S = 3.0
+REPLAY_PAGE = 500
+
+log = structlog.get_logger("rumor.engine")
+
+
+class Engine:
+    """What a node does with tasks."""
+
+    def __init__(
+        self, config: Config, registry: Registry, metrics: Metrics, shards_note: Sequence[dict[str, str]]
+    ) -> None:
+        self.config = config
+        self.metrics = metrics
+        self.client: redis.asyncio.Redis = connect(config.redis_url)
+        self.vitals: Vitals
+        self.view: View
+        self.redis_notes = list(shards_note)
+        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
+        self.owners: tuple[str, ...] = ("",) * config.shards
+        self.is_draining = False
+        self.is_stopping = False
+        self._rng = Random()
+        self._started_s = time.monotonic()
+        self._sessions: dict[str, str] = {}  # node_id -> session, of the members that are not gone
+        self._weights: dict[str, int] = {}
+        self._stole_s: dict[str, float] = {}
+        self._load: Load | None = None
+        self._redis_lost_s: float | None = None
+        self._wakes: dict[str, dict[tuple[int, str], Head]] = {}  # session -> (shard, queue) -> its head
+        self._dues: dict[str, dict[int, float]] = {}  # session -> shard -> loop time at which something is due
+        self._is_waking = False
+        self._tasks: list[asyncio.Task[None]] = []
+        calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
+        self.waiting = Waiting(self.client)
+        self.dispatch = Dispatcher(
+            config,
+            self.client,
+            calls,
+            metrics,
+            on_heads=self.on_heads,
+            on_finished=self.waiting.finished,
+            on_redis=self._lanes_changed,
+            on_due=self._on_due,
+        )
+        self.house = House(
+            config,
+            self.dispatch,
+            metrics,
+            on_heads=self.on_heads,
+            on_strangers=lambda sessions: self.vitals.consider(sessions),
+            on_reaped=lambda session, tasks: self.on_event(
+                {"at_ms": _wall_ms(), "kind": "reaped", "node_id": session.partition("/")[0], "tasks": tasks}
+            ),
+        )
+        self.catalog = Catalog(registry, config)
+        self.placement = Placement(config.name, config.shards, self._rng)
+        self.queries = Queries(config, self.dispatch)
+        self.submitting = Submitting(config, self.dispatch, self.catalog, self.placement, metrics)
+        self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress)
+
+    # ---- life
+
+    async def start(self, vitals: Vitals) -> None:
+        """Begin to work; vitals has started."""
+        self.vitals = vitals
+        self.dispatch.session = vitals.session
+        self.dispatch.start(self.worker)
+        self.dispatch.is_claiming = True
+        self.publish_load()
+        self.on_view(vitals.view)
+        for run in (self.house.run(), self._report_load(), self._keep_catalog()):
+            self._tasks.append(asyncio.get_running_loop().create_task(run))
+
+    async def drain(self) -> None:
+        """Stop claiming, let running tasks finish for drain_s, hand back the rest, and see all outcomes answered."""
+        self.is_draining = True
+        self.dispatch.is_claiming = False
+        self.publish_load()
+        await self.vitals.leave()
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self.config.drain_s
+        while self.worker.running and loop.time() < until_s:
+            await asyncio.sleep(0.02)
+        self.worker.release_all()
+        until_s = loop.time() + 2 * self.config.redis_timeout_s + 1.0
+        while (self.dispatch.settling or self.worker.running) and loop.time() < until_s:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """End everything that start began."""
+        self.is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.worker.close()
+        await self.waiting.close()
+        await self.dispatch.close()
+        await self.client.aclose()
+
+    # ---- what vitals says
+
+    def on_view(self, view: View) -> None:
+        """Both witnesses' latest word: who owns what, who is how loaded."""
+        self.view = view
+        weights = {p.node_id: sum(p.meta.queues.values()) for p in view.members if p.is_able and p.meta is not None}
+        sessions = {p.node_id: p.session for p in view.members if p.state not in (Gossip.DEAD, Gossip.LEFT)}
+        if weights != self._weights or not self.owners[0]:
+            self._weights = weights
+            before, self.owners = self.owners, ring.owners(weights, self.config.shards)
+            moved = sum(old != new for old, new in zip(before, self.owners, strict=True))
+            if moved:
+                self.on_event(
+                    {"at_ms": _wall_ms(), "kind": "shards_moved", "node_id": self.config.name, "shards": moved}
+                )
+        self._sessions = sessions
+        owned = [shard for shard, node in enumerate(self.owners) if node == self.config.name]
+        self.house.own(owned, sessions.values())
+        self.placement.see(view, self.owners)
+        self._steal()
+
+    def on_dead(self, session: str, cause: str) -> None:
+        """A tombstone is written: queue again what the session held."""
+        self.house.reap(session, range(self.config.shards))
+
+    def on_fenced(self, session: str) -> None:
+        """This node's own session was fenced; it goes on under this one."""
+        log.warning("fenced", was=self.dispatch.session, now=session)
+        self.dispatch.renew(session)
+
+    def on_wake(self, message: bytes) -> None:
+        """Another node placed work in our shards, or a task of ours was cancelled."""
+        try:
+            kind, rows = msgspec.msgpack.decode(message, type=tuple[str, list[Any]])
+            if kind == "w":
+                for shard, queue, count, score in rows:
+                    self.dispatch.backlog.set(str(queue), int(shard), int(count), int(score))
+                self.dispatch.kick()
+            elif kind == "d":
+                for shard, ms in rows:
+                    self.house.due(int(shard) % self.config.shards, max(0, int(ms)) / 1000)
+            elif kind == "c":
+                task_id, delivery = rows
+                self.worker.stop(str(task_id), int(delivery), "cancelled")
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            log.warning("wake_malformed", error=str(error))
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """A line of the timeline."""
+        self.events.append(event)
+
+    def on_redis(self, is_ok: bool) -> None:
+        """Vitals' heartbeat is (not) answered."""
+        self._redis_changed(is_ok and self.dispatch.is_up)
+
+    def _lanes_changed(self, is_up: bool) -> None:
+        log.info("redis_back" if is_up else "redis_away")
+        self._redis_changed(is_up)
+        self.publish_load()
+
+    def _redis_changed(self, is_up: bool) -> None:
+        if is_up:
+            self._redis_lost_s = None
+        elif self._redis_lost_s is None:
+            self._redis_lost_s = time.monotonic()
+
+    # ---- what scripts say
+
+    def on_heads(self, shard: int, heads: Sequence[Head]) -> None:
+        """What is queued in a shard now: claim from it if it is ours, else wake its owner."""
+        owner = self.owners[shard]
+        self.dispatch.backlog.heard(shard, heads)
+        if owner == self.config.name or not owner:
+            self.dispatch.kick()
+            return
+        session = self._sessions.get(owner)
+        if session is not None:
+            wakes = self._wakes.setdefault(session, {})
+            for head in heads:
+                if head.count:
+                    wakes[shard, head.queue] = head
+            self._wake_soon()
+        # Left to its owner; what the owner cannot take soon, its gossiped load offers to thieves.
+        self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
+
+    def _on_due(self, shard: int, in_s: float) -> None:
+        """Something in a shard is due then: noted if we keep it, else its owner is told."""
+        owner = self.owners[shard]
+        session = self._sessions.get(owner)
+        if in_s <= 0 or owner == self.config.name or session is None:
+            self.house.due(shard, in_s)
+            return
+        at_s = asyncio.get_running_loop().time() + in_s
+        dues = self._dues.setdefault(session, {})
+        dues[shard] = min(at_s, dues.get(shard, at_s))
+        self._wake_soon()
+
+    def _wake_soon(self) -> None:
+        """All wake-ups of one turn of the loop travel together."""
+        if not self._is_waking:
+            self._is_waking = True
+            asyncio.get_running_loop().call_soon(self._send_wakes)
+
+    def _send_wakes(self) -> None:
+        self._is_waking = False
+        dues, self._dues = self._dues, {}
+        now_s = asyncio.get_running_loop().time()
+        for session, shards in dues.items():
+            self._tell(session, ("d", [(shard, int(1000 * (at_s - now_s))) for shard, at_s in shards.items()]))
+        wakes, self._wakes = self._wakes, {}
+        for session, heads in wakes.items():
+            if heads:
+                rows = [(shard, queue, head.count, head.score) for (shard, queue), head in heads.items()]
+                self._tell(session, ("w", rows))
+
+    def _tell(self, session: str, message: tuple[str, Any]) -> None:
+        call = self.dispatch.calls.publish(session, msgspec.msgpack.encode(message), _ignore)
+        self.dispatch.lanes[0].add(call)
+
+    def _on_progress(self, claimed: Claimed, value: bytes) -> None:
+        call = self.dispatch.calls.progress(
+            claimed.shard, claimed.session, claimed.id, claimed.delivery, value, _ignore
+        )
+        self.dispatch.lane(claimed.shard).add(call)
+
+    # ---- load and stealing
+
+    def own_load(self) -> dict[str, int]:
+        """queued - free by queue, now."""
+        load: dict[str, int] = {}
+        for queue in self.config.queue_slots:
+            queued, _, _ = self.dispatch.backlog.queued(queue, self.house.owned)
+            load[queue] = queued - self.dispatch.free(queue)
+        return load
+
+    def publish_load(self) -> None:
+        """Tell the others, if there is anything new."""
+        queues: dict[str, QueueLoad] = {}
+        for queue in dict.fromkeys([*self.config.queue_slots, *self.dispatch.backlog.queues()]):
+            queued, bitmap, head = self.dispatch.backlog.queued(queue, self.house.owned)
+            queues[queue] = QueueLoad(max(0, self.dispatch.free(queue)), queued, bitmap, head)
+        load = Load(self.dispatch.is_up, False, self.is_draining, queues, len(self.worker.running))
+        if load != self._load:
+            self._load = load
+            self.vitals.set_load(load)
+
+    def _steal(self) -> None:
+        """With free slots and nothing queued here, claim from the shards of the most loaded member."""
+        now_s = time.monotonic()
+        for queue in self.config.queue_slots:
+            free = self.dispatch.free(queue)
+            if free <= 0 or not self.dispatch.backlog.is_empty(queue):
+                continue
+            if now_s - self._stole_s.get(queue, 0.0) < STEAL_INTERVAL_S:
+                continue
+            victim, most, bitmap = "", 0, 0
+            for peer in self.view.members:
+                if peer.node_id == self.config.name or peer.load is None or queue not in peer.load.queues:
+                    continue
+                said = peer.load.queues[queue]
+                waits = said.queued - (said.free if peer.is_able else 0)
+                if waits > most:
+                    victim, most, bitmap = peer.node_id, waits, said.shards
+            if not victim:
+                continue
+            self._stole_s[queue] = now_s
+            shards = [shard for shard in range(self.config.shards) if bitmap >> shard & 1]
+            self._rng.shuffle(shards)
+            # Half of what waits there: the victim goes on claiming too.
+            want = max(1, min(free, -(-most // 2)))
+            shards = shards[:want]
+            self.dispatch.steal(shards, queue, -(-want // max(1, len(shards))))
+
+    async def _report_load(self) -> None:
+        loop = asyncio.get_running_loop()
+        ticked_s = loop.time()
+        while True:
+            await asyncio.sleep(LOAD_INTERVAL_S)
+            now_s = loop.time()
+            self.metrics.loop_lag_s.add(max(0.0, now_s - ticked_s - LOAD_INTERVAL_S))
+            ticked_s = now_s
+            self.vitals.tick()
+            self.publish_load()
+            if any(self.dispatch.free(queue) > 0 for queue in self.config.queue_slots):
+                self._steal()
+            for lane in self.dispatch.lanes:
+                if lane.latency_s:
+                    self.metrics.redis_s.add(lane.latency_s)
+            lost_s = self._redis_lost_s
+            if lost_s is not None and time.monotonic() - lost_s > self.config.lease_s and self.worker.running:
+                log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
+                self.worker.stop_all("lease")
+
+    async def _keep_catalog(self) -> None:
+        is_published = False
+        while True:
+            try:
+                async with asyncio.timeout(self.config.redis_timeout_s):
+                    if not is_published:
+                        await self.catalog.publish(self.client)
+                        is_published = True
+                    await self.catalog.refresh(self.client)
+            except (RedisError, OSError, TimeoutError) as error:
+                log.debug("catalog_unread", error=str(error))
+                is_published = False  # Redis may have come back without it
+            await asyncio.sleep(CATALOG_INTERVAL_S)
+
+    # ---- what the gateway calls
+
+    async def submit(
+        self,
+        items: Sequence[Submission | RumorError],
+        idempotency_key: str | None = None,
+        ids: Sequence[str] | None = None,
+        trace: str | None = None,
+    ) -> list[Result]:
+        """Store submissions, in order. Raises StoreUnavailable (with `ids` to forward under) when Redis is away."""
+        if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
+            await self._refresh_catalog()
+        results = await self.submitting.submit(items, idempotency_key, ids, trace, self.own_load())
+        for n, result in enumerate(results):
+            if isinstance(result, Submitted) and not result.is_new:
+                results[n] = await self._first(result)
+        return results
+
+    async def _first(self, repeat: Submitted) -> Submitted:
+        """The task that a repeat stands for; only its id is left when it is past its retention."""
+        try:
+            return Submitted(await self.queries.get(repeat.task.id), False)
+        except NotFound:
+            repeat.task.state = "expired"
+            return repeat
+
+    async def _refresh_catalog(self) -> None:
+        try:
+            async with asyncio.timeout(self.config.redis_timeout_s):
+                await self.catalog.refresh(self.client)
+        except (RedisError, OSError, TimeoutError) as error:
+            log.debug("catalog_unread", error=str(error))
+
+    async def get(self, task_id: str) -> TaskJson:
+        """One task. Raises NotFound."""
+        return await self.queries.get(task_id)
+
+    async def wait(self, task_id: str, wait_s: float) -> TaskJson:
+        """One task when it is terminal, or as it is after `wait_s` seconds. Raises NotFound."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + wait_s
+        async with self.waiting.one(task_id, self.queries.shard(task_id)) as event:
+            while True:
+                task = await self.queries.get(task_id)
+                left_s = until_s - loop.time()
+                if task.state in TERMINAL or left_s <= 0 or self.is_stopping:
+                    return task
+                event.clear()
+                try:
+                    async with asyncio.timeout(min(left_s, LOOK_INTERVAL_S)):
+                        await event.wait()
+                except TimeoutError:
+                    pass
+
+    async def cancel(self, task_id: str) -> TaskJson:
+        """Cancel a task wherever it is. Raises NotFound, Conflict when it has ended otherwise."""
+        shard = self.queries.shard(task_id)
+        retention_ms = int(self.config.retention_s * 1000)
+        make = partial(self.dispatch.calls.cancel, shard, task_id, retention_ms)
+        state, session, delivery = await self.queries.ask(shard, make)
+        if state == b"":
+            raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        if state.decode() in TERMINAL and state != b"cancelled":
+            raise Conflict(
+                f"task {task_id} is {state.decode()}: it has ended.", "Only unfinished tasks can be cancelled."
+            )
+        if session:
+            if session.decode() == self.dispatch.session:
+                self.worker.stop(task_id, delivery, "cancelled")
+            else:
+                self._tell(session.decode(), ("c", [task_id, delivery]))
+        if state != b"cancelled":
+            self.metrics.commits.add("cancelled")
+        self.waiting.finished([task_id])
+        return await self.queries.get(task_id)
+
+    async def retry(self, task_id: str) -> TaskJson:
+        """Queue a dead or cancelled task again. Raises NotFound, Conflict in any other state."""
+        shard = self.queries.shard(task_id)
+        code = (await self._replay(shard, [task_id]))[0]
+        if code == "":
+            raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        if code != "1":
+            raise Conflict(f"task {task_id} is {code}.", "Only dead and cancelled tasks can be tried again.")
+        return await self.queries.get(task_id)
+
+    async def replay(self, type: str | None, limit: int | None) -> int:
+        """Queue dead tasks again, newest first; how many."""
+        replayed = 0
+        while limit is None or replayed < limit:
+            page = REPLAY_PAGE if limit is None else min(REPLAY_PAGE, limit - replayed)
+            ids = await self.queries.ids(State.DEAD, type, page)
+            by_shard: dict[int, list[str]] = {}
+            for task_id in ids:
+                by_shard.setdefault(self.queries.shard(task_id), []).append(task_id)
+            codes = await asyncio.gather(
+                *(
+                    self._replay(shard, part[n : n + BATCH_MAX])
+                    for shard, part in by_shard.items()
+                    for n in range(0, len(part), BATCH_MAX)
+                )
+            )
+            moved = sum(code == "1" for part in codes for code in part)
+            replayed += moved
+            if moved == 0:
+                break
+        return replayed
+
+    async def _replay(self, shard: int, ids: Sequence[str]) -> list[str]:
+        codes, heads = await self.queries.ask(shard, partial(self.dispatch.calls.replay, shard, ids))
+        if heads:
+            self.on_heads(shard, heads_of(heads))
+        return [code.decode() for code in codes]
+
+    async def purge_dead(self) -> int:
+        """Drop the whole dead letter queue; how many tasks."""
+        calls = self.dispatch.calls
+        marked = await asyncio.gather(
+            *(self.queries.ask(s, partial(calls.expire_dead, s)) for s in range(self.config.shards))
+        )
+        for shard, count in enumerate(marked):
+            if count:
+                self.house.look(shard)
+        return sum(marked)
+
+    async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
+        """A page of tasks, newest first, and the cursor of the next."""
+        return await self.queries.page(query)
+
+    async def counts(self) -> dict[str, Any]:
+        """Tasks by state and queue."""
+        return await self.queries.counts()
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """Live nodes and what each runs."""
+        try:
+            running = await self.queries.running()
+        except StoreUnavailable:
+            running = {self.dispatch.session: list(self.worker.running)}
+        rows = []
+        for peer in self.view.members:
+            if peer.state in (Gossip.DEAD, Gossip.LEFT) or peer.meta is None:
+                continue
+            ids = sorted(running.get(peer.session, []))
+            queues: dict[str, dict[str, int]] = {}
+            for queue, slots in peer.meta.queues.items():
+                said = peer.load.queues.get(queue) if peer.load else None
+                queues[queue] = {"slots": slots, "running": slots - said.free if said else 0}
+            rows.append(
+                {
+                    "node_id": peer.node_id,
+                    "session": peer.session,
+                    "url": peer.url,
+                    "pid": peer.meta.pid,
+                    "state": peer.state,
+                    "verdict": peer.verdict,
+                    "queues": queues,
+                    "running": len(ids),
+                    "tasks": ids,
+                }
+            )
+        return rows
+
+    def cluster(self) -> dict[str, Any]:
+        """This node's view of everything."""
+        view = self.view
+        leader = view.leader
+        return {
+            "node_id": view.node_id,
+            "session": self.dispatch.session,
+            "members": [
+                {
+                    "node_id": peer.node_id,
+                    "session": peer.session,
+                    "url": peer.url,
+                    "state": peer.state,
+                    "evidence": peer.evidence,
+                    "by": peer.by,
+                    "incarnation": peer.incarnation,
+                    "rtt_ms": None if peer.rtt_s is None else round(peer.rtt_s * 1000, 3),
+                    "redis": peer.redis,
+                    "redis_age_s": None if peer.redis_age_s is None else round(peer.redis_age_s, 2),
+                    "verdict": peer.verdict,
+                    "load": _load_json(peer.load),
+                }
+                for peer in view.members
+            ],
+            "leader": {"node_id": leader.node_id, "session": leader.session, "epoch": leader.epoch} if leader else None,
+            "epoch": view.epoch,
+            "shards": {str(shard): node for shard, node in enumerate(self.owners)},
+            "events": list(self.events),
+        }
+
+    def is_ready(self) -> tuple[bool, str]:
+        """Ready means that a group of calls was answered within the last seconds, never that a socket is open."""
+        if self.is_draining or self.is_stopping:
+            return False, "draining"
+        loop_s = asyncio.get_running_loop().time()
+        late = [n for n, lane in enumerate(self.dispatch.lanes) if loop_s - lane.last_answer_s > READY_WITHIN_S]
+        if not self.dispatch.is_up or late:
+            return False, "Redis does not answer"
+        if not self.view.is_synced:
+            return False, "joining"
+        return True, "ready"
+
+    def health(self) -> dict[str, Any]:
+        """How this node and the cluster are, what is wrong first, in words."""
+        problems = list(self.redis_notes)
+        ready, why = self.is_ready()
+        if not self.dispatch.is_up:
+            problems.insert(
+                0,
+                {
+                    "code": "redis_away",
+                    "message": "This node gets no answer from Redis.",
+                    "hint": "Is it running, and reachable from here? Submissions are forwarded or get 503 meanwhile.",
+                },
+            )
+        if self.view.leader is None:
+            problems.append(
+                {"code": "no_leader", "message": "There is no leader.", "hint": "One is elected when Redis answers."}
+            )
+        for peer in self.view.members:
+            if peer.verdict.value in ("cut_from_redis", "cut_from_peers"):
+                where = "Redis" if peer.verdict.value == "cut_from_redis" else "its peers"
+                problems.append(
+                    {
+                        "code": peer.verdict.value,
+                        "message": f"{peer.node_id} is cut off from {where}.",
+                        "hint": "It keeps what it runs; nothing of it runs twice while one witness holds it alive.",
+                    }
+                )
+        served = {queue for peer in self.view.members if peer.is_able and peer.meta for queue in peer.meta.queues}
+        for queue in self.dispatch.backlog.queues():
+            if queue not in served:
+                problems.append(
+                    {
+                        "code": "queue_unserved",
+                        "message": f"Tasks wait in queue {queue!r}, which no live node serves.",
+                        "hint": f"Start a node with --queues {queue}:SLOTS.",
+                    }
+                )
+        status = "unavailable" if not self.dispatch.is_up else "degraded" if problems else "ok"
+        return {
+            "status": status,
+            "ready": ready,
+            "reason": why,
+            "node_id": self.config.name,
+            "session": self.dispatch.session,
+            "uptime_s": round(time.monotonic() - self._started_s, 1),
+            "leader": self.view.leader.node_id if self.view.leader else None,
+            "members": {
+                "alive": sum(p.state in (Gossip.ALIVE, Gossip.SUSPECT, Gossip.LEAVING) for p in self.view.members),
+                "known": len(self.view.members),
+            },
+            "shards_owned": len(self.house.owned),
+            "running": len(self.worker.running),
+            "problems": problems,
+        }
+
+
+def _load_json(load: Load | None) -> dict[str, Any] | None:
+    if load is None:
+        return None
+    return {
+        "redis": load.redis,
+        "stalled": load.stalled,
+        "leaving": load.leaving,
+        "running": load.running,
+        "queues": {
+            name: {"free": q.free, "queued": q.queued, "shards": q.shards.bit_count()}
+            for name, q in load.queues.items()
+        },
+    }
+
+
+def _ignore(_: Reply) -> None:
+    """For best-effort calls."""
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,174 @@
+"""Housekeeping: promote what is due, reap what the dead held, drop what is past retention, and look for lost claims.
+
+It is the owner's work, done each sweep over the shards this node owns, and at the moment a task is due. The net below:
+every node also sweeps a random shard now and then, whoever owns it. No leader is needed for any of it.
+
+Does not decide that a session is dead: it reaps sessions that have a tombstone, and tells vitals of sessions that hold
+work and that nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from random import Random
+
+import structlog
+
+from cluster import keys
+from cluster.config import Config
+from cluster.lane import Reply
+from cluster.store import BATCH_MAX, Head, heads_of
+from node.dispatch import Dispatcher
+from node.metrics import Metrics
+
+STRAY_EVERY = 3  # sweeps between two looks at a shard that somebody else owns
+COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in use are compared each sweep
+
+log = structlog.get_logger("rumor.house")
+
+
+class House:
+    """Keeps house for one node."""
+
+    def __init__(
+        self,
+        config: Config,
+        dispatch: Dispatcher,
+        metrics: Metrics,
+        on_heads: Callable[[int, Sequence[Head]], None],
+        on_strangers: Callable[[Iterable[str]], None],
+        on_reaped: Callable[[str, int], None],
+    ) -> None:
+        self._config = config
+        self._dispatch = dispatch
+        self._metrics = metrics
+        self._on_heads = on_heads
+        self._on_strangers = on_strangers
+        self._on_reaped = on_reaped
+        self._rng = Random()
+        self._look = asyncio.Event()
+        self._due: dict[int, float] = {}  # shard -> loop time at which something there is due
+        self._holders: dict[str, set[int]] = {}  # sessions that are not alive here -> shards they hold work in
+        self._reaping: dict[str, tuple[int, int]] = {}  # session -> (answers to wait for, tasks so far)
+        self.owned: tuple[int, ...] = ()
+        self.alive: frozenset[str] = frozenset()  # sessions that gossip holds alive
+        self.sweeps = 0
+
+    def own(self, shards: Iterable[int], alive: Iterable[str]) -> None:
+        """The shards this node owns from now on; new ones are looked at at once."""
+        before = set(self.owned)
+        self.owned = tuple(shards)
+        self.alive = frozenset(alive)
+        for shard in self.owned:
+            if shard not in before:
+                self.look(shard)
+
+    def due(self, shard: int, in_s: float) -> None:
+        """Something in a shard is due in that many seconds; now, if that is 0."""
+        if in_s <= 0:
+            self.look(shard)
+        else:
+            self._note_due(shard, asyncio.get_running_loop().time() + in_s)
+
+    def look(self, shard: int) -> None:
+        """Keep house in one shard now."""
+        self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, partial(self._kept, shard)))
+
+    def reap(self, session: str, shards: Iterable[int]) -> None:
+        """Queue again what a fenced session holds in these shards."""
+        for shard in shards:
+            left, tasks = self._reaping.get(session, (0, 0))
+            self._reaping[session] = (left + 1, tasks)
+            call = self._dispatch.calls.reap(shard, session, self._rng.random(), partial(self._reaped, shard, session))
+            self._dispatch.lane(shard).add(call)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_s = loop.time()
+        while True:
+            now_s = loop.time()
+            if now_s >= next_s:
+                self._sweep()
+                next_s = now_s + self._config.sweep_interval_s
+            for shard in [shard for shard, at_s in self._due.items() if at_s <= now_s]:
+                del self._due[shard]
+                self.look(shard)
+            self._look.clear()
+            until_s = min([next_s, *self._due.values()])
+            try:
+                async with asyncio.timeout(max(0.0, until_s - loop.time())):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+
+    def _sweep(self) -> None:
+        self.sweeps += 1
+        for shard in self.owned:
+            self.look(shard)
+        if self.sweeps % STRAY_EVERY == 0:
+            self.look(self._rng.randrange(self._config.shards))
+        all_of_them = self.sweeps % COMPARE_EVERY == 0
+        for shard, held in enumerate(self._dispatch.held):
+            if held or all_of_them or shard in self._dispatch.uncertain:
+                self._dispatch.compare(shard)
+        self._ask_after_strangers()
+
+    def _note_due(self, shard: int, at_s: float) -> None:
+        if at_s < self._due.get(shard, float("inf")):
+            self._due[shard] = at_s
+            self._look.set()
+
+    def _kept(self, shard: int, reply: Reply) -> None:
+        if isinstance(reply, Exception):
+            return
+        now_ms, promoted, dropped, next_due_ms, sessions, heads = reply
+        if promoted == BATCH_MAX or dropped == BATCH_MAX:
+            self.look(shard)
+        elif next_due_ms and shard in self.owned:
+            self._note_due(shard, asyncio.get_running_loop().time() + max(0.0, (next_due_ms - now_ms) / 1000))
+        for raw in sessions:
+            session = raw.decode()
+            if session not in self.alive and session != self._dispatch.session:
+                self._holders.setdefault(session, set()).add(shard)
+        self._on_heads(shard, heads_of(heads))
+
+    def _ask_after_strangers(self) -> None:
+        """Sessions that hold work and are not alive here: reap those with a tombstone, tell vitals of the others."""
+        holders, self._holders = self._holders, {}
+        for session, shards in holders.items():
+            if session not in self.alive:
+                call = self._dispatch.calls.tombstone(session, partial(self._stranger, session, shards))
+                self._dispatch.lanes[0].add(call)
+
+    def _stranger(self, session: str, shards: set[int], reply: Reply) -> None:
+        if isinstance(reply, Exception):
+            return
+        if reply is not None and reply.startswith(keys.FENCED.encode()):
+            self.reap(session, shards)
+        else:
+            self._on_strangers([session])
+
+    def _reaped(self, shard: int, session: str, reply: Reply) -> None:
+        left, tasks = self._reaping.pop(session)
+        if not isinstance(reply, Exception):
+            in_flight, queued, scheduled, dead, heads = reply
+            moved = queued + scheduled + dead
+            tasks += moved
+            if moved:
+                self._metrics.reaped.add(moved)
+            if in_flight:
+                self._reaping[session] = (left, tasks)
+                self.reap(session, [shard])
+                left, tasks = self._reaping.pop(session)
+            if scheduled:
+                self.look(shard)
+            if heads:
+                self._on_heads(shard, heads_of(heads))
+        if left > 1:
+            self._reaping[session] = (left - 1, tasks)
+        elif tasks:
+            log.info("session_reaped", session=session, tasks=tasks)
+            self._on_reaped(session, tasks)

@@ -1,0 +1,208 @@
+"""A node's life: check, start, serve, drain, end. Wires the parts together and decides nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from cluster import __version__
+from cluster.config import Config
+from cluster.errors import ConfigError, RumorError
+from cluster.load import Meta, encode_meta
+from cluster.store import connect
+from cluster.view import View
+from cluster.vitals import Vitals
+from node import logs, safety
+from node.engine import Engine
+from node.gateway import build
+from node.metrics import Metrics
+from node.tasks import load
+
+EXIT_CONFIG = 2
+EXIT_CONFLICT = 3
+BACKLOG = 4096  # a stopped process with a full accept backlog would look like a host that is gone
+
+log = structlog.get_logger("rumor.node")
+
+
+class Hooks:
+    """Passes vitals' news to the engine, once there is one."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self.engine: Engine | None = None
+        self.conflict = ""
+        self._stop = stop
+        self._early: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """From now on everything goes to the engine; the timeline so far is caught up."""
+        self.engine = engine
+        for event in self._early:
+            engine.on_event(event)
+
+    def on_view(self, view: View) -> None:
+        if self.engine is not None:
+            self.engine.on_view(view)
+
+    def on_dead(self, session: str, cause: str) -> None:
+        if self.engine is not None:
+            self.engine.on_dead(session, cause)
+
+    def on_fenced(self, session: str) -> None:
+        if self.engine is not None:
+            self.engine.on_fenced(session)
+
+    def on_wake(self, message: bytes) -> None:
+        if self.engine is not None:
+            self.engine.on_wake(message)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        log.info("event", **{("event_kind" if name == "kind" else name): value for name, value in event.items()})
+        if self.engine is not None:
+            self.engine.on_event(event)
+        else:
+            self._early.append(event)
+
+    def on_redis(self, ok: bool) -> None:
+        if self.engine is not None:
+            self.engine.on_redis(ok)
+
+    def on_conflict(self, message: str) -> None:
+        self.conflict = message
+        self._stop.set()
+
+    def on_give_up(self, message: str) -> None:
+        log.error("give_up", reason=message)
+
+
+def gossip_keys(config: Config) -> list[bytes]:
+    """The key ring from the configuration and its file. Raises ConfigError for what is no key."""
+    texts = list(config.gossip_keys)
+    if config.gossip_key_file:
+        try:
+            texts += [line.strip() for line in Path(config.gossip_key_file).read_text("utf-8").splitlines()]
+        except OSError as error:
+            raise ConfigError(f"gossip_key_file cannot be read: {error}.", "Make one with rumor keygen.") from None
+    return [_key(text) for text in texts if text and not text.startswith("#")]
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError("a gossip key is not 32 bytes in base64.", "Make one with rumor keygen.")
+    return key
+
+
+def listen(config: Config) -> socket.socket:
+    """The HTTP socket. Raises ConfigError when the port is taken."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"port is {config.port}, and {config.host}:{config.port} cannot be bound: {error.strerror}.",
+            "Is another node running there? Choose another --port.",
+        ) from None
+    return sock
+
+
+async def run(config: Config) -> int:
+    """Run one node until a signal; the exit status. Raises RumorError when it cannot start."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    registry = load(config.tasks)
+    keys = gossip_keys(config)
+    if not keys and not config.is_loopback:
+        log.warning("gossip_unsealed", hint="Anybody who reaches this port can join. Make a key: rumor keygen")
+    meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, "https" if config.tls_cert else "http"))
+    sock = listen(config)
+    client = connect(config.redis_url)
+    try:
+        async with asyncio.timeout(10):
+            notes = await safety.ready(client, config)
+    except TimeoutError:
+        raise ConfigError("Redis gives no answer within 10 s at start.", "Is redis_url right?") from None
+    finally:
+        await client.aclose()
+    for note in notes:
+        log.warning(note["code"], message=note["message"], hint=note["hint"])
+
+    hooks = Hooks(stop)
+    metrics = Metrics()
+    engine = Engine(config, registry, metrics, notes)
+    vitals = Vitals(config, keys, meta, hooks, loop)
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            log.warning("second_signal", signal=signal.Signals(number).name)
+            os._exit(128 + number)
+        log.info("signal", signal=signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+
+    await vitals.start()
+    await engine.start(vitals)
+    hooks.attach(engine)
+    engine.on_view(vitals.view)
+    runner = web.AppRunner(build(engine), access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    await runner.setup()
+    site = web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=_tls(config))
+    await site.start()
+    log.info("started", node=config.name, session=vitals.session, url=f"http://{config.host}:{config.port}")
+
+    await stop.wait()
+    if hooks.conflict:
+        log.error("conflict", reason=hooks.conflict)
+    else:
+        await engine.drain()
+    engine.is_stopping = True
+    await vitals.stop()
+    await runner.cleanup()
+    await engine.close()
+    log.info("stopped", node=config.name)
+    return EXIT_CONFLICT if hooks.conflict else 0
+
+
+def _tls(config: Config) -> Any:
+    if not config.tls_cert:
+        return None
+    import ssl
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"tls_cert and tls_key cannot be used: {error}.", "Both are PEM files.") from None
+    return context
+
+
+def main_node(config: Config) -> int:
+    """Run one node in this process; the exit status."""
+    logs.configure(config)
+    sys.setswitchinterval(0.001)  # vitals shares the interpreter with handlers: it should not wait 5 ms for its turn
+    try:
+        import uvloop
+
+        return uvloop.run(run(config))
+    except RumorError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else 1

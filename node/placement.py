@@ -1,0 +1,91 @@
+"""Where a new task goes: power of two choices over gossiped load, then a shard that the chosen node owns.
+
+Pure. This node is one of the two choices and wins a tie: a task that starts where it arrived needs no wake-up. What was
+placed since a node's last word is added to its load, so that a burst does not all follow one stale figure. A batch is
+placed in chunks, each to one shard, so that storing it takes few scripts.
+
+Does not know: Redis, tasks. Nodes that do not serve the queue are no candidates; if none serves it, any shard will do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from cluster.view import View
+
+CHUNK_MAX = 128
+
+
+def shard_of_key(key: str, shards: int) -> int:
+    """The shard of a key: the same on every node, whoever is alive."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % shards
+
+
+class Placement:
+    """One node's account of where it sends tasks."""
+
+    def __init__(self, node_id: str, shards: int, rng: Random) -> None:
+        self.me = node_id
+        self.mine: frozenset[int] = frozenset()  # shards this node owns
+        self._shards = shards
+        self._rng = rng
+        self._owned: dict[str, list[int]] = {}
+        self._slots: dict[str, dict[str, int]] = {}  # queue -> node -> slots
+        self._load: dict[str, dict[str, int]] = {}  # queue -> node -> queued - free, as gossiped
+        self._since: dict[tuple[str, str], tuple[int, int]] = {}  # (queue, node) -> (gossiped load then, placed since)
+        self._nodes: dict[str, tuple[list[str], bool]] = {}  # queue -> (candidates without me, whether I am one)
+
+    def see(self, view: View, owners: Sequence[str]) -> None:
+        """Take over a new view and the owners computed from it."""
+        self._owned = {}
+        for shard, node in enumerate(owners):
+            self._owned.setdefault(node, []).append(shard)
+        self.mine = frozenset(self._owned.get(self.me, ()))
+        slots: dict[str, dict[str, int]] = {}
+        load: dict[str, dict[str, int]] = {}
+        for peer in view.members:
+            if peer.node_id not in self._owned or peer.meta is None or peer.load is None:
+                continue
+            for queue, count in peer.meta.queues.items():
+                if count > 0:
+                    slots.setdefault(queue, {})[peer.node_id] = count
+                    said = peer.load.queues.get(queue)
+                    load.setdefault(queue, {})[peer.node_id] = said.queued - said.free if said else -count
+        self._slots, self._load = slots, load
+        self._nodes = {
+            queue: ([node for node in nodes if node != self.me], self.me in nodes) for queue, nodes in slots.items()
+        }
+
+    def chunk_size(self, tasks: int, queue: str) -> int:
+        """How many tasks of a batch go to one shard: large batches in large chunks, small ones spread over nodes."""
+        return max(1, min(CHUNK_MAX, tasks // (4 * max(1, len(self._slots.get(queue, ()))))))
+
+    def choose(self, queue: str, count: int, own: Mapping[str, int]) -> tuple[str, int]:
+        """(node, shard) for `count` tasks; `own` is this node's present load by queue (fresher than gossip's)."""
+        others, i_serve = self._nodes.get(queue, ([], False))
+        if not others:
+            node = self.me if i_serve else ""
+        else:
+            node = others[int(self._rng.random() * len(others))]
+            second = self.me if i_serve else others[int(self._rng.random() * len(others))]
+            if second != node and self._weight(queue, second, own) <= self._weight(queue, node, own):
+                node = second
+        if node and node != self.me:
+            base, placed = self._since.get((queue, node), (0, 0))
+            now = self._load[queue][node]
+            self._since[queue, node] = (now, count) if base != now else (base, placed + count)
+        owned = self._owned.get(node)
+        if not owned:
+            return "", int(self._rng.random() * self._shards)
+        return node, owned[int(self._rng.random() * len(owned))]
+
+    def _weight(self, queue: str, node: str, own: Mapping[str, int]) -> float:
+        """How busy a node is, in its own slots: -1 idle, 0 full, above that tasks wait."""
+        slots = self._slots[queue][node]
+        if node == self.me:
+            return own.get(queue, -slots) / slots
+        load = self._load[queue][node]
+        base, placed = self._since.get((queue, node), (load, 0))
+        return (load + (placed if base == load else 0)) / slots

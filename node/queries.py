@@ -1,0 +1,266 @@
+"""Reading tasks: one by id, pages of many, counts. Everything here only reads.
+
+A listing is ordered newest first. Without a state (or for the states that only the index can tell) that is the order of
+ids; dead, cancelled, succeeded and scheduled tasks have a sorted set each and list by its score. A cursor is opaque to
+callers: the place in that order where the page ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from cluster import keys, session
+from cluster.config import Config
+from cluster.errors import BadRequest, NotFound, StoreUnavailable
+from cluster.lane import Call, Reply
+from cluster.store import TASK_FIELDS
+from cluster.task import Spec, State, shard_of
+from node.dispatch import Dispatcher
+from node.wire import ListQuery, TaskJson
+
+SCAN_MAX = 1_000  # ids one script call looks at
+PAGE_ROUNDS_MAX = 50  # calls per shard for one page; a page may then be short, with a cursor to go on
+COUNTS_FRESH_S = 0.25
+SCORED: dict[str, Callable[[int], str]] = {
+    State.DEAD: keys.dead,
+    State.CANCELLED: keys.cancelled,
+    State.SUCCEEDED: keys.done,
+    State.SCHEDULED: keys.scheduled,
+    State.RETRYING: keys.scheduled,
+}
+
+_NULL = Raw(b"null")
+_decode_spec = msgspec.msgpack.Decoder(Spec).decode
+
+
+def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
+    """A task from the fields that `Calls.read` asks for; None when there is no such task."""
+    (
+        spec_b,
+        data,
+        state,
+        attempt,
+        delivery,
+        _,
+        queued_at,
+        due,
+        started_at,
+        finished_at,
+        owner,
+        result,
+        error,
+        progress,
+    ) = row
+    if spec_b is None or state is None:
+        return None
+    spec = _decode_spec(spec_b)
+    name = state.decode()
+    return TaskJson(
+        id=task_id,
+        type=spec.type,
+        state=name,
+        queue=spec.queue,
+        priority=spec.level,
+        data=Raw(data or b"null"),
+        attempt=int(attempt or 0),
+        max_attempts=spec.max_attempts,
+        delivery=int(delivery or 0),
+        queued_at_ms=_ms(queued_at),
+        run_at_ms=_ms(due) if name in (State.SCHEDULED, State.RETRYING) else None,
+        started_at_ms=_ms(started_at),
+        finished_at_ms=_ms(finished_at),
+        node_id=session.node_of(owner.decode()) if owner else None,
+        result=Raw(result) if result else _NULL,
+        error=Raw(error) if error else _NULL,
+        progress=Raw(progress) if progress else _NULL,
+        key=spec.key,
+    )
+
+
+def _ms(value: bytes | None) -> int | None:
+    return int(float(value)) if value else None
+
+
+class Queries:
+    """One node's reads."""
+
+    def __init__(self, config: Config, dispatch: Dispatcher) -> None:
+        self._config = config
+        self._dispatch = dispatch
+        self._counts: tuple[float, dict[str, Any]] | None = None
+
+    async def ask(self, shard: int, make: Callable[[Callable[[Reply], None]], Call]) -> Any:
+        """One call in its shard's lane, awaited. Raises what Redis answered, StoreUnavailable if it did not."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._dispatch.lane(shard).add(make(partial(_answer, future)))
+        return await future
+
+    def shard(self, task_id: str) -> int:
+        """The shard of an id. Raises NotFound for what is no id of this cluster."""
+        shard = shard_of(task_id, self._config.shards)
+        if shard is None:
+            raise NotFound(f"there is no task {task_id!r}: that is not the form of an id.", "GET /tasks lists them.")
+        return shard
+
+    async def get(self, task_id: str) -> TaskJson:
+        """One task. Raises NotFound."""
+        shard = self.shard(task_id)
+        row = await self.ask(shard, lambda on_reply: self._dispatch.calls.read(shard, task_id, on_reply))
+        task = task_json(task_id, row)
+        if task is None:
+            raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        return task
+
+    async def page(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
+        """A page, newest first, and the cursor of the next one."""
+        if query.state is not None and query.state not in tuple(State):
+            raise BadRequest(f"state is {query.state!r}.", f"Use one of {', '.join(State)}.")
+        if query.state == State.RUNNING:
+            places, cursor = await self._running(query)
+        else:
+            places, cursor = await self._merged(query)
+        rows = await asyncio.gather(*(self._row(task_id) for _, task_id in places))
+        return [task for task in rows if task is not None], cursor
+
+    async def ids(self, state: State, kind: str | None, limit: int) -> list[str]:
+        """Ids of one state, for replaying."""
+        places, _ = await self._merged(ListQuery(state=state, type=kind, limit=limit))
+        return [task_id for _, task_id in places]
+
+    async def counts(self) -> dict[str, Any]:
+        """Tasks by state and queue, of the whole cluster; up to COUNTS_FRESH_S old. Retrying counts as scheduled."""
+        now_s = asyncio.get_running_loop().time()
+        if self._counts is None or now_s - self._counts[0] > COUNTS_FRESH_S:
+            states = dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "queued", "running"), 0)
+            queues: dict[str, int] = {}
+            for reply in await self.all_shards(False):
+                for name, count in zip(("scheduled", "waiting", "succeeded", "dead", "cancelled"), reply, strict=False):
+                    states[name] += count
+                for n in range(0, len(reply[5]), 2):
+                    queue = reply[5][n].decode()
+                    queues[queue] = queues.get(queue, 0) + reply[5][n + 1]
+                states["running"] += sum(reply[6][1::2])
+            states["queued"] = sum(queues.values())
+            self._counts = (now_s, {"states": states, "queues": {q: {"queued": n} for q, n in sorted(queues.items())}})
+        return self._counts[1]
+
+    async def running(self) -> dict[str, list[str]]:
+        """Ids in flight by session."""
+        found: dict[str, list[str]] = {}
+        for reply in await self.all_shards(True):
+            for n in range(0, len(reply[6]), 2):
+                ids = [raw.decode() for raw in reply[6][n + 1]]
+                found.setdefault(reply[6][n].decode(), []).extend(ids)
+        return found
+
+    async def all_shards(self, with_ids: bool) -> list[Any]:
+        """counts.lua of every shard."""
+        calls = self._dispatch.calls
+        return await asyncio.gather(
+            *(self.ask(shard, partial(calls.counts, shard, with_ids)) for shard in range(self._config.shards))
+        )
+
+    async def _row(self, task_id: str) -> TaskJson | None:
+        try:
+            return await self.get(task_id)
+        except NotFound:
+            return None  # dropped since the page was made
+
+    async def _running(self, query: ListQuery) -> tuple[list[tuple[str, str]], str | None]:
+        """What is in flight is bounded by the slots: take all of it."""
+        ids = sorted((task_id for ids in (await self.running()).values() for task_id in ids), reverse=True)
+        before = _place(query.cursor, "i")
+        places: list[tuple[str, str]] = []
+        for task_id in ids:
+            if before and task_id >= before:
+                continue
+            if query.type is not None or query.key is not None:
+                task = await self._row(task_id)
+                if task is None or query.type not in (None, task.type) or query.key not in (None, task.key):
+                    continue
+            places.append((task_id, task_id))
+            if len(places) == query.limit:
+                return places, _cursor("i", task_id)
+        return places, None
+
+    async def _merged(self, query: ListQuery) -> tuple[list[tuple[str, str]], str | None]:
+        """Merge the shards. Each says how far it looked; what lies beyond the nearest such place waits for a round."""
+        scored = SCORED.get(query.state or "")
+        mark = "s" if scored else "i"
+        before = _place(query.cursor, mark)
+        filters = (query.state or "", query.type or "", query.key or "")
+        found: list[tuple[str, str]] = []
+        for _ in range(PAGE_ROUNDS_MAX):
+            limit = query.limit - len(found)
+            replies = await asyncio.gather(
+                *(self._part(s, scored, before, limit, filters) for s in range(self._config.shards))
+            )
+            # A shard that reached a place and may have more bounds what this round is sure of.
+            bound = max((reached for reached, _ in replies if reached), key=_order, default="")
+            rows = sorted((row for _, rows in replies for row in rows), key=lambda row: _order(row[0]), reverse=True)
+            found += [row for row in rows if not bound or _order(row[0]) >= _order(bound)][:limit]
+            if len(found) == query.limit:
+                return found, _cursor(mark, found[-1][0])
+            if not bound:
+                return found, None
+            before = bound
+        return found, _cursor(mark, before)
+
+    async def _part(
+        self, shard: int, scored: Callable[[int], str] | None, before: str, limit: int, filters: tuple[str, str, str]
+    ) -> tuple[str, list[tuple[str, str]]]:
+        source = scored(shard) if scored else None
+        calls = self._dispatch.calls
+        reached, flat = await self.ask(
+            shard, lambda on_reply: calls.list(shard, source, before, limit, SCAN_MAX, filters, on_reply)
+        )
+        rows = [(flat[n].decode(), flat[n + 1].decode()) for n in range(0, len(flat), 2)]
+        return reached.decode(), rows
+
+
+def _answer(future: asyncio.Future[Any], reply: Reply) -> None:
+    if future.done():
+        return
+    if isinstance(reply, StoreUnavailable):
+        future.set_exception(reply)
+    elif isinstance(reply, Exception):
+        future.set_exception(StoreUnavailable(f"Redis refused: {reply}", "See /health.", may_have_happened=False))
+    else:
+        future.set_result(reply)
+
+
+def _order(place: str) -> tuple[int, str]:
+    """A place's position: by id alone, or by score and then id."""
+    score, space, task_id = place.rpartition(" ")
+    return (int(score), task_id) if space else (0, task_id)
+
+
+def _cursor(mark: str, place: str) -> str:
+    return base64.urlsafe_b64encode(f"{mark}{place}".encode()).decode().rstrip("=")
+
+
+def _place(cursor: str | None, mark: str) -> str:
+    """What a cursor says. Raises BadRequest for one that this listing did not give."""
+    if not cursor:
+        return ""
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        place = text[1:]
+        _order(place)
+        if text[:1] != mark or not place.isascii() or not place:
+            raise ValueError(cursor)
+    except ValueError:
+        raise BadRequest(
+            f"cursor is {cursor!r}: not one that this listing gave.", "Use the cursor of the page before, or none."
+        ) from None
+    return place
+
+
+assert len(TASK_FIELDS) == 14  # task_json unpacks them by place

@@ -1,0 +1,320 @@
+"""Submitting: from what a client sent to a task in its shard.
+
+A task's id, and with it the shard, is fixed before the first call to Redis, and storing is idempotent on it, so a
+repeated or forwarded call cannot make two. `key`, else the Idempotency-Key, else the `unique_for_s` fingerprint chooses
+the shard, so that the mapping and the task are written by one script; anything else is placed by load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+from msgspec import Raw
+
+from cluster.config import Config
+from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable
+from cluster.session import node_of
+from cluster.store import NewTask
+from cluster.task import LEVELS, Backoff, Claimed, Ids, Spec, State, shard_of
+from node.catalog import Catalog, Known
+from node.dispatch import Dispatcher
+from node.metrics import Metrics
+from node.placement import Placement, shard_of_key
+from node.wire import BackoffJson, Submission, Submitted, TaskJson, run_at_ms
+
+_encode_spec = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder(order="deterministic").encode
+_NULL = Raw(b"null")
+
+
+Result = Submitted | RumorError
+
+
+class Submitting:
+    """One node's way in."""
+
+    def __init__(
+        self, config: Config, dispatch: Dispatcher, catalog: Catalog, placement: Placement, metrics: Metrics
+    ) -> None:
+        self._config = config
+        self._dispatch = dispatch
+        self._catalog = catalog
+        self._placement = placement
+        self._metrics = metrics
+        self._ids = Ids()
+
+    async def submit(
+        self,
+        items: Sequence[Submission | RumorError],
+        idempotency_key: str | None,
+        ids: Sequence[str] | None,
+        trace: str | None,
+        own_load: dict[str, int],
+    ) -> list[Result]:
+        """Store what can be stored; in order. Raises StoreUnavailable, with `ids` to forward under."""
+        batch = _Batch(len(items))
+        new: list[NewTask | None] = []
+        wall_ms = time.time_ns() // 1_000_000
+        chunk: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this batch go there)
+        for n, item in enumerate(items):
+            if isinstance(item, RumorError):
+                batch.results[n] = item
+                new.append(None)
+                continue
+            try:
+                new.append(
+                    self._prepare(
+                        n, item, batch, idempotency_key, ids[n] if ids else None, trace, own_load, wall_ms, chunk
+                    )
+                )
+            except RumorError as error:
+                batch.results[n] = error
+                new.append(None)
+        batch.ids = [task.id if task else "" for task in new]
+        to_store = [task for task in new if task is not None]
+        if not to_store:
+            return batch.finished()
+        if not self._dispatch.is_up:
+            for task in to_store:
+                if task.claim:
+                    self._dispatch.release(task.queue)
+            raise batch.away(StoreUnavailable("Redis does not answer; nothing was stored.", "Try again soon.", False))
+        batch.waiting = len(to_store)
+        for task in to_store:
+            self._dispatch.store(task)
+        await batch.done.wait()
+        if batch.failure is not None:
+            raise batch.away(batch.failure)
+        self._metrics.accepted.add(batch.stored)
+        return batch.finished()
+
+    def _prepare(
+        self,
+        n: int,
+        item: Submission,
+        batch: _Batch,
+        idempotency_key: str | None,
+        task_id: str | None,
+        trace: str | None,
+        own_load: dict[str, int],
+        wall_ms: int,
+        chunk: dict[str, tuple[int, int]],
+    ) -> NewTask:
+        known = self._catalog.get(item.type)
+        if known is None:
+            raise self._catalog.unknown(item.type)
+        spec, spec_bytes = self._spec(known, item, trace)
+        queue = spec.queue
+        due = _due(item)
+        idempotency, lifetime_s, print_ = "", 0.0, ""
+        if idempotency_key is not None:
+            idempotency = idempotency_key if batch.size == 1 else f"{idempotency_key}#{n}"
+            lifetime_s, print_ = self._config.idempotency_s, _fingerprint(item)
+        elif item.unique_for_s is not None:
+            idempotency, lifetime_s = _unique(item), item.unique_for_s
+        elif item.unique_key is not None:
+            raise Invalid("unique_key is given and unique_for_s is not.", "Say for how long: unique_for_s.")
+
+        shards = self._config.shards
+        claim = False
+        if task_id is not None:
+            given = shard_of(task_id, shards)
+            if given is None:
+                raise Invalid(f"{task_id!r} is not an id of this cluster.", "Let the gateway choose the id.")
+            shard = given
+        else:
+            if item.key is not None:
+                shard = shard_of_key(item.key, shards)
+            elif idempotency:
+                shard = shard_of_key(idempotency, shards)
+            else:
+                shard, left = chunk.get(queue, (0, 0))
+                if left == 0:
+                    left = self._placement.chunk_size(batch.size, queue)
+                    node, shard = self._placement.choose(queue, left, own_load)
+                    if node == self._placement.me:
+                        own_load[queue] = own_load.get(queue, 0) + left
+                chunk[queue] = (shard, left - 1)
+            task_id = self._ids.next(wall_ms, shard)
+            if due == 0 and shard in self._placement.mine:
+                claim = self._dispatch.reserve(queue)
+        task = TaskJson(
+            id=task_id,
+            type=item.type,
+            state=State.QUEUED,
+            queue=queue,
+            priority=spec.level,
+            data=item.data,
+            attempt=0,
+            max_attempts=spec.max_attempts,
+            delivery=0,
+            key=item.key,
+        )
+        data = bytes(item.data)
+        on_code = partial(self._on_code, n, batch, task, spec, data, claim, due)
+        return NewTask(
+            id=task_id,
+            shard=shard,
+            queue=queue,
+            level=spec.level,
+            due=due,
+            spec=spec_bytes,
+            data=data,
+            claim=claim,
+            idempotency=idempotency,
+            idempotency_ms=int(lifetime_s * 1000),
+            fingerprint=print_,
+            on_code=on_code,
+        )
+
+    def _spec(self, known: Known, item: Submission, trace: str | None) -> tuple[Spec, bytes]:
+        if (
+            item.queue is None
+            and item.priority is None
+            and item.max_attempts is None
+            and item.timeout_s is None
+            and item.backoff is None
+            and item.key is None
+            and item.retention_s is None
+            and trace is None
+        ):
+            return known.spec, known.spec_bytes
+        entry = known.entry
+        level = entry.level
+        if item.priority is not None:
+            level = LEVELS[item.priority] if isinstance(item.priority, str) else item.priority
+        spec = Spec(
+            item.type,
+            item.queue or entry.queue,
+            level,
+            entry.max_attempts if item.max_attempts is None else item.max_attempts,
+            entry.timeout_s if item.timeout_s is None else item.timeout_s,
+            entry.backoff if item.backoff is None else _backoff(entry.backoff, item.backoff),
+            item.key,
+            item.retention_s,
+            trace,
+        )
+        return spec, _encode_spec(spec)
+
+    def _on_code(
+        self,
+        n: int,
+        batch: _Batch,
+        task: TaskJson,
+        spec: Spec,
+        data: bytes,
+        claim: bool,
+        due: int,
+        code: str | Exception,
+        now_ms: int,
+    ) -> None:
+        if claim:
+            self._dispatch.release(spec.queue)
+        if isinstance(code, StoreUnavailable):
+            batch.failure = code
+        elif isinstance(code, Exception):
+            full = str(code).startswith("OOM")
+            batch.results[n] = (
+                QueueFull("Redis is out of memory and refuses to store.", "Raise maxmemory or shorten retention_s.")
+                if full
+                else StoreUnavailable(f"Redis refused: {code}", "See /health.", may_have_happened=False)
+            )
+        elif code == "c":
+            shard = shard_of(task.id, self._config.shards)
+            assert shard is not None
+            session = self._dispatch.session
+            task.state, task.attempt, task.delivery = State.RUNNING, 1, 1
+            task.queued_at_ms = task.started_at_ms = now_ms
+            task.node_id = node_of(session)
+            self._dispatch.begin([Claimed(task.id, shard, 1, 1, spec, data, session)])
+            batch.new(n, task)
+        elif code == "q":
+            task.queued_at_ms = now_ms
+            batch.new(n, task)
+        elif code == "s":
+            task.state = State.SCHEDULED
+            task.run_at_ms = due if due > 0 else now_ms - due
+            shard = shard_of(task.id, self._config.shards)
+            assert shard is not None
+            self._dispatch.on_due(shard, (task.run_at_ms - now_ms) / 1000)
+            batch.new(n, task)
+        elif code == "x":
+            # Stored by an earlier try of this very submission: the caller is answered as it would have been then.
+            batch.results[n] = Submitted(task, True)
+        elif code == "f":
+            batch.results[n] = QueueFull(
+                f"queue {spec.queue!r} holds {self._config.queue_limit} tasks in one shard, its limit.",
+                "Add nodes, or raise queue_limit.",
+            )
+        elif code[0] == "i":
+            task.id = code[1:]
+            batch.results[n] = Submitted(task, False)
+        else:
+            batch.results[n] = IdempotencyConflict(
+                f"this Idempotency-Key already stands for task {code[1:]}, with another body.",
+                "Use a new key for a new task.",
+            )
+        batch.one_less()
+
+
+class _Batch:
+    """What one call to submit waits for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.results: list[Result | None] = [None] * size
+        self.ids: list[str] = []
+        self.waiting = 0
+        self.stored = 0
+        self.failure: StoreUnavailable | None = None
+        self.done = asyncio.Event()
+
+    def new(self, n: int, task: TaskJson) -> None:
+        self.results[n] = Submitted(task, True)
+        self.stored += 1
+
+    def one_less(self) -> None:
+        self.waiting -= 1
+        if self.waiting == 0:
+            self.done.set()
+
+    def finished(self) -> list[Result]:
+        return [result for result in self.results if result is not None]
+
+    def away(self, error: StoreUnavailable) -> StoreUnavailable:
+        error.ids = self.ids
+        return error
+
+
+def _due(item: Submission) -> int:
+    """As store.lua takes it: 0 now, < 0 that many ms from now, > 0 at that ms."""
+    if item.run_at is not None:
+        if item.delay_s is not None:
+            raise Invalid("delay_s and run_at are both given.", "Give one of them.")
+        return max(1, run_at_ms(item.run_at))
+    return -int(item.delay_s * 1000) if item.delay_s else 0
+
+
+def _backoff(default: Backoff, given: BackoffJson) -> Backoff:
+    return Backoff(
+        default.base_s if given.base_s is None else given.base_s,
+        default.factor if given.factor is None else given.factor,
+        default.max_s if given.max_s is None else given.max_s,
+    )
+
+
+def _fingerprint(item: Submission) -> str:
+    """Tells whether two submissions under one Idempotency-Key are the same: their meaning, not their spelling."""
+    rest = msgspec.structs.replace(item, data=_NULL)
+    canonical = _encode_json([rest, msgspec.json.decode(item.data)])
+    return hashlib.blake2b(canonical, digest_size=12).hexdigest()
+
+
+def _unique(item: Submission) -> str:
+    what = item.unique_key if item.unique_key is not None else _encode_json(msgspec.json.decode(item.data)).decode()
+    return "unique:" + hashlib.blake2b(f"{item.type}\0{what}".encode(), digest_size=16).hexdigest()

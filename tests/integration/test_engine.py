@@ -1,0 +1,249 @@
+"""The engine against a real Redis, one node alone: what is stored runs, is settled once, and is found again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from cluster import session
+from cluster.config import Config
+from cluster.errors import Conflict, IdempotencyConflict, NotFound, RumorError, UnknownType
+from cluster.load import Load, Meta
+from cluster.swim.events import Evidence, State
+from cluster.view import Peer, Redis, Verdict, View
+from node.engine import Engine
+from node.metrics import Metrics
+from node.tasks import load
+from node.wire import BackoffJson, ListQuery, Submission, Submitted, TaskJson
+
+
+class LoneVitals:
+    """A membership of one, always healthy."""
+
+    def __init__(self, config: Config, redis: Any) -> None:
+        self.config = config
+        self.session = session.new(config.name, 1_700_000_000_000, __import__("random").Random())
+        self.strangers: list[str] = []
+        self.load = Load(True, False, False, {})
+        self.stats: dict[str, int] = {}
+
+    @property
+    def view(self) -> View:
+        peer = Peer(
+            self.config.name,
+            self.session,
+            "127.0.0.1",
+            self.config.port,
+            State.ALIVE,
+            Evidence.NONE,
+            "",
+            1,
+            None,
+            Redis.LIVE,
+            0.0,
+            Verdict.HEALTHY,
+            self.load,
+            Meta(self.config.queue_slots),
+        )
+        return View(self.config.name, self.session, (peer,), None, 0, True, True)
+
+    def consider(self, sessions: Iterable[str]) -> None:
+        self.strangers += sessions
+
+    def set_load(self, load: Load) -> None:
+        self.load = load
+
+    def tick(self) -> None: ...
+
+    async def leave(self) -> None: ...
+
+
+@pytest.fixture
+async def engine(redis_server: Any) -> AsyncIterator[Engine]:
+    config = Config(redis_url=redis_server.url, queues="default:8,sync:1", backoff_base_s=0.05)
+    engine = Engine(config, load([]), Metrics(), [])
+    vitals = LoneVitals(config, engine.client)
+    await engine.start(vitals)  # type: ignore[arg-type]
+    yield engine
+    await engine.close()
+
+
+async def one(engine: Engine, type: str, data: Any = None, **more: Any) -> TaskJson:
+    key = more.pop("idempotency_key", None)
+    item = Submission(type=type, data=Raw(msgspec.json.encode(data)), **more)
+    result = (await engine.submit([item], key))[0]
+    if isinstance(result, RumorError):
+        raise result
+    return result.task
+
+
+async def test_a_task_runs_and_its_result_is_kept(engine: Engine) -> None:
+    task = await one(engine, "process", "Hello World")
+    assert task.state == "running", "an idle node stores and claims in one step"
+    done = await engine.wait(task.id, 5)
+    assert (done.state, done.attempt, done.delivery) == ("succeeded", 1, 1)
+    assert done.node_id == engine.config.name
+    assert done.queued_at_ms and done.finished_at_ms and done.finished_at_ms >= done.queued_at_ms
+
+
+async def test_a_batch_larger_than_the_slots_runs_whole(engine: Engine) -> None:
+    items = [Submission(type="noop") for _ in range(2000)]
+    results = await engine.submit(items)
+    ids = {r.task.id for r in results if isinstance(r, Submitted)}
+    assert len(ids) == 2000
+    async with asyncio.timeout(20):
+        while (await engine.queries.all_shards(False)) and engine.metrics.commits.values["succeeded"] < 2000:
+            await asyncio.sleep(0.01)
+    counts = await engine.counts()
+    while counts["states"]["succeeded"] < 2000:
+        await asyncio.sleep(0.05)
+        counts = await engine.counts()
+    assert counts["states"] == {
+        "scheduled": 0,
+        "waiting": 0,
+        "succeeded": 2000,
+        "dead": 0,
+        "cancelled": 0,
+        "queued": 0,
+        "running": 0,
+    }
+
+
+async def test_a_failing_task_is_tried_again_and_dies_with_its_reason(engine: Engine) -> None:
+    task = await one(engine, "fail", {"message": "no luck"}, max_attempts=3)
+    done = await engine.wait(task.id, 10)
+    assert (done.state, done.attempt) == ("dead", 3)
+    assert b"no luck" in bytes(done.error)
+
+
+async def test_a_dead_task_is_replayed_with_its_attempts_reset_and_its_delivery_not(engine: Engine) -> None:
+    task = await one(engine, "fail", {"times": 2}, max_attempts=1)
+    assert (await engine.wait(task.id, 5)).state == "dead"
+    await engine.retry(task.id)
+    again = await engine.wait(task.id, 5)
+    assert again.delivery == 2
+    assert again.attempt == 1
+    with pytest.raises(NotFound):
+        await engine.retry(task.id[:-4] + "X-00")
+
+
+async def test_the_same_idempotency_key_gives_the_same_task(engine: Engine) -> None:
+    first = await one(engine, "process", {"a": 1, "b": 2}, idempotency_key="k1")
+    second = await one(engine, "process", {"b": 2, "a": 1}, idempotency_key="k1")
+    assert first.id == second.id
+    with pytest.raises(IdempotencyConflict, match=first.id):
+        await one(engine, "process", {"a": 2}, idempotency_key="k1")
+
+
+async def test_a_unique_task_is_stored_once_for_its_time(engine: Engine) -> None:
+    first = await one(engine, "process", "x", unique_for_s=60)
+    assert (await one(engine, "process", "x", unique_for_s=60)).id == first.id
+    assert (await one(engine, "process", "y", unique_for_s=60)).id != first.id
+
+
+async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:
+    task = await one(engine, "noop", delay_s=0.4)
+    assert task.state == "scheduled"
+    done = await engine.wait(task.id, 5)
+    assert done.state == "succeeded"
+    assert task.run_at_ms is not None and done.started_at_ms is not None
+    assert done.started_at_ms >= task.run_at_ms
+    assert done.started_at_ms - task.run_at_ms < 500
+
+
+async def test_cancelling_reaches_queued_scheduled_and_running_tasks(engine: Engine) -> None:
+    running = [await one(engine, "sleep", 30) for _ in range(8)]
+    queued = await one(engine, "sleep", 30)
+    later = await one(engine, "sleep", 30, delay_s=60)
+    assert queued.state == "queued"
+    for task in (queued, later, *running):
+        assert (await engine.cancel(task.id)).state == "cancelled"
+    async with asyncio.timeout(5):
+        while engine.worker.running:
+            await asyncio.sleep(0.01)
+    assert engine.worker.free("default") == 8
+    assert (await engine.cancel(queued.id)).state == "cancelled", "cancelling again is no error"
+    done = await engine.wait((await one(engine, "noop")).id, 5)
+    with pytest.raises(Conflict, match="succeeded"):
+        await engine.cancel(done.id)
+
+
+async def test_an_unknown_type_names_near_ones(engine: Engine) -> None:
+    with pytest.raises(UnknownType, match="proces") as caught:
+        await one(engine, "proces")
+    assert "process" in caught.value.hint
+
+
+async def test_high_tasks_start_before_normal_ones_that_came_first(engine: Engine) -> None:
+    blockers = [await one(engine, "sleep", 0.3) for _ in range(8)]
+    normal = [await one(engine, "noop") for _ in range(20)]
+    high = [await one(engine, "noop", priority="high") for _ in range(20)]
+    await asyncio.gather(*(engine.wait(task.id, 10) for task in (*blockers, *normal, *high)))
+    starts = {t.id: (await engine.get(t.id)).started_at_ms or 0 for t in (*normal, *high)}
+    assert max(starts[t.id] for t in high) <= min(starts[t.id] for t in normal)
+
+
+async def test_a_listing_pages_through_everything_newest_first(engine: Engine) -> None:
+    items: list[Submission | RumorError] = [Submission(type="noop", key=f"k{n % 3}") for n in range(130)]
+    sent = [r.task.id for r in await engine.submit(items) if isinstance(r, Submitted)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page, cursor = await engine.list_tasks(ListQuery(limit=50, cursor=cursor))
+        seen += [task.id for task in page]
+        if cursor is None:
+            break
+    assert seen == sorted(sent, reverse=True)
+    some, _ = await engine.list_tasks(ListQuery(key="k1", limit=500))
+    assert {task.key for task in some} == {"k1"}
+    assert len(some) == 43
+
+
+async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None:
+    tasks = [await one(engine, "fail", {"times": 1}, max_attempts=1) for _ in range(12)]
+    for task in tasks:
+        assert (await engine.wait(task.id, 5)).state == "dead"
+    page, _ = await engine.list_tasks(ListQuery(state="dead", limit=5))
+    assert len(page) == 5
+    assert await engine.replay("noop", None) == 0
+    assert await engine.replay("fail", 4) == 4
+    for task in tasks:
+        assert (await engine.wait(task.id, 5)).state == "dead", "the replayed ones die again"
+    assert await engine.purge_dead() == 12
+    async with asyncio.timeout(5):
+        while (await engine.counts())["states"]["dead"]:
+            await asyncio.sleep(0.05)
+
+
+async def test_what_redis_holds_and_this_node_does_not_run_is_given_back_uncounted(engine: Engine) -> None:
+    """A claim whose answer was lost: in flight for this session, and never started."""
+    engine.dispatch.is_claiming = False
+    task = await one(engine, "noop")
+    assert task.state == "queued"
+    shard = engine.queries.shard(task.id)
+    lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    claim = engine.dispatch.calls.claim(shard, "default", engine.dispatch.session, 1, None, lost.set_result)
+    engine.dispatch.lane(shard).add(claim)
+    assert (await lost)[3], "claimed behind the node's back"
+    engine.dispatch.is_claiming = True
+    done = await engine.wait(task.id, 15)
+    assert (done.state, done.attempt, done.delivery) == ("succeeded", 1, 2)
+
+
+async def test_a_reaped_session_gives_its_tasks_back_at_once_and_its_late_outcome_is_refused(engine: Engine) -> None:
+    tasks = [await one(engine, "sleep", 0.5, backoff=BackoffJson(base_s=0)) for _ in range(4)]
+    old = engine.dispatch.session
+    new = old[:-1] + ("0" if old[-1] != "0" else "1")
+    engine.vitals.session = new
+    # As after a pause: the tombstone is written and reaped by somebody, and this node does not know yet.
+    engine.house.reap(old, range(64))
+    for task in tasks:
+        done = await engine.wait(task.id, 10)
+        assert (done.state, done.delivery) == ("succeeded", 2)
+    engine.on_fenced(new)
+    assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
