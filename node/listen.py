@@ -5,6 +5,8 @@ Does not know: routes, the engine.
 
 from __future__ import annotations
 
+import socket
+
 import structlog
 from aiohttp import web
 
@@ -13,19 +15,27 @@ from cluster.errors import BadRequest, RumorError
 from node import guard
 from node.answer import refusal
 
-SHUTDOWN_S = 5.0  # requests under way may end in this time once the node stops
+SHUTDOWN_S = 2.0  # requests under way may end in this time once the node stops
 BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
 
 _log = structlog.get_logger("rumor.gateway")
 
 
-async def start(app: web.Application, config: Config) -> web.AppRunner:
-    """Listen. `cleanup()` of what is returned stops it; raises OSError when the port is taken."""
+async def start(app: web.Application, config: Config, sock: socket.socket | None = None) -> web.AppRunner:
+    """Serve on a bound socket, or bind one; `cleanup()` of what is returned ends it.
+
+    Raises OSError when the port is taken, ConfigError when the certificate cannot be used.
+    """
+    tls = guard.server_tls(config)
     runner = Runner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
+    site: web.BaseSite
+    if sock is not None:
+        site = web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG)
+    else:
+        site = web.TCPSite(runner, config.host, config.port, ssl_context=tls, backlog=BACKLOG)
     try:
-        tls = guard.server_tls(config)
-        await web.TCPSite(runner, config.host, config.port, ssl_context=tls, backlog=BACKLOG).start()
+        await site.start()
     except BaseException:
         await runner.cleanup()
         raise
