@@ -271,7 +271,8 @@ def replay(
         _, answer = one.call("POST", f"/tasks/{task_id}/retry")
         click.echo(json.dumps(answer) if as_json else f"{task_id} {answer['state']}")
     if not task_ids:
-        _, answer = one.call("POST", "/dead/replay", query={"type": task_type, "limit": limit})
+        wanted = {name: value for name, value in (("type", task_type), ("limit", limit)) if value is not None}
+        _, answer = one.call("POST", "/dead/replay", wanted)
         click.echo(json.dumps(answer) if as_json else f"replayed {answer.get('replayed', 0)}")
     return 0
 

@@ -30,7 +30,7 @@ from cluster.errors import ConfigError, RumorError
 from node import private_redis
 from node.options import as_text
 from node.process import Process, port_problem, spawn, wait_for, with_variable
-from node.remote import Remote, Unreachable
+from node.remote import Remote, Unreachable, decode
 
 ROOT = Path(__file__).resolve().parent.parent
 NODES_DEFAULT = 5
@@ -517,7 +517,9 @@ class Cluster:
         try:
             code, body = remote.request("GET", "/readyz")
             if code != 200:
-                return f"not ready: {body.decode('utf-8', 'replace').strip()[:300]}"
+                answer = decode(body)
+                reason = answer.get("reason") if isinstance(answer, dict) else None
+                return f"not ready: {reason or body.decode('utf-8', 'replace').strip()[:300]}"
             wanted = {other.node_id for other in others}
             if not wanted:
                 return None

@@ -145,6 +145,7 @@ def test_cancel_and_replay(asked: list[dict[str, Any]], capsys: pytest.CaptureFi
         ("POST", "/tasks/01B-1f/retry"),
         ("POST", "/dead/replay"),
     ]
+    assert json.loads(asked[-1]["body"]) == {"type": "noop", "limit": 9}
     assert capsys.readouterr().out.splitlines() == ["01A-1f cancelled", "01B-1f queued", "replayed 3"]
 
 
