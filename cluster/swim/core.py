@@ -985,7 +985,7 @@ class Swim:
         fitted = len(encoded)
         loads: list[bytes] = []
         if with_news:
-            news = self._news.take(room_bytes, retransmit_limit(len(self._table.live)))
+            news = self._news.take(room_bytes, retransmit_limit(len(self._table.live)), besides=encoded)
             room_bytes -= sum(map(len, news))
             encoded += news
             loads = self._loads.take(room_bytes)

@@ -10,6 +10,7 @@ Does not know: who receives, what a row means beyond its state.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from cluster.session import node_of
@@ -59,8 +60,8 @@ class News:
         """Nothing more about this member."""
         self._items.pop(node_id, None)
 
-    def take(self, room_bytes: int, limit: int) -> list[bytes]:
-        """Rows for one datagram, the least sent first, within `room_bytes`. Counts them as sent."""
+    def take(self, room_bytes: int, limit: int, besides: Collection[bytes] = ()) -> list[bytes]:
+        """Rows for one datagram that carries `besides` already: the least sent first. Counts them as sent."""
         if not self._items:
             return []
         taken: list[bytes] = []
@@ -68,10 +69,11 @@ class News:
         queue.sort(key=lambda entry: entry[0])  # stable: the oldest first among equals
         for _, node_id, by in queue:
             item = self._items[node_id][by]
-            if len(item.data) > room_bytes:
-                continue
-            room_bytes -= len(item.data)
-            taken.append(item.data)
+            if item.data not in besides:
+                if len(item.data) > room_bytes:
+                    continue
+                room_bytes -= len(item.data)
+                taken.append(item.data)
             item.sent += 1
             if item.sent >= limit:
                 del self._items[node_id][by]

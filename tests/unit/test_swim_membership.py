@@ -1,0 +1,533 @@
+"""Joining, leaving, renewing, conflicts, anti-entropy, loads, epochs, the watch ring, and bounds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.config import Config
+from cluster.swim import wire
+from cluster.swim.core import JOIN_MAX_S, JOIN_PATIENCE_S, Swim
+from cluster.swim.dissemination import LOAD_RELAYS, Loads, News, retransmit_limit
+from cluster.swim.events import (
+    Conflict,
+    Datagram,
+    Evidence,
+    Fenced,
+    Join,
+    Leave,
+    PushPull,
+    PushPullReply,
+    PushPullRequest,
+    PushPullResponse,
+    Renew,
+    Send,
+    SetEpoch,
+    SetLoad,
+    State,
+    Watch,
+)
+from cluster.swim.watch import predecessors, successors
+from cluster.swim.wire import Ack, Digest, Gossip, LoadRow, Ping, Pull, Row, Rows
+from tests.forged import (
+    CONFIG,
+    Bench,
+    address_of,
+    changes,
+    identity_of,
+    opened,
+    row_of,
+    sent,
+    session_of,
+    targets,
+    told,
+)
+
+PEERS = ("a", "b", "c", "d")
+OTHER_DIGEST = Digest(9, 9)
+
+# ---- joining
+
+
+def test_an_address_is_asked_again_and_again_until_it_answers() -> None:
+    bench = Bench()
+    bench.hand_in(Join((address_of("a"),)))
+    bench.pass_s(60)
+    pings = targets(bench.take(), Ping)
+    assert 60 / JOIN_MAX_S <= pings.count("a") <= 30
+    bench.hear("a", Rows(False, True), rows=[row_of("a")])
+    bench.take()
+    bench.pass_s(2 * JOIN_MAX_S, answering=["a"])
+    assert not [ping for ping in sent(bench.take(), Ping) if ping.target == ""]
+
+
+def test_the_first_ping_of_a_joiner_says_who_it_is() -> None:
+    bench = Bench()
+    bench.hand_in(Join((address_of("a"),)))
+    (row,) = told(bench.take(), "me", to="a")
+    assert (row.host, row.port, row.meta) == ("me.test", 5000, b"meta")
+
+
+def test_own_and_known_addresses_are_not_asked() -> None:
+    bench = Bench("a")
+    bench.take()
+    bench.hand_in(Join((address_of("me"), address_of("a"))))
+    assert targets(bench.take()) == []
+
+
+def test_a_stranger_that_pings_is_answered_and_asked_for_its_table() -> None:
+    bench = Bench("a")
+    bench.take()
+    bench.hear("x", Ping(3, ""), digest=OTHER_DIGEST)
+    actions = bench.take()
+    assert sent(actions, Ack, "x") == [Ack(3, session_of("me"))]
+    assert sent(actions, Pull, "x")
+    assert told(actions, "me", to="x")
+
+
+def test_a_joiner_shows_itself_to_all_it_has_just_heard_of() -> None:
+    bench = Bench()
+    bench.hear("a", Rows(False, True), rows=[row_of(peer) for peer in PEERS])
+    assert set(targets([a for a in bench.take() if told([a], "me")])) == set(PEERS)
+
+
+def test_a_node_is_synced_when_a_table_was_merged() -> None:
+    bench = Bench()
+    bench.hand_in(Join((address_of("a"),)))
+    assert not bench.swim.is_synced
+    bench.hear("a", Rows(False, True), rows=[row_of("a")])
+    assert bench.swim.is_synced
+
+
+def test_a_node_without_anybody_to_ask_is_synced_at_once() -> None:
+    bench = Bench()
+    assert not bench.swim.is_synced
+    bench.hand_in(Join(()))
+    assert bench.swim.is_synced
+
+
+def test_a_node_whom_nobody_answers_is_synced_when_its_patience_ends() -> None:
+    bench = Bench()
+    bench.hand_in(Join((address_of("a"),)))
+    bench.pass_s(JOIN_PATIENCE_S - 0.1)
+    assert not bench.swim.is_synced
+    bench.pass_s(0.5)
+    assert bench.swim.is_synced
+
+
+# ---- leaving and renewing
+
+
+def test_leaving_and_left_are_told_at_once() -> None:
+    for done, state in ((False, State.LEAVING), (True, State.LEFT)):
+        bench = Bench(*PEERS)
+        bench.take()
+        bench.hand_in(Leave(done))
+        told_to = targets([a for a in bench.actions if state in [row.state for row in told([a], "me")]])
+        assert set(told_to) == set(PEERS)
+
+
+def test_who_has_left_probes_nobody_and_cannot_be_accused() -> None:
+    bench = Bench(*PEERS)
+    bench.hand_in(Leave(True))
+    bench.hear("a", rows=[Row(session_of("me"), 9, State.SUSPECT, Evidence.SILENT, "a")])
+    bench.pass_s(5)
+    assert bench.state("me") is State.LEFT
+    assert {bench.state(peer) for peer in PEERS} == {State.ALIVE}
+
+
+def test_a_member_that_left_is_not_suspected() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("a", rows=[Row(session_of("a"), 1, State.LEFT)], state=State.LEFT, incarnation=1)
+    bench.pass_s(10, answering=["b", "c", "d"])
+    assert changes(bench.actions, "a")[-1] == (State.LEFT, Evidence.NONE)
+
+
+def test_a_member_that_drains_is_still_probed() -> None:
+    bench = Bench("a")
+    bench.hear("a", rows=[Row(session_of("a"), 1, State.LEAVING)], state=State.LEAVING, incarnation=1)
+    bench.take()
+    bench.pass_s(2 * CONFIG.probe_interval_s, answering=["a"])
+    assert "a" in targets(bench.take(), Ping)
+
+
+def test_a_fenced_node_is_told_and_goes_on_as_a_new_session() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("a", rows=[Row(session_of("me"), 0, State.DEAD, Evidence.FENCED, "a")])
+    assert changes(bench.actions, "me")[-1] == (State.DEAD, Evidence.FENCED)
+    bench.take()
+    bench.hand_in(Renew(session_of("me", life=2)))
+    assert bench.state("me") is State.ALIVE
+    assert {row.session for row in told(bench.take(), "me")} == {session_of("me", life=2)}
+
+
+def test_news_of_its_own_earlier_session_is_no_conflict() -> None:
+    bench = Bench(*PEERS)
+    bench.hand_in(Renew(session_of("me", life=2)))
+    bench.take()
+    bench.hear("a", rows=[row_of("me", life=1, incarnation=4)])
+    assert not [action for action in bench.take() if isinstance(action, Conflict)]
+
+
+# ---- conflicts
+
+
+def conflicts(bench: Bench) -> list[str]:
+    return [action.other.session for action in bench.take() if isinstance(action, Conflict)]
+
+
+def test_another_process_of_the_same_name_is_a_conflict_told_once() -> None:
+    bench = Bench("a")
+    for _ in range(2):
+        packed = wire.pack("rumor", bench_head(session_of("me", life=0), len(bench.actions) + 1), Ping(1, ""))
+        bench.hand_in(Datagram(("elsewhere.test", 5000), wire.PLAIN + packed))
+    assert conflicts(bench) == [session_of("me", life=0)]
+
+
+def bench_head(session: str, seq: int) -> wire.Head:
+    return wire.Head(session, 0, State.ALIVE, seq, 1_764_000_000_000, Digest(0, 0), 0, 0, b"")
+
+
+def test_a_claimed_later_life_of_this_node_is_a_conflict() -> None:
+    bench = Bench("a")
+    bench.hear("a", rows=[row_of("me", life=5)])
+    assert conflicts(bench) == [session_of("me", life=5)]
+
+
+def test_an_earlier_life_at_another_address_is_asked_whether_it_lives() -> None:
+    bench = Bench("a")
+    bench.take()
+    bench.hear("a", rows=[row_of("me", life=0, host="elsewhere.test")])
+    assert targets(bench.actions, Ping) == ["elsewhere"]
+    assert conflicts(bench) == []
+
+
+def test_an_earlier_life_at_this_address_is_just_over() -> None:
+    bench = Bench("a")
+    bench.take()
+    bench.hear("a", rows=[row_of("me", life=0)])
+    assert bench.take() == []
+
+
+# ---- anti-entropy
+
+
+@pytest.mark.parametrize("body", [Ping(1, ""), Ack(1, session_of("a"))])
+def test_another_digest_is_pulled_at_once(body: Ping | Ack) -> None:
+    bench = Bench(*PEERS)
+    bench.now_s += 0.2
+    bench.take()
+    bench.hear("a", body, digest=OTHER_DIGEST)
+    assert len(sent(bench.take(), Pull, "a")) == 1
+
+
+def test_an_equal_digest_is_not_pulled() -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    bench.hear("a", Ping(1, ""))
+    assert not sent(bench.take(), Pull)
+
+
+def test_pulls_from_one_member_are_spaced() -> None:
+    bench = Bench(*PEERS)
+    bench.now_s += 0.2
+    bench.take()
+    for nr in range(20):
+        bench.hear("a", Ping(nr, ""), digest=OTHER_DIGEST)
+    assert len(sent(bench.take(), Pull, "a")) == 1
+
+
+def test_a_pull_is_answered_with_exactly_the_rows_that_differ() -> None:
+    bench = Bench(*PEERS)
+    hashes = {entry.node_id: short for short, entry in bench.swim._table.hashes().items()}
+    bench.take()
+    bench.hear("a", Pull(b"".join(hashes[name] for name in ("me", "a", "c")), True))
+    answers = [a for a in bench.take() if isinstance(a, Send) and isinstance(opened(a).body, Rows)]
+    assert sorted(row.session for a in answers for row in opened(a).rows) == [session_of("b"), session_of("d")]
+
+
+def test_a_pull_that_shows_unknown_rows_is_pulled_back_but_not_for_ever() -> None:
+    bench = Bench(*PEERS)
+    for is_back, pulls in ((False, 1), (True, 0)):
+        bench.take()
+        bench.hear("a", Pull(b"abcd", is_back))
+        assert len(sent(bench.take(), Pull, "a")) == pulls
+
+
+def test_a_row_that_is_behind_is_answered_with_the_newer_one_once() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("d"), 0, State.DEAD, Evidence.SILENT, "b")])
+    for is_final, answers in ((False, [State.DEAD]), (True, [])):
+        bench.take()
+        bench.hear("a", Rows(False, is_final), rows=[row_of("d")])
+        about = [a for a in bench.take() if isinstance(a, Send) and isinstance(opened(a).body, Rows)]
+        assert [row.state for a in about for row in opened(a).rows] == answers
+
+
+def test_the_table_of_a_large_cluster_goes_over_tcp() -> None:
+    bench = Bench("a", *(f"m{number}" for number in range(wire.PULL_MAX_ROWS)))
+    bench.now_s += 2
+    bench.take()
+    bench.hear("a", Ping(1, ""), digest=OTHER_DIGEST)
+    assert [action.target for action in bench.take() if isinstance(action, PushPull)] == [address_of("a")]
+
+
+def test_push_pull_makes_two_tables_equal() -> None:
+    one, other = Bench("a", "b"), Bench("c")
+    other.swim = Swim(CONFIG, identity_of("you"), (), one.swim._rng, 1000.0, wall_ms=lambda: 1_764_000_000_000)
+    other.hear("c", Rows(False, True), rows=[row_of("c")])
+    one.swim._sync_with(one.swim._table.live["a"])
+    request = next(action for action in one.swim._out if isinstance(action, PushPull))
+    (reply,) = [a for a in other.hand_in(PushPullRequest(4, request.data)) if isinstance(a, PushPullReply)]
+    assert reply.ticket == 4
+    one.hand_in(PushPullResponse(reply.data))
+    assert one.digest() == other.digest()
+    assert one.digest().count == 5
+
+
+def test_a_push_pull_body_that_is_not_one_gets_no_answer() -> None:
+    bench = Bench("a")
+    for data in (
+        b"",
+        b"x" * 100,
+        b"x" * (wire.SYNC_MAX_BYTES + 1),
+        wire.PLAIN + wire.pack("rumor", bench_head(session_of("a"), 99), Gossip()),
+    ):
+        assert not [a for a in bench.hand_in(PushPullRequest(1, data)) if isinstance(a, PushPullReply)]
+
+
+def test_a_member_is_exchanged_with_now_and_then_also_when_dead() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.take()
+    bench.pass_s(40 * CONFIG.push_pull_interval_s, answering=["b", "c", "d"])
+    asked = [action.target[0] for action in bench.take() if isinstance(action, PushPull)]
+    assert 5 <= asked.count("a.test") <= 15
+    assert len(asked) >= 25
+
+
+def test_a_dead_member_is_pinged_now_and_then_and_told() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.take()
+    bench.pass_s(10, answering=["b", "c", "d"])
+    actions = bench.take()
+    assert 3 <= len(sent(actions, Ping, "a")) <= 8
+    assert State.DEAD in [row.state for row in told(actions, "a", to="a")]
+
+
+def test_a_dead_member_is_forgotten_after_its_time() -> None:
+    config = Config(forget_s=60.0, push_pull_interval_s=5.0)
+    bench = Bench(*PEERS, config=config)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.pass_s(59, answering=["b", "c", "d"])
+    assert bench.state("a") is State.DEAD
+    bench.pass_s(10, answering=["b", "c", "d"])
+    assert bench.state("a") is None
+
+
+def test_a_death_older_than_memory_is_not_taken_over() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", Rows(False, True), rows=[row_of("x", state=State.DEAD, age_s=int(CONFIG.forget_s) + 1)])
+    assert bench.state("x") is None
+
+
+# ---- what is dropped
+
+
+def drop(bench: Bench, data: bytes) -> dict[str, int]:
+    before = dict(bench.swim.stats)
+    assert bench.hand_in(Datagram(address_of("a"), data)) == []
+    return {
+        name.removeprefix("dropped_"): count - before[name]
+        for name, count in bench.swim.stats.items()
+        if name.startswith("dropped_") and count != before[name]
+    }
+
+
+def test_what_cannot_be_used_is_counted_by_reason_and_dropped() -> None:
+    bench = Bench("a")
+    bench.take()
+    bench.swim._ring_changed = False
+    good = wire.pack("rumor", bench_head(session_of("a"), 50), Gossip())
+    assert drop(bench, wire.PLAIN + b"junk") == {"malformed": 1}
+    assert drop(bench, wire.SEALED + good) == {"unsealed": 1}
+    assert drop(bench, wire.PLAIN + wire.pack("other", bench_head(session_of("a"), 51), Gossip())) == {
+        "other_cluster": 1
+    }
+    assert drop(bench, wire.PLAIN + good + b"x" * 1400) == {"oversize": 1}
+    assert drop(bench, wire.PLAIN + good) == {}
+    assert drop(bench, wire.PLAIN + good) == {"replayed": 1}
+
+
+@given(st.binary(max_size=1400))
+def test_no_datagram_makes_a_node_raise(data: bytes) -> None:
+    bench = Bench("a")
+    bench.hand_in(Datagram(address_of("a"), data))
+    bench.hand_in(Datagram(address_of("a"), wire.PLAIN + data))
+
+
+# ---- dissemination
+
+
+def test_news_is_told_a_bounded_number_of_times() -> None:
+    news = News()
+    news.add(row_of("a"))
+    taken = [news.take(1000, limit=4) for _ in range(10)]
+    assert [len(rows) for rows in taken] == [1] * 4 + [0] * 6
+    assert not news
+
+
+def test_the_limit_grows_with_the_logarithm_of_the_cluster() -> None:
+    assert retransmit_limit(9) * 2 == retransmit_limit(99)
+    assert retransmit_limit(99) * 3 == retransmit_limit(999) * 2
+
+
+def test_newer_news_of_a_member_replaces_older() -> None:
+    news = News()
+    news.add(row_of("a", incarnation=1))
+    news.add(row_of("a", incarnation=2))
+    assert news.take(1000, 9) == [wire.encode_row(row_of("a", incarnation=2))]
+
+
+def test_suspicions_of_different_accusers_are_all_told_until_one_bound() -> None:
+    news = News()
+    for by in "bcdefgh":
+        news.add(Row(session_of("a"), 0, State.SUSPECT, Evidence.SILENT, by))
+    assert len(news.take(1000, 9)) == 4
+    news.add(row_of("a", incarnation=1))
+    assert len(news.take(1000, 9)) == 1
+
+
+def test_what_was_told_least_goes_first_and_nothing_exceeds_the_room() -> None:
+    news = News()
+    for number in range(20):
+        news.add(row_of(f"m{number}"))
+    size = len(wire.encode_row(row_of("m1")))
+    first, second = news.take(5 * size, 9), news.take(5 * size, 9)
+    assert not set(first) & set(second)
+    assert len(b"".join(first)) <= 5 * size
+
+
+def test_gossip_stops_when_there_is_no_news() -> None:
+    bench = Bench(*PEERS)
+    bench.pass_s(20, answering=PEERS)
+    bench.take()
+    bench.pass_s(5, answering=PEERS)
+    assert not sent(bench.take(), Gossip)
+
+
+# ---- loads and epochs
+
+
+def test_each_datagram_carries_the_senders_own_load() -> None:
+    bench = Bench("a")
+    bench.hand_in(SetLoad(b"busy"))
+    bench.take()
+    bench.hear("a", Ping(1, ""))
+    (action,) = [action for action in bench.take() if isinstance(action, Send)]
+    head = opened(action).head
+    assert (head.load, head.load_seq) == (b"busy", 1)
+
+
+def test_only_a_later_load_replaces_the_known_one() -> None:
+    bench = Bench("a", "b")
+    bench.hear("a", load=b"new", load_seq=5)
+    bench.hear("b", loads=[LoadRow(session_of("a"), 4, b"old")])
+    bench.hear("a", load=b"older", load_seq=3)
+    member = bench.member("a")
+    assert member is not None
+    assert (member.load, member.load_seq, member.load_at_s) == (b"new", 5, bench.now_s)
+
+
+def test_loads_of_others_are_passed_on_a_few_times() -> None:
+    bench = Bench("a", "b")
+    bench.hear("a", load=b"new", load_seq=5)
+    bench.take()
+    for nr in range(10):
+        bench.hear("b", Ping(nr, ""))
+    passed = [load for action in bench.take() if isinstance(action, Send) for load in opened(action).loads]
+    assert passed == [LoadRow(session_of("a"), 5, b"new")] * LOAD_RELAYS
+
+
+def test_the_freshest_loads_go_first() -> None:
+    loads = Loads()
+    for name in ("a", "b", "c"):
+        loads.add(name, name.encode() * 10)
+    assert loads.take(20) == [b"c" * 10, b"b" * 10]
+
+
+def test_datagrams_stay_within_their_bound_however_much_there_is_to_tell() -> None:
+    bench = Bench()
+    bench.hand_in(SetLoad(b"l" * wire.LOAD_MAX_BYTES))
+    for number in range(100):
+        name = f"member-with-a-rather-long-name-{number}"
+        bench.hear(name, Rows(False, True), rows=[row_of(name, meta=b"m" * 200)], load=b"l" * 400, load_seq=1)
+    bench.hear("x", Pull(b"", False))
+    bench.pass_s(5)
+    sizes = [len(action.data) for action in bench.take() if isinstance(action, Send)]
+    assert max(sizes) <= wire.DATAGRAM_MAX_BYTES
+    assert max(sizes) > 1000
+
+
+def test_the_highest_epoch_is_kept_and_told() -> None:
+    bench = Bench("a")
+    bench.hear("a", epoch=7)
+    bench.hand_in(SetEpoch(5))
+    assert bench.swim.epoch == 7
+    bench.hand_in(SetEpoch(9))
+    bench.take()
+    bench.hear("a", Ping(1, ""))
+    assert {opened(action).head.epoch for action in bench.take() if isinstance(action, Send)} == {9}
+
+
+# ---- the watch ring
+
+name_lists = st.lists(st.sampled_from([f"n{number}" for number in range(20)]), unique=True)
+
+
+@given(name_lists, st.integers(0, 5))
+def test_watching_and_being_watched_are_the_same_relation(names: list[str], count: int) -> None:
+    for one in names:
+        for other in names:
+            watches = other in successors(names, one, count)
+            assert watches == (one in predecessors(names, other, count))
+
+
+@given(name_lists, st.integers(0, 5))
+def test_each_member_watches_as_many_others_as_there_are_up_to_the_limit(names: list[str], count: int) -> None:
+    for one in names:
+        watched = successors(names, one, count)
+        assert len(set(watched)) == len(watched) == min(count, len(names) - 1)
+        assert one not in watched
+
+
+def test_the_watched_peers_follow_the_live_members() -> None:
+    bench = Bench(*PEERS)
+    watched = successors(("me", *PEERS), "me", CONFIG.watch_peers)
+    gone = watched[0]
+    other = next(peer for peer in PEERS if peer != gone)
+    bench.hear(other, rows=[Row(session_of(gone), 0, State.DEAD, Evidence.SILENT, other)])
+    (watch,) = [action for action in bench.take() if isinstance(action, Watch)]
+    assert {peer.node_id for peer in watch.peers} == set(PEERS) - {gone}
+
+
+def test_a_suspect_is_still_watched() -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.SUSPECT, Evidence.SILENT, "b")])
+    assert not [action for action in bench.take() if isinstance(action, Watch)]
+
+
+def test_who_has_left_watches_nobody() -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    bench.hand_in(Leave(True))
+    assert [action.peers for action in bench.take() if isinstance(action, Watch)] == [()]
+
+
+def test_members_are_sorted_and_include_this_node_and_the_dead() -> None:
+    bench = Bench("c", "a", "b")
+    bench.hand_in(Fenced(session_of("b")))
+    assert [member.identity.node_id for member in bench.swim.members()] == ["a", "b", "c", "me"]

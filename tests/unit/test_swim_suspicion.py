@@ -1,0 +1,238 @@
+"""Suspicion: how long a suspect has, who may confirm, and that only the accused can refute.
+
+Claims of SWIM §4.2 and of Lifeguard LHA-Suspicion and Buddy System, one test each.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.swim.events import Evidence, Fenced, Leave, Send, State
+from cluster.swim.suspicion import CONFIRMATIONS, suspicion_timeout_s, timeout_s
+from cluster.swim.wire import Ack, Gossip, Ping, Row
+from tests.forged import CONFIG, Bench, accusation, address_of, changes, opened, row_of, sent, session_of, targets, told
+
+PEERS = ("a", "b", "c", "d", "e", "f")
+OTHERS = ("b", "c", "d", "e", "f")
+SILENT, STALLED, REFUSED = Evidence.SILENT, Evidence.STALLED, Evidence.REFUSED
+
+
+def suspected(by: str = "b", evidence: Evidence = SILENT) -> Bench:
+    """A bench on which `a` has just been accused and the others answer."""
+    bench = Bench(*PEERS)
+    bench.hear(by, rows=[accusation("a", by, evidence)])
+    assert bench.state("a") is State.SUSPECT
+    return bench
+
+
+@given(st.integers(0, 10), st.integers(0, 10))
+def test_the_timeout_shrinks_with_confirmations_within_its_bounds(confirmed: int, expected: int) -> None:
+    here = suspicion_timeout_s(1.2, 3.0, confirmed, expected)
+    assert 1.2 <= here <= 3.0
+    assert suspicion_timeout_s(1.2, 3.0, confirmed + 1, expected) <= here
+
+
+def test_a_lone_suspicion_lasts_longest_and_a_confirmed_one_shortest() -> None:
+    assert suspicion_timeout_s(1.2, 3.0, 0, 3) == 3.0
+    assert suspicion_timeout_s(1.2, 3.0, 3, 3) == 1.2
+
+
+def test_in_a_pair_nobody_could_confirm() -> None:
+    assert timeout_s(CONFIG, (SILENT,), live=2) == CONFIG.suspicion_min_s
+
+
+def test_one_accuser_that_reached_the_kernel_is_enough_to_wait_for_a_hung_process() -> None:
+    assert timeout_s(CONFIG, (SILENT, SILENT, STALLED, SILENT), live=9) == CONFIG.stalled_s
+
+
+def test_a_suspect_that_nobody_else_accuses_is_dead_after_the_longest_time() -> None:
+    bench = suspected()
+    bench.swim._order = []
+    bench.swim._probe_s += 100  # nobody else looks
+    bench.swim._probes.clear()
+    bench.pass_s(CONFIG.suspicion_max_s - 0.01)
+    assert bench.state("a") is State.SUSPECT
+    bench.pass_s(0.02)
+    assert bench.state("a") is State.DEAD
+
+
+def test_independent_confirmations_bring_the_death_forward() -> None:
+    bench = suspected("b")
+    for confirmer in ("c", "d", "e"):
+        bench.hear(confirmer, rows=[accusation("a", confirmer)])
+    bench.pass_s(CONFIG.suspicion_min_s - 0.01)
+    assert bench.state("a") is State.SUSPECT
+    bench.pass_s(0.02)
+    assert bench.state("a") is State.DEAD
+
+
+def test_one_accuser_counts_once_however_often_it_is_heard_and_from_whom() -> None:
+    bench = suspected("b")
+    for carrier in ("b", "c", "d", "e", "f"):
+        bench.hear(carrier, rows=[accusation("a", "b")])
+    assert list(bench.swim._suspicions[session_of("a")].accusers) == ["b"]
+
+
+def test_a_hung_process_has_its_own_time() -> None:
+    bench = suspected("b", STALLED)
+    for confirmer in ("c", "d", "e"):
+        bench.hear(confirmer, rows=[accusation("a", confirmer, STALLED)])
+    bench.pass_s(CONFIG.stalled_s - 0.01, answering=OTHERS)
+    assert bench.state("a") is State.SUSPECT
+    bench.pass_s(0.02, answering=OTHERS)
+    assert changes(bench.actions, "a")[-1] == (State.DEAD, STALLED)
+
+
+def test_a_suspect_that_refutes_is_never_declared_dead() -> None:
+    bench = suspected()
+    bench.hear("a", rows=[row_of("a", incarnation=1)])
+    assert bench.state("a") is State.ALIVE
+    bench.pass_s(10, answering=PEERS)
+    assert State.DEAD not in [state for state, _ in changes(bench.actions, "a")]
+
+
+def test_any_datagram_of_a_member_at_a_higher_incarnation_refutes() -> None:
+    bench = suspected()
+    bench.hear("a", Gossip(), incarnation=1)
+    assert bench.state("a") is State.ALIVE
+
+
+def test_an_answer_at_the_accused_incarnation_does_not_refute_by_itself() -> None:
+    bench = suspected()
+    bench.hear("a", Gossip(), incarnation=0)
+    assert bench.state("a") is State.SUSPECT
+
+
+def test_an_accusation_of_an_earlier_incarnation_is_nothing() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("a", rows=[row_of("a", incarnation=2)])
+    bench.hear("b", rows=[accusation("a", "b", incarnation=1)])
+    assert bench.state("a") is State.ALIVE
+
+
+def test_a_member_that_answers_us_is_not_declared_dead_when_its_time_is_up() -> None:
+    bench = suspected()
+    bench.pass_s(CONFIG.suspicion_max_s + 3, answering=PEERS)
+    assert bench.state("a") is State.SUSPECT
+    assert told(bench.actions, "a", to="a"), "it is told, so that it can refute"
+
+
+def test_a_suspect_is_told_first() -> None:
+    bench = Bench("a")
+    bench.pass_s(2 * CONFIG.probe_interval_s)
+    accusing = [a for a in bench.actions if State.SUSPECT in [row.state for row in told([a], "a")]]
+    assert targets(accusing)[0] == "a"
+    assert sent(accusing[:1], Ping)
+
+
+def test_an_accuser_tells_the_suspect_again_and_again() -> None:
+    bench = Bench("a", "b")
+    bench.pass_s(2 * CONFIG.probe_interval_s + CONFIG.probe_timeout_s, answering=["b"])
+    assert bench.state("a") is State.SUSPECT
+    bench.take()
+    bench.pass_s(CONFIG.probe_interval_s, answering=["b"])
+    assert len(told(bench.take(), "a", to="a")) >= 2
+
+
+def test_a_ping_to_a_suspect_carries_the_accusation() -> None:
+    bench = suspected()
+    bench.take()
+    bench.hear("a", Ping(1, session_of("me")))
+    assert [row.state for row in told(bench.take(), "a", to="a")] == [State.SUSPECT]
+
+
+def test_neighbours_of_a_suspect_look_for_themselves_at_once() -> None:
+    looking = 0
+    for name in PEERS:
+        bench = Bench(*PEERS)
+        accuser = "b" if name != "b" else "c"
+        bench.take()
+        bench.hear(accuser, rows=[accusation(name, accuser)])
+        looking += bool(sent(bench.take(), Ping, name))
+    assert 0 < looking <= len(PEERS)
+    assert looking >= CONFIRMATIONS
+
+
+# ---- this node accused
+
+
+def test_an_accused_node_raises_its_incarnation_and_says_so_at_once_also_to_the_accuser() -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    bench.hear("b", rows=[Row(session_of("me"), 4, State.SUSPECT, SILENT, "c")])
+    actions = bench.take()
+    assert bench.incarnation("me") == 5
+    assert [row.incarnation for row in told(actions, "me", to="c")][:1] == [5]
+    assert set(targets(actions)) == set(PEERS)
+
+
+def test_a_node_that_was_declared_dead_comes_back_by_a_higher_incarnation() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("me"), 0, State.DEAD, REFUSED, "c")])
+    assert bench.incarnation("me") == 1
+    assert bench.state("me") is State.ALIVE
+
+
+def test_a_node_that_hears_of_itself_from_the_future_goes_beyond_it() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[row_of("me", incarnation=9)])
+    assert bench.incarnation("me") == 10
+
+
+def test_an_old_accusation_is_not_refuted_again() -> None:
+    bench = Bench(*PEERS)
+    for _ in range(3):
+        bench.hear("b", rows=[Row(session_of("me"), 0, State.SUSPECT, SILENT, "b")])
+    assert bench.incarnation("me") == 1
+
+
+def test_being_accused_makes_a_node_doubt_itself() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("me"), 0, State.SUSPECT, SILENT, "b")])
+    assert bench.swim.health == 1
+
+
+def test_a_node_that_drains_refutes_as_one_that_drains() -> None:
+    bench = Bench(*PEERS)
+    bench.hand_in(Leave(False))
+    bench.hear("b", rows=[Row(session_of("me"), 1, State.SUSPECT, SILENT, "b")])
+    assert (bench.state("me"), bench.incarnation("me")) == (State.LEAVING, 2)
+
+
+# ---- deaths
+
+
+@pytest.mark.parametrize("evidence", [SILENT, STALLED, REFUSED])
+def test_a_dead_member_that_refutes_is_alive_again(evidence: Evidence) -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, evidence, "b")])
+    assert bench.state("a") is State.DEAD
+    bench.hear("c", rows=[row_of("a", incarnation=1)])
+    assert bench.state("a") is State.ALIVE
+
+
+def test_a_fenced_session_cannot_refute() -> None:
+    bench = Bench(*PEERS)
+    bench.hand_in(Fenced(session_of("a")))
+    bench.hear("a", rows=[row_of("a", incarnation=7)], incarnation=7)
+    assert changes(bench.actions, "a")[-1] == (State.DEAD, Evidence.FENCED)
+    assert bench.state("a") is State.DEAD
+
+
+def test_a_dead_member_that_pings_is_told_so_that_it_can_refute() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, SILENT, "b")])
+    bench.take()
+    bench.hear("a", Ping(1, session_of("me")))
+    ack = next(one for one in bench.take() if isinstance(one, Send) and isinstance(opened(one).body, Ack))
+    assert ack.target == address_of("a")
+    assert opened(ack).rows[0].state is State.DEAD
+
+
+def test_a_death_is_told_at_once() -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, SILENT, "b")])
+    assert len(told(bench.take(), "a")) >= 3
