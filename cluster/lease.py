@@ -60,7 +60,7 @@ class Lease:
         self.holder: Term | None = None  # as Redis last said, this session included
         self.epoch = 0  # highest known: Redis's answers and gossip's
         self._trusted_until_s = 0.0
-        self._dead: dict[str, None] = {}  # holders known to be fenced
+        self._dead = ""  # a holder that is known to be fenced
 
     def may_lead(self, now_s: float) -> bool:
         """Whether this session is the leader and may act on it now."""
@@ -81,7 +81,7 @@ class Lease:
         """What to ask Redis for."""
         if self.holder is not None and self.holder.session == self.session:
             return Renew(self.holder) if self.may_lead(now_s) else Acquire(self.session)
-        if self.holder is not None and self.holder.session in self._dead:
+        if self.holder is not None and self.holder.session == self._dead:
             return Takeover(self.session, self.holder.session)
         return Acquire(self.session)
 
@@ -106,10 +106,12 @@ class Lease:
         """Gossip knows this epoch. Above our own, it ends our term: somebody was elected after us."""
         self.epoch = max(self.epoch, epoch)
 
-    def died(self, session: str) -> None:
-        """This session was fenced. If it holds the lease, the next wish is to take it over."""
-        if self.holder is not None and self.holder.session == session:
-            self._dead = {session: None}
+    def died(self, session: str) -> bool:
+        """This session was fenced. True: it holds the lease, and the next wish is to take it over."""
+        if self.holder is None or self.holder.session != session or session == self.session:
+            return False
+        self._dead = session
+        return True
 
     def resign(self) -> Term | None:
         """Stop leading now. Returns the term to give back to Redis, if there is one."""

@@ -149,8 +149,10 @@ class Pulse:
 
     async def enroll(self, node_id: str, record: Record) -> None:
         """Put this node on the member list and among the active workers."""
-        await self._ask(self._beats.hset(keys.LEADER_MEMBERS, node_id, _pack(record)))
-        await self._ask(self._beats.sadd(keys.WORKERS_ACTIVE, node_id))
+        pipeline = self._beats.pipeline(transaction=False)
+        pipeline.hset(keys.LEADER_MEMBERS, node_id, _pack(record))
+        pipeline.sadd(keys.WORKERS_ACTIVE, node_id)
+        await self._ask(pipeline.execute())
 
     async def forget(self, name: str) -> None:
         """Take a dead session's node off both lists, unless it lives on in a newer session."""

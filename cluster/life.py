@@ -1,0 +1,843 @@
+"""One node's life: gossip, heartbeat, watching, fencing and leading, on the vitals loop.
+
+Each concern is one endless task that asks a pure part what to do: `Swim` (through the gossip driver) who is a member,
+`Witness` whom to fence, `Lease` who leads. Redis answers or does not; a call without an answer changes nothing but the
+watch, which begins again, so a Redis that was away fences nobody.
+
+Order matters in a session's birth: its subscription first, then its heartbeat, then gossip. A session that gossip knew
+before its subscription stood could be fenced by a mere refusal.
+
+Does not know: tasks, shards, HTTP. `hooks` is the way back to the main loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
+from random import Random, SystemRandom
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cluster import keys, outlook, session
+from cluster.config import Config
+from cluster.errors import ConfigError, StoreUnavailable
+from cluster.gossip import Gossip
+from cluster.lease import Lease, Term
+from cluster.load import Load, encode_load
+from cluster.pulse import Pulse, Record
+from cluster.swim.core import Swim
+from cluster.swim.events import (
+    Address,
+    Changed,
+    Conflict,
+    Evidence,
+    Fenced,
+    Identity,
+    Join,
+    Leave,
+    Member,
+    Renew,
+    SetEpoch,
+    SetLoad,
+    State,
+)
+from cluster.view import Redis, View
+from cluster.witness import Belief, Fence, Path, Witness, believe
+
+if TYPE_CHECKING:
+    from cluster.vitals import Hooks
+
+log = structlog.get_logger("vitals")
+
+ECHO = b"\x00"  # first byte of what a session publishes to itself; no other message begins with it
+ECHOES_LOST_MAX = 3  # beats without an echo, before the subscription counts as deaf
+RELISTEN_MIN_S = 0.5  # between two new subscriptions, unless nobody is subscribed at all
+TTL_LEASES = 2  # a heartbeat outlives its lease, so that it never vanishes while a fencer still watches it
+SWEEP_S = 1.0  # between two readings of all members, and two entries in the member list
+JOIN_S = 3.0  # between two tries to find members that are not alive here
+VIEW_MIN_S = 0.05  # between two views for changes of state
+LOAD_S = 0.1  # between two views for loads, and two changes of our own load
+WATCH_MAIN_S = 0.25
+FENCE_RETRIES_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1)  # Redis may see the end of a process later than its peers
+CONSIDERED_MAX, CONSIDERED_S = 10_000, 60.0
+ENDED_MAX = 10_000  # dead sessions remembered, so that each is told once
+LEASE_ASKS_MAX = 3
+EXIT_GAVE_UP = 70
+RESTART_S = 0.5
+
+
+class Life:
+    """What the vitals thread does. Public attributes are read (and `load`, `ticked_s` written) by the main thread."""
+
+    def __init__(self, config: Config, gossip_keys: Sequence[bytes], meta: bytes, hooks: Hooks, host: str) -> None:
+        self.config = config
+        self.hooks = hooks
+        self._rng: Random = SystemRandom()
+        self.session = session.new(config.name, wall_ms(), self._rng)
+        self.view = View(config.name, self.session, (), None, 0, False, False)
+        self.load = Load(False, False, False, {})
+        self.ticked_s: float | None = None
+
+        self._stats: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._witness = Witness(config.heartbeat_stale_s, config.lease_s)
+        self._lease = Lease(self.session, config.leader_lease_s)
+        self._told_leader: Term | None = None
+        self._redis_ok = False
+        self._is_leaving = False
+        self._is_stalled = False
+        self._is_ending = False
+        self._was: str | None = None  # our session before this one, until the new one is registered
+        self._listened_s = 0.0
+        self._beat_nr = 0
+        self._echoed_nr = 0
+        self._acked_s = boot_s()
+        self._is_enrolled = False
+        self._fencing: dict[str, None] = {}
+        self._ended: dict[str, str] = {}  # session -> cause, tombstones that we know
+        self._considered: dict[str, float] = {}
+        self._suspects: dict[str, None] = {}
+        self._lives: dict[str, str] = {}  # node_id -> the session that gossip last named
+        self._read_all_s = 0.0
+        self._told: tuple[object, ...] = ()
+        self._told_load = b""
+        self._view_timer: asyncio.TimerHandle | None = None
+        self._viewed_s = 0.0
+
+        self._loop = asyncio.get_running_loop()
+        self._listening, self._relisten = asyncio.Event(), asyncio.Event()
+        self._read_now, self._lead_now, self._beat_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._leading = asyncio.Lock()
+        self.pulse = Pulse(config.redis_url, config.redis_timeout_s, self._watch_broke)
+        self._record = Record(self.session, host, config.port)
+        me = Identity(config.name, self.session, host, config.port, meta)
+        rng = Random(self._rng.getrandbits(64))
+        self._swim = Swim(config, me, gossip_keys, rng, time.monotonic(), wall_ms=wall_ms)
+        self.gossip = Gossip(config, gossip_keys, self._swim, self._on_changed, self._on_conflict)
+
+    # ---- birth and end
+
+    async def begin(self) -> None:
+        """Bind, register, join. Raises ConfigError when this cannot be: the port or the name is taken."""
+        self.gossip.bind()
+        older = await self._older_life()
+        self._keep("listen", self._listen)
+        await self._beat()
+        if not self._redis_ok:
+            self.hooks.on_redis(False)
+        self.gossip.start()
+        await self._join()
+        if older is not None:
+            self.consider([older])
+        self._keep("beat", self._beats)
+        self._keep("read", self._reads)
+        self._keep("join", self._joins)
+        self._keep("lead", self._leads)
+        self._keep("load", self._loads)
+        self._keep("main", self._watch_main)
+        self._show()
+
+    async def leave(self) -> None:
+        """Say that we drain, and stop leading."""
+        self._is_leaving = True
+        self.gossip.feed(Leave(done=False))
+        self._tell_load()
+        await self._resign()
+        self._show_soon()
+
+    async def depart(self) -> None:
+        """Say that we left; end our own session, so that nobody has to find out whether it died while it drained."""
+        self._is_ending = self._is_leaving = True
+        self.gossip.feed(Leave(done=True))
+        await self._halt()  # No beat of ours may put back what the next lines take away.
+        with contextlib.suppress(StoreUnavailable):
+            await self._resign()
+            await self.pulse.fence(Fence(self.session, Path.OWN, b"", "left"), self._tombstone_ms, self.config.name)
+            await self.pulse.forget(self.session)
+
+    async def close(self) -> None:
+        """End every task and connection."""
+        if self._view_timer is not None:
+            self._view_timer.cancel()
+        await self._halt()
+        await self.gossip.close()
+        await self.pulse.close()
+
+    async def _halt(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def stats(self) -> Mapping[str, int]:
+        """All counters in one."""
+        counts = Counter(self._stats)
+        counts.update({f"swim_{name}": count for name, count in self._swim.stats.items()})
+        counts.update({f"gossip_{name}": count for name, count in self.gossip.stats.items()})
+        return counts
+
+    def answer(self, body: bytes) -> bytes | None:
+        """The reply to a peer's full exchange."""
+        return self.gossip.answer(body)
+
+    async def _older_life(self) -> str | None:
+        """The session that the member list names for us, if there is one. Raises ConfigError if it lives.
+
+        Our port is bound by now, so whoever moves that heartbeat is another process under our name.
+        """
+        try:
+            record = (await self.pulse.members()).get(self.config.name)
+            if record is None or record.session == self.session or not session.is_session(record.session):
+                return None
+            if not session.is_newer(self.session, than=record.session):
+                # Its clock was ahead of ours: a life must come after the one before, or it would be the superseded one.
+                self._rename(after=record.session)
+            first = (await self.pulse.read([record.session]))[0]
+            limit_s = time.monotonic() + self.config.heartbeat_stale_s
+            while await self.pulse.subscribers(record.session) and time.monotonic() < limit_s:
+                await asyncio.sleep(self.config.heartbeat_interval_s / 5)
+                now = (await self.pulse.read([record.session]))[0]
+                if first is not None and now not in (first, None) and not _is_tombstone(now):
+                    raise ConfigError(
+                        f"node_id {self.config.name} is alive elsewhere, at {record.host}:{record.port}.",
+                        "Give each node its own node_id, or stop the other one.",
+                    )
+        except StoreUnavailable:
+            return None
+        return record.session
+
+    def _rename(self, after: str) -> None:
+        """Take a session name that comes after this one, before anybody knows us."""
+        at_ms = max(wall_ms(), session.order(after)[0] + 1)
+        self.session = session.new(self.config.name, at_ms, self._rng)
+        self._lease.renamed(self.session)
+        self._record = replace_session(self._record, self.session)
+        self.gossip.feed(Renew(self.session))
+
+    # ---- the heartbeat
+
+    async def _beats(self) -> None:
+        next_s = time.monotonic() + self.config.heartbeat_interval_s
+        while True:
+            await _wait(self._beat_now, next_s - time.monotonic())
+            next_s = max(next_s, time.monotonic()) + self.config.heartbeat_interval_s
+            await self._beat()
+
+    async def _beat(self) -> None:
+        """One heartbeat, and what its answer means."""
+        if boot_s() - self._acked_s > self.config.tombstone_s:
+            # Our tombstone may have been written and forgotten since. Registering again would raise the dead.
+            self._go_on_as_another("forgotten")
+        name, self._beat_nr = self.session, self._beat_nr + 1
+        try:
+            await self._until_listening()
+            ttl_ms = int(TTL_LEASES * self.config.lease_s * 1000)
+            beat = await self.pulse.beat(name, self._beat_nr, ttl_ms, ECHO + b"%d" % self._beat_nr)
+            if not self._is_enrolled and beat.tombstone is None and name == self.session:
+                await self.pulse.enroll(self.config.name, self._record)
+                self._is_enrolled = True
+        except StoreUnavailable as error:
+            self._stats["beats_failed"] += 1
+            self._redis_answers(False, error.message)
+            return
+        if name != self.session:
+            return
+        if beat.tombstone is not None:
+            self._go_on_as_another(_cause(beat.tombstone))
+            return
+        self._stats["beats"] += 1
+        self._acked_s = boot_s()
+        self._redis_answers(True)
+        if self._was is not None:
+            was, self._was = self._was, None
+            self.hooks.on_fenced(name)
+            self._end(was, self._ended.get(was, "fenced"))
+        if beat.subscribers == 0 or (
+            (beat.subscribers > 1 or self._beat_nr - self._echoed_nr > ECHOES_LOST_MAX)
+            and time.monotonic() - self._listened_s > RELISTEN_MIN_S
+        ):
+            self._stats["deaf"] += 1
+            self._relisten.set()
+
+    def _redis_answers(self, is_ok: bool, why: str = "") -> None:
+        if is_ok == self._redis_ok:
+            return
+        self._redis_ok = is_ok
+        if is_ok:
+            log.info("redis_answers")
+            self._spawn(self._redis_is_back())
+        else:
+            log.warning("redis_away", error=why)
+            self._is_enrolled = False
+        self._watch_broke()
+        self.hooks.on_redis(is_ok)
+        self._tell_load()
+        self._show_soon()
+        self._lead_now.set()
+
+    async def _redis_is_back(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self.pulse.load()
+
+    def _go_on_as_another(self, cause: str) -> None:
+        """Our session was fenced: take a new one. It is registered by the next beat, after its subscription."""
+        if self._is_ending:
+            return
+        was = self.session
+        at_ms = max(wall_ms(), session.order(was)[0] + 1)
+        self.session = session.new(self.config.name, at_ms, self._rng)
+        log.warning("session_fenced", was=was, now=self.session, cause=cause)
+        self._stats["own_fencings"] += 1
+        self._was = self._was or was
+        self._ended[was] = cause
+        self._acked_s = boot_s()
+        self._is_enrolled = False
+        self._record = replace_session(self._record, self.session)
+        self._lease.renamed(self.session)
+        self._listening.clear()
+        self._relisten.set()
+        self.gossip.feed(Fenced(was))
+        self.gossip.feed(Renew(self.session))
+        self._event("session_renewed", self.config.name, session=self.session, was=was, evidence=cause)
+        self._beat_now.set()
+        self._show_soon()
+
+    # ---- our own channel
+
+    async def _listen(self) -> None:
+        """Hold one subscription to our own channel; a deaf or doubled one is replaced."""
+        while True:
+            name = self.session
+            self._relisten.clear()
+            try:
+                async with self.pulse.listen(name) as messages:
+                    self._listened_s = time.monotonic()
+                    self._echoed_nr = self._beat_nr
+                    self._listening.set()
+                    self._stats["subscriptions"] += 1
+                    hearing = self._loop.create_task(self._hear(messages))
+                    waiting = self._loop.create_task(self._relisten.wait())
+                    try:
+                        await asyncio.wait({hearing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                        if hearing.done():
+                            hearing.result()
+                    finally:
+                        hearing.cancel()
+                        waiting.cancel()
+                        await asyncio.gather(hearing, waiting, return_exceptions=True)
+            except StoreUnavailable:
+                self._stats["subscriptions_lost"] += 1
+                self._listening.clear()
+                await asyncio.sleep(self.config.heartbeat_interval_s / 2)
+
+    async def _hear(self, messages: Any) -> None:
+        async for message in messages:
+            if message[:1] == ECHO:
+                with contextlib.suppress(ValueError):
+                    self._echoed_nr = int(message[1:])
+            else:
+                self._stats["wakes"] += 1
+                self.hooks.on_wake(message)
+
+    async def _until_listening(self) -> None:
+        try:
+            async with asyncio.timeout(self.config.redis_timeout_s):
+                await self._listening.wait()
+        except TimeoutError:
+            raise StoreUnavailable("Redis does not take our subscription.") from None
+
+    # ---- watching others
+
+    def consider(self, sessions: Iterable[str]) -> None:
+        """Watch these as well: they hold work in Redis."""
+        until_s = time.monotonic() + CONSIDERED_S
+        for name in sessions:
+            if name != self.session and session.is_session(name):
+                if cause := self._ended.get(name):
+                    self.hooks.on_dead(name, cause)
+                elif len(self._considered) < CONSIDERED_MAX or name in self._considered:
+                    self._considered[name] = until_s
+        self._fence_the_gone()
+        self._read_now.set()
+
+    async def _reads(self) -> None:
+        while True:
+            await _wait(self._read_now, self.config.heartbeat_interval_s)
+            self._read_now.clear()
+            await self._read()
+
+    async def _read(self) -> None:
+        """Read the heartbeats that matter now, and fence whom the witness names."""
+        asked_s = time.monotonic()
+        is_sweep = asked_s - self._read_all_s >= SWEEP_S
+        beliefs = self._beliefs(asked_s)
+        names = list(beliefs) if is_sweep else [name for name, belief in beliefs.items() if self._is_hot(name, belief)]
+        if is_sweep:
+            self._read_all_s = asked_s
+            self._is_enrolled = False  # Our own row may have been taken away with an earlier life of ours.
+        if not names or not self._redis_ok:
+            return
+        try:
+            values = await self.pulse.read(names)
+        except StoreUnavailable:
+            self._stats["reads_failed"] += 1
+            self._watch_broke()
+            return
+        now_s = time.monotonic()
+        for name, value in zip(names, values, strict=True):
+            word = self._witness.word(name)
+            self._witness.read(name, value, asked_s, now_s)
+            if value is not None and _is_tombstone(value):
+                self._end(name, _cause(value), by=_by(value))
+            elif self._witness.word(name) is not word:
+                self._show_soon()
+        if not self._redis_ok or self._is_ending:
+            return
+        for fence in self._witness.fences(self._beliefs(now_s)):
+            self._fence_soon(fence)
+
+    def _is_hot(self, name: str, belief: Belief) -> bool:
+        """Whether a session is read at every beat: gossip doubts it, its heartbeat paused, or it holds work unknown."""
+        is_doubted = belief is not Belief.ALIVE or name in self._considered or name in self._suspects
+        return is_doubted or (self._witness.age_s(name) or 0.0) >= self.config.heartbeat_stale_s / 2
+
+    def _beliefs(self, now_s: float) -> dict[str, Belief]:
+        """Gossip's word on every session that is watched."""
+        synced = self._swim.is_synced
+        found: dict[str, Belief] = {}
+        self._suspects.clear()
+        for member in self._swim.members():
+            name = member.identity.session
+            if name != self.session and name not in self._ended:
+                found[name] = believe(member.state, member.evidence, self._is_superseded(name), synced)
+                if member.state is State.SUSPECT:
+                    self._suspects[name] = None
+        for name, until_s in list(self._considered.items()):
+            if until_s < now_s or name in self._ended:
+                del self._considered[name]
+                if name not in found:
+                    self._witness.forget(name)
+            elif name not in found:
+                found[name] = believe(None, Evidence.NONE, self._is_superseded(name), synced)
+        return found
+
+    def _is_superseded(self, name: str) -> bool:
+        node_id = session.node_of(name)
+        newest = self.session if node_id == self.config.name else self._lives.get(node_id)
+        return newest is not None and session.is_newer(newest, than=name)
+
+    def _watch_broke(self) -> None:
+        self._witness.restart()
+        self._stats["watch_restarts"] += 1
+
+    # ---- fencing
+
+    def _fence_the_gone(self) -> None:
+        """The fast path needs no watching: Redis itself looks whether the process is gone."""
+        for name in self._considered:
+            if self._is_superseded(name):
+                self._fence_soon(Fence(name, Path.FAST, b"", "superseded"))
+
+    def _fence_soon(self, fence: Fence) -> None:
+        name = fence.session
+        if name in self._fencing or name in self._ended or name == self.session or self._is_ending:
+            return
+        self._fencing[name] = None
+        self._spawn(self._fence(replace(fence, cause=self._cause(fence))))
+
+    async def _fence(self, fence: Fence) -> None:
+        """Ask Redis to end a session. The fast path is tried a few times: its end may reach Redis later than us."""
+        try:
+            for wait_s in FENCE_RETRIES_S if fence.path is Path.FAST else (0.0,):
+                result = await self.pulse.fence(fence, self._tombstone_ms, self.config.name)
+                if result.is_dead:
+                    if result.is_ours:
+                        self._stats["fences"] += 1
+                        self._stats[f"fences_{fence.cause}"] += 1
+                    self._end(fence.session, _cause(result.value), by=_by(result.value), is_ours=result.is_ours)
+                    return
+                self._stats["fences_refused"] += 1
+                if fence.path is Path.FAST:
+                    await asyncio.sleep(wait_s)
+        except StoreUnavailable:
+            self._stats["fences_failed"] += 1
+        finally:
+            self._fencing.pop(fence.session, None)
+
+    def _cause(self, fence: Fence) -> str:
+        """One word for the tombstone: the witness's for a lease, gossip's evidence otherwise."""
+        if fence.cause == "lease":
+            return fence.cause
+        if self._is_superseded(fence.session):
+            return Evidence.SUPERSEDED.value
+        member = self._member(fence.session)
+        if member is None:
+            return "unknown"
+        return State.LEFT.value if member.state is State.LEFT else member.evidence.value
+
+    def _member(self, name: str) -> Member | None:
+        return next((member for member in self._swim.members() if member.identity.session == name), None)
+
+    def _end(self, name: str, cause: str, by: str = "", is_ours: bool = False) -> None:
+        """A tombstone stands for this session: tell the main loop, gossip and the lease, once."""
+        if name == self.session:
+            self._beat_now.set()  # Our own: the next beat finds it and goes on as another session.
+            return
+        is_new = name not in self._ended
+        self._ended[name] = cause
+        while len(self._ended) > ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
+        if not is_new and session.node_of(name) != self.config.name:
+            return
+        self.hooks.on_dead(name, cause)
+        self._considered.pop(name, None)
+        self._witness.forget(name)
+        if self._lease.died(name):
+            self._lead_now.set()
+        if is_ours:
+            self._spawn(self._forget(name))
+        if cause != State.LEFT.value:
+            self.gossip.feed(Fenced(name))
+            self._event("session_fenced", session.node_of(name), session=name, by=by, evidence=cause)
+            log.info("session_ended", session=name, cause=cause, by=by)
+        self._show_soon()
+
+    async def _forget(self, name: str) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self.pulse.forget(name)
+
+    @property
+    def _tombstone_ms(self) -> int:
+        return int(self.config.tombstone_s * 1000)
+
+    # ---- gossip
+
+    def _on_changed(self, change: Changed) -> None:
+        member = change.member
+        name, node_id = member.identity.session, member.identity.node_id
+        if name == self.session:
+            if member.evidence is Evidence.FENCED and not self._is_ending:
+                self._go_on_as_another("fenced")
+            self._show_soon()
+            return
+        if node_id == self.config.name:
+            return  # An earlier life of ours.
+        is_back = member.state is State.ALIVE and change.was in (None, State.DEAD, State.LEFT)
+        kind = "joined" if is_back else member.state.value
+        if member.state is not change.was:
+            self._event(f"member_{kind}", node_id, session=name, by=member.by, evidence=member.evidence.value)
+        last = self._lives.get(node_id)
+        if last is None or session.is_newer(name, than=last):
+            self._lives[node_id] = name
+            if last is not None and last not in self._ended:
+                self.consider([last])  # Whatever gossip still says of it: a newer life ends it.
+        if member.evidence is Evidence.SUPERSEDED:
+            self.consider([name])
+        if member.state is not State.ALIVE:
+            if believe(member.state, member.evidence, self._is_superseded(name), True) is Belief.GONE:
+                self._fence_soon(Fence(name, Path.FAST, b"", "gone"))
+            self._read_now.set()
+        self._show_soon()
+
+    def _on_conflict(self, conflict: Conflict) -> None:
+        other = conflict.other
+        message = (
+            f"node_id {other.node_id} is used twice: also at {other.host}:{other.port}, as session {other.session}."
+        )
+        log.error("name_used_twice", message=message)
+        self.hooks.on_conflict(message)
+
+    async def _joins(self) -> None:
+        while True:
+            await asyncio.sleep(JOIN_S)
+            await self._join()
+
+    async def _join(self) -> None:
+        """Look for members that are not alive here: the seeds, and the list in Redis."""
+        alive = {m.identity.session: m for m in self._swim.members() if m.state not in (State.DEAD, State.LEFT)}
+        there = {(member.identity.host, member.identity.port) for member in alive.values()}
+        seeds: list[Address] = []
+        for text in self.config.seeds:
+            host, _, port = text.rpartition(":")
+            if port.isdigit() and (found := await resolve(host.strip("[]"), int(port))) is not None:
+                seeds.append(found)
+        listed: dict[str, Record] = {}
+        with contextlib.suppress(StoreUnavailable):
+            listed = await self.pulse.members()
+        known = [(record.host, record.port) for record in listed.values() if record.session not in alive]
+        wanted = tuple(address for address in outlook.addresses(seeds, known) if address not in there)
+        self.gossip.feed(Join(wanted))
+        # A row whose node nobody knows any more: its session is watched, and fenced by the rules.
+        for record in listed.values():
+            if record.session in self._ended:
+                await self._forget(record.session)
+            elif record.session not in alive and session.node_of(record.session) != self.config.name:
+                self.consider([record.session])
+
+    # ---- leading
+
+    async def _leads(self) -> None:
+        while True:
+            await self._lead()
+            await _wait(self._lead_now, self.config.leader_lease_s / 3)
+            self._lead_now.clear()
+
+    async def _lead(self) -> None:
+        async with self._leading:
+            if self._redis_ok and not self._is_leaving and not self._is_stalled and self._was is None:
+                self._lease.heard(self._swim.epoch)
+                with contextlib.suppress(StoreUnavailable):
+                    await self._ask_for_lease()
+                    await self._keep_snapshot()
+        self._see_leader()
+
+    async def _ask_for_lease(self) -> None:
+        """Ask once; again when the lease turns out to be free, or held by a session that has ended."""
+        for _ in range(LEASE_ASKS_MAX):
+            asked_s = time.monotonic()
+            wish = self._lease.wish(asked_s)
+            holder = await self.pulse.lease(wish, int(self.config.leader_lease_s * 1000), self._swim.epoch)
+            self._lease.answered(wish, holder, asked_s)
+            if holder is not None:
+                self.gossip.feed(SetEpoch(holder.epoch))
+                if holder.session not in self._ended or not self._lease.died(holder.session):
+                    return
+
+    async def _keep_snapshot(self) -> None:
+        """The leader keeps the member table in Redis, for people and for whoever starts with nobody to ask."""
+        term = self._lease.holder
+        if term is None or not self._lease.may_lead(time.monotonic()):
+            return
+        rows = [
+            {"node_id": p.node_id, "session": p.session, "url": p.url, "state": p.state, "verdict": p.verdict}
+            for p in self.view.members
+        ]
+        table = json.dumps({"leader": term.session, "epoch": term.epoch, "members": rows}).encode()
+        await self.pulse.snapshot(term.epoch, table, int(self.config.forget_s * 1000))
+
+    async def _resign(self) -> None:
+        async with self._leading:
+            term = self._lease.resign()
+            if term is not None:
+                with contextlib.suppress(StoreUnavailable):
+                    await self.pulse.resign(term)
+        self._see_leader()
+
+    def _see_leader(self) -> None:
+        term = self._lease.leader(time.monotonic()) if self._redis_ok else None
+        if term == self._told_leader:
+            return
+        self._told_leader = term
+        if term is None:
+            self._event("leader_lost", self.config.name)
+        else:
+            self._event("leader_elected", session.node_of(term.session), session=term.session, epoch=term.epoch)
+        self._show_soon()
+
+    # ---- load, view, timeline
+
+    async def _loads(self) -> None:
+        while True:
+            await asyncio.sleep(LOAD_S)
+            self._tell_load()
+            self._see_leader()
+            self._show()
+
+    def _tell_load(self) -> None:
+        """Gossip our load if it changed; what only this thread knows (Redis, a stalled main loop) overrides."""
+        load = self.load
+        own = Load(
+            redis=self._redis_ok,  # ours is the call that is always made
+            stalled=self._is_stalled,
+            leaving=self._is_leaving,
+            queues=load.queues,
+            running=load.running,
+        )
+        encoded = encode_load(own)
+        if encoded != self._told_load:
+            self._told_load = encoded
+            self.gossip.feed(SetLoad(encoded))
+
+    def _show_soon(self) -> None:
+        """A new view now, or when the last one is VIEW_MIN_S old."""
+        if self._view_timer is None:
+            wait_s = max(0.0, self._viewed_s + VIEW_MIN_S - time.monotonic())
+            self._view_timer = self._loop.call_later(wait_s, self._show_changed)
+
+    def _show_changed(self) -> None:
+        self._view_timer = None
+        self._viewed_s = time.monotonic()
+        self._show()
+
+    def _show(self) -> None:
+        """Build the view, and tell the main loop if there is anything new in it."""
+        view = View(
+            node_id=self.config.name,
+            session=self.session,
+            members=tuple(
+                outlook.peer(member, self._word(member), self._age_s(member)) for member in self._swim.members()
+            ),
+            leader=outlook.leader(self._told_leader),
+            epoch=max(self._swim.epoch, self._lease.epoch),
+            redis_ok=self._redis_ok,
+            is_synced=self._swim.is_synced,
+        )
+        self.view = view
+        essence = outlook.essence(view)
+        if essence != self._told:
+            self._told = essence
+            self.hooks.on_view(view)
+
+    def _word(self, member: Member) -> Redis:
+        name = member.identity.session
+        if name == self.session:
+            return Redis.LIVE if self._redis_ok else Redis.STALE
+        if name in self._ended:
+            return Redis.GONE
+        return self._witness.word(name) if self._redis_ok else Redis.UNKNOWN
+
+    def _age_s(self, member: Member) -> float | None:
+        name = member.identity.session
+        return boot_s() - self._acked_s if name == self.session else self._witness.age_s(name)
+
+    def _event(self, kind: str, node_id: str, **more: Any) -> None:
+        self.hooks.on_event({"at_ms": wall_ms(), "kind": kind, "node_id": node_id, **more})
+
+    # ---- the main loop
+
+    async def _watch_main(self) -> None:
+        """A main loop that does not tick is stalled; one that never ticks again takes its node with it."""
+        looked_s = time.monotonic()
+        away_s = 0.0  # for how long this whole process did not run since the last tick
+        ticked_s = None
+        while True:
+            await asyncio.sleep(WATCH_MAIN_S)
+            now_s = time.monotonic()
+            away_s += max(0.0, now_s - looked_s - 2 * WATCH_MAIN_S)
+            looked_s = now_s
+            if self.ticked_s is None:
+                continue  # The main loop has not begun.
+            if ticked_s != self.ticked_s:
+                ticked_s, away_s = self.ticked_s, 0.0
+            quiet_s = now_s - self.ticked_s - away_s
+            if (quiet_s > self.config.stall_after_s) != self._is_stalled:
+                self._is_stalled = not self._is_stalled
+                log.warning("main_loop_stalled" if self._is_stalled else "main_loop_ticks", quiet_s=round(quiet_s, 1))
+                self._event("main_stalled" if self._is_stalled else "main_recovered", self.config.name)
+                self._tell_load()
+                self._show_soon()
+                if self._is_stalled:
+                    await self._resign()
+            if quiet_s > self.config.stall_limit_s:
+                await self._give_up(quiet_s)
+
+    async def _give_up(self, quiet_s: float) -> None:
+        """End our own session, so that others take the work at once, then the process: it cannot heal."""
+        message = f"the main loop has not ticked for {quiet_s:.0f} s (stall_limit_s {self.config.stall_limit_s})"
+        log.error("gave_up", message=message)
+        self.hooks.on_give_up(message)
+        self._is_ending = True
+        with contextlib.suppress(StoreUnavailable):
+            await self.pulse.fence(Fence(self.session, Path.OWN, b"", "stalled"), self._tombstone_ms, self.config.name)
+        self.gossip.feed(Fenced(self.session))
+        os._exit(EXIT_GAVE_UP)
+
+    # ---- tasks
+
+    def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run an endless task. One that fails is begun again: a node without it would be half dead."""
+
+        async def forever() -> None:
+            while True:
+                try:
+                    await work()
+                except Exception as error:
+                    self._stats["restarts"] += 1
+                    log.exception("vitals_task_failed", task=name, error=repr(error))
+                await asyncio.sleep(RESTART_S)
+
+        self._spawn(forever())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("vitals_task_failed", error=repr(error))
+
+
+async def _wait(event: asyncio.Event, limit_s: float) -> None:
+    """Until the event is set or the time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, limit_s)):
+            await event.wait()
+
+
+def _is_tombstone(value: bytes | None) -> bool:
+    return value is not None and value.startswith(keys.FENCED.encode())
+
+
+def _cause(tombstone: bytes) -> str:
+    parts = tombstone.decode("utf-8", "replace").split(" ")
+    return parts[1] if len(parts) > 1 else "fenced"
+
+
+def _by(tombstone: bytes) -> str:
+    parts = tombstone.decode("utf-8", "replace").split(" ")
+    return parts[3] if len(parts) > 3 else ""
+
+
+def replace_session(record: Record, name: str) -> Record:
+    """The same address under another session."""
+    return Record(name, record.host, record.port)
+
+
+async def own_host(config: Config) -> str:
+    """The numeric address at which peers reach this node; it rides in gossip, where nobody looks names up."""
+    host = config.reachable_host
+    with contextlib.suppress(ValueError):
+        return outbound_address(config) if ipaddress.ip_address(host).is_unspecified else host
+    found = await resolve(host, config.port)
+    if found is None:
+        raise ConfigError(f"{host} cannot be resolved.", "Set advertise_host to an address that peers can reach.")
+    return found[0]
+
+
+async def resolve(host: str, port: int) -> Address | None:
+    """A name's first numeric address."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    return (str(found[0][4][0]), port) if found else None
+
+
+def outbound_address(config: Config) -> str:
+    """The address of ours that leads to the first seed, or to the world; loopback when there is none."""
+    target = (config.seeds[0].rpartition(":")[0] if config.seeds else "") or "192.0.2.1"
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((target, 9))  # Connecting a UDP socket sends nothing.
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
+def wall_ms() -> int:
+    """This node's own wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+def boot_s() -> float:
+    """Monotonic seconds that go on while the machine sleeps, where the platform has them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,0 +1,133 @@
+"""A node that is nothing but vitals and the two gossip routes: in this process, or as a child that can be killed.
+
+`python -m tests.integration.vitals_node '<json of Config fields>'` prints one JSON object a line for every hook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from cluster.config import Config
+from cluster.load import Load, Meta, QueueLoad, encode_meta
+from cluster.view import View
+from cluster.vitals import Vitals
+
+KEY = b"k" * 32
+TICK_S = 0.1
+
+
+class VitalsNode:
+    """One node. What its hooks were told is kept in lists, with the time."""
+
+    def __init__(self, config: Config, on_told: Callable[[str, Any], None] | None = None) -> None:
+        self.config = config
+        self.views: list[View] = []
+        self.dead: dict[str, tuple[str, float]] = {}  # session -> (cause, when)
+        self.fenced: list[str] = []
+        self.wakes: list[bytes] = []
+        self.events: list[dict[str, Any]] = []
+        self.redis: list[tuple[bool, float]] = []
+        self.conflicts: list[str] = []
+        self._on_told = on_told or (lambda kind, value: None)
+        self._ticking: asyncio.Task[None] | None = None
+        self._runner: web.AppRunner | None = None
+        meta = encode_meta(Meta({"default": 4}, pid=1, version="0"))
+        self.vitals = Vitals(config, [KEY], meta, self, asyncio.get_running_loop())
+
+    async def start(self) -> VitalsNode:
+        app = web.Application()
+        app.router.add_get("/gossip/watch", self._watch)
+        app.router.add_post("/gossip", self._gossip)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self.config.host, self.config.port, backlog=4096).start()
+        await self.vitals.start()
+        self.vitals.set_load(Load(True, False, False, {"default": QueueLoad(4, 0, 0)}))
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        return self
+
+    async def stop(self) -> None:
+        if self._ticking is not None:
+            self._ticking.cancel()
+        await self.vitals.stop()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def state_of(self, node_id: str) -> tuple[str, str]:
+        peer = self.vitals.view.get(node_id)
+        return ("unknown", "") if peer is None else (peer.state.value, peer.verdict.value)
+
+    # ---- hooks
+
+    def on_view(self, view: View) -> None:
+        self.views.append(view)
+
+    def on_dead(self, session: str, cause: str) -> None:
+        self.dead.setdefault(session, (cause, time.monotonic()))
+        self._on_told("dead", session)
+
+    def on_fenced(self, session: str) -> None:
+        self.fenced.append(session)
+        self._on_told("fenced", session)
+
+    def on_wake(self, message: bytes) -> None:
+        self.wakes.append(message)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        self._on_told("event", event)
+
+    def on_redis(self, is_ok: bool) -> None:
+        self.redis.append((is_ok, time.monotonic()))
+        self._on_told("redis", is_ok)
+
+    def on_conflict(self, message: str) -> None:
+        self.conflicts.append(message)
+
+    def on_give_up(self, message: str) -> None:
+        self._on_told("give_up", message)
+
+    # ---- the gateway's part
+
+    async def _tick(self) -> None:
+        while True:
+            self.vitals.tick()
+            await asyncio.sleep(TICK_S)
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        if not self.vitals.accepts_watch(request.headers.get("Rumor-Watch", "")):
+            return web.Response(status=403)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
+    async def _gossip(self, request: web.Request) -> web.Response:
+        reply = await self.vitals.push_pull(await request.read())
+        return web.Response(status=403) if reply is None else web.Response(body=reply)
+
+
+async def main(fields: dict[str, Any], hang_s: float) -> None:
+    def told(kind: str, value: Any) -> None:
+        print(json.dumps({kind: value}), flush=True)
+
+    node = await VitalsNode(Config(**fields), told).start()
+    told("ready", node.vitals.session)
+    if hang_s:
+        await asyncio.sleep(1.0)
+        time.sleep(hang_s)  # noqa: ASYNC251 - the main loop hangs, on purpose.
+    while True:
+        told("view", {p.node_id: [p.state, p.verdict] for p in node.vitals.view.members})
+        await asyncio.sleep(1.0)
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    asyncio.run(main(given, given.pop("hang_s", 0.0)))
