@@ -16,12 +16,17 @@ from node import wire
 from node.routes import CALLERS, COMMON_ERRORS, EXAMPLE_TASK, ROUTES, Route
 
 REF = "#/components/schemas/{name}"
-ERROR_EXAMPLE = {
-    "error": {
-        "code": "invalid",
-        "message": "$.priority is \"urgent\": invalid enum value 'urgent'.",
-        "hint": "GET /openapi.json describes every field.",
-    }
+HINT = "What to do about it."
+ERRORS: dict[int, tuple[str, str]] = {  # status -> (code, an example of its message)
+    400: ("bad_request", "the body is not JSON: trailing comma in array near line 1, column 34: '[1, 2,]}'."),
+    401: ("unauthorized", "this call needs the API token."),
+    403: ("forbidden", "a web page of another origin (https://example.com) may not change anything here."),
+    404: ("not_found", "there is no task '01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f', or it is past its retention."),
+    409: ("conflict", "task 01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f is succeeded: it has ended."),
+    413: ("too_large", "the body is over 1,048,576 bytes (1 MiB)."),
+    422: ("invalid", "$.priority is \"urgent\": invalid enum value 'urgent'."),
+    429: ("queue_full", "queue 'default' holds 1000000 tasks in one shard, its limit."),
+    503: ("store_unavailable", "Redis gave no answer within 0.8 s; and no peer that reaches Redis took it over."),
 }
 TYPES = (
     wire.BackoffJson,
@@ -98,9 +103,11 @@ def _answer(status: int, kind: Any) -> dict[str, Any]:
 
 
 def _error(status: int) -> dict[str, Any]:
+    code, message = ERRORS[status]
+    example = {"error": {"code": code, "message": message, "hint": HINT}}
     answer: dict[str, Any] = {
         "description": HTTPStatus(status).phrase,
-        "content": {"application/json": {"schema": _schema(wire.ErrorJson), "example": ERROR_EXAMPLE}},
+        "content": {"application/json": {"schema": _schema(wire.ErrorJson), "example": example}},
     }
     if status in (429, 503):
         answer["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
@@ -152,8 +159,10 @@ def _schema(kind: Any) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     _, components = msgspec.json.schema_components([_described(kind) for kind in TYPES], ref_template=REF)
-    components["BatchJson"]["properties"]["results"]["items"] = {
-        "anyOf": [_schema(wire.TaskJson), _schema(wire.ErrorJson)]
+    components["BatchJson"]["properties"]["results"] = {
+        "type": "array",
+        "description": "In the order of the request; what has an id is a task, what has none an error.",
+        "items": {"anyOf": [_schema(wire.TaskJson), _schema(wire.ErrorJson)]},
     }
     components["TaskList"]["properties"]["tasks"]["items"] = _schema(wire.TaskJson)
     return components

@@ -1,0 +1,137 @@
+"""Laws of parsing: no bytes raise anything but our own errors, and what is accepted can be read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import Invalid, RumorError
+from node import parse
+from node.wire import ListQuery, Submission, run_at_ms
+
+NESTING_MAX = 5
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text('[]{}"\\aé'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('[{"\\a'), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+def refusal(read: Callable[[], object]) -> RumorError | None:
+    """The error of ours that it raises, if it does."""
+    try:
+        read()
+    except RumorError as error:
+        return error
+    return None
+
+
+def depth(value: Any) -> int:
+    if isinstance(value, list):
+        return 1 + max(map(depth, value), default=0)
+    if isinstance(value, dict):
+        return 1 + max(map(depth, value.values()), default=0)
+    return 0
+
+
+@given(values, st.booleans())
+def test_depth_is_over_agrees_with_counting_the_levels(value: Any, is_ascii: bool) -> None:
+    text = json.dumps(value, ensure_ascii=is_ascii).encode()
+    for limit in range(1, 7):
+        assert parse.depth_is_over(text, limit) is (depth(value) > limit)
+
+
+@given(values)
+def test_data_is_kept_as_it_was_sent(value: Any) -> None:
+    text = json.dumps({"type": "noop", "data": value}).encode()
+    if depth(value) <= NESTING_MAX:
+        item = parse.submission(text, NESTING_MAX)
+        assert json.loads(bytes(item.data)) == value
+    else:
+        with pytest.raises(Invalid, match=r"\$\.data is nested deeper than 5 levels"):
+            parse.submission(text, NESTING_MAX)
+
+
+pieces = st.sampled_from(
+    [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b"\\",
+        b":",
+        b",",
+        b'"type"',
+        b'"data"',
+        b'"noop"',
+        b"1",
+        b"-",
+        b"1e999",
+        b"\xff",
+        b" ",
+    ]
+)
+
+
+@given(st.binary() | st.lists(pieces).map(b"".join))
+def test_no_bytes_at_all_raise_anything_but_our_own_errors(body: bytes) -> None:
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: parse.submission(body, NESTING_MAX),
+        lambda: parse.batch(body, 3, NESTING_MAX),
+        lambda: parse.replay(body),
+    )
+    for error in filter(None, map(refusal, readers)):
+        assert error.message
+        assert error.hint
+        assert len(error.message) < 1000
+
+
+@given(st.lists(st.binary(max_size=20) | st.just(b'{"type":"noop"}'), max_size=5))
+def test_each_line_has_one_result(chunk: list[bytes]) -> None:
+    results = parse.lines(chunk, NESTING_MAX, 1)
+    assert len(results) == len(chunk)
+    for line, result in zip(chunk, results, strict=True):
+        assert isinstance(result, Submission) or line != b'{"type":"noop"}'
+
+
+@given(st.lists(values.map(lambda value: {"type": "noop", "data": value}) | values, max_size=5))
+def test_a_batch_gives_each_item_what_it_gets_alone(items: list[Any]) -> None:
+    body = json.dumps(items).encode()
+    together = parse.batch(body, 5, NESTING_MAX)
+    for place, (item, result) in enumerate(zip(items, together, strict=True)):
+        alone = parse.lines([json.dumps(item).encode()], NESTING_MAX, 1)[0]
+        if isinstance(alone, RumorError):
+            assert isinstance(result, RumorError)
+            assert result.code == alone.code
+            assert f"$[{place}]" in result.message
+        else:
+            assert msgspec.json.encode(result) == msgspec.json.encode(alone)
+
+
+@given(st.dictionaries(st.sampled_from([*ListQuery.__struct_fields__, "x"]), st.text(max_size=8)))
+def test_no_query_raises_anything_but_our_own_errors(pairs: dict[str, str]) -> None:
+    error = refusal(lambda: parse.query(ListQuery, pairs))
+    assert error is None or error.status == 400
+
+
+@given(st.datetimes(timezones=st.timezones() | st.just(UTC)))
+def test_run_at_is_the_instant_whatever_its_offset(instant: datetime) -> None:
+    offset = instant.utcoffset() or timedelta()
+    local = instant.astimezone(timezone(timedelta(minutes=offset // timedelta(minutes=1))))
+    assert run_at_ms(local.isoformat()) == (instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("text", ["", "now", "1800000000", "2030-01-01", "2030-13-01T00:00:00Z", "2030-01-01T00:00:00"])
+def test_run_at_without_a_full_time_and_offset_is_refused_with_its_value(text: str) -> None:
+    with pytest.raises(Invalid, match=r"\$\.run_at is ") as caught:
+        run_at_ms(text)
+    assert repr(text) in caught.value.message

@@ -1,0 +1,60 @@
+"""What a node counts: plain ints that become Prometheus samples when somebody scrapes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from node.metrics import Metrics, Spread
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def test_counters_start_at_zero_and_rise_by_what_is_added() -> None:
+    metrics = Metrics()
+    assert samples(metrics)["rumor_tasks_accepted_total", ()] == 0
+    metrics.accepted.add(3)
+    metrics.commits.add("succeeded")
+    metrics.fences.add("refused", 2)
+    after = samples(metrics)
+    assert after["rumor_tasks_accepted_total", ()] == 3
+    assert after["rumor_task_commits_total", (("outcome", "succeeded"),)] == 1
+    assert after["rumor_task_commits_total", (("outcome", "dead"),)] == 0
+    assert after["rumor_fences_total", (("cause", "refused"),)] == 2
+
+
+def test_two_nodes_in_one_process_count_apart() -> None:
+    one, other = Metrics(), Metrics()
+    one.reaped.add()
+    assert samples(other)["rumor_tasks_reaped_total", ()] == 0
+
+
+@given(st.lists(st.floats(min_value=0, max_value=10)))
+def test_a_bucket_holds_what_is_at_or_below_its_bound(values: list[float]) -> None:
+    metrics = Metrics()
+    metrics.wait_s = Spread("rumor_task_wait_seconds", "", (1.0, 2.0, 5.0))
+    for value in values:
+        metrics.wait_s.add(value)
+    found = samples(metrics)
+    for bound in (1.0, 2.0, 5.0):
+        assert found["rumor_task_wait_seconds_bucket", (("le", str(bound)),)] == sum(v <= bound for v in values)
+    assert found["rumor_task_wait_seconds_bucket", (("le", "+Inf"),)] == len(values)
+    assert found["rumor_task_wait_seconds_count", ()] == len(values)
+
+
+def test_a_gauge_is_read_at_each_scrape() -> None:
+    metrics = Metrics()
+    state = {("a",): 1.0}
+    metrics.gauge("rumor_thing", "A thing.", ("of",), lambda: state)
+    assert samples(metrics)["rumor_thing", (("of", "a"),)] == 1
+    state["a",] = 5.0
+    state["b",] = 2.0
+    found = samples(metrics)
+    assert (found["rumor_thing", (("of", "a"),)], found["rumor_thing", (("of", "b"),)]) == (5, 2)
