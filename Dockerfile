@@ -1,0 +1,31 @@
+# One node of Rumor. Build: docker build -t rumor .
+# Another base with Python 3.11+: docker build --build-arg BASE_IMAGE=… .
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+WORKDIR /src
+RUN python3 -m venv /opt/rumor
+# Dependencies first: this layer is made again only when they change.
+COPY setup.cfg setup.py constraints.txt ./
+RUN mkdir cluster node \
+    && touch README.md LICENSE cluster/__init__.py node/__init__.py \
+    && /opt/rumor/bin/pip install --no-cache-dir --constraint constraints.txt . \
+    && /opt/rumor/bin/pip uninstall --yes rumor
+COPY README.md LICENSE ./
+COPY cluster cluster
+COPY node node
+RUN /opt/rumor/bin/pip install --no-cache-dir --no-deps .
+
+FROM ${BASE_IMAGE}
+RUN useradd --system --uid 10001 --create-home rumor
+COPY --from=build /opt/rumor /opt/rumor
+ENV PATH=/opt/rumor/bin:$PATH PYTHONUNBUFFERED=1 RUMOR_HOST=0.0.0.0
+# Task modules are found here: mount them, or build an image of your own FROM this one. RUMOR_TASKS names them.
+WORKDIR /app
+USER rumor
+EXPOSE 5000/tcp 5000/udp
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('RUMOR_PORT', '5000') + '/livez', timeout=2)"]
+# Exec form: the node is process 1 and gets SIGTERM, which drains it.
+ENTRYPOINT ["rumor"]
+CMD ["node"]
