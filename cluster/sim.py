@@ -50,7 +50,7 @@ from cluster.swim.events import (
 
 KEY = bytes(range(32))
 BOOT_WALL_MS = 1_764_000_000_000
-TEARDOWN_S = (0.001, 0.003)  # from a kill to the end of file at the other end of its connections
+TEARDOWN_S = (0.001, 0.003)  # from a kill to the closing of each of its sockets, which happens one by one
 CONNECT_RETRY_S = 0.2  # between a driver's tries to set up a watch connection
 PUSH_PULL_TIMEOUT_S = 2.0
 SOCKET_BUFFER = 1024  # datagrams that wait for a process that does not read
@@ -175,6 +175,7 @@ class Node:
     has_vanished: bool = False
     lag_s: float = 0.0
     life: int = 0  # rises with each start and crash, so that what was meant for an earlier process is dropped
+    refuses_s: float = 0.0  # when the port of its last process was closed
     tick_s: float = float("inf")  # the tick that is scheduled
     inbox: list[Event] = field(default_factory=list)  # what came while it was paused
     watched: dict[str, Identity] = field(default_factory=dict)
@@ -294,10 +295,12 @@ class Sim:
 
     def replay_hint(self) -> str:
         """How to see this run again."""
-        faults = "\n".join(f"  {at_s:8.3f} s  {fault}" for at_s, fault in sorted(self._faults, key=lambda one: one[0]))
-        return (
-            f"seed {self.seed}, {len(self.nodes)} nodes, at {self.now_s:.3f} s; replay with "
-            f"RUMOR_SIM_SEED={self.seed} python -m pytest tests/sim -k <this test>\n{faults}"
+        faults = sorted(self._faults, key=lambda one: one[0])
+        return "\n".join(
+            [
+                f"seed {self.seed}, {len(self.nodes)} nodes, at {self.now_s:.3f} s; the faults:",
+                *(f"  {at_s:8.3f} s  {fault}" for at_s, fault in faults[:100] if at_s > 0.1),
+            ]
         )
 
     # ---- faults
@@ -349,6 +352,7 @@ class Sim:
     def _crash(self, node: Node) -> None:
         node.swim, node.tick_s, node.is_paused = None, float("inf"), False
         node.life += 1
+        node.refuses_s = self.now_s + self._rng.uniform(*TEARDOWN_S)
         self._end_watches(node.session)
 
     def _end_watches(self, ended: str) -> None:
@@ -444,7 +448,8 @@ class Sim:
         if took_s > timeout_s:
             self._deliver(node, TcpOutcome(about, Tcp.SILENT), timeout_s)
         else:
-            outcome = Tcp.ACCEPTED if to.swim is not None else Tcp.REFUSED
+            is_open = to.swim is not None or self.now_s < to.refuses_s
+            outcome = Tcp.ACCEPTED if is_open else Tcp.REFUSED
             self._deliver(node, TcpOutcome(about, outcome), took_s)
 
     def _watch(self, node: Node, peers: Iterable[Identity]) -> None:

@@ -548,13 +548,13 @@ class Swim:
         if entry.row.session != row.session:
             return False
         before, was = entry.row, entry.row.state
-        after = merge(before, row)
-        if not is_same_claim(before, after):
-            self._table.put(after, self._now_s)
+        is_older = precedence(row) < precedence(before)
+        if not is_older and not is_same_claim(before, row):
+            self._table.put(merge(before, row), self._now_s)
             self._changed(entry, was, before)
         if row.state is State.SUSPECT and entry.row.state is State.SUSPECT:
             self._confirm(entry, row)
-        return precedence(row) >= precedence(before)
+        return not is_older
 
     def _meet(self, row: Row, old: Entry | None) -> None:
         """A session not known before: a new member, or a new life of one."""
