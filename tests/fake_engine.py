@@ -143,7 +143,7 @@ class FakeEngine:
             del self.tasks[task_id]
         return len(dead)
 
-    async def list(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
+    async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
         if query.cursor is not None and query.cursor not in self.tasks:
             raise BadRequest(f"cursor is {query.cursor!r}: not one of ours.", "Use the cursor of the page before.")
         newest = sorted(self.tasks, reverse=True)

@@ -51,7 +51,7 @@ def test_a_bucket_holds_what_is_at_or_below_its_bound(values: list[float]) -> No
 
 def test_a_gauge_is_read_at_each_scrape() -> None:
     metrics = Metrics()
-    state = {("a",): 1.0}
+    state: dict[tuple[str, ...], float] = {("a",): 1.0}
     metrics.gauge("rumor_thing", "A thing.", ("of",), lambda: state)
     assert samples(metrics)["rumor_thing", (("of", "a"),)] == 1
     state["a",] = 5.0
