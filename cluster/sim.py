@@ -343,7 +343,6 @@ class Sim:
             (KEY,),
             node.rng,
             self.now_s,
-            wall_ms=self._wall_ms,
             nonce=lambda: self._rng.getrandbits(96).to_bytes(12, "big"),
         )
         names = seeds or tuple(self.nodes)[:1]

@@ -27,7 +27,7 @@ from cluster.swim.events import (
     TcpOutcome,
     Tick,
 )
-from cluster.swim.wire import Ack, Body, Digest, Gossip, Head, LoadRow, Packet, Ping, Row, Rows
+from cluster.swim.wire import Ack, Body, Digest, Gossip, Head, LoadRow, Packet, Ping, Row
 
 WALL_MS = 1_764_000_000_000
 CONFIG = Config(probe_interval_s=0.5, probe_timeout_s=0.4, gossip_interval_s=0.1)
@@ -65,11 +65,13 @@ class Bench:
     def __init__(self, *peers: str, config: Config = CONFIG, seed: int = 1) -> None:
         self.now_s = 1000.0
         self.config = config
-        self.swim = Swim(config, identity_of("me"), (), Random(seed), self.now_s, wall_ms=lambda: WALL_MS)
+        self.swim = Swim(config, identity_of("me"), (), Random(seed), self.now_s)
         self.actions: list[Action] = []
         self._seq = count(1)
         for peer in peers:
-            self.hear(peer, Rows(False, True), rows=[row_of(peer)])
+            self.meet(peer)
+        if peers:
+            self.hear(peers[0], Ping(0, session_of("me")))  # its digest is equal: the joining is over
         self.take()
 
     # ---- what happens to the node
@@ -89,7 +91,6 @@ class Bench:
             "incarnation": self.incarnation(peer),
             "state": State.ALIVE,
             "seq": next(self._seq),
-            "sent_ms": WALL_MS,
             "digest": self.digest(),
             "epoch": 0,
             "load_seq": 0,
@@ -104,6 +105,11 @@ class Bench:
             [wire.encode_row(load) for load in loads],
         )
         return self.hand_in(Datagram(address_of(peer), wire.PLAIN + packed))
+
+    def meet(self, peer: str, rows: Iterable[Row] | None = None, **head: Any) -> None:
+        """The peer joins: it pings, is asked back, and answers with its row (or these)."""
+        asked = sent(self.hear(peer, Ping(1, "")), Ping, peer)[-1]
+        self.hear(peer, Ack(asked.nr, session_of(peer)), rows if rows is not None else [row_of(peer)], **head)
 
     def pass_s(self, duration_s: float, answering: Iterable[str] = ()) -> None:
         """Let time pass with ticks when they are due; `answering` peers answer each ping at once."""

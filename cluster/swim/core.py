@@ -16,8 +16,10 @@ Any accusation but a tombstone is refuted by a higher incarnation, which only th
 itself (a late tick) cancels its rounds and accuses nobody. See `table` for what stands when claims differ, `probe` for
 rounds, `suspicion` for how long, `dissemination` for what is told when, `wire` for the bytes.
 
-Does not know: sockets, asyncio, the wall clock (`wall_ms` is handed in and only stamps datagrams), Redis, what load,
-meta and epochs mean.
+A session that is not in the table is a stranger: nothing it says is taken over until it has answered a ping of ours,
+which a recording of its datagrams cannot. All other replays are harmless, because every merge is a maximum.
+
+Does not know: sockets, asyncio, the wall clock, Redis, what load, meta and epochs mean.
 """
 
 from __future__ import annotations
@@ -141,13 +143,11 @@ class Swim:
         rng: Random,
         now_s: float,
         *,
-        wall_ms: Callable[[], int],
         nonce: Callable[[], bytes] = lambda: os.urandom(wire.NONCE_BYTES),
     ) -> None:
         assert len(me.meta) <= wire.META_MAX_BYTES, f"meta is {len(me.meta)} bytes"
         self._config = config
         self._rng = rng
-        self._wall_ms = wall_ms
         self._seal = wire.Seal(keys, nonce)
         self._window = wire.ReplayWindow()
         self._me = me
@@ -243,7 +243,7 @@ class Swim:
     @property
     def is_synced(self) -> bool:
         """Whether the others were heard: a table was merged, or there is nobody to hear, or nobody answers."""
-        alone = self._was_told_to_join and not self._joins
+        alone = self._was_told_to_join and not self._joins and len(self._table) == 1
         return self._has_merged or alone or self._now_s - self._started_s >= JOIN_PATIENCE_S
 
     @property
@@ -756,13 +756,16 @@ class Swim:
         packet = self._open(event.data)
         if packet is None:
             return
-        sender = node_of(packet.head.session)
-        if sender == self._me.node_id:
-            self._joins.pop(event.source, None)
-            if packet.head.session not in (self._me.session, *self._past):
-                self._conflict(Identity(sender, packet.head.session, *event.source))
+        session = packet.head.session
+        self._joins.pop(event.source, None)
+        if session == self._me.session or session in self._past:
             return
-        self._hear(packet, event.source)
+        if self._table.of(session) is None and not self._is_answer(packet):
+            self._hear_stranger(packet, event.source)
+        elif node_of(session) == self._me.node_id:
+            self._conflict(Identity(self._me.node_id, session, *event.source))
+        else:
+            self._hear(packet, event.source)
 
     def _open(self, data: bytes) -> Packet | None:
         """The packet in sealed bytes; None, counted by reason, for anything else."""
@@ -774,15 +777,30 @@ class Swim:
             self._stats["dropped_malformed"] += 1
         elif packet.cluster != self._config.cluster:
             self._stats["dropped_other_cluster"] += 1
-        elif not self._window.accepts(packet.head.session, packet.head.seq, packet.head.sent_ms, self._wall_ms()):
+        elif not self._window.accepts(packet.head.session, packet.head.seq):
             self._stats["dropped_replayed"] += 1
         else:
             return packet
         return None
 
+    def _is_answer(self, packet: Packet) -> bool:
+        """Whether it answers a ping of ours by itself: only who lives and has the key can know the number."""
+        body = packet.body
+        return isinstance(body, Ack) and body.nr in self._pings and body.subject == packet.head.session
+
+    def _hear_stranger(self, packet: Packet, source: Address) -> None:
+        """Answer, show the table, believe nothing, and ask who is there."""
+        match packet.body:
+            case Ping():
+                self._send(source, Ack(packet.body.nr, self._me.session), [self._my_row])
+            case Pull():
+                self._on_pull(packet.body, source)
+            case _:
+                pass
+        self._ping_address(source)
+
     def _hear(self, packet: Packet, source: Address) -> None:
         head, body = packet.head, packet.body
-        self._joins.pop(source, None)
         lost = self._take_in(packet)
         match body:
             case Ping():
@@ -940,8 +958,9 @@ class Swim:
         packet = self._open(data)
         if packet is None or not isinstance(packet.body, Sync) or node_of(packet.head.session) == self._me.node_id:
             return False
-        self._take_in(packet)
-        self._merged()
+        if self._table.of(packet.head.session) is not None:
+            self._take_in(packet)
+            self._merged()
         return True
 
     def _merged(self) -> None:
@@ -960,7 +979,6 @@ class Swim:
             incarnation=mine.incarnation,
             state=mine.state,
             seq=self._seq,
-            sent_ms=self._wall_ms(),
             digest=self._table.digest,
             epoch=self._epoch,
             load_seq=self._load_seq,

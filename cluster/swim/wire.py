@@ -4,10 +4,9 @@ A datagram is `kind | nonce | ciphertext` (sealed) or `kind | msgpack` (no key g
 array: version, cluster name, the sender's account of itself, a body, rows of the member table, loads of others. Fields
 are only ever added at the end of an array; a reader skips what it does not know.
 
-The first key of the ring seals and all of them open, so keys rotate without downtime. Replays: each session numbers
-its datagrams, and a receiver takes each number once, within a window of the newest `WINDOW` of them. Of a session that
-it never heard, it takes only what was sent within `FRESH_MS` of its own clock, so that a recording of last week cannot
-bring back a member of last week. Everything else in the protocol is a maximum, which a replay cannot lower.
+The first key of the ring seals and all of them open, so keys rotate without downtime. Each session numbers its
+datagrams, and a receiver takes each number once, within a window of the newest `WINDOW` of them. No clocks are
+compared: whether an unknown session is a recording is for the core to find out, by a ping that only the living answer.
 
 Nothing here raises for bytes of others: what does not decode is None, and the caller counts it.
 Does not know: what any message means.
@@ -44,7 +43,6 @@ INCARNATION_MAX = 2**48
 
 WINDOW = 1024
 WINDOWS_MAX = 2 * TABLE_MAX
-FRESH_MS = 600_000
 
 PLAIN, SEALED = b"\x01", b"\x02"
 NONCE_BYTES = 12
@@ -153,7 +151,6 @@ class Head(Struct, array_like=True, frozen=True):
     incarnation: Count
     state: State
     seq: Number
-    sent_ms: Number  # its own wall clock
     digest: Digest
     epoch: Number
     load_seq: Count
@@ -232,14 +229,9 @@ class ReplayWindow:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, int]] = {}  # session -> highest seq, bitmap of it and those below
 
-    def accepts(self, session: str, seq: int, sent_ms: int, wall_ms: int) -> bool:
+    def accepts(self, session: str, seq: int) -> bool:
         """Whether this datagram is new. Remembers it when it is."""
-        known = self._seen.pop(session, None)
-        if known is None:
-            if abs(wall_ms - sent_ms) > FRESH_MS:
-                return False
-            known = (seq, 0)
-        top, bits = known
+        top, bits = self._seen.pop(session, (seq, 0))
         if seq > top:
             shift = seq - top
             top, bits = seq, (bits << shift) & ((1 << WINDOW) - 1) if shift < WINDOW else 0

@@ -29,7 +29,7 @@ from cluster.swim.events import (
     Watch,
 )
 from cluster.swim.watch import predecessors, successors
-from cluster.swim.wire import Ack, Digest, Gossip, LoadRow, Ping, Pull, Row, Rows
+from cluster.swim.wire import Ack, Body, Digest, Gossip, LoadRow, Nack, Ping, Pull, Row, Rows
 from tests.forged import (
     CONFIG,
     Bench,
@@ -56,7 +56,7 @@ def test_an_address_is_asked_again_and_again_until_it_answers() -> None:
     bench.pass_s(60)
     pings = targets(bench.take(), Ping)
     assert 60 / JOIN_MAX_S <= pings.count("a") <= 30
-    bench.hear("a", Rows(False, True), rows=[row_of("a")])
+    bench.meet("a")
     bench.take()
     bench.pass_s(2 * JOIN_MAX_S, answering=["a"])
     assert not [ping for ping in sent(bench.take(), Ping) if ping.target == ""]
@@ -76,18 +76,41 @@ def test_own_and_known_addresses_are_not_asked() -> None:
     assert targets(bench.take()) == []
 
 
-def test_a_stranger_that_pings_is_answered_and_asked_for_its_table() -> None:
+def test_a_stranger_is_answered_and_asked_and_believed_only_when_it_has_answered() -> None:
     bench = Bench("a")
     bench.take()
-    bench.hear("x", Ping(3, ""), digest=OTHER_DIGEST)
+    bench.hear("x", Ping(3, ""), rows=[row_of("x"), row_of("y")])
     actions = bench.take()
     assert sent(actions, Ack, "x") == [Ack(3, session_of("me"))]
-    assert sent(actions, Pull, "x")
     assert told(actions, "me", to="x")
+    assert bench.state("x") is bench.state("y") is None
+    bench.hear("x", Ack(sent(actions, Ping, "x")[0].nr, session_of("x")), rows=[row_of("x"), row_of("y")])
+    assert bench.state("x") is bench.state("y") is State.ALIVE
+
+
+def test_a_recording_of_a_forgotten_member_does_not_bring_it_back() -> None:
+    bench = Bench("a")
+    x, a = session_of("x"), session_of("a")
+    recorded: list[Body] = [Ping(3, ""), Ack(7, x), Gossip(), Rows(False, False), Nack(8, a, None)]
+    for body in recorded:
+        bench.hear("x", body, rows=[row_of("x"), Row(session_of("a"), 5, State.DEAD)], epoch=99, digest=OTHER_DIGEST)
+    assert [member.identity.node_id for member in bench.swim.members()] == ["a", "me"]
+    assert bench.state("a") is State.ALIVE
+    assert bench.swim.epoch == 0
+
+
+def test_a_stranger_that_pulls_gets_the_table() -> None:
+    bench = Bench("a")
+    bench.take()
+    bench.hear("x", Pull(b"", False))
+    rows = [action for action in bench.take() if isinstance(action, Send) and isinstance(opened(action).body, Rows)]
+    assert {row.session for action in rows for row in opened(action).rows} == {session_of("a"), session_of("me")}
 
 
 def test_a_joiner_shows_itself_to_all_it_has_just_heard_of() -> None:
     bench = Bench()
+    bench.meet("a")
+    bench.take()
     bench.hear("a", Rows(False, True), rows=[row_of(peer) for peer in PEERS])
     assert set(targets([a for a in bench.take() if told([a], "me")])) == set(PEERS)
 
@@ -95,8 +118,9 @@ def test_a_joiner_shows_itself_to_all_it_has_just_heard_of() -> None:
 def test_a_node_is_synced_when_a_table_was_merged() -> None:
     bench = Bench()
     bench.hand_in(Join((address_of("a"),)))
+    bench.meet("a")
     assert not bench.swim.is_synced
-    bench.hear("a", Rows(False, True), rows=[row_of("a")])
+    bench.hear("a", Rows(False, True), rows=[row_of("b")])
     assert bench.swim.is_synced
 
 
@@ -173,20 +197,30 @@ def test_news_of_its_own_earlier_session_is_no_conflict() -> None:
 # ---- conflicts
 
 
-def conflicts(bench: Bench) -> list[str]:
-    return [action.other.session for action in bench.take() if isinstance(action, Conflict)]
+def conflicts(bench: Bench, *, keep: bool = False) -> list[str]:
+    return [a.other.session for a in (bench.actions if keep else bench.take()) if isinstance(a, Conflict)]
 
 
-def test_another_process_of_the_same_name_is_a_conflict_told_once() -> None:
+def test_another_process_of_the_same_name_is_a_conflict_when_it_answers_and_is_told_once() -> None:
     bench = Bench("a")
-    for _ in range(2):
-        packed = wire.pack("rumor", bench_head(session_of("me", life=0), len(bench.actions) + 1), Ping(1, ""))
-        bench.hand_in(Datagram(("elsewhere.test", 5000), wire.PLAIN + packed))
-    assert conflicts(bench) == [session_of("me", life=0)]
+    other = session_of("me", life=0)
+    for seq in (1, 3):
+        bench.take()
+        elsewhere(bench, seq, Ping(1, ""))
+        assert conflicts(bench, keep=True) == []
+        nr = sent(bench.take(), Ping, "elsewhere")[0].nr
+        elsewhere(bench, seq + 1, Ack(nr, other))
+        assert conflicts(bench) == ([other] if seq == 1 else [])
+
+
+def elsewhere(bench: Bench, seq: int, body: Ping | Ack) -> None:
+    """A datagram of an earlier life of this node from another address."""
+    packed = wire.pack("rumor", bench_head(session_of("me", life=0), seq), body)
+    bench.hand_in(Datagram(("elsewhere.test", 5000), wire.PLAIN + packed))
 
 
 def bench_head(session: str, seq: int) -> wire.Head:
-    return wire.Head(session, 0, State.ALIVE, seq, 1_764_000_000_000, Digest(0, 0), 0, 0, b"")
+    return wire.Head(session, 0, State.ALIVE, seq, Digest(0, 0), 0, 0, b"")
 
 
 def test_a_claimed_later_life_of_this_node_is_a_conflict() -> None:
@@ -275,8 +309,11 @@ def test_the_table_of_a_large_cluster_goes_over_tcp() -> None:
 
 def test_push_pull_makes_two_tables_equal() -> None:
     one, other = Bench("a", "b"), Bench("c")
-    other.swim = Swim(CONFIG, identity_of("you"), (), one.swim._rng, 1000.0, wall_ms=lambda: 1_764_000_000_000)
-    other.hear("c", Rows(False, True), rows=[row_of("c")])
+    other.swim = Swim(CONFIG, identity_of("you"), (), one.swim._rng, 1000.0)
+    for peer in ("c", "me"):
+        other.meet(peer)
+    one.meet("you")
+    other.swim._seq = 100  # beyond what was forged in its name
     one.swim._sync_with(one.swim._table.live["a"])
     request = next(action for action in one.swim._out if isinstance(action, PushPull))
     (reply,) = [a for a in other.hand_in(PushPullRequest(4, request.data)) if isinstance(a, PushPullReply)]
@@ -463,7 +500,7 @@ def test_datagrams_stay_within_their_bound_however_much_there_is_to_tell() -> No
     bench.hand_in(SetLoad(b"l" * wire.LOAD_MAX_BYTES))
     for number in range(100):
         name = f"member-with-a-rather-long-name-{number}"
-        bench.hear(name, Rows(False, True), rows=[row_of(name, meta=b"m" * 200)], load=b"l" * 400, load_seq=1)
+        bench.meet(name, rows=[row_of(name, meta=b"m" * 200)], load=b"l" * 400, load_seq=1)
     bench.hear("x", Pull(b"", False))
     bench.pass_s(5)
     sizes = [len(action.data) for action in bench.take() if isinstance(action, Send)]
