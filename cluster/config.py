@@ -39,14 +39,18 @@ class Config:
 
     # How it finds the others
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis or Valkey server that holds the queues.", secret=True)
-    seeds: tuple[str, ...] = option((), "Comma-separated HOST:PORT of members to join by; the list in Redis is used too.")
+    seeds: tuple[str, ...] = option(
+        (), "Comma-separated HOST:PORT of members to join by; the list in Redis is used too."
+    )
     gossip_keys: tuple[str, ...] = option(
         (), "Comma-separated base64 keys of 32 bytes; the first seals, all open. Required off loopback.", secret=True
     )
     gossip_key_file: str = option("", "File with one gossip key a line; keeps keys out of the process list.")
 
     # What it runs
-    tasks: tuple[str, ...] = option((), "Comma-separated modules with @task handlers, found from the working directory.")
+    tasks: tuple[str, ...] = option(
+        (), "Comma-separated modules with @task handlers, found from the working directory."
+    )
     queues: str = option("default:100,sync:2", "Queues this node serves and its slots for each: NAME:SLOTS,…")
     shards: int = option(64, "Number of shards; fixed by the first node of a cluster.")
     max_attempts: int = option(5, "Attempts a task gets unless its type or submission says otherwise.")
@@ -64,7 +68,9 @@ class Config:
     # Redis: the second witness
     heartbeat_interval_s: float = option(0.25, "Seconds between heartbeats in Redis.")
     heartbeat_stale_s: float = option(1.0, "Seconds unchanged, while watched, after which a heartbeat is stale.")
-    lease_s: float = option(30.0, "Seconds a silent session keeps its tasks when gossip does not agree that it is dead.")
+    lease_s: float = option(
+        30.0, "Seconds a silent session keeps its tasks when gossip does not agree that it is dead."
+    )
     leader_lease_s: float = option(5.0, "Length of the leader's lease, seconds; renewed at a third.")
     redis_timeout_s: float = option(0.8, "Deadline of one call to Redis, seconds.")
     tombstone_s: float = option(86_400.0, "Seconds the tombstone of a fenced session is kept.")
@@ -141,14 +147,8 @@ def parse_queues(text: str) -> dict[str, int]:
     return slots
 
 
-POSITIVE = (
-    "timeout_s backoff_factor priority_aging_s retention_s dead_retention_s idempotency_s heartbeat_interval_s "
-    "heartbeat_stale_s lease_s leader_lease_s redis_timeout_s tombstone_s sweep_interval_s probe_interval_s "
-    "probe_timeout_s gossip_interval_s suspicion_min_s suspicion_max_s stalled_s push_pull_interval_s forget_s "
-    "stall_after_s stall_limit_s max_attempts shards queue_limit body_max_bytes batch_max_bytes batch_max_tasks "
-    "nesting_max"
-).split()
-NOT_NEGATIVE = "backoff_base_s backoff_max_s drain_s indirect_probes watch_peers".split()
+POSITIVE = ["timeout_s", "backoff_factor", "priority_aging_s", "retention_s", "dead_retention_s", "idempotency_s", "heartbeat_interval_s", "heartbeat_stale_s", "lease_s", "leader_lease_s", "redis_timeout_s", "tombstone_s", "sweep_interval_s", "probe_interval_s", "probe_timeout_s", "gossip_interval_s", "suspicion_min_s", "suspicion_max_s", "stalled_s", "push_pull_interval_s", "forget_s", "stall_after_s", "stall_limit_s", "max_attempts", "shards", "queue_limit", "body_max_bytes", "batch_max_bytes", "batch_max_tasks", "nesting_max"]
+NOT_NEGATIVE = ["backoff_base_s", "backoff_max_s", "drain_s", "indirect_probes", "watch_peers"]
 ORDERED = (  # (smaller, larger, why the other way round cannot work)
     ("probe_timeout_s", "probe_interval_s", "a probe would outlive its round"),
     ("suspicion_min_s", "suspicion_max_s", "confirmations can only shorten a suspicion"),
@@ -165,7 +165,9 @@ def check(config: Config) -> None:
             raise ConfigError(f"{name} is {getattr(config, name)!r}: it must be above 0.", f"Set {name} above 0.")
     for name in NOT_NEGATIVE:
         if not getattr(config, name) >= 0:
-            raise ConfigError(f"{name} is {getattr(config, name)!r}: it must not be negative.", f"Set {name} to 0 or more.")
+            raise ConfigError(
+                f"{name} is {getattr(config, name)!r}: it must not be negative.", f"Set {name} to 0 or more."
+            )
     for small, large, why in ORDERED:
         if getattr(config, small) > getattr(config, large):
             raise ConfigError(
@@ -249,7 +251,8 @@ def parse(name: str, kind: Any, text: str) -> Any:
             return value
     except ValueError:
         raise ConfigError(
-            f"{name} is {text!r}: not {'a boolean' if kind is bool else 'a number'}.", f"Fix {flag(name)} or {variable(name)}."
+            f"{name} is {text!r}: not {'a boolean' if kind is bool else 'a number'}.",
+            f"Fix {flag(name)} or {variable(name)}.",
         ) from None
     if kind is str:
         return text

@@ -134,6 +134,11 @@ class StoreUnavailable(RumorError):
         self.ids = list(ids)
 
 
+def away() -> StoreUnavailable:
+    """Redis is known to be away, so nothing was sent to it."""
+    return StoreUnavailable("Redis does not answer; nothing was stored.", "Try again soon.", may_have_happened=False)
+
+
 class StoreUnsafe(RumorError):
     """Redis is reachable but its settings would lose tasks, or it belongs to another kind of cluster."""
 

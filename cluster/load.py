@@ -78,7 +78,10 @@ def decode_load(data: bytes) -> Load | None:
             bool(redis),
             bool(stalled),
             bool(leaving),
-            {str(k): QueueLoad(int(f), int(n), int.from_bytes(b, "big"), int(h)) for k, (f, n, b, h, *_) in queues.items()},
+            {
+                str(k): QueueLoad(int(f), int(n), int.from_bytes(b, "big"), int(h))
+                for k, (f, n, b, h, *_) in queues.items()
+            },
             int(running),
         )
     except (msgspec.DecodeError, ValueError, TypeError, AttributeError):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,6 +20,7 @@ from cluster import keys
 from cluster.errors import ConfigError
 from cluster.lane import Call, Reply
 from cluster.scripts import Arg
+from cluster.task import Spec
 
 BATCH_MAX = 256  # tasks one script handles; bounds the time Redis is held
 OnReply = Callable[[Reply], None]
@@ -49,22 +51,23 @@ class Head:
     score: int
 
 
-@dataclass(slots=True)
-class NewTask:
-    """One task on its way into a shard."""
+class NewTask(msgspec.Struct, gc=False):
+    """One task on its way into a shard. There are many at a time, and no cycle leads through one: not the GC's."""
 
     id: str
     shard: int
     queue: str
     level: int
     due: int  # 0 now, < 0 that many ms from now, > 0 at that ms of Redis's clock
-    spec: bytes
+    spec: Spec
+    spec_bytes: bytes
     data: bytes
     claim: bool
     idempotency: str
     idempotency_ms: int
     fingerprint: str
-    on_code: Callable[[str | Exception, int], None]  # (code as in store.lua, now ms)
+    on_code: Callable[[NewTask, str | Exception, int], None]  # (this, code as in store.lua, now ms)
+    more: Any  # whatever on_code needs
 
 
 def connect(url: str) -> redis.asyncio.Redis:
@@ -106,7 +109,7 @@ class Calls:
             self._queue_limit,
         ]
         for t in tasks:
-            args += (t.id, t.queue, t.level, t.due, t.spec, t.data, "1" if t.claim else "0", t.idempotency)
+            args += (t.id, t.queue, t.level, t.due, t.spec_bytes, t.data, "1" if t.claim else "0", t.idempotency)
             args += (t.idempotency_ms, t.fingerprint)
         return Call("store", _store_keys(shard, session), args, on_reply)
 

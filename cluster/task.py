@@ -55,7 +55,7 @@ class Spec(msgspec.Struct, array_like=True, frozen=True):
     trace: str | None = None
 
 
-class Claimed(msgspec.Struct, frozen=True):
+class Claimed(msgspec.Struct, frozen=True, gc=False):
     """One delivery of a task to this session: the right to settle it."""
 
     id: str
@@ -86,7 +86,7 @@ class Kind(StrEnum):
     STOPPED = "stopped"  # its right to commit had ended before (cancelled, fenced): nothing to settle
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What the worker reports of one delivery, exactly once."""
 
     claimed: Claimed

@@ -66,17 +66,24 @@ class Backlog:
         """Queues with something queued."""
         return [queue for queue, shards in self._queues.items() if shards]
 
-    def plan(self, queue: str, free: int, lane: int, lanes: int, busy: Iterable[int] = ()) -> list[Pick]:
-        """Claims that fill up to `free` slots from one lane's shards, best head first; `busy` shards are left out."""
+    def plan(self, queue: str, free: int, lane: int, lanes: int) -> list[Pick]:
+        """Claims that fill up to `free` slots from one lane's shards, best head first.
+
+        What is clearly worse than the best head of another lane is left: that lane claims first.
+        """
         known = self._queues.get(queue)
         if not known or free <= 0:
             return []
-        heads = sorted((score, shard, count) for shard, (score, count) in known.items() if shard not in busy)
+        heads = sorted((score, shard, count) for shard, (score, count) in known.items())
+        others = next((score for score, shard, _ in heads if shard % lanes != lane), None)
+        mine = [head for head in heads if head[1] % lanes == lane]
         picks: list[Pick] = []
-        for n, (_, shard, count) in enumerate(heads):
+        for n, (score, shard, count) in enumerate(mine):
+            if others is not None and score > others + SLACK_MS:
+                break
             limit = min(free, count, BATCH_MAX)
-            if shard % lanes == lane:
-                picks.append(Pick(shard, limit, heads[n + 1][0] + SLACK_MS if n + 1 < len(heads) else None))
+            rivals = [rival for rival in (others, mine[n + 1][0] if n + 1 < len(mine) else None) if rival is not None]
+            picks.append(Pick(shard, limit, min(rivals) + SLACK_MS if rivals else None))
             free -= limit
             if free <= 0:
                 break

@@ -22,7 +22,7 @@ import redis.asyncio
 import structlog
 
 from cluster.config import Config
-from cluster.errors import StoreUnavailable
+from cluster.errors import away
 from cluster.lane import Call, Lane, Reply
 from cluster.scripts import Arg
 from cluster.store import BATCH_MAX, Calls, Head, NewTask, heads_of
@@ -32,6 +32,8 @@ from node.metrics import Metrics
 from node.worker import Worker
 
 LANES = 2  # one group per lane is under way at a time; two let Redis and Python work at once
+GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far from the deadline of a call
+GROUP_BYTES_MAX = 4_194_304  # of their data
 SETTLE_AGAIN_S = 0.25  # after Redis refused a group of outcomes for a reason of its own (full, loading)
 
 log = structlog.get_logger("rumor.dispatch")
@@ -125,7 +127,7 @@ class Dispatcher:
         """Send a new task with the next group; refused at once while Redis is known to be away."""
         lane = new.shard % LANES
         if not self.lanes[lane].is_up:
-            new.on_code(_away(), 0)
+            new.on_code(new, away(), 0)
             return
         shard = self._stores[lane].get(new.shard)
         if shard is None:
@@ -198,7 +200,7 @@ class Dispatcher:
         else:
             items.append(item)
         self.settling += 1
-        self.lanes[lane].kick()
+        self.kick()  # a slot is free: whichever lane has the best head may claim for it
 
     # ---- one group
 
@@ -214,14 +216,27 @@ class Dispatcher:
                     self._metrics.batch_tasks.add(len(rows))
                     calls.append(self.calls.settle(shard, session, rows, partial(self._settled, shard, chunk)))
         if self._stores[lane]:
-            stores, self._stores[lane] = self._stores[lane], {}
-            for shard, tasks in stores.items():
-                for n in range(0, len(tasks), BATCH_MAX):
-                    part = tasks[n : n + BATCH_MAX]
-                    calls.append(self.calls.store(shard, self.session, part, partial(self._stored, shard, part)))
+            self._collect_stores(lane, calls)
         if self.is_claiming and self.lanes[lane].is_up:
             self._collect_claims(lane, calls)
         return calls
+
+    def _collect_stores(self, lane: int, calls: list[Call]) -> None:
+        """New tasks, as many as one group may carry within its deadline; the rest goes with the next."""
+        stores = self._stores[lane]
+        left, left_bytes = GROUP_TASKS_MAX, GROUP_BYTES_MAX
+        while stores and left > 0 and left_bytes > 0:
+            shard, tasks = next(iter(stores.items()))
+            part = tasks[:BATCH_MAX]
+            if len(tasks) > BATCH_MAX:
+                stores[shard] = tasks[BATCH_MAX:]
+            else:
+                del stores[shard]
+            left -= len(part)
+            left_bytes -= sum(len(new.data) for new in part)
+            calls.append(self.calls.store(shard, self.session, part, partial(self._stored, shard, part)))
+        if stores:
+            self.lanes[lane].kick()
 
     def _collect_claims(self, lane: int, calls: list[Call]) -> None:
         steals, self._steals[lane] = self._steals[lane], []
@@ -232,9 +247,9 @@ class Dispatcher:
         for queue in self.backlog.queues():
             free = self.free(queue)
             if free > 0:
-                busy = {shard for q, shard in self._claiming if q == queue}
-                for pick in self.backlog.plan(queue, free, lane, LANES, busy):
-                    self._claim(calls, pick.shard, queue, pick.limit, pick.highest)
+                for pick in self.backlog.plan(queue, free, lane, LANES):
+                    if (queue, pick.shard) not in self._claiming:
+                        self._claim(calls, pick.shard, queue, pick.limit, pick.highest)
 
     def _claim(self, calls: list[Call], shard: int, queue: str, limit: int, highest: int | None) -> None:
         self._reserved[queue] = self._reserved.get(queue, 0) + limit
@@ -272,11 +287,11 @@ class Dispatcher:
         if isinstance(reply, Exception):
             self._lost(shard, "store", reply)
             for new in tasks:
-                new.on_code(reply, 0)
+                new.on_code(new, reply, 0)
             return
         now_ms, codes, heads = reply
         for new, code in zip(tasks, codes, strict=True):
-            new.on_code(code.decode(), now_ms)
+            new.on_code(new, code.decode(), now_ms)
         if heads:
             self._on_heads(shard, heads_of(heads))
 
@@ -350,12 +365,8 @@ class Dispatcher:
                 self._stores[lane] = {}
                 for tasks in stores.values():
                     for new in tasks:
-                        new.on_code(_away(), 0)
+                        new.on_code(new, away(), 0)
         self._on_redis(self.is_up)
-
-
-def _away() -> StoreUnavailable:
-    return StoreUnavailable("Redis does not answer; nothing was stored.", "Try again soon.", may_have_happened=False)
 
 
 _OUTCOMES = {"s": "succeeded", "d": "dead", "r": "retrying", "g": "released"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import gc
 import os
 import signal
 import socket
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from aiohttp import web
 
 from cluster import __version__
 from cluster.config import Config
@@ -22,7 +22,7 @@ from cluster.load import Meta, encode_meta
 from cluster.store import connect
 from cluster.view import View
 from cluster.vitals import Vitals
-from node import logs, safety
+from node import listen, logs, safety
 from node.engine import Engine
 from node.gateway import build
 from node.metrics import Metrics
@@ -30,8 +30,6 @@ from node.tasks import load
 
 EXIT_CONFIG = 2
 EXIT_CONFLICT = 3
-BACKLOG = 4096  # a stopped process with a full accept backlog would look like a host that is gone
-
 log = structlog.get_logger("rumor.node")
 
 
@@ -106,14 +104,14 @@ def _key(text: str) -> bytes:
     return key
 
 
-def listen(config: Config) -> socket.socket:
+def bind(config: Config) -> socket.socket:
     """The HTTP socket. Raises ConfigError when the port is taken."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((config.host, config.port))
-        sock.listen(BACKLOG)
+        sock.listen(listen.BACKLOG)
     except OSError as error:
         sock.close()
         raise ConfigError(
@@ -132,7 +130,7 @@ async def run(config: Config) -> int:
     if not keys and not config.is_loopback:
         log.warning("gossip_unsealed", hint="Anybody who reaches this port can join. Make a key: rumor keygen")
     meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, "https" if config.tls_cert else "http"))
-    sock = listen(config)
+    sock = bind(config)
     client = connect(config.redis_url)
     try:
         async with asyncio.timeout(10):
@@ -163,10 +161,7 @@ async def run(config: Config) -> int:
     await engine.start(vitals)
     hooks.attach(engine)
     engine.on_view(vitals.view)
-    runner = web.AppRunner(build(engine), access_log=None, handle_signals=False, shutdown_timeout=2.0)
-    await runner.setup()
-    site = web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=_tls(config))
-    await site.start()
+    runner = await listen.start(build(engine), config, sock)
     log.info("started", node=config.name, session=vitals.session, url=f"http://{config.host}:{config.port}")
 
     await stop.wait()
@@ -182,22 +177,10 @@ async def run(config: Config) -> int:
     return EXIT_CONFLICT if hooks.conflict else 0
 
 
-def _tls(config: Config) -> Any:
-    if not config.tls_cert:
-        return None
-    import ssl
-
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"tls_cert and tls_key cannot be used: {error}.", "Both are PEM files.") from None
-    return context
-
-
 def main_node(config: Config) -> int:
     """Run one node in this process; the exit status."""
     logs.configure(config)
+    gc.set_threshold(25_000, 20, 50)  # tasks come and go by the ten thousand, and hardly anything here is a cycle
     sys.setswitchinterval(0.001)  # vitals shares the interpreter with handlers: it should not wait 5 ms for its turn
     try:
         import uvloop

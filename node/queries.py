@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from cluster import keys, session
 from cluster.config import Config
-from cluster.errors import BadRequest, NotFound, StoreUnavailable
+from cluster.errors import BadRequest, NotFound, StoreUnavailable, away
 from cluster.lane import Call, Reply
 from cluster.store import TASK_FIELDS
 from cluster.task import Spec, State, shard_of
@@ -98,6 +98,8 @@ class Queries:
 
     async def ask(self, shard: int, make: Callable[[Callable[[Reply], None]], Call]) -> Any:
         """One call in its shard's lane, awaited. Raises what Redis answered, StoreUnavailable if it did not."""
+        if not self._dispatch.is_up:
+            raise away()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._dispatch.lane(shard).add(make(partial(_answer, future)))
         return await future

@@ -11,13 +11,12 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import msgspec
 from msgspec import Raw
 
 from cluster.config import Config
-from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable
+from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, away
 from cluster.session import node_of
 from cluster.store import NewTask
 from cluster.task import LEVELS, Backoff, Claimed, Ids, Spec, State, shard_of
@@ -26,6 +25,8 @@ from node.dispatch import Dispatcher
 from node.metrics import Metrics
 from node.placement import Placement, shard_of_key
 from node.wire import BackoffJson, Submission, Submitted, TaskJson, run_at_ms
+
+SLICE = 256  # tasks of a batch prepared in one turn of the loop
 
 _encode_spec = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -58,40 +59,33 @@ class Submitting:
     ) -> list[Result]:
         """Store what can be stored; in order. Raises StoreUnavailable, with `ids` to forward under."""
         batch = _Batch(len(items))
-        new: list[NewTask | None] = []
+        is_up = self._dispatch.is_up
         wall_ms = time.time_ns() // 1_000_000
         chunk: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this batch go there)
         for n, item in enumerate(items):
+            if n % SLICE == 0 and n:
+                await asyncio.sleep(0)  # a large batch must not hold the loop: others' answers are waiting
             if isinstance(item, RumorError):
                 batch.results[n] = item
-                new.append(None)
                 continue
+            task_id = ids[n] if ids else None
             try:
-                new.append(
-                    self._prepare(
-                        n, item, batch, idempotency_key, ids[n] if ids else None, trace, own_load, wall_ms, chunk
-                    )
-                )
+                new = self._prepare(n, item, batch, idempotency_key, task_id, trace, own_load, wall_ms, chunk)
             except RumorError as error:
                 batch.results[n] = error
-                new.append(None)
-        batch.ids = [task.id if task else "" for task in new]
-        to_store = [task for task in new if task is not None]
-        if not to_store:
-            return batch.finished()
-        if not self._dispatch.is_up:
-            for task in to_store:
-                if task.claim:
-                    self._dispatch.release(task.queue)
-            raise batch.away(StoreUnavailable("Redis does not answer; nothing was stored.", "Try again soon.", False))
-        batch.waiting = len(to_store)
-        for task in to_store:
-            self._dispatch.store(task)
-        await batch.done.wait()
+                continue
+            batch.ids[n] = new.id
+            batch.waiting += 1
+            if is_up:
+                self._dispatch.store(new)
+            else:
+                new.on_code(new, away(), 0)
+        await batch.wait()
         if batch.failure is not None:
-            raise batch.away(batch.failure)
+            batch.failure.ids = batch.ids
+            raise batch.failure
         self._metrics.accepted.add(batch.stored)
-        return batch.finished()
+        return [result for result in batch.results if result is not None]
 
     def _prepare(
         self,
@@ -155,21 +149,21 @@ class Submitting:
             delivery=0,
             key=item.key,
         )
-        data = bytes(item.data)
-        on_code = partial(self._on_code, n, batch, task, spec, data, claim, due)
         return NewTask(
             id=task_id,
             shard=shard,
             queue=queue,
             level=spec.level,
             due=due,
-            spec=spec_bytes,
-            data=data,
+            spec=spec,
+            spec_bytes=spec_bytes,
+            data=bytes(item.data),
             claim=claim,
             idempotency=idempotency,
             idempotency_ms=int(lifetime_s * 1000),
             fingerprint=print_,
-            on_code=on_code,
+            on_code=self._on_code,
+            more=(n, batch, task),
         )
 
     def _spec(self, known: Known, item: Submission, trace: str | None) -> tuple[Spec, bytes]:
@@ -201,20 +195,11 @@ class Submitting:
         )
         return spec, _encode_spec(spec)
 
-    def _on_code(
-        self,
-        n: int,
-        batch: _Batch,
-        task: TaskJson,
-        spec: Spec,
-        data: bytes,
-        claim: bool,
-        due: int,
-        code: str | Exception,
-        now_ms: int,
-    ) -> None:
-        if claim:
-            self._dispatch.release(spec.queue)
+    def _on_code(self, new: NewTask, code: str | Exception, now_ms: int) -> None:
+        """What became of one task: start it, answer it, or say why not."""
+        n, batch, task = new.more
+        if new.claim:
+            self._dispatch.release(new.queue)
         if isinstance(code, StoreUnavailable):
             batch.failure = code
         elif isinstance(code, Exception):
@@ -225,30 +210,26 @@ class Submitting:
                 else StoreUnavailable(f"Redis refused: {code}", "See /health.", may_have_happened=False)
             )
         elif code == "c":
-            shard = shard_of(task.id, self._config.shards)
-            assert shard is not None
             session = self._dispatch.session
             task.state, task.attempt, task.delivery = State.RUNNING, 1, 1
             task.queued_at_ms = task.started_at_ms = now_ms
             task.node_id = node_of(session)
-            self._dispatch.begin([Claimed(task.id, shard, 1, 1, spec, data, session)])
+            self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)])
             batch.new(n, task)
         elif code == "q":
             task.queued_at_ms = now_ms
             batch.new(n, task)
         elif code == "s":
             task.state = State.SCHEDULED
-            task.run_at_ms = due if due > 0 else now_ms - due
-            shard = shard_of(task.id, self._config.shards)
-            assert shard is not None
-            self._dispatch.on_due(shard, (task.run_at_ms - now_ms) / 1000)
+            task.run_at_ms = new.due if new.due > 0 else now_ms - new.due
+            self._dispatch.on_due(new.shard, (task.run_at_ms - now_ms) / 1000)
             batch.new(n, task)
         elif code == "x":
             # Stored by an earlier try of this very submission: the caller is answered as it would have been then.
             batch.results[n] = Submitted(task, True)
         elif code == "f":
             batch.results[n] = QueueFull(
-                f"queue {spec.queue!r} holds {self._config.queue_limit} tasks in one shard, its limit.",
+                f"queue {new.queue!r} holds {self._config.queue_limit} tasks in one shard, its limit.",
                 "Add nodes, or raise queue_limit.",
             )
         elif code[0] == "i":
@@ -268,11 +249,11 @@ class _Batch:
     def __init__(self, size: int) -> None:
         self.size = size
         self.results: list[Result | None] = [None] * size
-        self.ids: list[str] = []
-        self.waiting = 0
+        self.ids = [""] * size
+        self.waiting = 1  # answers to come, and the end of the preparing
         self.stored = 0
         self.failure: StoreUnavailable | None = None
-        self.done = asyncio.Event()
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def new(self, n: int, task: TaskJson) -> None:
         self.results[n] = Submitted(task, True)
@@ -281,14 +262,11 @@ class _Batch:
     def one_less(self) -> None:
         self.waiting -= 1
         if self.waiting == 0:
-            self.done.set()
+            self._done.set_result(None)
 
-    def finished(self) -> list[Result]:
-        return [result for result in self.results if result is not None]
-
-    def away(self, error: StoreUnavailable) -> StoreUnavailable:
-        error.ids = self.ids
-        return error
+    async def wait(self) -> None:
+        self.one_less()
+        await self._done
 
 
 def _due(item: Submission) -> int:

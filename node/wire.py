@@ -64,7 +64,7 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
     retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished.")] = None
 
 
-class TaskJson(Struct, kw_only=True):
+class TaskJson(Struct, kw_only=True, gc=False):
     """A task as every call shows it."""
 
     id: str
