@@ -10,7 +10,8 @@ COPY setup.cfg setup.py constraints.txt ./
 RUN mkdir cluster node \
     && touch README.md LICENSE cluster/__init__.py node/__init__.py \
     && /opt/rumor/bin/pip install --no-cache-dir --constraint constraints.txt . \
-    && /opt/rumor/bin/pip uninstall --yes rumor
+    && /opt/rumor/bin/pip uninstall --yes rumor \
+    && rm -rf build ./*.egg-info cluster node
 COPY README.md LICENSE ./
 COPY cluster cluster
 COPY node node

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests; sets up all they need (the environment, and a Redis or Valkey server if none is on PATH).
 #   scripts/test.sh             unit, sim, contract and integration tests
-#   scripts/test.sh --fast      unit and sim only, with fewer seeds: under two minutes
+#   scripts/test.sh --fast      unit and sim only: under two minutes
 #   scripts/test.sh --sim       the simulator only, with many seeds
 #   scripts/test.sh --chaos     processes killed, paused and cut, on this machine
 #   scripts/test.sh --docker    the same against containers
@@ -16,11 +16,12 @@ for word in "$@"; do
   case $word in
     --fast)
       select+=(tests/unit tests/sim)
-      export RUMOR_SIM_SEEDS=${RUMOR_SIM_SEEDS:-10}
+      extra+=(-n auto) # nothing in these measures time
       ;;
     --sim)
       select+=(tests/sim)
-      export RUMOR_SIM_SEEDS=${RUMOR_SIM_SEEDS:-1000}
+      extra+=(-n auto)
+      export RUMOR_SIM_SEEDS=${RUMOR_SIM_SEEDS:-10} # times the usual number
       ;;
     --chaos) select+=(tests/chaos) ;;
     --docker)
