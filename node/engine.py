@@ -14,7 +14,6 @@ from functools import partial
 from random import Random
 from typing import Any
 
-import msgspec
 import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
@@ -24,11 +23,13 @@ from cluster.config import Config
 from cluster.errors import Conflict, NotFound, RumorError, StoreUnavailable
 from cluster.lane import Reply
 from cluster.load import Load, QueueLoad
+from cluster.session import node_of
 from cluster.store import BATCH_MAX, Calls, Head, connect, heads_of
 from cluster.swim.events import State as Gossip
 from cluster.task import TERMINAL, Claimed, State
 from cluster.view import View
 from cluster.vitals import Vitals
+from node import report
 from node.catalog import Catalog
 from node.dispatch import Dispatcher
 from node.house import House
@@ -38,6 +39,7 @@ from node.queries import Queries
 from node.submitting import Result, Submitting
 from node.tasks import Registry
 from node.waiting import LOOK_INTERVAL_S, Waiting
+from node.wakes import Cancelled, Due, Wakes, Work, parse_wake
 from node.wire import ListQuery, Submission, Submitted, TaskJson
 from node.worker import Worker
 
@@ -74,9 +76,6 @@ class Engine:
         self._stole_s: dict[str, float] = {}
         self._load: Load | None = None
         self._redis_lost_s: float | None = None
-        self._wakes: dict[str, dict[tuple[int, str], Head]] = {}  # session -> (shard, queue) -> its head
-        self._dues: dict[str, dict[int, float]] = {}  # session -> shard -> loop time at which something is due
-        self._is_waking = False
         self._tasks: list[asyncio.Task[None]] = []
         calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
         self.waiting = Waiting(self.client)
@@ -96,10 +95,11 @@ class Engine:
             metrics,
             on_heads=self.on_heads,
             on_strangers=lambda sessions: self.vitals.consider(sessions),
-            on_reaped=lambda session, tasks: self.on_event(
-                {"at_ms": _wall_ms(), "kind": "reaped", "node_id": session.partition("/")[0], "tasks": tasks}
+            on_reaped=lambda session, tasks: self._note(
+                "session_reaped", node_of(session), session=session, tasks=tasks
             ),
         )
+        self.wakes = Wakes(self.dispatch)
         self.catalog = Catalog(registry, config)
         self.placement = Placement(config.name, config.shards, self._rng)
         self.queries = Queries(config, self.dispatch)
@@ -157,9 +157,7 @@ class Engine:
             before, self.owners = self.owners, ring.owners(weights, self.config.shards)
             moved = sum(old != new for old, new in zip(before, self.owners, strict=True))
             if moved:
-                self.on_event(
-                    {"at_ms": _wall_ms(), "kind": "shards_moved", "node_id": self.config.name, "shards": moved}
-                )
+                self._note("shards_moved", self.config.name, shards=moved)
         self._sessions = sessions
         owned = [shard for shard, node in enumerate(self.owners) if node == self.config.name]
         self.house.own(owned, sessions.values())
@@ -177,24 +175,27 @@ class Engine:
 
     def on_wake(self, message: bytes) -> None:
         """Another node placed work in our shards, or a task of ours was cancelled."""
-        try:
-            kind, rows = msgspec.msgpack.decode(message, type=tuple[str, list[Any]])
-            if kind == "w":
-                for shard, queue, count, score in rows:
-                    self.dispatch.backlog.set(str(queue), int(shard), int(count), int(score))
+        match parse_wake(message, self.config.shards):
+            case Work(heads):
+                for shard, head in heads:
+                    self.dispatch.backlog.heard(shard, [head])
                 self.dispatch.kick()
-            elif kind == "d":
-                for shard, ms in rows:
-                    self.house.due(int(shard) % self.config.shards, max(0, int(ms)) / 1000)
-            elif kind == "c":
-                task_id, delivery = rows
-                self.worker.stop(str(task_id), int(delivery), "cancelled")
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
-            log.warning("wake_malformed", error=str(error))
+            case Due(dues):
+                for shard, in_s in dues:
+                    self.house.due(shard, in_s)
+            case Cancelled(task_id, delivery):
+                self.worker.stop(task_id, delivery, "cancelled")
 
     def on_event(self, event: dict[str, Any]) -> None:
         """A line of the timeline."""
         self.events.append(event)
+
+    def _note(self, kind: str, node_id: str, **more: Any) -> None:
+        at_ms = time.time_ns() // 1_000_000
+        self.on_event({"at_ms": at_ms, "kind": kind, "node_id": node_id, "by": self.config.name, **more})
+
+    def _on_reaped(self, session: str, tasks: int) -> None:
+        self._note("session_reaped", node_of(session), session=session, tasks=tasks)
 
     def on_redis(self, is_ok: bool) -> None:
         """Vitals' heartbeat is (not) answered."""
@@ -222,11 +223,7 @@ class Engine:
             return
         session = self._sessions.get(owner)
         if session is not None:
-            wakes = self._wakes.setdefault(session, {})
-            for head in heads:
-                if head.count:
-                    wakes[shard, head.queue] = head
-            self._wake_soon()
+            self.wakes.work(session, shard, heads)
         # Left to its owner; what the owner cannot take soon, its gossiped load offers to thieves.
         self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
 
@@ -237,32 +234,7 @@ class Engine:
         if in_s <= 0 or owner == self.config.name or session is None:
             self.house.due(shard, in_s)
             return
-        at_s = asyncio.get_running_loop().time() + in_s
-        dues = self._dues.setdefault(session, {})
-        dues[shard] = min(at_s, dues.get(shard, at_s))
-        self._wake_soon()
-
-    def _wake_soon(self) -> None:
-        """All wake-ups of one turn of the loop travel together."""
-        if not self._is_waking:
-            self._is_waking = True
-            asyncio.get_running_loop().call_soon(self._send_wakes)
-
-    def _send_wakes(self) -> None:
-        self._is_waking = False
-        dues, self._dues = self._dues, {}
-        now_s = asyncio.get_running_loop().time()
-        for session, shards in dues.items():
-            self._tell(session, ("d", [(shard, int(1000 * (at_s - now_s))) for shard, at_s in shards.items()]))
-        wakes, self._wakes = self._wakes, {}
-        for session, heads in wakes.items():
-            if heads:
-                rows = [(shard, queue, head.count, head.score) for (shard, queue), head in heads.items()]
-                self._tell(session, ("w", rows))
-
-    def _tell(self, session: str, message: tuple[str, Any]) -> None:
-        call = self.dispatch.calls.publish(session, msgspec.msgpack.encode(message), _ignore)
-        self.dispatch.lanes[0].add(call)
+        self.wakes.due(session, shard, in_s)
 
     def _on_progress(self, claimed: Claimed, value: bytes) -> None:
         call = self.dispatch.calls.progress(
@@ -422,7 +394,7 @@ class Engine:
             if session.decode() == self.dispatch.session:
                 self.worker.stop(task_id, delivery, "cancelled")
             else:
-                self._tell(session.decode(), ("c", [task_id, delivery]))
+                self.wakes.cancelled(session.decode(), task_id, delivery)
         if state != b"cancelled":
             self.metrics.commits.add("cancelled")
         self.waiting.finished([task_id])
@@ -491,59 +463,11 @@ class Engine:
             running = await self.queries.running()
         except StoreUnavailable:
             running = {self.dispatch.session: list(self.worker.running)}
-        rows = []
-        for peer in self.view.members:
-            if peer.state in (Gossip.DEAD, Gossip.LEFT) or peer.meta is None:
-                continue
-            ids = sorted(running.get(peer.session, []))
-            queues: dict[str, dict[str, int]] = {}
-            for queue, slots in peer.meta.queues.items():
-                said = peer.load.queues.get(queue) if peer.load else None
-                queues[queue] = {"slots": slots, "running": slots - said.free if said else 0}
-            rows.append(
-                {
-                    "node_id": peer.node_id,
-                    "session": peer.session,
-                    "url": peer.url,
-                    "pid": peer.meta.pid,
-                    "state": peer.state,
-                    "verdict": peer.verdict,
-                    "queues": queues,
-                    "running": len(ids),
-                    "tasks": ids,
-                }
-            )
-        return rows
+        return report.workers(self.view, running)
 
     def cluster(self) -> dict[str, Any]:
         """This node's view of everything."""
-        view = self.view
-        leader = view.leader
-        return {
-            "node_id": view.node_id,
-            "session": self.dispatch.session,
-            "members": [
-                {
-                    "node_id": peer.node_id,
-                    "session": peer.session,
-                    "url": peer.url,
-                    "state": peer.state,
-                    "evidence": peer.evidence,
-                    "by": peer.by,
-                    "incarnation": peer.incarnation,
-                    "rtt_ms": None if peer.rtt_s is None else round(peer.rtt_s * 1000, 3),
-                    "redis": peer.redis,
-                    "redis_age_s": None if peer.redis_age_s is None else round(peer.redis_age_s, 2),
-                    "verdict": peer.verdict,
-                    "load": _load_json(peer.load),
-                }
-                for peer in view.members
-            ],
-            "leader": {"node_id": leader.node_id, "session": leader.session, "epoch": leader.epoch} if leader else None,
-            "epoch": view.epoch,
-            "shards": {str(shard): node for shard, node in enumerate(self.owners)},
-            "events": list(self.events),
-        }
+        return report.cluster(self.view, self.owners, self.events)
 
     def is_ready(self) -> tuple[bool, str]:
         """Ready means that a group of calls was answered within the last seconds, never that a socket is open."""
@@ -558,79 +482,25 @@ class Engine:
         return True, "ready"
 
     def health(self) -> dict[str, Any]:
-        """How this node and the cluster are, what is wrong first, in words."""
-        problems = list(self.redis_notes)
-        ready, why = self.is_ready()
-        if not self.dispatch.is_up:
-            problems.insert(
-                0,
-                {
-                    "code": "redis_away",
-                    "message": "This node gets no answer from Redis.",
-                    "hint": "Is it running, and reachable from here? Submissions are forwarded or get 503 meanwhile.",
-                },
-            )
-        if self.view.leader is None:
-            problems.append(
-                {"code": "no_leader", "message": "There is no leader.", "hint": "One is elected when Redis answers."}
-            )
-        for peer in self.view.members:
-            if peer.verdict.value in ("cut_from_redis", "cut_from_peers"):
-                where = "Redis" if peer.verdict.value == "cut_from_redis" else "its peers"
-                problems.append(
-                    {
-                        "code": peer.verdict.value,
-                        "message": f"{peer.node_id} is cut off from {where}.",
-                        "hint": "It keeps what it runs; nothing of it runs twice while one witness holds it alive.",
-                    }
-                )
-        served = {queue for peer in self.view.members if peer.is_able and peer.meta for queue in peer.meta.queues}
-        for queue in self.dispatch.backlog.queues():
-            if queue not in served:
-                problems.append(
-                    {
-                        "code": "queue_unserved",
-                        "message": f"Tasks wait in queue {queue!r}, which no live node serves.",
-                        "hint": f"Start a node with --queues {queue}:SLOTS.",
-                    }
-                )
-        status = "unavailable" if not self.dispatch.is_up else "degraded" if problems else "ok"
+        """How this node and the cluster are; what is wrong, worst first, in words."""
+        is_up = self.dispatch.is_up
+        problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), self.redis_notes)
+        is_ready, why = self.is_ready()
         return {
-            "status": status,
-            "ready": ready,
+            "status": report.status(problems),
+            "ready": is_ready,
             "reason": why,
             "node_id": self.config.name,
             "session": self.dispatch.session,
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "leader": self.view.leader.node_id if self.view.leader else None,
-            "members": {
-                "alive": sum(p.state in (Gossip.ALIVE, Gossip.SUSPECT, Gossip.LEAVING) for p in self.view.members),
-                "known": len(self.view.members),
-            },
+            "members": report.head_count(self.view),
             "shards_owned": len(self.house.owned),
             "running": len(self.worker.running),
+            "lingering": len(self.worker.lingering),
             "problems": problems,
         }
 
 
-def _load_json(load: Load | None) -> dict[str, Any] | None:
-    if load is None:
-        return None
-    return {
-        "redis": load.redis,
-        "stalled": load.stalled,
-        "leaving": load.leaving,
-        "running": load.running,
-        "queues": {
-            name: {"free": q.free, "queued": q.queued, "shards": q.shards.bit_count()}
-            for name, q in load.queues.items()
-        },
-    }
-
-
 def _ignore(_: Reply) -> None:
     """For best-effort calls."""
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,0 +1,148 @@
+"""What a node says of the cluster to people: members, workers, what is wrong. Plain data for JSON.
+
+Pure: it is made from one view. Does not know: HTTP, Redis, how the view came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cluster.load import Load
+from cluster.swim.events import State
+from cluster.view import Peer, Verdict, View
+
+GONE = (State.DEAD, State.LEFT)
+WARNING, ERROR, FATAL = "warning", "error", "fatal"
+STATUS = {None: "ok", WARNING: "ok", ERROR: "degraded", FATAL: "unavailable"}  # by the worst problem
+CUT = {
+    Verdict.CUT_FROM_REDIS: "cut off from Redis: its peers hold it alive, and its heartbeat in Redis does not move",
+    Verdict.CUT_FROM_PEERS: "cut off from its peers: gossip holds it dead, and Redis holds it live",
+}
+
+
+def cluster(view: View, owners: Sequence[str], events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """`GET /cluster`."""
+    leader = view.leader
+    return {
+        "node_id": view.node_id,
+        "session": view.session,
+        "members": [_member(peer) for peer in view.members],
+        "leader": {"node_id": leader.node_id, "session": leader.session, "epoch": leader.epoch} if leader else None,
+        "epoch": view.epoch,
+        "shards": {str(shard): node for shard, node in enumerate(owners)},
+        "events": list(events),
+    }
+
+
+def workers(view: View, running: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Rows of `GET /workers`; `running` is ids in flight by session."""
+    rows = []
+    for peer in view.members:
+        if peer.state in GONE or peer.meta is None:
+            continue
+        ids = sorted(running.get(peer.session, ()))
+        queues: dict[str, dict[str, int]] = {}
+        for queue, slots in peer.meta.queues.items():
+            said = peer.load.queues.get(queue) if peer.load else None
+            queues[queue] = {"slots": slots, "running": max(0, slots - said.free) if said else 0}
+        rows.append(
+            {
+                "node_id": peer.node_id,
+                "session": peer.session,
+                "url": peer.url,
+                "pid": peer.meta.pid,
+                "version": peer.meta.version,
+                "state": peer.state,
+                "verdict": peer.verdict,
+                "queues": queues,
+                "running": len(ids),
+                "tasks": ids,
+            }
+        )
+    return rows
+
+
+def head_count(view: View) -> dict[str, int]:
+    """Members by whether they are there."""
+    return {"alive": sum(peer.state not in GONE for peer in view.members), "known": len(view.members)}
+
+
+def problems(
+    view: View, is_redis_up: bool, waiting_queues: Iterable[str], redis_notes: Iterable[Mapping[str, str]]
+) -> list[dict[str, str]]:
+    """What is wrong, worst first: code, severity, message, hint."""
+    found: list[dict[str, str]] = []
+
+    def say(code: str, severity: str, message: str, hint: str) -> None:
+        found.append({"code": code, "severity": severity, "message": message, "hint": hint})
+
+    if not is_redis_up:
+        say(
+            "redis_away",
+            FATAL,
+            "This node gets no answer from Redis.",
+            "Is it running, and reachable from here? Submissions are forwarded or get 503 meanwhile.",
+        )
+    if view.leader is None:
+        say("no_leader", ERROR, "There is no leader.", "One is elected as soon as Redis answers.")
+    for peer in view.members:
+        if peer.verdict in CUT:
+            say(
+                peer.verdict.value,
+                ERROR,
+                f"{peer.node_id} is {CUT[peer.verdict]}.",
+                "It keeps what it runs; nothing of it runs twice while one of the two witnesses holds it alive.",
+            )
+        if peer.load is not None and peer.load.stalled and peer.state not in GONE:
+            say(
+                "stalled",
+                ERROR,
+                f"{peer.node_id}'s event loop does not tick: a handler blocks it.",
+                "Use a plain def (a child process) or executor='thread' for code that blocks.",
+            )
+    served = {queue for peer in view.members if peer.is_able and peer.meta for queue in peer.meta.queues}
+    for queue in waiting_queues:
+        if queue not in served:
+            say(
+                "queue_unserved",
+                ERROR,
+                f"Tasks wait in queue {queue!r}, which no live node serves.",
+                f"Start a node with --queues {queue}:SLOTS.",
+            )
+    return found + [{"severity": WARNING, **note} for note in redis_notes]
+
+
+def status(found: Sequence[Mapping[str, str]]) -> str:
+    """One word for all problems."""
+    return STATUS[max((one["severity"] for one in found), key=[WARNING, ERROR, FATAL].index, default=None)]
+
+
+def _member(peer: Peer) -> dict[str, Any]:
+    return {
+        "node_id": peer.node_id,
+        "session": peer.session,
+        "url": peer.url,
+        "state": peer.state,
+        "evidence": peer.evidence,
+        "by": peer.by,
+        "incarnation": peer.incarnation,
+        "rtt_ms": None if peer.rtt_s is None else round(peer.rtt_s * 1000, 3),
+        "redis": peer.redis,
+        "redis_age_s": None if peer.redis_age_s is None else round(peer.redis_age_s, 2),
+        "verdict": peer.verdict,
+        "load": None if peer.load is None else _load(peer.load),
+    }
+
+
+def _load(load: Load) -> dict[str, Any]:
+    return {
+        "redis": load.redis,
+        "stalled": load.stalled,
+        "leaving": load.leaving,
+        "running": load.running,
+        "queues": {
+            name: {"free": q.free, "queued": q.queued, "shards": q.shards.bit_count()}
+            for name, q in load.queues.items()
+        },
+    }
