@@ -123,3 +123,14 @@ def session_never(session: str) -> str:
 
 
 FENCED = "fenced "  # first characters of a tombstone
+
+
+def is_tombstone(value: bytes | None) -> bool:
+    """Whether a heartbeat's value says that its session was fenced."""
+    return value is not None and value.startswith(FENCED.encode())
+
+
+def tombstone(value: bytes) -> tuple[str, str]:
+    """Cause and fencer (a node_id) in a tombstone; "" where it does not say."""
+    _, cause, _, by, *_ = [*value.decode("utf-8", "replace").split(" "), "", "", ""]
+    return cause, by

@@ -15,13 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +29,14 @@ import structlog
 from cluster import keys, outlook, session
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
+from cluster.fencing import Fencing
 from cluster.gossip import Gossip
+from cluster.leading import Leading
 from cluster.lease import Lease, Term
 from cluster.load import Load, encode_load
+from cluster.nursery import Nursery, wait_for
 from cluster.pulse import Pulse, Record
+from cluster.stall import MainLoop
 from cluster.swim.core import Swim
 from cluster.swim.events import (
     Address,
@@ -46,12 +49,11 @@ from cluster.swim.events import (
     Leave,
     Member,
     Renew,
-    SetEpoch,
     SetLoad,
     State,
 )
 from cluster.view import Redis, View
-from cluster.witness import Belief, Fence, Path, Witness, believe
+from cluster.witness import Fence, Path
 
 if TYPE_CHECKING:
     from cluster.vitals import Hooks
@@ -62,17 +64,12 @@ ECHO = b"\x00"  # first byte of what a session publishes to itself; no other mes
 ECHOES_LOST_MAX = 3  # beats without an echo, before the subscription counts as deaf
 RELISTEN_MIN_S = 0.5  # between two new subscriptions, unless nobody is subscribed at all
 TTL_LEASES = 2  # a heartbeat outlives its lease, so that it never vanishes while a fencer still watches it
-SWEEP_S = 1.0  # between two readings of all members, and two entries in the member list
+ENROLL_S = 1.0  # between two entries of our own row in the member list
 JOIN_S = 3.0  # between two tries to find members that are not alive here
 VIEW_MIN_S = 0.05  # between two views for changes of state
 LOAD_S = 0.1  # between two views for loads, and two changes of our own load
 WATCH_MAIN_S = 0.25
-FENCE_RETRIES_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1)  # Redis may see the end of a process later than its peers
-CONSIDERED_MAX, CONSIDERED_S = 10_000, 60.0
-ENDED_MAX = 10_000  # dead sessions remembered, so that each is told once
-LEASE_ASKS_MAX = 3
 EXIT_GAVE_UP = 70
-RESTART_S = 0.5
 
 
 class Life:
@@ -84,30 +81,24 @@ class Life:
         self._rng: Random = SystemRandom()
         self.session = session.new(config.name, wall_ms(), self._rng)
         self.view = View(config.name, self.session, (), None, 0, False, False)
-        self.load = Load(False, False, False, {})
+        self.load = Load(True, False, False, {})
         self.ticked_s: float | None = None
 
         self._stats: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._witness = Witness(config.heartbeat_stale_s, config.lease_s)
+        self._nursery = Nursery(self._stats)
         self._lease = Lease(self.session, config.leader_lease_s)
         self._told_leader: Term | None = None
-        self._redis_ok = False
+        self.redis_ok = False
         self._is_leaving = False
         self._is_stalled = False
         self._is_ending = False
         self._was: str | None = None  # our session before this one, until the new one is registered
+        self._was_cause = ""
         self._listened_s = 0.0
         self._beat_nr = 0
         self._echoed_nr = 0
         self._acked_s = boot_s()
-        self._is_enrolled = False
-        self._fencing: dict[str, None] = {}
-        self._ended: dict[str, str] = {}  # session -> cause, tombstones that we know
-        self._considered: dict[str, float] = {}
-        self._suspects: dict[str, None] = {}
-        self._lives: dict[str, str] = {}  # node_id -> the session that gossip last named
-        self._read_all_s = 0.0
+        self._enrolled_s = -inf
         self._told: tuple[object, ...] = ()
         self._told_load = b""
         self._view_timer: asyncio.TimerHandle | None = None
@@ -115,14 +106,15 @@ class Life:
 
         self._loop = asyncio.get_running_loop()
         self._listening, self._relisten = asyncio.Event(), asyncio.Event()
-        self._read_now, self._lead_now, self._beat_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._leading = asyncio.Lock()
+        self._lead_now, self._beat_now = asyncio.Event(), asyncio.Event()
         self.pulse = Pulse(config.redis_url, config.redis_timeout_s, self._watch_broke)
         self._record = Record(self.session, host, config.port)
         me = Identity(config.name, self.session, host, config.port, meta)
         rng = Random(self._rng.getrandbits(64))
-        self._swim = Swim(config, me, gossip_keys, rng, time.monotonic(), wall_ms=wall_ms)
+        self._swim = Swim(config, me, gossip_keys, rng, time.monotonic())
         self.gossip = Gossip(config, gossip_keys, self._swim, self._on_changed, self._on_conflict)
+        self._fencing = Fencing(config, self.pulse, self._swim, self._nursery, self, self._stats)
+        self._leading = Leading(self._lease, self.pulse, self._swim, self.gossip, self._fencing.is_ended)
 
     # ---- birth and end
 
@@ -130,20 +122,20 @@ class Life:
         """Bind, register, join. Raises ConfigError when this cannot be: the port or the name is taken."""
         self.gossip.bind()
         older = await self._older_life()
-        self._keep("listen", self._listen)
+        self._nursery.keep("listen", self._listen)
         await self._beat()
-        if not self._redis_ok:
+        if not self.redis_ok:
             self.hooks.on_redis(False)
         self.gossip.start()
         await self._join()
         if older is not None:
             self.consider([older])
-        self._keep("beat", self._beats)
-        self._keep("read", self._reads)
-        self._keep("join", self._joins)
-        self._keep("lead", self._leads)
-        self._keep("load", self._loads)
-        self._keep("main", self._watch_main)
+        self._nursery.keep("beat", self._beats)
+        self._nursery.keep("read", self._fencing.run)
+        self._nursery.keep("join", self._joins)
+        self._nursery.keep("lead", self._leads)
+        self._nursery.keep("load", self._loads)
+        self._nursery.keep("main", self._watch_main)
         self._show()
 
     async def leave(self) -> None:
@@ -158,7 +150,7 @@ class Life:
         """Say that we left; end our own session, so that nobody has to find out whether it died while it drained."""
         self._is_ending = self._is_leaving = True
         self.gossip.feed(Leave(done=True))
-        await self._halt()  # No beat of ours may put back what the next lines take away.
+        await self._nursery.halt()  # No beat of ours may put back what the next lines take away.
         with contextlib.suppress(StoreUnavailable):
             await self._resign()
             await self.pulse.fence(Fence(self.session, Path.OWN, b"", "left"), self._tombstone_ms, self.config.name)
@@ -168,15 +160,9 @@ class Life:
         """End every task and connection."""
         if self._view_timer is not None:
             self._view_timer.cancel()
-        await self._halt()
+        await self._nursery.halt()
         await self.gossip.close()
         await self.pulse.close()
-
-    async def _halt(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     def stats(self) -> Mapping[str, int]:
         """All counters in one."""
@@ -206,7 +192,7 @@ class Life:
             while await self.pulse.subscribers(record.session) and time.monotonic() < limit_s:
                 await asyncio.sleep(self.config.heartbeat_interval_s / 5)
                 now = (await self.pulse.read([record.session]))[0]
-                if first is not None and now not in (first, None) and not _is_tombstone(now):
+                if first is not None and now not in (first, None) and not keys.is_tombstone(now):
                     raise ConfigError(
                         f"node_id {self.config.name} is alive elsewhere, at {record.host}:{record.port}.",
                         "Give each node its own node_id, or stop the other one.",
@@ -228,7 +214,7 @@ class Life:
     async def _beats(self) -> None:
         next_s = time.monotonic() + self.config.heartbeat_interval_s
         while True:
-            await _wait(self._beat_now, next_s - time.monotonic())
+            await wait_for(self._beat_now, next_s - time.monotonic())
             next_s = max(next_s, time.monotonic()) + self.config.heartbeat_interval_s
             await self._beat()
 
@@ -242,9 +228,10 @@ class Life:
             await self._until_listening()
             ttl_ms = int(TTL_LEASES * self.config.lease_s * 1000)
             beat = await self.pulse.beat(name, self._beat_nr, ttl_ms, ECHO + b"%d" % self._beat_nr)
-            if not self._is_enrolled and beat.tombstone is None and name == self.session:
+            if beat.tombstone is None and name == self.session and time.monotonic() - self._enrolled_s >= ENROLL_S:
+                # Again and again: the row may have been taken away together with an earlier life of ours.
                 await self.pulse.enroll(self.config.name, self._record)
-                self._is_enrolled = True
+                self._enrolled_s = time.monotonic()
         except StoreUnavailable as error:
             self._stats["beats_failed"] += 1
             self._redis_answers(False, error.message)
@@ -252,7 +239,7 @@ class Life:
         if name != self.session:
             return
         if beat.tombstone is not None:
-            self._go_on_as_another(_cause(beat.tombstone))
+            self._go_on_as_another(keys.tombstone(beat.tombstone)[0])
             return
         self._stats["beats"] += 1
         self._acked_s = boot_s()
@@ -260,7 +247,7 @@ class Life:
         if self._was is not None:
             was, self._was = self._was, None
             self.hooks.on_fenced(name)
-            self._end(was, self._ended.get(was, "fenced"))
+            self.hooks.on_dead(was, self._was_cause)
         if beat.subscribers == 0 or (
             (beat.subscribers > 1 or self._beat_nr - self._echoed_nr > ECHOES_LOST_MAX)
             and time.monotonic() - self._listened_s > RELISTEN_MIN_S
@@ -269,15 +256,15 @@ class Life:
             self._relisten.set()
 
     def _redis_answers(self, is_ok: bool, why: str = "") -> None:
-        if is_ok == self._redis_ok:
+        if is_ok == self.redis_ok:
             return
-        self._redis_ok = is_ok
+        self.redis_ok = is_ok
         if is_ok:
             log.info("redis_answers")
-            self._spawn(self._redis_is_back())
+            self._nursery.spawn(self._redis_is_back())
         else:
             log.warning("redis_away", error=why)
-            self._is_enrolled = False
+            self._enrolled_s = -inf
         self._watch_broke()
         self.hooks.on_redis(is_ok)
         self._tell_load()
@@ -297,10 +284,11 @@ class Life:
         self.session = session.new(self.config.name, at_ms, self._rng)
         log.warning("session_fenced", was=was, now=self.session, cause=cause)
         self._stats["own_fencings"] += 1
-        self._was = self._was or was
-        self._ended[was] = cause
+        if self._was is None:
+            self._was, self._was_cause = was, cause
+        self._fencing.renamed(was, cause)
         self._acked_s = boot_s()
-        self._is_enrolled = False
+        self._enrolled_s = -inf
         self._record = replace_session(self._record, self.session)
         self._lease.renamed(self.session)
         self._listening.clear()
@@ -355,161 +343,35 @@ class Life:
         except TimeoutError:
             raise StoreUnavailable("Redis does not take our subscription.") from None
 
-    # ---- watching others
+    # ---- what the second witness says
 
-    def consider(self, sessions: Iterable[str]) -> None:
-        """Watch these as well: they hold work in Redis."""
-        until_s = time.monotonic() + CONSIDERED_S
-        for name in sessions:
-            if name != self.session and session.is_session(name):
-                if cause := self._ended.get(name):
-                    self.hooks.on_dead(name, cause)
-                elif len(self._considered) < CONSIDERED_MAX or name in self._considered:
-                    self._considered[name] = until_s
-        self._fence_the_gone()
-        self._read_now.set()
+    def consider(self, names: Iterable[str]) -> None:
+        """These sessions hold work in Redis."""
+        self._fencing.consider(names)
 
-    async def _reads(self) -> None:
-        while True:
-            await _wait(self._read_now, self.config.heartbeat_interval_s)
-            self._read_now.clear()
-            await self._read()
-
-    async def _read(self) -> None:
-        """Read the heartbeats that matter now, and fence whom the witness names."""
-        asked_s = time.monotonic()
-        is_sweep = asked_s - self._read_all_s >= SWEEP_S
-        beliefs = self._beliefs(asked_s)
-        names = list(beliefs) if is_sweep else [name for name, belief in beliefs.items() if self._is_hot(name, belief)]
-        if is_sweep:
-            self._read_all_s = asked_s
-            self._is_enrolled = False  # Our own row may have been taken away with an earlier life of ours.
-        if not names or not self._redis_ok:
-            return
-        try:
-            values = await self.pulse.read(names)
-        except StoreUnavailable:
-            self._stats["reads_failed"] += 1
-            self._watch_broke()
-            return
-        now_s = time.monotonic()
-        for name, value in zip(names, values, strict=True):
-            word = self._witness.word(name)
-            self._witness.read(name, value, asked_s, now_s)
-            if value is not None and _is_tombstone(value):
-                self._end(name, _cause(value), by=_by(value))
-            elif self._witness.word(name) is not word:
-                self._show_soon()
-        if not self._redis_ok or self._is_ending:
-            return
-        for fence in self._witness.fences(self._beliefs(now_s)):
-            self._fence_soon(fence)
-
-    def _is_hot(self, name: str, belief: Belief) -> bool:
-        """Whether a session is read at every beat: gossip doubts it, its heartbeat paused, or it holds work unknown."""
-        is_doubted = belief is not Belief.ALIVE or name in self._considered or name in self._suspects
-        return is_doubted or (self._witness.age_s(name) or 0.0) >= self.config.heartbeat_stale_s / 2
-
-    def _beliefs(self, now_s: float) -> dict[str, Belief]:
-        """Gossip's word on every session that is watched."""
-        synced = self._swim.is_synced
-        found: dict[str, Belief] = {}
-        self._suspects.clear()
-        for member in self._swim.members():
-            name = member.identity.session
-            if name != self.session and name not in self._ended:
-                found[name] = believe(member.state, member.evidence, self._is_superseded(name), synced)
-                if member.state is State.SUSPECT:
-                    self._suspects[name] = None
-        for name, until_s in list(self._considered.items()):
-            if until_s < now_s or name in self._ended:
-                del self._considered[name]
-                if name not in found:
-                    self._witness.forget(name)
-            elif name not in found:
-                found[name] = believe(None, Evidence.NONE, self._is_superseded(name), synced)
-        return found
-
-    def _is_superseded(self, name: str) -> bool:
-        node_id = session.node_of(name)
-        newest = self.session if node_id == self.config.name else self._lives.get(node_id)
-        return newest is not None and session.is_newer(newest, than=name)
-
-    def _watch_broke(self) -> None:
-        self._witness.restart()
-        self._stats["watch_restarts"] += 1
-
-    # ---- fencing
-
-    def _fence_the_gone(self) -> None:
-        """The fast path needs no watching: Redis itself looks whether the process is gone."""
-        for name in self._considered:
-            if self._is_superseded(name):
-                self._fence_soon(Fence(name, Path.FAST, b"", "superseded"))
-
-    def _fence_soon(self, fence: Fence) -> None:
-        name = fence.session
-        if name in self._fencing or name in self._ended or name == self.session or self._is_ending:
-            return
-        self._fencing[name] = None
-        self._spawn(self._fence(replace(fence, cause=self._cause(fence))))
-
-    async def _fence(self, fence: Fence) -> None:
-        """Ask Redis to end a session. The fast path is tried a few times: its end may reach Redis later than us."""
-        try:
-            for wait_s in FENCE_RETRIES_S if fence.path is Path.FAST else (0.0,):
-                result = await self.pulse.fence(fence, self._tombstone_ms, self.config.name)
-                if result.is_dead:
-                    if result.is_ours:
-                        self._stats["fences"] += 1
-                        self._stats[f"fences_{fence.cause}"] += 1
-                    self._end(fence.session, _cause(result.value), by=_by(result.value), is_ours=result.is_ours)
-                    return
-                self._stats["fences_refused"] += 1
-                if fence.path is Path.FAST:
-                    await asyncio.sleep(wait_s)
-        except StoreUnavailable:
-            self._stats["fences_failed"] += 1
-        finally:
-            self._fencing.pop(fence.session, None)
-
-    def _cause(self, fence: Fence) -> str:
-        """One word for the tombstone: the witness's for a lease, gossip's evidence otherwise."""
-        if fence.cause == "lease":
-            return fence.cause
-        if self._is_superseded(fence.session):
-            return Evidence.SUPERSEDED.value
-        member = self._member(fence.session)
-        if member is None:
-            return "unknown"
-        return State.LEFT.value if member.state is State.LEFT else member.evidence.value
-
-    def _member(self, name: str) -> Member | None:
-        return next((member for member in self._swim.members() if member.identity.session == name), None)
-
-    def _end(self, name: str, cause: str, by: str = "", is_ours: bool = False) -> None:
-        """A tombstone stands for this session: tell the main loop, gossip and the lease, once."""
-        if name == self.session:
-            self._beat_now.set()  # Our own: the next beat finds it and goes on as another session.
-            return
-        is_new = name not in self._ended
-        self._ended[name] = cause
-        while len(self._ended) > ENDED_MAX:
-            del self._ended[next(iter(self._ended))]
-        if not is_new and session.node_of(name) != self.config.name:
-            return
+    def on_ended(self, name: str, cause: str, by: str, is_ours: bool) -> None:
+        """A tombstone stands for this session: tell the main loop first, then the lease and gossip."""
         self.hooks.on_dead(name, cause)
-        self._considered.pop(name, None)
-        self._witness.forget(name)
         if self._lease.died(name):
             self._lead_now.set()
         if is_ours:
-            self._spawn(self._forget(name))
+            self._nursery.spawn(self._forget(name))
         if cause != State.LEFT.value:
             self.gossip.feed(Fenced(name))
             self._event("session_fenced", session.node_of(name), session=name, by=by, evidence=cause)
             log.info("session_ended", session=name, cause=cause, by=by)
         self._show_soon()
+
+    def on_ended_again(self, name: str, cause: str) -> None:
+        """It may have claimed something, late, since it was reaped."""
+        self.hooks.on_dead(name, cause)
+
+    def on_word(self) -> None:
+        """Redis's word on some session changed."""
+        self._show_soon()
+
+    def _watch_broke(self) -> None:
+        self._fencing.broke()
 
     async def _forget(self, name: str) -> None:
         with contextlib.suppress(StoreUnavailable):
@@ -535,17 +397,7 @@ class Life:
         kind = "joined" if is_back else member.state.value
         if member.state is not change.was:
             self._event(f"member_{kind}", node_id, session=name, by=member.by, evidence=member.evidence.value)
-        last = self._lives.get(node_id)
-        if last is None or session.is_newer(name, than=last):
-            self._lives[node_id] = name
-            if last is not None and last not in self._ended:
-                self.consider([last])  # Whatever gossip still says of it: a newer life ends it.
-        if member.evidence is Evidence.SUPERSEDED:
-            self.consider([name])
-        if member.state is not State.ALIVE:
-            if believe(member.state, member.evidence, self._is_superseded(name), True) is Belief.GONE:
-                self._fence_soon(Fence(name, Path.FAST, b"", "gone"))
-            self._read_now.set()
+        self._fencing.changed(change)
         self._show_soon()
 
     def _on_conflict(self, conflict: Conflict) -> None:
@@ -578,7 +430,7 @@ class Life:
         self.gossip.feed(Join(wanted))
         # A row whose node nobody knows any more: its session is watched, and fenced by the rules.
         for record in listed.values():
-            if record.session in self._ended:
+            if self._fencing.is_ended(record.session):
                 await self._forget(record.session)
             elif record.session not in alive and session.node_of(record.session) != self.config.name:
                 self.consider([record.session])
@@ -588,52 +440,21 @@ class Life:
     async def _leads(self) -> None:
         while True:
             await self._lead()
-            await _wait(self._lead_now, self.config.leader_lease_s / 3)
-            self._lead_now.clear()
+            await wait_for(self._lead_now, self.config.leader_lease_s / 3)
 
     async def _lead(self) -> None:
-        async with self._leading:
-            if self._redis_ok and not self._is_leaving and not self._is_stalled and self._was is None:
-                self._lease.heard(self._swim.epoch)
-                with contextlib.suppress(StoreUnavailable):
-                    await self._ask_for_lease()
-                    await self._keep_snapshot()
+        """One round, if this node may lead at all."""
+        if self.redis_ok and not self._is_leaving and not self._is_stalled and self._was is None:
+            await self._leading.ask()
+            await self._leading.keep_snapshot(self.view, self.config.forget_s)
         self._see_leader()
 
-    async def _ask_for_lease(self) -> None:
-        """Ask once; again when the lease turns out to be free, or held by a session that has ended."""
-        for _ in range(LEASE_ASKS_MAX):
-            asked_s = time.monotonic()
-            wish = self._lease.wish(asked_s)
-            holder = await self.pulse.lease(wish, int(self.config.leader_lease_s * 1000), self._swim.epoch)
-            self._lease.answered(wish, holder, asked_s)
-            if holder is not None:
-                self.gossip.feed(SetEpoch(holder.epoch))
-                if holder.session not in self._ended or not self._lease.died(holder.session):
-                    return
-
-    async def _keep_snapshot(self) -> None:
-        """The leader keeps the member table in Redis, for people and for whoever starts with nobody to ask."""
-        term = self._lease.holder
-        if term is None or not self._lease.may_lead(time.monotonic()):
-            return
-        rows = [
-            {"node_id": p.node_id, "session": p.session, "url": p.url, "state": p.state, "verdict": p.verdict}
-            for p in self.view.members
-        ]
-        table = json.dumps({"leader": term.session, "epoch": term.epoch, "members": rows}).encode()
-        await self.pulse.snapshot(term.epoch, table, int(self.config.forget_s * 1000))
-
     async def _resign(self) -> None:
-        async with self._leading:
-            term = self._lease.resign()
-            if term is not None:
-                with contextlib.suppress(StoreUnavailable):
-                    await self.pulse.resign(term)
+        await self._leading.resign()
         self._see_leader()
 
     def _see_leader(self) -> None:
-        term = self._lease.leader(time.monotonic()) if self._redis_ok else None
+        term = self._leading.leader() if self.redis_ok else None
         if term == self._told_leader:
             return
         self._told_leader = term
@@ -653,10 +474,10 @@ class Life:
             self._show()
 
     def _tell_load(self) -> None:
-        """Gossip our load if it changed; what only this thread knows (Redis, a stalled main loop) overrides."""
+        """Gossip our load if it changed. Redis counts as reached while both loops reach it."""
         load = self.load
         own = Load(
-            redis=self._redis_ok,  # ours is the call that is always made
+            redis=self.redis_ok and load.redis,
             stalled=self._is_stalled,
             leaving=self._is_leaving,
             queues=load.queues,
@@ -688,7 +509,7 @@ class Life:
             ),
             leader=outlook.leader(self._told_leader),
             epoch=max(self._swim.epoch, self._lease.epoch),
-            redis_ok=self._redis_ok,
+            redis_ok=self.redis_ok,
             is_synced=self._swim.is_synced,
         )
         self.view = view
@@ -700,14 +521,12 @@ class Life:
     def _word(self, member: Member) -> Redis:
         name = member.identity.session
         if name == self.session:
-            return Redis.LIVE if self._redis_ok else Redis.STALE
-        if name in self._ended:
-            return Redis.GONE
-        return self._witness.word(name) if self._redis_ok else Redis.UNKNOWN
+            return Redis.LIVE if self.redis_ok else Redis.STALE
+        return self._fencing.word(name)
 
     def _age_s(self, member: Member) -> float | None:
         name = member.identity.session
-        return boot_s() - self._acked_s if name == self.session else self._witness.age_s(name)
+        return boot_s() - self._acked_s if name == self.session else self._fencing.age_s(name)
 
     def _event(self, kind: str, node_id: str, **more: Any) -> None:
         self.hooks.on_event({"at_ms": wall_ms(), "kind": kind, "node_id": node_id, **more})
@@ -716,19 +535,10 @@ class Life:
 
     async def _watch_main(self) -> None:
         """A main loop that does not tick is stalled; one that never ticks again takes its node with it."""
-        looked_s = time.monotonic()
-        away_s = 0.0  # for how long this whole process did not run since the last tick
-        ticked_s = None
+        main = MainLoop(WATCH_MAIN_S, time.monotonic())
         while True:
             await asyncio.sleep(WATCH_MAIN_S)
-            now_s = time.monotonic()
-            away_s += max(0.0, now_s - looked_s - 2 * WATCH_MAIN_S)
-            looked_s = now_s
-            if self.ticked_s is None:
-                continue  # The main loop has not begun.
-            if ticked_s != self.ticked_s:
-                ticked_s, away_s = self.ticked_s, 0.0
-            quiet_s = now_s - self.ticked_s - away_s
+            quiet_s = main.look(self.ticked_s, time.monotonic())
             if (quiet_s > self.config.stall_after_s) != self._is_stalled:
                 self._is_stalled = not self._is_stalled
                 log.warning("main_loop_stalled" if self._is_stalled else "main_loop_ticks", quiet_s=round(quiet_s, 1))
@@ -750,53 +560,6 @@ class Life:
             await self.pulse.fence(Fence(self.session, Path.OWN, b"", "stalled"), self._tombstone_ms, self.config.name)
         self.gossip.feed(Fenced(self.session))
         os._exit(EXIT_GAVE_UP)
-
-    # ---- tasks
-
-    def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Run an endless task. One that fails is begun again: a node without it would be half dead."""
-
-        async def forever() -> None:
-            while True:
-                try:
-                    await work()
-                except Exception as error:
-                    self._stats["restarts"] += 1
-                    log.exception("vitals_task_failed", task=name, error=repr(error))
-                await asyncio.sleep(RESTART_S)
-
-        self._spawn(forever())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("vitals_task_failed", error=repr(error))
-
-
-async def _wait(event: asyncio.Event, limit_s: float) -> None:
-    """Until the event is set or the time is up."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(max(0.0, limit_s)):
-            await event.wait()
-
-
-def _is_tombstone(value: bytes | None) -> bool:
-    return value is not None and value.startswith(keys.FENCED.encode())
-
-
-def _cause(tombstone: bytes) -> str:
-    parts = tombstone.decode("utf-8", "replace").split(" ")
-    return parts[1] if len(parts) > 1 else "fenced"
-
-
-def _by(tombstone: bytes) -> str:
-    parts = tombstone.decode("utf-8", "replace").split(" ")
-    return parts[3] if len(parts) > 3 else ""
 
 
 def replace_session(record: Record, name: str) -> Record:

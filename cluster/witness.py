@@ -16,11 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.keys import FENCED
+from cluster.keys import is_tombstone
 from cluster.swim.events import Evidence, State
 from cluster.view import Redis
-
-TOMBSTONE = FENCED.encode()
 
 
 class Belief(StrEnum):
@@ -101,7 +99,7 @@ class Witness:
     def tombstone(self, session: str) -> bytes | None:
         """Its tombstone, if one was read."""
         watch = self._watches.get(session)
-        return watch.value if watch and watch.value and watch.value.startswith(TOMBSTONE) else None
+        return watch.value if watch is not None and is_tombstone(watch.value) else None
 
     def age_s(self, session: str) -> float | None:
         """How long its heartbeat is known to have stood unchanged. None: it is not watched."""

@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from cluster.config import Config
+from cluster.errors import ConfigError
 from cluster.load import Load, Meta, QueueLoad, encode_meta
 from cluster.view import View
 from cluster.vitals import Vitals
@@ -48,7 +49,11 @@ class VitalsNode:
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, self.config.host, self.config.port, backlog=4096).start()
-        await self.vitals.start()
+        try:
+            await self.vitals.start()
+        except ConfigError:
+            await self._runner.cleanup()
+            raise
         self.vitals.set_load(Load(True, False, False, {"default": QueueLoad(4, 0, 0)}))
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
         return self

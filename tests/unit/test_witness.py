@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.swim.events import Evidence, State
@@ -170,6 +170,7 @@ def test_gossips_words_as_beliefs(
     assert believe(state, evidence, is_superseded, is_synced) is belief
 
 
+@settings(deadline=None)  # A busy machine is no failure.
 @given(
     reads=st.lists(
         st.tuples(st.floats(0.0, 0.4), st.floats(0.0, 0.4), st.booleans(), st.booleans()), min_size=1, max_size=60

@@ -1,0 +1,61 @@
+"""Both witnesses side by side: the verdict is a death only where they agree."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import outlook
+from cluster.lease import Term
+from cluster.load import Load, encode_load
+from cluster.swim.events import Evidence, Identity, Member, State
+from cluster.view import Redis, Verdict, View
+
+SESSION = "n1/0190aaaaaaaa-0badcafe"
+
+
+def member(state: State, load: Load | None = None) -> Member:
+    return Member(
+        Identity("n1", SESSION, "127.0.0.1", 5000),
+        incarnation=0,
+        state=state,
+        evidence=Evidence.NONE,
+        since_s=0.0,
+        by="",
+        rtt_s=0.001,
+        load=b"" if load is None else encode_load(load),
+        load_seq=0,
+        load_at_s=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "redis", "verdict"),
+    [
+        (State.ALIVE, Redis.LIVE, Verdict.HEALTHY),
+        (State.SUSPECT, Redis.LIVE, Verdict.HEALTHY),
+        (State.ALIVE, Redis.UNKNOWN, Verdict.HEALTHY),
+        (State.ALIVE, Redis.STALE, Verdict.CUT_FROM_REDIS),
+        (State.DEAD, Redis.LIVE, Verdict.CUT_FROM_PEERS),
+        (State.DEAD, Redis.UNKNOWN, Verdict.CUT_FROM_PEERS),
+        (State.DEAD, Redis.STALE, Verdict.DEAD),
+        (State.LEFT, Redis.STALE, Verdict.DEAD),
+        (State.ALIVE, Redis.GONE, Verdict.DEAD),
+    ],
+)
+def test_the_verdict_of_both_witnesses(state: State, redis: Redis, verdict: Verdict) -> None:
+    assert outlook.peer(member(state), redis, None).verdict is verdict
+
+
+def test_a_live_member_is_believed_when_it_says_that_redis_does_not_answer() -> None:
+    away = Load(redis=False, stalled=False, leaving=False, queues={})
+    assert outlook.peer(member(State.ALIVE, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_REDIS
+    assert outlook.peer(member(State.DEAD, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_PEERS
+
+
+def test_ages_alone_are_not_worth_telling() -> None:
+    def view(age_s: float, redis: Redis) -> View:
+        leader = outlook.leader(Term(SESSION, 3))
+        return View("n1", SESSION, (outlook.peer(member(State.ALIVE), redis, age_s),), leader, 3, True, True)
+
+    assert outlook.essence(view(0.1, Redis.LIVE)) == outlook.essence(view(0.2, Redis.LIVE))
+    assert outlook.essence(view(0.1, Redis.LIVE)) != outlook.essence(view(0.1, Redis.STALE))
