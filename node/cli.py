@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from cluster import __version__
 from cluster import config as settings
 from cluster.errors import ConfigError, RumorError
 from node import launch as launcher
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="rumor")
+@click.version_option(__version__)
 def rumor() -> None:
     """Rumor: a distributed task queue with no central coordinator."""
 
