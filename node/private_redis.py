@@ -86,7 +86,7 @@ def start(folder: Path, port: int, mark: Mapping[str, str]) -> tuple[process.Pro
     child.wait()
     raise RedisFailed(
         f"{server} did not start on port {port}.\n{tail(log, log_from)}",
-        f"Its data and log are in {folder}. A server reads no data of a newer one: use that again, or move the folder away.",
+        f"Its data and log are in {folder}. A server reads no data of a newer one: use that, or move it away.",
     )
 
 

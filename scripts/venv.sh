@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it. Sets `root`; `bootstrap EXTRA…` sets `python` to the environment's Python.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
@@ -19,5 +20,6 @@ find_python() {
 bootstrap() {
   local found
   found=$(find_python)
+  # shellcheck disable=SC2034 # for whoever sourced this
   python=$("$found" "$root/scripts/bootstrap.py" "$@")
 }
