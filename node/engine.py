@@ -111,6 +111,7 @@ class Engine:
     async def start(self, vitals: Vitals) -> None:
         """Begin to work; vitals has started."""
         self.vitals = vitals
+        vitals.tick()  # A handler may block the loop before the first report: that must count as a stall too.
         self.dispatch.session = vitals.session
         self.dispatch.start(self.worker)
         self.dispatch.is_claiming = True
@@ -131,8 +132,13 @@ class Engine:
             await asyncio.sleep(0.02)
         self.worker.release_all()
         until_s = loop.time() + 2 * self.config.redis_timeout_s + 1.0
-        while (self.dispatch.settling or self.worker.running) and loop.time() < until_s:
+        while not self._is_at_rest() and loop.time() < until_s:
             await asyncio.sleep(0.01)
+
+    def _is_at_rest(self) -> bool:
+        """Nothing runs, every outcome is answered, and whoever must know of what was handed back was told."""
+        lanes_rest = all(lane.is_idle for lane in self.dispatch.lanes)
+        return not self.worker.running and not self.dispatch.settling and lanes_rest
 
     async def close(self) -> None:
         """End everything that start began."""
