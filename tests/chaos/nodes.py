@@ -1,0 +1,283 @@
+"""Real nodes as this process's own children: each can be killed, paused, started again, and asked over HTTP.
+
+Unlike `rumor launch`, this holds the processes itself: exit statuses are seen, and a node is started anew in the
+moment its earlier life ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import RumorError
+from node.remote import Remote, Unreachable
+from tests.processes import ROOT, TRACEBACK, clean_environ, free_base_port
+from tests.waiting import wait_until
+
+READY_LIMIT_S = 30.0
+END_LIMIT_S = 20.0
+PAGE = 500
+WORKLOAD = "tests.chaos.workload"
+SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
+
+# Waits until told, then ends the earlier life by itself and starts in the same moment, with everything imported.
+SPARE = """
+import os, signal, sys
+from cluster.config import from_env
+from node import engine, gateway, main
+from node.process import of_pid
+from tests.waiting import wait_until
+config = from_env(os.environ)
+old = of_pid(int(sys.stdin.readline()))
+os.kill(old.pid, signal.SIGKILL)
+while old.is_alive:
+    pass
+sys.exit(main.main_node(config))
+"""
+
+
+class Node:
+    """One node of a fleet, through all its lives."""
+
+    def __init__(self, number: int, host: str, port: int, environ: Mapping[str, str], folder: Path) -> None:
+        self.number = number
+        self.host = host
+        self.port = port
+        self.environ = dict(environ)
+        self.log_path = folder / f"node-{number}.log"
+        self.prefix: Sequence[str] = ()  # what to run it by: `ip netns exec NAME`
+        self.process: subprocess.Popen[bytes] | None = None
+        self.remote = Remote(f"http://{host}:{port}", self.environ.get("RUMOR_API_TOKEN", ""), timeout_s=65.0)
+
+    @property
+    def node_id(self) -> str:
+        return self.environ.get("RUMOR_NODE_ID") or f"{self.host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    # Life
+
+    def start(self, *flags: str) -> None:
+        """Begin; does not wait."""
+        self._spawn([sys.executable, "-P", "-m", "node", "node", *flags], subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: its connections stay, nothing runs."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM: the node drains."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self, limit_s: float = END_LIMIT_S) -> int:
+        """Its exit status."""
+        assert self.process is not None
+        return self.process.wait(limit_s)
+
+    def prepare_spare(self) -> Callable[[], None]:
+        """The next life, ready to begin: the call returned kills the present one and starts it within milliseconds."""
+        old = self.process
+        assert old is not None
+        self._spawn([sys.executable, "-P", "-c", SPARE], subprocess.PIPE)
+        spare, self.process = self.process, old
+        assert spare is not None
+
+        def swap() -> None:
+            assert spare.stdin is not None
+            spare.stdin.write(b"%d\n" % old.pid)
+            spare.stdin.close()
+            self.process = spare
+            old.wait()
+
+        return swap
+
+    def _spawn(self, command: Sequence[str], stdin: int) -> None:
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.prefix, *command], env=self.environ, cwd=ROOT, stdin=stdin, stdout=log, stderr=log
+            )
+
+    def log(self) -> str:
+        return self.log_path.read_text("utf-8", "replace") if self.log_path.exists() else ""
+
+    # Over HTTP
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self.remote.call("GET", path, query=query)[1]
+
+    @property
+    def session(self) -> str:
+        return str(self.get("/cluster")["session"])
+
+    def is_ready(self) -> bool:
+        with contextlib.suppress(RumorError):
+            return bool(self.get("/readyz")["ready"])
+        return False
+
+    def member(self, node_id: str) -> dict[str, Any]:
+        """One row of this node's view; empty when it does not know the name."""
+        rows = self.get("/cluster")["members"]
+        return next((dict(row) for row in rows if row["node_id"] == node_id), {})
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.get("/cluster")["events"] if event["kind"] == kind]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample, or the sum of the samples, that carry these labels."""
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        status, body = self.remote.request("GET", "/metrics")
+        assert status == 200
+        found = 0.0
+        for line in body.decode().splitlines():
+            match = SAMPLE.match(line)
+            if match and match[1] == name and wanted <= set((match[2] or "").split(",")):
+                found += float(match[3])
+        return found
+
+    def submit(self, type: str, data: Any = None, count: int = 1, **more: Any) -> list[str]:
+        """A batch of equal tasks; the ids of all of them, which must all be accepted."""
+        item = {"type": type, "data": data, **more}
+        _, answer = self.remote.call("POST", "/tasks/batch", [item] * count)
+        assert answer["accepted"] == count, answer["results"][:3]
+        return [result["id"] for result in answer["results"]]
+
+    def task(self, task_id: str, wait_s: float = 0.0) -> dict[str, Any]:
+        found: dict[str, Any] = self.get(f"/tasks/{task_id}", wait_s=wait_s or None)
+        return found
+
+    def tasks(self, **query: Any) -> list[dict[str, Any]]:
+        """All tasks, page by page."""
+        found: list[dict[str, Any]] = []
+        cursor = None
+        while True:
+            page = self.get("/tasks", limit=PAGE, cursor=cursor, **query)
+            found += page["tasks"]
+            cursor = page.get("cursor")
+            if not cursor:
+                return found
+
+
+class Fleet:
+    """Some nodes on one Redis. Settings are given by field name: `drain_s=1`."""
+
+    def __init__(self, folder: Path, redis_url: str, **settings: object) -> None:
+        self.folder = folder
+        self.settings: dict[str, object] = {"tasks": WORKLOAD, "log_format": "json", "redis_url": redis_url, **settings}
+        self.nodes: list[Node] = []
+        self.strays: list[Node] = []  # processes that are no member: twins and the misconfigured
+        self.expected: list[str] = []  # patterns of tracebacks that are part of the test
+        self._made = 0
+
+    def make(self, host: str, port: int, **settings: object) -> Node:
+        """A node that is not started, with settings of its own on top of the fleet's."""
+        told = {**self.settings, "host": host, "port": port, **settings}
+        environ = clean_environ() | {f"RUMOR_{name.upper()}": str(value) for name, value in told.items()}
+        environ["PYTHONPATH"] = str(ROOT)
+        self._made += 1
+        return Node(self._made, host, port, environ, self.folder)
+
+    def stray(self, host: str, port: int, **settings: object) -> Node:
+        """A process that should not become a member."""
+        node = self.make(host, port, **settings)
+        self.strays.append(node)
+        return node
+
+    def start(self, count: int) -> None:
+        """Nodes on loopback; returns when each is ready and sees all."""
+        base = free_base_port(count)
+        self.begin([self.make("127.0.0.1", base + n) for n in range(count)])
+
+    def begin(self, nodes: Sequence[Node]) -> None:
+        """Start these nodes together with the fleet; returns when each is ready and all see all."""
+        for node in nodes:
+            self.nodes.append(node)
+            node.start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        names = {node.node_id for node in self.nodes}
+
+        def is_ready(node: Node) -> bool:
+            assert node.is_running, f"node {node.number} ended: {node.log()[-3000:]}"
+            try:
+                rows = node.get("/cluster")["members"]
+            except Unreachable:
+                return False
+            return node.is_ready() and {row["node_id"] for row in rows if row["verdict"] == "healthy"} == names
+
+        for node in self.nodes:
+            wait_until(lambda node=node: is_ready(node), READY_LIMIT_S, f"node {node.number} ready and seeing all")
+
+    def spread(self, type: str, data: Any, each: int, **more: Any) -> list[str]:
+        """`each` tasks through every node."""
+        return [task_id for node in self.nodes for task_id in node.submit(type, data, each, **more)]
+
+    def wait_ended(self, ids: Collection[str], limit_s: float, through: Node | None = None) -> list[dict[str, Any]]:
+        """All of these tasks, when they have all ended."""
+        wanted = set(ids)
+        node = through or self.nodes[0]
+
+        def ended() -> list[dict[str, Any]]:
+            rows = [row for row in node.tasks() if row["id"] in wanted]
+            is_done = all(row["state"] in ("succeeded", "dead", "cancelled") for row in rows)
+            return rows if is_done and len(rows) == len(wanted) else []
+
+        return wait_until(ended, limit_s, f"{len(wanted)} tasks have ended") if wanted else []
+
+    def fences(self) -> float:
+        """Sessions that any running node fenced."""
+        return sum(node.metric("rumor_fences_total") for node in self.nodes if node.is_running)
+
+    def close(self) -> None:
+        """End everything, and fail if a node logged a traceback that nobody expected."""
+        for node in (*self.nodes, *self.strays):
+            node.kill()
+        for node in (*self.nodes, *self.strays):
+            text = node.log()
+            for match in re.finditer(re.escape(TRACEBACK), text):
+                part = text[max(0, match.start() - 500) : match.start() + 4000]
+                assert any(re.search(pattern, part) for pattern in self.expected), f"{node.log_path}: {part}"
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, redis_url: str, **settings: object) -> Iterator[Fleet]:
+    """A fleet that ends with the block."""
+    made = Fleet(folder, redis_url, **settings)
+    try:
+        yield made
+    except BaseException:
+        for node in (*made.nodes, *made.strays):
+            node.kill()
+        print("".join(f"--- {node.log_path}\n{node.log()[-4000:]}\n" for node in made.nodes))
+        raise
+    made.close()
+
+
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces and firewall rules")

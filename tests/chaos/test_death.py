@@ -1,0 +1,75 @@
+"""A process that is gone: what it ran runs again at once, and nothing else does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.chaos.ledger import Commits, Ledger, check_committed_once, check_kept, check_ran_once
+from tests.chaos.nodes import Fleet
+from tests.integration.conftest import RedisServer
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.chaos
+
+Make = Callable[..., Fleet]
+
+# Both witnesses hear of a process's end from its kernel; no timer has to run out. A second is for a busy machine.
+TAKEN_OVER_S = 1.0
+
+
+def test_a_killed_node_loses_nothing_and_only_what_it_ran_runs_twice(
+    make_fleet: Make, ledger: Ledger, redis_server: RedisServer
+) -> None:
+    fleet = make_fleet(3, queues="default:150")  # room on two nodes for what three run
+    first, victim, last = fleet.nodes
+    with Commits(redis_server.url) as commits:
+        ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 2.0}, each=67)
+        wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+        killed_s = time.monotonic()
+        victim.kill()
+        held = ledger.open_on(victim.node_id)
+        assert held, "the victim ran something"
+        tasks = fleet.wait_ended(ids, 20)
+        check_committed_once(commits, ids)
+    check_kept(tasks, ids, ledger)
+    check_ran_once(ledger, ids, again=held)
+    again = [run for run in ledger.of(held) if run.delivery == 2]
+    assert {run.task_id for run in again} == held, "all it held ran again"
+    assert {run.node_id for run in again} <= {first.node_id, last.node_id}
+    assert max(run.start_s for run in again) - killed_s < TAKEN_OVER_S
+    for node in (first, last):
+        assert node.metric("rumor_task_commits_total", outcome="succeeded") == sum(
+            task["node_id"] == node.node_id for task in tasks
+        )
+
+
+def test_a_node_restarted_at_once_on_its_address_is_another_life_and_its_tasks_run_again(
+    make_fleet: Make, ledger: Ledger, redis_server: RedisServer
+) -> None:
+    fleet = make_fleet(3)
+    victim = fleet.nodes[1]
+    old = victim.session, victim.pid
+    swap = victim.prepare_spare()
+    with Commits(redis_server.url) as commits:
+        ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 2.0}, each=20)
+        wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+        swapped_s = time.monotonic()
+        swap()
+        held = {run.task_id for run in ledger.runs() if run.pid == old[1] and run.end_s is None}
+        tasks = fleet.wait_ended(ids, 20)
+        check_committed_once(commits, ids)
+    check_kept(tasks, ids, ledger)
+    check_ran_once(ledger, ids, again=held)
+    again = [run for run in ledger.of(held) if run.delivery == 2]
+    assert {run.task_id for run in again} == held
+    assert max(run.start_s for run in again) - swapped_s < TAKEN_OVER_S
+    fleet.wait_ready()
+    assert victim.session != old[0]
+    for node in fleet.nodes:
+        assert node.member(victim.node_id)["session"] == victim.session, "all know the new life"
+    more = fleet.spread("chaos.sleep", {"ledger": str(ledger.path)}, each=5)
+    check_kept(fleet.wait_ended(more, 10), more, ledger)
+    check_ran_once(ledger, more)

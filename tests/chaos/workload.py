@@ -1,0 +1,86 @@
+"""Handlers that write down every run: `--tasks tests.chaos.workload`.
+
+A line is appended when a handler starts and when it ends, so that what *ran* is known and not only what was committed.
+Lines are one write each to a file opened for appending, so those of different processes never mix. Times are of the
+machine's monotonic clock, which all processes share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+from msgspec import Struct
+
+from node import Context, task
+
+
+class Work(Struct):
+    """What to do, and where to write that it was done."""
+
+    ledger: str
+    seconds: float = 0.0
+
+
+def note(work: Work, ctx: Context, what: str) -> None:
+    line = {
+        "what": what,
+        "id": ctx.task_id,
+        "delivery": ctx.delivery,
+        "attempt": ctx.attempt,
+        "node": ctx.node_id,
+        "pid": os.getpid(),
+        "at_s": time.monotonic(),
+    }
+    file = os.open(work.ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(file)
+
+
+def outcome(ctx: Context) -> dict[str, Any]:
+    """A result that says whose it is, so that a committed one can be held against the run that made it."""
+    return {"delivery": ctx.delivery, "pid": os.getpid()}
+
+
+@task(name="chaos.sleep")
+async def sleep(work: Work, ctx: Context) -> dict[str, Any]:
+    """Hold a slot and nothing else."""
+    note(work, ctx, "start")
+    try:
+        await asyncio.sleep(work.seconds)
+    except asyncio.CancelledError:
+        note(work, ctx, "stopped")
+        raise
+    note(work, ctx, "end")
+    return outcome(ctx)
+
+
+@task(name="chaos.hold_gil")
+async def hold_gil(work: Work, ctx: Context) -> dict[str, Any]:
+    """Hold the whole interpreter: one call into C that never lets go, so not even other threads run."""
+    begin_s = time.monotonic()
+    sum(range(2_000_000))
+    rate = 2_000_000 / (time.monotonic() - begin_s)
+    note(work, ctx, "start")
+    sum(range(int(rate * work.seconds)))
+    note(work, ctx, "end")
+    return outcome(ctx)
+
+
+@task(name="chaos.crash")
+async def crash(work: Work, ctx: Context) -> None:
+    """Take the node down."""
+    note(work, ctx, "start")
+    os._exit(86)
+
+
+@task(name="chaos.crash_process", max_attempts=3)
+def crash_process(work: Work, ctx: Context) -> None:
+    """Take the child process down that runs this."""
+    note(work, ctx, "start")
+    os._exit(86)
