@@ -61,6 +61,11 @@ class Config:
     priority_aging_s: float = option(60.0, "Seconds of waiting that are worth one priority level.")
     retention_s: float = option(86_400.0, "Seconds a finished task stays readable.")
     dead_retention_s: float = option(604_800.0, "Seconds a dead task stays in the dead letter queue.")
+    retention_max_bytes: int = option(
+        1_073_741_824,
+        "Memory of Redis above which finished tasks are dropped before their time, oldest first (and always at 70 % "
+        "of its maxmemory).",
+    )
     idempotency_s: float = option(86_400.0, "Seconds an Idempotency-Key keeps answering with its first task.")
     queue_limit: int = option(1_000_000, "Tasks that may be queued in one shard before submissions get 429.")
     drain_s: float = option(30.0, "Seconds running tasks may finish in after SIGTERM, before they are handed back.")
@@ -147,7 +152,39 @@ def parse_queues(text: str) -> dict[str, int]:
     return slots
 
 
-POSITIVE = ["timeout_s", "backoff_factor", "priority_aging_s", "retention_s", "dead_retention_s", "idempotency_s", "heartbeat_interval_s", "heartbeat_stale_s", "lease_s", "leader_lease_s", "redis_timeout_s", "tombstone_s", "sweep_interval_s", "probe_interval_s", "probe_timeout_s", "gossip_interval_s", "suspicion_min_s", "suspicion_max_s", "stalled_s", "push_pull_interval_s", "forget_s", "stall_after_s", "stall_limit_s", "max_attempts", "shards", "queue_limit", "body_max_bytes", "batch_max_bytes", "batch_max_tasks", "nesting_max"]
+POSITIVE = [
+    "timeout_s",
+    "backoff_factor",
+    "priority_aging_s",
+    "retention_s",
+    "dead_retention_s",
+    "idempotency_s",
+    "heartbeat_interval_s",
+    "heartbeat_stale_s",
+    "lease_s",
+    "leader_lease_s",
+    "redis_timeout_s",
+    "tombstone_s",
+    "sweep_interval_s",
+    "probe_interval_s",
+    "probe_timeout_s",
+    "gossip_interval_s",
+    "suspicion_min_s",
+    "suspicion_max_s",
+    "stalled_s",
+    "push_pull_interval_s",
+    "forget_s",
+    "stall_after_s",
+    "stall_limit_s",
+    "max_attempts",
+    "shards",
+    "queue_limit",
+    "body_max_bytes",
+    "batch_max_bytes",
+    "batch_max_tasks",
+    "retention_max_bytes",
+    "nesting_max",
+]
 NOT_NEGATIVE = ["backoff_base_s", "backoff_max_s", "drain_s", "indirect_probes", "watch_peers"]
 ORDERED = (  # (smaller, larger, why the other way round cannot work)
     ("probe_timeout_s", "probe_interval_s", "a probe would outlive its round"),

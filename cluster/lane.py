@@ -62,6 +62,7 @@ class Lane:
         self._calls: list[Call] = []
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_busy = False
         self.is_up = True  # whether the last group was answered
         self.groups = 0
         self.last_answer_s = 0.0  # loop time of the last answered group
@@ -80,6 +81,11 @@ class Lane:
         """Let `collect` be asked, although there is no call to add."""
         self._wanted.set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is under way and nothing waits."""
+        return not self._is_busy and not self._calls and not self._wanted.is_set()
+
     async def close(self) -> None:
         """End without waiting for what is under way."""
         if self._task is not None:
@@ -96,7 +102,9 @@ class Lane:
             calls, self._calls = self._calls, []
             calls.extend(self._collect())
             if calls:
+                self._is_busy = True
                 await self._exchange(calls)
+                self._is_busy = False
 
     async def _exchange(self, calls: list[Call]) -> None:
         loop = asyncio.get_running_loop()

@@ -206,8 +206,8 @@ class Calls:
         """Put all dead tasks of a shard past their retention, for keep.lua to drop; answers their number."""
         return Call("", ("ZUNIONSTORE", keys.dead(shard)), [1, keys.dead(shard), "WEIGHTS", 0], on_reply)
 
-    def keep(self, shard: int, on_reply: OnReply) -> Call:
-        """keep.lua."""
+    def keep(self, shard: int, early_ms: int, on_reply: OnReply) -> Call:
+        """keep.lua; `early_ms`: how long before their time finished tasks are dropped, 0 while memory is not short."""
         return Call(
             "keep",
             (
@@ -220,7 +220,7 @@ class Calls:
                 keys.sessions(shard),
                 keys.queues(shard),
             ),
-            [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX],
+            [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX, early_ms],
             on_reply,
         )
 

@@ -94,6 +94,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     result: bytes | None = None  # JSON
     failure: Failure | None = None
     retry_after_s: float = 0.0  # with RETRY and RELEASED
+    run_s: float = 0.0  # from start to end, by the worker's monotonic clock
 
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford base32, as ULIDs use

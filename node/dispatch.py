@@ -166,6 +166,7 @@ class Dispatcher:
         """The worker is done with a delivery; its slot may be free again."""
         claimed = outcome.claimed
         kind = outcome.kind
+        self._metrics.run_s.add(outcome.run_s)
         if kind is Kind.SUCCEEDED:
             retention_s = claimed.spec.retention_s
             if retention_s is None:
@@ -234,7 +235,7 @@ class Dispatcher:
                 del stores[shard]
             left -= len(part)
             left_bytes -= sum(len(new.data) for new in part)
-            calls.append(self.calls.store(shard, self.session, part, partial(self._stored, shard, part)))
+            calls.append(self.calls.store(shard, self.session, part, partial(self._stored, shard, part, self.session)))
         if stores:
             self.lanes[lane].kick()
 
@@ -265,12 +266,12 @@ class Dispatcher:
         if isinstance(reply, Exception):
             self._lost(shard, "claim", reply)
             return
-        _, count, head, flat = reply
+        now_ms, count, head, flat = reply
         self.backlog.set(queue, shard, count, int(float(head)))
         # Claimed as a session that was fenced meanwhile: whoever fenced it reaps them, again if need be.
         if flat and session == self.session:
             tasks = []
-            for n in range(0, len(flat), 5):
+            for n in range(0, len(flat), 6):
                 task_id = flat[n].decode()
                 try:
                     spec = _decode_spec(flat[n + 3])
@@ -278,20 +279,25 @@ class Dispatcher:
                     log.error("task_unreadable", task=task_id, error=str(error))
                     continue
                 tasks.append(Claimed(task_id, shard, flat[n + 1], flat[n + 2], spec, flat[n + 4], session))
+                if flat[n + 5]:
+                    self._metrics.wait_s.add(max(0.0, (now_ms - float(flat[n + 5])) / 1000))
             self._metrics.batch_tasks.add(len(tasks))
             self.begin(tasks)
         if not self.backlog.is_empty(queue) and self.free(queue) > 0:
             self.kick()
 
-    def _stored(self, shard: int, tasks: Sequence[NewTask], reply: Reply) -> None:
+    def _stored(self, shard: int, tasks: Sequence[NewTask], session: str, reply: Reply) -> None:
         if isinstance(reply, Exception):
             self._lost(shard, "store", reply)
             for new in tasks:
                 new.on_code(new, reply, 0)
             return
         now_ms, codes, heads = reply
-        for new, code in zip(tasks, codes, strict=True):
-            new.on_code(new, code.decode(), now_ms)
+        for new, raw in zip(tasks, codes, strict=True):
+            code = raw.decode()
+            if code == "c" and session != self.session:
+                code = "q"  # claimed as a session that was fenced meanwhile: whoever fenced it queues it again
+            new.on_code(new, code, now_ms)
         if heads:
             self._on_heads(shard, heads_of(heads))
 

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from cluster import ring
 from cluster.config import Config
-from cluster.errors import Conflict, NotFound, RumorError, StoreUnavailable
+from cluster.errors import Conflict, NotFound, QueueFull, RumorError, StoreUnavailable
 from cluster.lane import Reply
 from cluster.load import Load, QueueLoad
 from cluster.session import node_of
@@ -29,7 +29,7 @@ from cluster.swim.events import State as Gossip
 from cluster.task import TERMINAL, Claimed, State
 from cluster.view import View
 from cluster.vitals import Vitals
-from node import report
+from node import memory, report
 from node.catalog import Catalog
 from node.dispatch import Dispatcher
 from node.house import House
@@ -47,6 +47,7 @@ EVENTS_MAX = 500
 LOAD_INTERVAL_S = 0.1
 STEAL_INTERVAL_S = 0.02
 CATALOG_INTERVAL_S = 5.0
+MEMORY_INTERVAL_S = 1.0
 READY_WITHIN_S = 3.0
 REPLAY_PAGE = 500
 
@@ -66,6 +67,7 @@ class Engine:
         self.view: View
         self.redis_notes = list(shards_note)
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
+        self.memory = memory.Memory()
         self.owners: tuple[str, ...] = ("",) * config.shards
         self.is_draining = False
         self.is_stopping = False
@@ -117,7 +119,7 @@ class Engine:
         self.dispatch.is_claiming = True
         self.publish_load()
         self.on_view(vitals.view)
-        for run in (self.house.run(), self._report_load(), self._keep_catalog()):
+        for run in (self.house.run(), self._report_load(), self._keep_catalog(), self._watch_memory()):
             self._tasks.append(asyncio.get_running_loop().create_task(run))
 
     async def drain(self) -> None:
@@ -316,6 +318,17 @@ class Engine:
                 log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
                 self.worker.stop_all("lease")
 
+    async def _watch_memory(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self.config.redis_timeout_s):
+                    told: Any = await self.client.info("memory")
+                self.memory = memory.look(told, self.config.retention_max_bytes)
+                self.house.is_memory_short = self.memory.is_short
+            except (RedisError, OSError, TimeoutError) as error:
+                log.debug("memory_unread", error=str(error))
+            await asyncio.sleep(MEMORY_INTERVAL_S)
+
     async def _keep_catalog(self) -> None:
         is_published = False
         while True:
@@ -340,6 +353,11 @@ class Engine:
         trace: str | None = None,
     ) -> list[Result]:
         """Store submissions, in order. Raises StoreUnavailable (with `ids` to forward under) when Redis is away."""
+        if self.memory.is_full:
+            raise QueueFull(
+                f"Redis uses {self.memory.used_bytes} of its {self.memory.limit_bytes} bytes; nothing was stored.",
+                "Try again later; raise maxmemory or shorten retention_s if it stays so.",
+            )
         if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
             await self._refresh_catalog()
         results = await self.submitting.submit(items, idempotency_key, ids, trace, self.own_load())
@@ -490,7 +508,8 @@ class Engine:
     def health(self) -> dict[str, Any]:
         """How this node and the cluster are; what is wrong, worst first, in words."""
         is_up = self.dispatch.is_up
-        problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), self.redis_notes)
+        notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
+        problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes)
         is_ready, why = self.is_ready()
         return {
             "status": report.status(problems),

@@ -24,6 +24,7 @@ from node.dispatch import Dispatcher
 from node.metrics import Metrics
 
 STRAY_EVERY = 3  # sweeps between two looks at a shard that somebody else owns
+RETENTION_MIN_S = 60.0  # longer than any client goes on asking for a result or repeating a submission
 COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in use are compared each sweep
 
 log = structlog.get_logger("rumor.house")
@@ -50,11 +51,13 @@ class House:
         self._rng = Random()
         self._look = asyncio.Event()
         self._due: dict[int, float] = {}  # shard -> loop time at which something there is due
+        self._looking: dict[int, bool] = {}  # shards whose answer is awaited -> look again after it
         self._holders: dict[str, set[int]] = {}  # sessions that are not alive here -> shards they hold work in
         self._reaping: dict[str, tuple[int, int]] = {}  # session -> (answers to wait for, tasks so far)
         self.owned: tuple[int, ...] = ()
         self.alive: frozenset[str] = frozenset()  # sessions that gossip holds alive
         self.sweeps = 0
+        self.is_memory_short = False
 
     def own(self, shards: Iterable[int], alive: Iterable[str]) -> None:
         """The shards this node owns from now on; new ones are looked at at once."""
@@ -73,8 +76,16 @@ class House:
             self._note_due(shard, asyncio.get_running_loop().time() + in_s)
 
     def look(self, shard: int) -> None:
-        """Keep house in one shard now."""
-        self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, partial(self._kept, shard)))
+        """Keep house in one shard now. What is asked for while an answer is awaited is done once after it."""
+        if shard in self._looking:
+            self._looking[shard] = True
+            return
+        self._looking[shard] = False
+        self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, self._early_ms(), partial(self._kept, shard)))
+
+    def _early_ms(self) -> int:
+        """While memory is short a finished task is readable for as long as a client may retry, and no longer."""
+        return int(max(0.0, self._config.retention_s - RETENTION_MIN_S) * 1000) if self.is_memory_short else 0
 
     def reap(self, session: str, shards: Iterable[int]) -> None:
         """Queue again what a fenced session holds in these shards."""
@@ -122,6 +133,8 @@ class House:
             self._look.set()
 
     def _kept(self, shard: int, reply: Reply) -> None:
+        if self._looking.pop(shard):
+            self.look(shard)
         if isinstance(reply, Exception):
             return
         now_ms, promoted, dropped, next_due_ms, sessions, heads = reply

@@ -229,7 +229,8 @@ class Worker:
             self._on_progress(claimed, running.late_progress)
         if not running.is_ended:
             self._lingering[running] = None
-        self._on_outcome(Outcome(claimed, ending.kind, ending.result, ending.failure, ending.retry_after_s))
+        run_s = self._loop.time() - running.started_at_s
+        self._on_outcome(Outcome(claimed, ending.kind, ending.result, ending.failure, ending.retry_after_s, run_s))
 
     # Stopping
 

@@ -12,6 +12,7 @@
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  aging_ms                   milliseconds of waiting that are worth one priority level
 -- ARGV[4]  limit                      tasks promoted, and dropped of each kind, in one call, 1 to 256
+-- ARGV[5]  early ms                   memory is short: drop succeeded and cancelled tasks this long before their time
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 --
 -- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; call it again at
@@ -36,7 +37,8 @@ if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
 
 local dropped = 0
 for k = 3, 5 do
-  local old = redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', now, 'LIMIT', 0, ARGV[4])
+  local until_ms = k == 4 and now or now + ARGV[5] -- the dead stay: somebody has to look at them
+  local old = redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', until_ms, 'LIMIT', 0, ARGV[4])
   if #old > 0 then
     local keys = {}
     for i, id in ipairs(old) do keys[i] = ARGV[1] .. id end

@@ -247,3 +247,22 @@ async def test_a_reaped_session_gives_its_tasks_back_at_once_and_its_late_outcom
         assert (done.state, done.delivery) == ("succeeded", 2)
     engine.on_fenced(new)
     assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
+
+
+async def test_while_memory_is_short_finished_tasks_go_before_their_time_and_others_stay(engine: Engine) -> None:
+    done = await engine.wait((await one(engine, "noop")).id, 5)
+    dead = await engine.wait((await one(engine, "fail", max_attempts=1)).id, 5)
+    later = await one(engine, "noop", delay_s=60)
+    engine.house.is_memory_short = True
+    engine.house._early_ms = lambda: int(engine.config.retention_s * 1000)  # type: ignore[method-assign]
+    engine.house.look(engine.queries.shard(done.id))
+    engine.house.look(engine.queries.shard(dead.id))
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await engine.get(done.id)
+                await asyncio.sleep(0.01)
+            except NotFound:
+                break
+    assert (await engine.get(dead.id)).state == "dead"
+    assert (await engine.get(later.id)).state == "scheduled"

@@ -113,7 +113,9 @@ async def test_a_task_that_returns_has_succeeded_with_its_result_as_json() -> No
 
     async with desk(double) as one:
         claimed = claim("double", 21)
-        assert await one.outcome_of(claimed) == Outcome(claimed, Kind.SUCCEEDED, b'{"double":42}')
+        outcome = await one.outcome_of(claimed)
+        assert (outcome.claimed, outcome.kind, outcome.result) == (claimed, Kind.SUCCEEDED, b'{"double":42}')
+        assert outcome.run_s >= 0
         assert not one.worker.running
 
 
