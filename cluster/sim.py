@@ -71,10 +71,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The node begins to run, as a new session, and joins by the addresses of `seeds` (default: the first node)."""
+    """The node begins to run, as a new session, and joins by the addresses of `seeds` (default: the first node).
+
+    `node_id` is its name unless it is told to use another's.
+    """
 
     name: str
     seeds: tuple[str, ...] = ()
+    node_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +265,7 @@ class Sim:
 
     def is_converged(self) -> bool:
         """Whether every running node holds exactly the running ones alive, in their present sessions."""
-        running = {node.name: node.session for node in self.running()}
+        running = {session.node_of(node.session): node.session for node in self.running()}
         for node in self.running():
             assert node.swim is not None
             held = {m.identity.node_id: m.identity.session for m in node.swim.members() if m.state is State.ALIVE}
@@ -307,8 +311,8 @@ class Sim:
 
     def _apply(self, fault: Fault) -> None:
         match fault:
-            case Start(name, seeds):
-                self._start(self.nodes[name], seeds)
+            case Start(name, seeds, node_id):
+                self._start(self.nodes[name], seeds, node_id or name)
             case Crash(name):
                 self._crash(self.nodes[name])
             case Vanish(name):
@@ -330,13 +334,13 @@ class Sim:
             case Tell(name, event):
                 self._hand_in(self.nodes[name], event)
 
-    def _start(self, node: Node, seeds: tuple[str, ...]) -> None:
+    def _start(self, node: Node, seeds: tuple[str, ...], node_id: str) -> None:
         assert node.swim is None, f"{node.name} runs already"
-        node.session = session.new(node.name, self._wall_ms(), node.rng)
+        node.session = session.new(node_id, self._wall_ms(), node.rng)
         node.life += 1
         node.is_paused, node.has_vanished, node.inbox = False, False, []
         node.watched, node.established = {}, {}
-        me = Identity(node.name, node.session, *node.address, b"meta of " + node.name.encode())
+        me = Identity(node_id, node.session, *node.address, b"meta of " + node.name.encode())
         node.swim = Swim(
             self.config,
             me,
@@ -356,11 +360,16 @@ class Sim:
 
     def _end_watches(self, ended: str) -> None:
         """The kernel says goodbye on every connection to that session, if it still gets through."""
-        end = self.nodes[session.node_of(ended)]
+        end = self._host_of(ended)
         for node in self.nodes.values():
             if ended in node.established and self._gets_through(end, node):
                 del node.established[ended]
                 self._deliver(node, WatchEnded(ended), self._rng.uniform(*TEARDOWN_S))
+
+    def _host_of(self, session_name: str) -> Node:
+        """The host that runs or last ran this session, else the one of that name."""
+        hosts = (node for node in self.nodes.values() if node.session == session_name)
+        return next(hosts, self.nodes[session.node_of(session_name)])
 
     def _resume(self, node: Node) -> None:
         node.is_paused = False
@@ -421,8 +430,8 @@ class Sim:
                 node.conflicts.append(action)
 
     def _note(self, node: Node, change: Changed, member: Member) -> None:
-        subject = self.nodes.get(member.identity.node_id)
-        is_running = subject is not None and subject.is_running and subject.session == member.identity.session
+        subject = self._by_address[member.identity.host, member.identity.port]
+        is_running = subject.is_running and subject.session == member.identity.session
         self.seen.append(Seen(self.now_s, node.name, change, is_running))
 
     # ---- the network
@@ -461,7 +470,7 @@ class Sim:
     def _establish(self, node: Node, peer: str, life: int) -> None:
         if node.life != life or peer not in node.watched or peer in node.established:
             return
-        to = self.nodes[session.node_of(peer)]
+        to = self._host_of(peer)
         if to.session == peer and to.is_running and not to.is_paused and self._is_reachable(node, to):
             node.established[peer] = None
         else:

@@ -83,7 +83,13 @@ class Bench:
         return actions
 
     def hear(
-        self, peer: str, body: Body | None = None, rows: Iterable[Row] = (), loads: Iterable[LoadRow] = (), **head: Any
+        self,
+        peer: str,
+        body: Body | None = None,
+        rows: Iterable[Row] = (),
+        loads: Iterable[LoadRow] = (),
+        source: str = "",
+        **head: Any,
     ) -> list[Action]:
         """A datagram of a peer. Its digest is the node's own unless given: nothing to pull."""
         fields: dict[str, Any] = {
@@ -104,7 +110,7 @@ class Bench:
             [wire.encode_row(row) for row in rows],
             [wire.encode_row(load) for load in loads],
         )
-        return self.hand_in(Datagram(address_of(peer), wire.PLAIN + packed))
+        return self.hand_in(Datagram(address_of(source or peer), wire.PLAIN + packed))
 
     def meet(self, peer: str, rows: Iterable[Row] | None = None, **head: Any) -> None:
         """The peer joins: it pings, is asked back, and answers with its row (or these)."""

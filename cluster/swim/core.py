@@ -95,6 +95,8 @@ SYNC_SPACING_S = 1.0  # between pushes and pulls over TCP that a difference aske
 SYNC_WITH_DEAD_EVERY = 4  # one periodic exchange in this many is tried with a member held dead
 PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
 TOMBSTONES_MAX = 1024
+CHALLENGE_SPACING_S = 0.05  # between questions to the strangers at one address
+CONTESTS_MAX = 64
 REQUESTERS_MAX = 64  # members for whom one round is run at the same time
 
 COUNTERS = (
@@ -169,6 +171,8 @@ class Swim:
         self._was_told_to_join = False
         self._has_merged = False
         self._conflicts: dict[str, None] = {}
+        self._challenged: dict[Address, float] = {}  # when a stranger there was last asked
+        self._contests: dict[str, float] = {}  # session of a newcomer -> when the earlier life was asked
         self._watched: tuple[Identity, ...] = ()
         self._ring_changed = False
         self._health = 0
@@ -763,7 +767,9 @@ class Swim:
         if self._table.of(session) is None and not self._is_answer(packet):
             self._hear_stranger(packet, event.source)
         elif node_of(session) == self._me.node_id:
-            self._conflict(Identity(self._me.node_id, session, *event.source))
+            # The earlier life was here first, so it is the later one that has to yield.
+            if is_newer(self._me.session, session):
+                self._conflict(Identity(self._me.node_id, session, *event.source))
         else:
             self._hear(packet, event.source)
 
@@ -797,7 +803,13 @@ class Swim:
                 self._on_pull(packet.body, source)
             case _:
                 pass
-        self._ping_address(source)
+        asked_s = self._challenged.pop(source, -inf)
+        if self._now_s - asked_s >= CHALLENGE_SPACING_S:
+            asked_s = self._now_s
+            self._ping_address(source)
+        self._challenged[source] = asked_s
+        if len(self._challenged) > JOINS_MAX:
+            del self._challenged[next(iter(self._challenged))]
 
     def _hear(self, packet: Packet, source: Address) -> None:
         head, body = packet.head, packet.body
@@ -828,6 +840,8 @@ class Swim:
         self._epoch = max(self._epoch, head.epoch)
         lost: list[Entry] = []
         for row in packet.rows:
+            if row.session == head.session and self._is_contested(row):
+                continue
             if not self._learn(row):
                 entry = self._table.get(node_of(row.session))
                 if entry is not None:
@@ -841,6 +855,32 @@ class Swim:
         for load in packet.loads:
             self._hear_load(load)
         return lost
+
+    def _is_contested(self, row: Row) -> bool:
+        """Whether a newcomer shows itself under the name of a live member at another address, which is asked first.
+
+        A mistaken second start must not end a healthy node. While the earlier life answers, the newcomer is not taken
+        in; it learns of the earlier one from our table, asks it, and gives up. If it does not answer, it is over.
+        """
+        entry = self._table.get(node_of(row.session))
+        if (
+            entry is None
+            or not entry.is_live
+            or entry.row.session == row.session
+            or entry.address == (row.host, row.port)
+        ):
+            return False
+        asked_s = self._contests.get(row.session)
+        if asked_s is not None and self._now_s - asked_s < self._config.probe_timeout_s:
+            return True
+        if asked_s is not None and entry.answered_s <= asked_s:
+            del self._contests[row.session]
+            return False
+        self._contests[row.session] = self._now_s
+        if len(self._contests) > CONTESTS_MAX:
+            del self._contests[next(iter(self._contests))]
+        self._ping(entry)
+        return True
 
     def _hear_load(self, load: LoadRow) -> None:
         entry = self._table.of(load.session)
@@ -883,15 +923,16 @@ class Swim:
     def _compare(self, head: Head, source: Address) -> None:
         """Pull at once if the sender's table differs from ours."""
         entry = self._table.of(head.session)
-        if entry is not None and head.digest == self._table.digest:
+        if entry is None:
+            return  # a newcomer whose name is contested
+        if head.digest == self._table.digest:
             self._merged()
             return
-        if entry is not None and self._now_s - entry.pulled_s < PULL_SPACING_S:
+        if self._now_s - entry.pulled_s < PULL_SPACING_S:
             return
-        if entry is not None:
-            entry.pulled_s = self._now_s
+        entry.pulled_s = self._now_s
         self._stats["pulls"] += 1
-        if max(head.digest.count, len(self._table.live)) > wire.PULL_MAX_ROWS and entry is not None:
+        if max(head.digest.count, len(self._table.live)) > wire.PULL_MAX_ROWS:
             self._sync_with(entry)
             return
         self._send_pull(source, is_back=False)

@@ -217,7 +217,12 @@ class PushPullReply:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A member's state, session, incarnation or evidence changed. `first` is True when it was not known before."""
+    """A member's state, session, incarnation or evidence changed.
+
+    `first` is True when its node_id was not known before; `was` is what this session was held to be, None for a session
+    that was not known. A later session of a known node gives two: the earlier one dead (superseded), then the later one
+    with `was` None and `first` False.
+    """
 
     member: Member
     was: State | None
@@ -226,7 +231,8 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Another process uses this node's name at another address, or claims to be a newer life of it."""
+    """This node's name is used twice and this node must stop: an earlier life of it answers at another address, or the
+    cluster has taken in a later life while this one runs."""
 
     other: Identity
 

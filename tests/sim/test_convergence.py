@@ -137,12 +137,13 @@ def test_a_fenced_node_goes_on_as_a_new_session(seed: int) -> None:
     assert sim.evidence_of(old) == {Evidence.FENCED}, hint(sim)
 
 
-@pytest.mark.parametrize("seed", seeds(4))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_loads_and_epochs_reach_all(seed: int) -> None:
+    """At the latest when each has been probed by the node itself: within two of its turns."""
     sim = settled(seed, 16)
     sim.at(2.0, Tell("n3", SetLoad(b"busy")))
     sim.at(2.0, Tell("n4", SetEpoch(7)))
-    sim.run_until(6.0)
+    sim.run_until(2.0 + 2 * 16 * sim.config.probe_interval_s)
     for node in sim.running():
         assert node.swim is not None
         assert node.swim.epoch == 7, hint(sim)
@@ -207,3 +208,30 @@ def test_the_same_seed_gives_the_same_run() -> None:
     }
     assert runs == {fingerprint(5)}
     assert fingerprint(6) != fingerprint(5)
+
+
+@pytest.mark.parametrize("seed", seeds(5))
+def test_of_two_processes_with_one_name_the_later_gives_up_and_nobody_else_notices(seed: int) -> None:
+    sim = settled(seed, 8)
+    sim.add("twin")
+    sim.at(2.0, Start("twin", seeds=("n1",), node_id="n3"))
+    sim.run_until(2.1)
+    assert [conflict.other.session for conflict in sim.nodes["twin"].conflicts] == [sim.nodes["n3"].session], hint(sim)
+    sim.at(2.1, Crash("twin"))
+    sim.run_until(10.0)
+    assert not sim.nodes["n3"].conflicts, hint(sim)
+    nobody_dies_falsely(sim)
+    assert sim.is_converged(), hint(sim)
+
+
+@pytest.mark.parametrize("seed", seeds(5))
+def test_a_node_whose_host_died_comes_back_elsewhere_within_a_round_or_two(seed: int) -> None:
+    sim = settled(seed, 8)
+    old = sim.nodes["n3"].session
+    sim.at(2.0, Vanish("n3"))
+    sim.add("elsewhere")
+    sim.at(2.1, Start("elsewhere", seeds=("n1", "n2"), node_id="n3"))
+    sim.run_until(4.0)
+    assert set(sim.known_dead_s(old)) >= set(sim.nodes) - {"n3", "elsewhere"}, hint(sim)
+    new = sim.nodes["elsewhere"].session
+    assert {sim.views_of("n3", new)[f"n{n}"] for n in (1, 2, 4, 5, 6, 7, 8)} == {State.ALIVE}, hint(sim)

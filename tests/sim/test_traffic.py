@@ -4,6 +4,7 @@ Invariants, sealed bytes per node and second:
 - idle: below 700 B/s without load, in clusters of 5 as of 32 (two pings and two acks a second at some 130 bytes);
 - with loads that change ten times a second: below 6 KiB/s;
 - while 30 % is lost, or a quarter hangs now and then: below 8 KiB/s;
+- a second process with the name of a live node, that does not give up: below 8 KiB/s;
 - one death costs each node of 16 at most some tens of datagrams.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.sim import Crash, Link, Pause, Resume, SetLink, Sim, Tell
+from cluster.sim import Crash, Link, Pause, Resume, SetLink, Sim, Start, Tell
 from cluster.swim.events import SetLoad
 from tests.sim.invariants import hint, seeds, settled
 
@@ -62,3 +63,11 @@ def test_a_death_is_told_in_tens_of_datagrams_a_node(seed: int) -> None:
     sim.run_until(6.0)
     spent = sim.total("datagrams_out") - before
     assert spent / 15 < 60, f"{spent}\n{hint(sim)}"
+
+
+@pytest.mark.parametrize("seed", seeds(2))
+def test_a_contested_name_makes_no_storm(seed: int) -> None:
+    sim = settled(seed, 8)
+    sim.add("twin")
+    sim.at(2.0, Start("twin", seeds=("n1",), node_id="n3"))
+    assert bytes_per_node_s(sim, 10.0) < 8192, hint(sim)

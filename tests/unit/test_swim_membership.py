@@ -99,6 +99,15 @@ def test_a_recording_of_a_forgotten_member_does_not_bring_it_back() -> None:
     assert bench.swim.epoch == 0
 
 
+def test_strangers_are_asked_at_a_bounded_rate() -> None:
+    bench = Bench("a")
+    bench.take()
+    for nr in range(100):
+        bench.now_s += 0.001
+        bench.hear("x", Ping(nr, ""))
+    assert len(sent(bench.take(), Ping, "x")) == 2
+
+
 def test_a_stranger_that_pulls_gets_the_table() -> None:
     bench = Bench("a")
     bench.take()
@@ -205,6 +214,7 @@ def test_another_process_of_the_same_name_is_a_conflict_when_it_answers_and_is_t
     bench = Bench("a")
     other = session_of("me", life=0)
     for seq in (1, 3):
+        bench.now_s += 0.1
         bench.take()
         elsewhere(bench, seq, Ping(1, ""))
         assert conflicts(bench, keep=True) == []
@@ -213,9 +223,9 @@ def test_another_process_of_the_same_name_is_a_conflict_when_it_answers_and_is_t
         assert conflicts(bench) == ([other] if seq == 1 else [])
 
 
-def elsewhere(bench: Bench, seq: int, body: Ping | Ack) -> None:
-    """A datagram of an earlier life of this node from another address."""
-    packed = wire.pack("rumor", bench_head(session_of("me", life=0), seq), body)
+def elsewhere(bench: Bench, seq: int, body: Ping | Ack, life: int = 0) -> None:
+    """A datagram of another life of this node from another address."""
+    packed = wire.pack("rumor", bench_head(session_of("me", life=life), seq), body)
     bench.hand_in(Datagram(("elsewhere.test", 5000), wire.PLAIN + packed))
 
 
@@ -235,6 +245,46 @@ def test_an_earlier_life_at_another_address_is_asked_whether_it_lives() -> None:
     bench.hear("a", rows=[row_of("me", life=0, host="elsewhere.test")])
     assert targets(bench.actions, Ping) == ["elsewhere"]
     assert conflicts(bench) == []
+
+
+def test_a_later_process_of_the_same_name_has_to_yield_not_the_earlier() -> None:
+    bench = Bench("a")
+    bench.take()
+    elsewhere(bench, 1, Ping(1, ""), life=2)
+    nr = sent(bench.actions, Ping, "elsewhere")[0].nr
+    elsewhere(bench, 2, Ack(nr, session_of("me", life=2)), life=2)
+    assert conflicts(bench) == []
+
+
+def second_start(bench: Bench) -> None:
+    """A second process with the name of `a`, at another address, shows itself."""
+    later = row_of("a", life=2, host="elsewhere.test")
+    bench.take()
+    bench.hear("a", Ping(1, ""), source="elsewhere", session=later.session)
+    asked = sent(bench.actions, Ping, "elsewhere")[-1]
+    bench.hear("a", Ack(asked.nr, later.session), [later], source="elsewhere", session=later.session)
+
+
+def test_a_mistaken_second_start_does_not_end_a_healthy_member() -> None:
+    bench = Bench("a", "b")
+    for _ in range(5):
+        second_start(bench)
+        bench.pass_s(0.5, answering=["a", "b"])
+        for ping in sent(bench.actions, Ping, "a"):
+            bench.hear("a", Ack(ping.nr, session_of("a")))
+    member = bench.member("a")
+    assert member is not None
+    assert (member.identity.session, member.state) == (session_of("a"), State.ALIVE)
+
+
+def test_a_node_that_moved_is_taken_in_when_its_earlier_life_does_not_answer() -> None:
+    bench = Bench("a", "b")
+    second_start(bench)
+    bench.pass_s(CONFIG.probe_timeout_s + 0.05, answering=["b"])
+    second_start(bench)
+    member = bench.member("a")
+    assert member is not None
+    assert (member.identity.host, member.state) == ("elsewhere.test", State.ALIVE)
 
 
 def test_an_earlier_life_at_this_address_is_just_over() -> None:
