@@ -16,8 +16,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cluster.errors import RumorError
 from node.remote import Remote, Unreachable
 from tests.processes import ROOT, TRACEBACK, clean_environ, free_base_port
@@ -276,8 +274,3 @@ def fleet(folder: Path, redis_url: str, **settings: object) -> Iterator[Fleet]:
         print("".join(f"--- {node.log_path}\n{node.log()[-4000:]}\n" for node in made.nodes))
         raise
     made.close()
-
-
-def needs_root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: network namespaces and firewall rules")
