@@ -1,0 +1,154 @@
+"""How soon an idle node starts a task, and how soon its result can be seen; one request at a time.
+
+    python scripts/bench/latency.py [--rounds 500] [--nodes 1] [--json FILE]
+
+From just before the client writes POST /tasks: to the first line of the handler, to the 202, and to the answer of
+GET /tasks/{id}?wait_s=10, asked for as soon as the id is known. The client is a plain socket, so that its own cost is
+small and even. With more nodes the task goes through one and may run on another.
+
+The ceilings are of the same machine in the same run: one request to a bare aiohttp handler on uvloop, and one
+round trip to Redis by the same kind of plain socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bed import Bed, levels, markdown, publish
+from throughput import bare_server, wait_open
+
+WARM_UP = 50
+ANSWER_LIMIT_S = 15.0
+PAUSE_S = 0.002  # lets the node become idle again
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+class Http:
+    """One kept connection, and as little as possible between it and the clock."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self._host = f"{parts.hostname}:{parts.port}"
+        self._socket = socket.create_connection((parts.hostname, parts.port or 80), ANSWER_LIMIT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The body of the answer."""
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        self._socket.sendall(head.encode() + body)
+        told = b""
+        while b"\r\n\r\n" not in told:
+            told += self._more()
+        head_bytes, _, answer = told.partition(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in head_bytes.split(b"\r\n")[1:])
+        while len(answer) < int(fields[b"content-length"]):
+            answer += self._more()
+        assert head_bytes[9:10] == b"2", told
+        return answer
+
+    def _more(self) -> bytes:
+        part = self._socket.recv(65_536)
+        assert part, "the node closed the connection"
+        return part
+
+
+def each(rounds: int, measure: Callable[[], dict[str, float]]) -> dict[str, list[float]]:
+    """Milliseconds of each round, the first few left out."""
+    found: dict[str, list[float]] = {}
+    for n in range(WARM_UP + rounds):
+        time.sleep(PAUSE_S)
+        for name, ms in measure().items():
+            if n >= WARM_UP:
+                found.setdefault(name, []).append(ms)
+    return found
+
+
+def task_round(http: Http, listener: socket.socket, path: str) -> dict[str, float]:
+    """One task, from the client's POST to what it brings about."""
+    body = json.dumps({"type": "bench.tell", "data": path}).encode()
+    began_ns = time.monotonic_ns()
+    answer = http.request("POST", "/tasks", body)
+    accepted_ns = time.monotonic_ns()
+    task_id = answer[7 : answer.index(b'"', 7)].decode()
+    told = json.loads(http.request("GET", f"/tasks/{task_id}?wait_s=10"))
+    visible_ns = time.monotonic_ns()
+    assert told["state"] == "succeeded", told
+    started, witnessed = listener.recv(256).split()
+    assert witnessed.decode() == task_id, (witnessed, task_id)
+    return {
+        "handler started": (int(started) - began_ns) / 1e6,
+        "accepted (202)": (accepted_ns - began_ns) / 1e6,
+        "result visible": (visible_ns - began_ns) / 1e6,
+    }
+
+
+def http_round(http: Http) -> dict[str, float]:
+    began_ns = time.monotonic_ns()
+    http.request("POST", "/tasks", b"{}")
+    return {"ceiling: POST to bare aiohttp": (time.monotonic_ns() - began_ns) / 1e6}
+
+
+def redis_round(connection: socket.socket) -> dict[str, float]:
+    began_ns = time.monotonic_ns()
+    connection.sendall(PING)
+    connection.recv(64)
+    return {"ceiling: PING to Redis": (time.monotonic_ns() - began_ns) / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=500)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--aof", action=argparse.BooleanOptionalAction, default=True, help="Redis's append-only file")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    with Bed(options.aof, tasks="witness_tasks") as bed:
+        for _ in range(options.nodes):
+            bed.node()
+        for node in bed.nodes:
+            node.wait_ready(options.nodes)
+        path = str(bed.folder / "told.sock")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        listener.bind(path)
+        listener.settimeout(ANSWER_LIMIT_S)
+        http = Http(bed.nodes[0].url)
+        found = each(options.rounds, lambda: task_round(http, listener, path))
+        http.close()
+        listener.close()
+
+        bare = multiprocessing.get_context("spawn").Process(target=bare_server, args=(bed.base_port + 9,), daemon=True)
+        bare.start()
+        url = f"http://127.0.0.1:{bed.base_port + 9}"
+        wait_open(url)
+        http = Http(url)
+        found |= each(options.rounds, lambda: http_round(http))
+        http.close()
+        bare.kill()
+        bare.join()
+
+        parts = urlsplit(bed.redis_url)
+        with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
+            found |= each(options.rounds, lambda: redis_round(connection))
+
+    rows = [[name, *(f"{of:.2f}" for of in levels(values).values())] for name, values in found.items()]
+    table = markdown(("ms", "min", "p50", "p99", "max"), rows)
+    title = f"Latency, {options.nodes} idle node{'s' if options.nodes > 1 else ''}, {options.rounds} rounds"
+    publish(title, table, {"ms": {name: levels(values) for name, values in found.items()}}, options.json)
+
+
+if __name__ == "__main__":
+    main()
