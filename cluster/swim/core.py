@@ -168,7 +168,6 @@ class Swim:
         self._nr = rng.getrandbits(31)
         self._order: list[str] = []  # node_ids still to be probed in this turn
         self._joins: dict[Address, Joining] = {}
-        self._was_told_to_join = False
         self._has_merged = False
         self._conflicts: dict[str, None] = {}
         self._challenged: dict[Address, float] = {}  # when a stranger there was last asked
@@ -247,8 +246,7 @@ class Swim:
     @property
     def is_synced(self) -> bool:
         """Whether the others were heard: a table was merged, or there is nobody to hear, or nobody answers."""
-        alone = self._was_told_to_join and not self._joins and len(self._table) == 1
-        return self._has_merged or alone or self._now_s - self._started_s >= JOIN_PATIENCE_S
+        return self._has_merged or self._now_s - self._started_s >= JOIN_PATIENCE_S
 
     @property
     def health(self) -> int:
@@ -742,12 +740,13 @@ class Swim:
         mine.load, mine.load_seq, mine.load_at_s = load, self._load_seq, self._now_s
 
     def _on_join(self, addresses: Iterable[Address]) -> None:
-        self._was_told_to_join = True
         known = {entry.address for entry in self._table.live.values()}  # this node among them
         for address in addresses:
             if address not in known and address not in self._joins and len(self._joins) < JOINS_MAX:
                 self._joins[address] = Joining(self._now_s + JOIN_FIRST_S)
                 self._ping_address(address)
+        if not self._joins and len(self._table) == 1:
+            self._has_merged = True  # There is nobody to hear.
 
     # ---- datagrams
 

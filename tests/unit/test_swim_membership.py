@@ -138,6 +138,8 @@ def test_a_node_without_anybody_to_ask_is_synced_at_once() -> None:
     assert not bench.swim.is_synced
     bench.hand_in(Join(()))
     assert bench.swim.is_synced
+    bench.meet("a")
+    assert bench.swim.is_synced
 
 
 def test_a_node_whom_nobody_answers_is_synced_when_its_patience_ends() -> None:
