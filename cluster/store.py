@@ -30,7 +30,6 @@ TASK_FIELDS = (
     "state",
     "attempt",
     "delivery",
-    "created_at",
     "queued_at",
     "due",
     "started_at",

@@ -48,7 +48,6 @@ def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
         state,
         attempt,
         delivery,
-        _,
         queued_at,
         due,
         started_at,
@@ -265,4 +264,4 @@ def _place(cursor: str | None, mark: str) -> str:
     return place
 
 
-assert len(TASK_FIELDS) == 14  # task_json unpacks them by place
+assert len(TASK_FIELDS) == 13  # task_json unpacks them by place

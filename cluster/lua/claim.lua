@@ -24,7 +24,7 @@ for _, id in ipairs(ids) do
   local key = prefix .. id
   local was = redis.call('HMGET', key, 'spec', 'data', 'attempt', 'delivery', 'queued_at')
   if was[1] then
-    local attempt, delivery = was[3] + 1, was[4] + 1
+    local attempt, delivery = (was[3] or 0) + 1, (was[4] or 0) + 1
     redis.call('HSET', key, 'state', 'running', 'attempt', attempt, 'delivery', delivery, 'started_at', now,
       'session', session)
     flight[#flight + 1] = id

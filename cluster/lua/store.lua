@@ -29,11 +29,29 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix, ready_prefix, idem_prefix, session = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local aging, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local ids = {}
-for i = 1, n do ids[i] = ARGV[7 + (i - 1) * STRIDE] end
-local known = redis.call('ZMSCORE', KEYS[2], unpack(ids))
+local ids, ready, order, room = {}, {}, {}, {}
+local plain = true -- no mapping to look up, and room for all: nothing can be refused
+local members = {}
+for i = 1, n do
+  local at = 6 + (i - 1) * STRIDE
+  local queue = ARGV[at + 2]
+  ids[i] = ARGV[at + 1]
+  members[2 * i - 1], members[2 * i] = 0, ids[i]
+  if ARGV[at + 8] ~= '' then plain = false end
+  if not ready[queue] then
+    ready[queue] = {}
+    order[#order + 1] = queue
+    room[queue] = limit - redis.call('ZCARD', ready_prefix .. queue)
+    if room[queue] < n then plain = false end
+  end
+end
+-- Where nothing can be refused, indexing all ids at once also tells whether one of them was there before.
+local known = {}
+if not plain or redis.call('ZADD', KEYS[2], 'NX', unpack(members)) < n then
+  for i = 1, n do known[i] = redis.call('EXISTS', prefix .. ids[i]) == 1 end
+end
 
-local codes, index, due_args, flight, ready, order, room = {}, {}, {}, {}, {}, {}, {}
+local codes, index, due_args, flight = {}, {}, {}, {}
 for i = 1, n do
   local at = 6 + (i - 1) * STRIDE
   local id, queue, level, due = ids[i], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
@@ -47,11 +65,6 @@ for i = 1, n do
       code = (print == ARGV[at + 10] and 'i' or 'm') .. first
     end
   end
-  if not code and not ready[queue] then
-    ready[queue] = {}
-    order[#order + 1] = queue
-    room[queue] = limit - redis.call('ZCARD', ready_prefix .. queue)
-  end
   if not code and due == 0 and ARGV[at + 7] ~= '1' and room[queue] <= 0 then code = 'f' end
   if not code then
     if due < 0 then due = now - due end
@@ -59,28 +72,28 @@ for i = 1, n do
       redis.call('SET', idem_prefix .. idem, id .. ' ' .. ARGV[at + 10], 'PX', ARGV[at + 9])
     end
     if due > now then
-      redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'scheduled', 'attempt', 0,
-        'delivery', 0, 'created_at', now, 'due', due)
+      redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'scheduled', 'due', due)
       due_args[#due_args + 1] = due
       due_args[#due_args + 1] = id
       code = 's'
     elseif ARGV[at + 7] == '1' then
       redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'running', 'attempt', 1,
-        'delivery', 1, 'created_at', now, 'queued_at', now, 'started_at', now, 'session', session)
+        'delivery', 1, 'queued_at', now, 'started_at', now, 'session', session)
       flight[#flight + 1] = id
       flight[#flight + 1] = 1
       code = 'c'
     else
-      redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'queued', 'attempt', 0,
-        'delivery', 0, 'created_at', now, 'queued_at', now)
+      redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'queued', 'queued_at', now)
       local list = ready[queue]
       list[#list + 1] = now - level * aging
       list[#list + 1] = id
       room[queue] = room[queue] - 1
       code = 'q'
     end
-    index[#index + 1] = 0
-    index[#index + 1] = id
+    if not plain then
+      index[#index + 1] = 0
+      index[#index + 1] = id
+    end
   end
   codes[i] = code
 end
