@@ -27,6 +27,7 @@ from node.placement import Placement, shard_of_key
 from node.wire import BackoffJson, Submission, Submitted, TaskJson, run_at_ms
 
 SLICE = 256  # tasks of a batch prepared in one turn of the loop
+TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, in one script
 
 _encode_spec = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -48,6 +49,7 @@ class Submitting:
         self._placement = placement
         self._metrics = metrics
         self._ids = Ids()
+        self._together: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this turn go there)
 
     async def submit(
         self,
@@ -61,7 +63,7 @@ class Submitting:
         batch = _Batch(len(items))
         is_up = self._dispatch.is_up
         wall_ms = time.time_ns() // 1_000_000
-        chunk: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this batch go there)
+        chunk = self._chunk(batch.size)
         for n, item in enumerate(items):
             if n % SLICE == 0 and n:
                 await asyncio.sleep(0)  # a large batch must not hold the loop: others' answers are waiting
@@ -86,6 +88,18 @@ class Submitting:
             raise batch.failure
         self._metrics.accepted.add(batch.stored)
         return [result for result in batch.results if result is not None]
+
+    def _chunk(self, size: int) -> dict[str, tuple[int, int]]:
+        """Where the tasks of a submission go next: by queue, a shard and how many more go there.
+
+        A batch has its own. Single submissions that arrive in the same turn of the loop share one, so that many
+        clients cost few scripts.
+        """
+        if size > 1:
+            return {}
+        if not self._together:
+            asyncio.get_running_loop().call_soon(self._together.clear)
+        return self._together
 
     def _prepare(
         self,
@@ -129,7 +143,7 @@ class Submitting:
             else:
                 shard, left = chunk.get(queue, (0, 0))
                 if left == 0:
-                    left = self._placement.chunk_size(batch.size, queue)
+                    left = self._placement.chunk_size(batch.size, queue) if batch.size > 1 else TOGETHER_MAX
                     node, shard = self._placement.choose(queue, left, own_load)
                     if node == self._placement.me:
                         own_load[queue] = own_load.get(queue, 0) + left
