@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from random import Random
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ class LoneVitals:
 
     def __init__(self, config: Config, redis: Any) -> None:
         self.config = config
-        self.session = session.new(config.name, 1_700_000_000_000, __import__("random").Random())
+        self.session = session.new(config.name, 1_700_000_000_000, Random())
         self.strangers: list[str] = []
         self.load = Load(True, False, False, {})
         self.stats: dict[str, int] = {}
@@ -88,7 +89,9 @@ async def test_a_task_runs_and_its_result_is_kept(engine: Engine) -> None:
     done = await engine.wait(task.id, 5)
     assert (done.state, done.attempt, done.delivery) == ("succeeded", 1, 1)
     assert done.node_id == engine.config.name
-    assert done.queued_at_ms and done.finished_at_ms and done.finished_at_ms >= done.queued_at_ms
+    assert done.queued_at_ms
+    assert done.finished_at_ms
+    assert done.finished_at_ms >= done.queued_at_ms
 
 
 async def test_a_batch_larger_than_the_slots_runs_whole(engine: Engine) -> None:
@@ -151,7 +154,8 @@ async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:
     assert task.state == "scheduled"
     done = await engine.wait(task.id, 5)
     assert done.state == "succeeded"
-    assert task.run_at_ms is not None and done.started_at_ms is not None
+    assert task.run_at_ms is not None
+    assert done.started_at_ms is not None
     assert done.started_at_ms >= task.run_at_ms
     assert done.started_at_ms - task.run_at_ms < 500
 
