@@ -93,12 +93,12 @@ def index(shard: int) -> str:
 
 
 def idempotency(shard: int, key: str) -> str:
-    """String: `<task id> <fingerprint>` for an Idempotency-Key or a unique fingerprint. PX idempotency_s / unique_for_s."""
+    """String: `<task id> <fingerprint>` for an Idempotency-Key or `unique_for_s`. PX idempotency_s / unique_for_s."""
     return f"{tag(shard)}:idem:{key}"
 
 
 def never(shard: int) -> str:
-    """Never exists: every script declares it, so that a slot on the move answers TRYAGAIN before anything is written."""
+    """Never exists: scripts declare it, so that a slot on the move answers TRYAGAIN before anything is written."""
     return f"{tag(shard)}:never"
 
 
