@@ -1,0 +1,76 @@
+"""Tasks that kill what runs them: bounded by their attempts, and the others stay up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cluster.errors import RumorError
+from tests.chaos.ledger import Ledger, check_kept, check_ran_once
+from tests.chaos.nodes import Fleet
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.chaos
+
+ATTEMPTS = 3
+
+
+def test_a_task_that_kills_its_node_ends_dead_after_its_attempts(
+    make_fleet: Callable[..., Fleet], ledger: Ledger
+) -> None:
+    fleet = make_fleet(3, backoff_base_s=0.2)
+    deaths = 0
+
+    def supervise() -> None:
+        """Start what has ended, as a supervisor would."""
+        nonlocal deaths
+        down = [node for node in fleet.nodes if not node.is_running]
+        deaths += len(down)
+        assert len(down) <= 1, "the others stay up"
+        for node in down:
+            assert node.wait() == 86
+            node.start()
+
+    # A moment later, so that the node is still there to answer.
+    (poison,) = fleet.nodes[0].submit("chaos.crash", {"ledger": str(ledger.path)}, max_attempts=ATTEMPTS, delay_s=0.3)
+
+    def ended() -> dict[str, Any]:
+        supervise()
+        for node in fleet.nodes:
+            with contextlib.suppress(RumorError):  # It may die while it is asked.
+                task = node.task(poison)
+                return task if task["state"] == "dead" else {}
+        return {}
+
+    task = wait_until(ended, 40, "the poison is dead")
+    assert task["attempt"] == ATTEMPTS
+    assert task["error"]["type"] == "WorkerLost"
+    assert [run.attempt for run in ledger.of([poison])] == [1, 2, 3]
+    supervise()
+    assert deaths == ATTEMPTS, "each attempt cost one life, and none more"
+    fleet.wait_ready()
+    ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 0.1}, each=10)
+    check_kept(fleet.wait_ended(ids, 10), ids, ledger)
+    check_ran_once(ledger, ids)
+
+
+def test_a_task_that_kills_its_child_process_ends_dead_and_the_node_stays_up(
+    make_fleet: Callable[..., Fleet], ledger: Ledger
+) -> None:
+    fleet = make_fleet(1, backoff_base_s=0.05)
+    (node,) = fleet.nodes
+    pid, session = node.pid, node.session
+    poison, built_in = (
+        *node.submit("chaos.crash_process", {"ledger": str(ledger.path)}, max_attempts=ATTEMPTS),
+        *node.submit("crash_process", None, max_attempts=2, backoff={"base_s": 0.05}),
+    )
+    tasks = {task["id"]: task for task in fleet.wait_ended([poison, built_in], 30)}
+    assert [(tasks[i]["state"], tasks[i]["attempt"]) for i in (poison, built_in)] == [("dead", ATTEMPTS), ("dead", 2)]
+    assert [run.attempt for run in ledger.of([poison])] == [1, 2, 3]
+    assert "86" in tasks[poison]["error"]["message"], f"it says how the child ended: {tasks[poison]['error']}"
+    assert (node.pid, node.session, node.is_running) == (pid, session, True)
+    ids = node.submit("chaos.sleep", {"ledger": str(ledger.path)}, 10)
+    check_kept(fleet.wait_ended(ids, 10), ids, ledger)

@@ -1,0 +1,65 @@
+"""A Redis that is silent or gone for a while, under load: refused quickly, nothing lost, nobody blamed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.chaos.ledger import Ledger, check_kept, check_ran_once
+from tests.chaos.nodes import Fleet
+from tests.chaos.stream import Stream
+from tests.integration.conftest import RedisServer
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.chaos
+
+AWAY_S = 10.0
+ANSWER_S = 1.0  # promised
+BUSY_S = 0.5  # what a machine with few cores may add
+SILENT_S = 1.0  # until a node knows: the deadline of one call
+
+
+@pytest.mark.parametrize("kind", ["stopped", "killed"])
+def test_a_redis_that_was_away_loses_nothing_and_fences_nobody(
+    make_fleet: Callable[..., Fleet], ledger: Ledger, redis_server: RedisServer, kind: str
+) -> None:
+    fleet = make_fleet(3)
+    sessions = [node.session for node in fleet.nodes]
+    work = {"ledger": str(ledger.path), "seconds": 0.2}
+    with Stream(fleet.nodes, "chaos.sleep", work, pause_s=0.01) as stream:
+        # Some end while Redis is away: their outcomes have to wait.
+        ids = fleet.spread("chaos.sleep", {**work, "seconds": 4.0}, each=20)
+        wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+        if kind == "stopped":
+            redis_server.stop()
+        else:
+            redis_server.kill()
+        away_s = time.monotonic()
+        wait_until(
+            lambda: all(run.end_s for run in ledger.of(ids)), AWAY_S, "what ran before ends, with Redis or without"
+        )
+        threading.Event().wait(away_s + AWAY_S - time.monotonic())
+        back_s = time.monotonic()
+        if kind == "stopped":
+            redis_server.cont()
+        else:
+            redis_server.start()
+        for node in fleet.nodes:
+            wait_until(node.is_ready, 10, f"node {node.number} works again by itself")
+        took_s = time.monotonic() - back_s
+        since = len(stream.answers)
+        wait_until(lambda: len(stream.answers) > since + 30, 10, "submissions go on")
+        assert {answer.status for answer in stream.answers[since + 3 :]} == {202}
+    tasks = fleet.wait_ended([*ids, *stream.accepted], 30)
+    check_kept(tasks, [*ids, *stream.accepted], ledger)
+    check_ran_once(ledger, [*ids, *stream.accepted])
+    meanwhile = stream.of(lambda answer: away_s <= answer.at_s < back_s)
+    assert len(meanwhile) > 5
+    assert {answer.status for answer in meanwhile} == {503}, "nothing can be accepted without Redis"
+    slow = [answer for answer in meanwhile if answer.took_s > ANSWER_S + BUSY_S]
+    assert not slow, f"answered late: {slow}"
+    assert [node.session for node in fleet.nodes] == sessions, f"nobody was fenced ({took_s:.1f} s to come back)"
+    assert fleet.fences() == 0
