@@ -56,7 +56,7 @@ def decode_meta(data: bytes) -> Meta | None:
     """Meta, or None for bytes of another form (a peer's bytes are never an error here)."""
     try:
         return _meta.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
 
 
@@ -84,7 +84,7 @@ def decode_load(data: bytes) -> Load | None:
             },
             int(running),
         )
-    except (msgspec.DecodeError, ValueError, TypeError, AttributeError):
+    except (msgspec.DecodeError, RecursionError, ValueError, TypeError, AttributeError, OverflowError):
         return None
 
 

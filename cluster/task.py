@@ -148,5 +148,5 @@ def backoff_s(backoff: Backoff, failures: int, rng: Random) -> float:
     try:
         ceiling = backoff.base_s * backoff.factor ** max(0, failures - 1)
     except OverflowError:
-        ceiling = backoff.max_s
+        ceiling = backoff.max_s if backoff.base_s else 0.0
     return rng.uniform(0.0, min(backoff.max_s, ceiling))

@@ -59,7 +59,7 @@ def parse_wake(message: bytes, shards: int) -> Work | Due | Cancelled | None:
                 task_id, delivery = rows
                 return Cancelled(str(task_id), int(delivery))
         raise ValueError(f"unknown kind {kind!r}")
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError, TypeError, OverflowError) as error:
         log.warning("wake_malformed", error=str(error))
         return None
 

@@ -1,0 +1,99 @@
+"""What nodes say of themselves: it comes back as it was sent, within its bounds, and no bytes at all raise."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cluster.load import (
+    LOAD_MAX_BYTES,
+    META_MAX_BYTES,
+    Load,
+    Meta,
+    QueueLoad,
+    decode_load,
+    decode_meta,
+    encode_load,
+    encode_meta,
+)
+
+NAMES = st.text("abcdefghij-_.", min_size=1, max_size=48)
+COUNTS = st.integers(0, 10**9)
+QUEUE_LOADS = st.builds(
+    QueueLoad, free=COUNTS, queued=COUNTS, shards=st.integers(0, 2**256 - 1), head=st.integers(-(10**15), 10**15)
+)
+LOADS = st.builds(
+    Load,
+    redis=st.booleans(),
+    stalled=st.booleans(),
+    leaving=st.booleans(),
+    queues=st.dictionaries(NAMES, QUEUE_LOADS, max_size=12),
+    running=COUNTS,
+)
+
+
+@given(LOADS)
+def test_a_load_is_bounded_and_comes_back_but_for_the_queues_that_do_not_fit(load: Load) -> None:
+    data = encode_load(load)
+    assert len(data) <= LOAD_MAX_BYTES
+    back = decode_load(data)
+    assert back is not None
+    kept = len(back.queues)
+    assert back == msgspec.structs.replace(load, queues=dict(list(load.queues.items())[:kept]))
+
+
+@given(st.builds(Load, st.booleans(), st.booleans(), st.booleans(), st.dictionaries(NAMES, QUEUE_LOADS, max_size=3)))
+def test_a_few_queues_always_fit(load: Load) -> None:
+    assert decode_load(encode_load(load)) == load
+
+
+@given(st.dictionaries(NAMES, st.integers(1, 10_000), max_size=8), st.integers(0, 2**31))
+def test_a_meta_comes_back_or_is_refused(queues: dict[str, int], pid: int) -> None:
+    meta = Meta(queues, pid, "1.2.3")
+    size = len(msgspec.msgpack.encode(meta))
+    if size > META_MAX_BYTES:
+        with pytest.raises(ValueError, match=f"{size} bytes in gossip, at most {META_MAX_BYTES}"):
+            encode_meta(meta)
+    else:
+        assert decode_meta(encode_meta(meta)) == meta
+
+
+@given(st.binary(max_size=600))
+@example(msgspec.msgpack.encode([True, False, False, {"q": [float("inf"), 0, b"", 0]}, 0]))
+@example(msgspec.msgpack.encode([True, False, False, {}, float("inf")]))
+@example(b"\x91" * 5000)
+@example(b"\x95\xc3\xc2\xc2" + b"\x91" * 5000)
+def test_no_bytes_at_all_make_the_decoders_raise(data: bytes) -> None:
+    assert decode_load(data) is None or isinstance(decode_load(data), Load)
+    assert decode_meta(data) is None or isinstance(decode_meta(data), Meta)
+
+
+JSONISH = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.lists(JSONISH, min_size=3, max_size=6))
+def test_no_message_of_another_form_makes_the_decoders_raise(message: list[object]) -> None:
+    data = msgspec.msgpack.encode(message)
+    assert decode_load(data) is None or isinstance(decode_load(data), Load)
+    assert decode_meta(data) is None or isinstance(decode_meta(data), Meta)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc0", b"\x90", b"\x93\xc2\xc2\xc2", b"\xff" * 10, encode_meta(Meta({}))])
+def test_bytes_of_another_form_are_no_load(data: bytes) -> None:
+    assert decode_load(data) is None
+
+
+def test_a_newer_nodes_further_fields_are_passed_over() -> None:
+    data = msgspec.msgpack.encode([True, False, False, {"default": [1, 2, b"\x03", 4, "new"]}, 5, "new"])
+    assert decode_load(data) == Load(True, False, False, {"default": QueueLoad(1, 2, 3, 4)}, 5)

@@ -1,0 +1,153 @@
+"""Where new tasks go: to who serves the queue and has room, and not all to the one that had room a moment ago."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import ring
+from cluster.load import Load, Meta, QueueLoad
+from cluster.swim.events import Evidence, State
+from cluster.view import Peer, Redis, Verdict, View
+from node.placement import CHUNK_MAX, Placement, shard_of_key
+
+SHARDS = 64
+
+
+def peer(name: str, queues: dict[str, int], free: int | None = None, queued: int = 0) -> Peer:
+    """A healthy member; by default all its slots are free."""
+    loads = {q: QueueLoad(slots if free is None else free, queued, 0) for q, slots in queues.items()}
+    return Peer(
+        name,
+        f"{name}/018bcfe5680-00000001",
+        "127.0.0.1",
+        5000,
+        State.ALIVE,
+        Evidence.NONE,
+        "",
+        1,
+        None,
+        Redis.LIVE,
+        0.0,
+        Verdict.HEALTHY,
+        Load(True, False, False, loads),
+        Meta(queues),
+    )
+
+
+def placement(me: str, *peers: Peer, seed: int = 1) -> Placement:
+    """As `me` sees these members."""
+    made = Placement(me, SHARDS, Random(seed))
+    made.see(*seen(me, *peers))
+    return made
+
+
+def seen(me: str, *peers: Peer) -> tuple[View, tuple[str, ...]]:
+    """A view, and who owns what in it."""
+    weights = {one.node_id: sum(one.meta.queues.values()) for one in peers if one.meta}
+    return View(me, f"{me}/x", peers, None, 0, True, True), ring.owners(weights, SHARDS)
+
+
+def spread(of: Placement, queue: str, tasks: int, own: dict[str, int]) -> Counter[str]:
+    """Where that many tasks go, one by one."""
+    return Counter(of.choose(queue, 1, own)[0] for _ in range(tasks))
+
+
+def test_only_nodes_that_serve_the_queue_are_chosen() -> None:
+    one = placement("a", peer("a", {"default": 9}), peer("b", {"default": 9, "gpu": 1}), peer("c", {"default": 9}))
+    assert set(spread(one, "gpu", 200, {})) == {"b"}
+
+
+def test_a_shard_that_the_chosen_node_owns_is_chosen() -> None:
+    peers = (peer("a", {"q": 4}), peer("b", {"q": 4}), peer("c", {"q": 4}))
+    one, (_, owners) = placement("a", *peers), seen("a", *peers)
+    for _ in range(300):
+        node, shard = one.choose("q", 1, {"q": 3})
+        assert owners[shard] == node
+
+
+def test_a_queue_that_nobody_serves_goes_to_any_shard() -> None:
+    one = placement("a", peer("a", {"q": 4}), peer("b", {"q": 4}))
+    chosen = [one.choose("gpu", 1, {}) for _ in range(2000)]
+    assert {node for node, _ in chosen} == {""}
+    assert {shard for _, shard in chosen} == set(range(SHARDS))
+
+
+def test_without_a_view_any_shard_will_do() -> None:
+    node, shard = Placement("a", SHARDS, Random(1)).choose("q", 1, {})
+    assert node == ""
+    assert 0 <= shard < SHARDS
+
+
+def test_of_two_choices_the_less_loaded_one_is_taken() -> None:
+    free, busy = peer("b", {"q": 10}), peer("b", {"q": 10}, free=0, queued=500)
+    assert set(spread(placement("a", peer("a", {"q": 10}), free), "q", 5, {"q": 100})) == {"b"}
+    assert set(spread(placement("a", peer("a", {"q": 10}), busy), "q", 5, {"q": 0})) == {"a"}
+
+
+def test_load_counts_in_the_nodes_own_slots() -> None:
+    """Ten tasks more than slots are little for a hundred slots and much for two."""
+    large, small = peer("b", {"q": 100}, free=0, queued=10), peer("a", {"q": 2})
+    assert set(spread(placement("a", small, large), "q", 5, {"q": 10})) == {"b"}
+
+
+def test_a_tie_is_this_nodes_own() -> None:
+    one = placement("a", peer("a", {"q": 10}), peer("b", {"q": 10}))
+    assert spread(one, "q", 5, {"q": -10}) == {"a": 5}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_burst_does_not_all_follow_one_stale_figure(seed: int) -> None:
+    peers = (
+        peer("a", {"q": 10}, free=0),
+        peer("b", {"q": 10}),
+        peer("c", {"q": 10}, free=2),
+        peer("d", {"q": 10}, free=1),
+    )
+    one = placement("a", *peers, seed=seed)
+    own = {"q": 0}
+    for _ in range(400):
+        node, _ = one.choose("q", 1, own)
+        own["q"] += node == "a"
+    told = spread(one, "q", 0, own)
+    assert not told
+    assert 60 <= own["q"] <= 140, "each takes about its share of a burst that nobody has reported on yet"
+
+
+def test_a_newer_figure_replaces_what_was_added_to_the_old_one() -> None:
+    me = peer("a", {"q": 10}, free=0)
+    one = placement("a", me, peer("b", {"q": 10}))
+    assert spread(one, "q", 40, {"q": 5})["a"] > 0, "b's estimate has grown past ours"
+    one.see(*seen("a", me, peer("b", {"q": 10}, free=9)))
+    assert spread(one, "q", 5, {"q": 5}) == {"b": 5}
+
+
+@given(st.text(min_size=1, max_size=50), st.integers(1, 256))
+def test_a_key_is_in_one_shard_whoever_looks(key: str, shards: int) -> None:
+    if key.isprintable():
+        assert 0 <= shard_of_key(key, shards) < shards
+        assert shard_of_key(key, shards) == shard_of_key(str(key), shards)
+
+
+def test_keys_keep_their_shards_in_the_next_version_too() -> None:
+    """Tasks lie where earlier versions put them, and a repeat by Idempotency-Key must go there."""
+    assert [shard_of_key(key, 64) for key in ("a", "user:17", "cron:nightly:1700000000")] == [47, 7, 14]
+
+
+def test_keys_spread_over_all_shards() -> None:
+    held = Counter(shard_of_key(f"user:{n}", 16) for n in range(16_000))
+    assert len(held) == 16
+    assert max(held.values()) < 1200
+
+
+@given(st.integers(1, 10_000), st.integers(1, 30))
+def test_a_batch_goes_in_chunks_that_reach_every_node(tasks: int, nodes: int) -> None:
+    one = placement("n0", *(peer(f"n{n}", {"q": 4}) for n in range(nodes)))
+    size = one.chunk_size(tasks, "q")
+    assert 1 <= size <= CHUNK_MAX
+    assert tasks < 4 * nodes or -(-tasks // size) >= 3 * nodes
+    assert one.chunk_size(tasks, "nobody's") >= 1

@@ -1,0 +1,141 @@
+"""What a node says to people: both witnesses' verdicts in words, and one status for all that is wrong."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.load import Load, Meta, QueueLoad
+from cluster.swim.events import Evidence, State
+from cluster.view import VERDICT, Leader, Peer, Redis, Verdict, View
+from node import report
+
+LEADER = Leader("n1", "n1/018bcfe5680-00000001", 3)
+HEALTHY = Load(True, False, False, {"default": QueueLoad(3, 0, 0)}, 5)
+
+
+def peer(name: str = "n1", **more: Any) -> Peer:
+    """A healthy member with eight slots, three of them free."""
+    values: dict[str, Any] = {
+        "node_id": name,
+        "session": f"{name}/018bcfe5680-00000001",
+        "host": "127.0.0.1",
+        "port": 5000,
+        "state": State.ALIVE,
+        "evidence": Evidence.NONE,
+        "by": "",
+        "incarnation": 1,
+        "rtt_s": None,
+        "redis": Redis.LIVE,
+        "redis_age_s": 0.0,
+        "verdict": Verdict.HEALTHY,
+        "load": HEALTHY,
+        "meta": Meta({"default": 8}, 42, "1.0"),
+    }
+    return Peer(**{**values, **more})
+
+
+def view(*peers: Peer, leader: Leader | None = LEADER) -> View:
+    """What n1 sees."""
+    return View("n1", "n1/018bcfe5680-00000001", peers or (peer(),), leader, 3, True, True)
+
+
+def codes(found: list[dict[str, str]]) -> list[str]:
+    """The codes alone."""
+    return [one["code"] for one in found]
+
+
+def test_a_healthy_cluster_has_no_problems() -> None:
+    found = report.problems(view(peer(), peer("n2")), True, ["default"], [])
+    assert found == []
+    assert report.status(found) == "ok"
+
+
+def test_only_the_agreement_of_both_witnesses_is_a_death() -> None:
+    """The table of the two witnesses, word by word, as `GET /cluster` says it."""
+    words = {
+        (dead, live): report.cluster(view(peer(verdict=VERDICT[dead, live])), [], [])["members"][0]["verdict"]
+        for dead, live in product((False, True), repeat=2)
+    }
+    assert words == {
+        (False, True): "healthy",
+        (False, False): "cut_from_redis",
+        (True, True): "cut_from_peers",
+        (True, False): "dead",
+    }
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CUT_FROM_REDIS, Verdict.CUT_FROM_PEERS])
+def test_a_member_that_one_witness_misses_is_a_problem_with_both_their_words(verdict: Verdict) -> None:
+    (found,) = report.problems(view(peer(), peer("n2", verdict=verdict)), True, [], [])
+    assert (found["code"], found["severity"]) == (verdict.value, "error")
+    assert "n2" in found["message"]
+    assert "gossip" in found["message"] or "peers" in found["message"]
+    assert "Redis" in found["message"]
+    assert found["hint"]
+
+
+def test_a_dead_member_is_no_problem_of_the_living() -> None:
+    gone = peer("n2", state=State.DEAD, verdict=Verdict.DEAD, load=Load(True, True, False, {}))
+    assert report.problems(view(peer(), gone), True, [], []) == []
+
+
+def test_what_is_wrong_is_said_once_and_the_worst_first() -> None:
+    stalled = peer("n2", load=Load(True, True, False, {}))
+    notes = [{"code": "no_aof", "message": "m", "hint": "h"}]
+    found = report.problems(view(peer(), stalled, leader=None), False, ["gpu", "default"], notes)
+    assert codes(found) == ["redis_away", "no_leader", "stalled", "queue_unserved", "no_aof"]
+    assert [one["severity"] for one in found] == ["fatal", "error", "error", "error", "warning"]
+    assert "'gpu'" in found[3]["message"]
+
+
+def test_a_queue_is_served_only_by_a_member_that_is_able() -> None:
+    gpu = Meta({"gpu": 1})
+    assert report.problems(view(peer(), peer("n2", meta=gpu)), True, ["gpu"], []) == []
+    for unable in (
+        peer("n2", meta=gpu, state=State.DEAD),
+        peer("n2", meta=gpu, state=State.SUSPECT),
+        peer("n2", meta=gpu, load=None),
+        peer("n2", meta=gpu, load=Load(True, False, True, {})),
+        peer("n2", meta=gpu, load=Load(False, False, False, {})),
+    ):
+        assert "queue_unserved" in codes(report.problems(view(peer(), unable), True, ["gpu"], []))
+
+
+RANK = {"warning": 0, "error": 1, "fatal": 2}
+
+
+@given(st.lists(st.sampled_from(sorted(RANK))))
+def test_the_status_is_that_of_the_worst_problem_in_whatever_order(severities: list[str]) -> None:
+    expected = ["ok", "degraded", "unavailable"][max((RANK[one] for one in severities), default=0)]
+    assert report.status([{"severity": one} for one in severities]) == expected
+
+
+def test_workers_are_the_members_that_are_there_and_what_redis_says_they_run() -> None:
+    peers = (
+        peer(),
+        peer("n2", state=State.SUSPECT, load=None),
+        peer("n3", state=State.LEFT),
+        peer("n4", state=State.DEAD),
+        peer("n5", meta=None),
+    )
+    rows = report.workers(view(*peers), {peer().session: ["b-01", "a-02"], peer("n4").session: ["c-00"]})
+    assert [(row["node_id"], row["state"]) for row in rows] == [("n1", "alive"), ("n2", "suspect")]
+    assert (rows[0]["tasks"], rows[0]["running"], rows[0]["pid"]) == (["a-02", "b-01"], 2, 42)
+    assert rows[0]["queues"] == {"default": {"slots": 8, "running": 5}}
+    assert rows[1]["queues"] == {"default": {"slots": 8, "running": 0}}
+    assert report.head_count(view(*peers)) == {"alive": 3, "known": 5}
+
+
+def test_the_cluster_is_told_with_its_leader_its_shards_and_its_events() -> None:
+    told = report.cluster(view(peer(rtt_s=0.0012345)), ("n1", "n2"), [{"kind": "join"}])
+    assert told["shards"] == {"0": "n1", "1": "n2"}
+    assert told["leader"] == {"node_id": "n1", "session": "n1/018bcfe5680-00000001", "epoch": 3}
+    assert told["events"] == [{"kind": "join"}]
+    assert told["members"][0]["rtt_ms"] == 1.234 or told["members"][0]["rtt_ms"] == 1.235
+    assert told["members"][0]["load"]["queues"] == {"default": {"free": 3, "queued": 0, "shards": 0}}
+    assert report.cluster(view(leader=None), (), [])["leader"] is None
