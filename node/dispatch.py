@@ -136,6 +136,10 @@ class Dispatcher:
             shard.append(new)
         self.lanes[lane].kick()
 
+    def is_asking(self, shard: int, queue: str) -> bool:
+        """Whether a claim from there is under way."""
+        return (queue, shard) in self._claiming
+
     def steal(self, shards: Iterable[int], queue: str, limit: int) -> None:
         """Try to claim from shards that another node owns."""
         for shard in shards:

@@ -187,6 +187,9 @@ class Engine:
             case Work(heads):
                 for shard, head in heads:
                     self.dispatch.backlog.heard(shard, [head])
+                    if self.house.is_looking(shard) or self.dispatch.is_asking(shard, head.queue):
+                        # The answer that is under way may be older than this message, and would undo it.
+                        self.house.look(shard)
                 self.dispatch.kick()
             case Due(dues):
                 for shard, in_s in dues:
@@ -230,8 +233,10 @@ class Engine:
             self.dispatch.kick()
             return
         session = self._sessions.get(owner)
-        if session is not None:
-            self.wakes.work(session, shard, heads)
+        if session is None:  # its death is known and its heirs are not yet: whoever is here takes it
+            self.dispatch.kick()
+            return
+        self.wakes.work(session, shard, heads)
         # Left to its owner; what the owner cannot take soon, its gossiped load offers to thieves.
         self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
 

@@ -83,6 +83,10 @@ class House:
         self._looking[shard] = False
         self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, self._early_ms(), partial(self._kept, shard)))
 
+    def is_looking(self, shard: int) -> bool:
+        """Whether an answer about the shard is awaited."""
+        return shard in self._looking
+
     def _early_ms(self) -> int:
         """While memory is short a finished task is readable for as long as a client may retry, and no longer."""
         return int(max(0.0, self._config.retention_s - RETENTION_MIN_S) * 1000) if self.is_memory_short else 0

@@ -270,3 +270,24 @@ async def test_while_memory_is_short_finished_tasks_go_before_their_time_and_oth
                 break
     assert (await engine.get(dead.id)).state == "dead"
     assert (await engine.get(later.id)).state == "scheduled"
+
+
+async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> None:
+    """The answer to a look that left before the work was queued arrives after the wake-up that told of the work."""
+    engine.dispatch.is_claiming = False
+    task = await one(engine, "noop")
+    shard = engine.queries.shard(task.id)
+    engine.dispatch.is_claiming = True
+    engine.house.look(shard)
+    lane = engine.dispatch.lane(shard)
+    (call,) = [call for call in lane._calls if call.script == "keep"]
+    answered = call.on_reply
+    # What Redis would have said a moment before the task was queued.
+    call.on_reply = lambda reply: answered([reply[0], 0, 0, 0, [], [b"default", 0, b"0"]])
+    for running in engine._tasks[:1]:
+        running.cancel()  # no sweep may help
+    while lane._calls:
+        await asyncio.sleep(0)
+    assert not lane.is_idle, "the look has left and is not answered"
+    engine.on_wake(msgspec.msgpack.encode(("w", [(shard, "default", 1, 0)])))
+    assert (await engine.wait(task.id, 5)).state == "succeeded"
