@@ -231,10 +231,10 @@ class Fencing:
                         self._stats[f"fences_{fence.cause}"] += 1
                     self.found(fence.session, answer.value, answer.is_ours)
                     return
-                self._stats["fences_refused"] += 1
+                self._stats["fence_calls_refused"] += 1
                 await asyncio.sleep(wait_s)
         except StoreUnavailable:
-            self._stats["fences_failed"] += 1
+            self._stats["fence_calls_failed"] += 1
         finally:
             self._fencing.pop(fence.session, None)
 

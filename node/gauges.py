@@ -38,6 +38,9 @@ def register(
     metrics.gauge("rumor_queued_tasks", "Tasks waiting for a slot, all shards.", ("queue",), lambda: queued)
     metrics.gauge("rumor_http_requests_total", "Requests answered.", ("operation", "status"), lambda: answers)
     metrics.gauge(
+        "rumor_fences_total", "Sessions that this node fenced.", ("cause",), lambda: _fences(engine.vitals.stats)
+    )
+    metrics.gauge(
         "rumor_vitals_events_total",
         "What membership and heartbeats counted.",
         ("event",),
@@ -53,6 +56,11 @@ def keep_counts(queued: Labelled, counts: Mapping[str, Any]) -> None:
 
 def _members(view: View) -> Labelled:
     return {(verdict,): float(n) for verdict, n in Counter(peer.verdict.value for peer in view.members).items()}
+
+
+def _fences(stats: Mapping[str, int]) -> Labelled:
+    prefix = "fences_"
+    return {(name.removeprefix(prefix),): float(n) for name, n in stats.items() if name.startswith(prefix)}
 
 
 def _leads(view: View) -> bool:

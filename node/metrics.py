@@ -107,7 +107,6 @@ class Metrics(Collector):
             "rumor_task_refused", "Outcomes of this node that Redis refused.", "reason", ("fenced", "gone")
         )
         self.reaped = Count("rumor_tasks_reaped", "Tasks of fenced sessions that this node queued again.")
-        self.fences = Counts("rumor_fences", "Sessions that this node fenced.", "cause")
         self.rejected = Counts("rumor_submissions_rejected", "Submissions this gateway did not accept.", "reason")
         self.forwarded = Counts(
             "rumor_submissions_forwarded",

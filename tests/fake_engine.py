@@ -24,7 +24,7 @@ class FakeVitals:
     """Accepts what says that it is sealed."""
 
     def __init__(self) -> None:
-        self.stats = {"probes": 3}
+        self.stats = {"probes": 3, "fences_lease": 2}
 
     async def push_pull(self, body: bytes) -> bytes | None:
         return b"sealed answer" if body.startswith(b"sealed") else None

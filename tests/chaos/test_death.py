@@ -40,6 +40,7 @@ def test_a_killed_node_loses_nothing_and_only_what_it_ran_runs_twice(
     assert {run.task_id for run in again} == held, "all it held ran again"
     assert {run.node_id for run in again} <= {first.node_id, last.node_id}
     assert max(run.start_s for run in again) - killed_s < TAKEN_OVER_S
+    assert fleet.fences() == 1, "one session ended, by one of them"
     for node in (first, last):
         assert node.metric("rumor_task_commits_total", outcome="succeeded") == sum(
             task["node_id"] == node.node_id for task in tasks

@@ -77,6 +77,7 @@ def test_a_stop_of_twelve_seconds_moves_its_tasks_after_stalled_s_and_refuses_wh
     moved_s = [run.start_s - stopped_s for run in again]
     assert min(moved_s) > STALLED_S - 0.5, "short hangs move nothing"
     assert max(moved_s) < STALLED_S + 4.0, "a probe round, stalled_s, a confirmation, a sweep"
+    assert fleet.fences() == 1
     wait_until(lambda: victim.session != session, 10, "a new session")
     fleet.wait_ready()
     more = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 0.2}, each=30)

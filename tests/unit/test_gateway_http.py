@@ -169,6 +169,7 @@ async def test_metrics_name_what_outsiders_count_with(client: Client, engine: Fa
         "rumor_tasks_reaped_total 0.0",
         'rumor_queued_tasks{queue="default"} 1.0',
         'rumor_vitals_events_total{event="probes"} 3.0',
+        'rumor_fences_total{cause="lease"} 2.0',
         'rumor_http_requests_total{operation="submit",status="202"} 1.0',
         "rumor_redis_ok 1.0",
     ):

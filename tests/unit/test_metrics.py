@@ -22,12 +22,12 @@ def test_counters_start_at_zero_and_rise_by_what_is_added() -> None:
     assert samples(metrics)["rumor_tasks_accepted_total", ()] == 0
     metrics.accepted.add(3)
     metrics.commits.add("succeeded")
-    metrics.fences.add("refused", 2)
+    metrics.refused.add("fenced", 2)
     after = samples(metrics)
     assert after["rumor_tasks_accepted_total", ()] == 3
     assert after["rumor_task_commits_total", (("outcome", "succeeded"),)] == 1
     assert after["rumor_task_commits_total", (("outcome", "dead"),)] == 0
-    assert after["rumor_fences_total", (("cause", "refused"),)] == 2
+    assert after["rumor_task_refused_total", (("reason", "fenced"),)] == 2
 
 
 def test_two_nodes_in_one_process_count_apart() -> None:
