@@ -99,6 +99,7 @@ def play(nodes: Sequence[Node], victim: Node, is_leader: bool, tasks: int) -> di
         "tasks": len(mine),
         "ms": {name: at_ms - killed_ms for name, at_ms in figures.items()},
         "false": false,
+        "timelines": {node.name: events for node, events in zip(survivors, timeline(), strict=True)},
         "evidence": sorted(
             {str(e.get("evidence")) for events in views for e in events if e["kind"] == "session_fenced"}
         ),
