@@ -22,10 +22,18 @@ local limit, scan = tonumber(ARGV[4]), tonumber(ARGV[5])
 local rows = {}
 if scored then
   local top, last = string.match(before, '^(%S+) (.*)$')
-  local found = redis.call('ZREVRANGEBYSCORE', KEYS[3], top or '+inf', '-inf', 'WITHSCORES', 'LIMIT', 0, scan)
+  local first = 0
+  if last then -- after it, even if it is gone; very many tasks may share a score (one `run_at`), so halve, not scan
+    first = redis.call('ZCOUNT', KEYS[3], '(' .. top, '+inf')
+    local past = redis.call('ZCOUNT', KEYS[3], top, '+inf')
+    while first < past do
+      local middle = math.floor((first + past) / 2)
+      if redis.call('ZREVRANGE', KEYS[3], middle, middle)[1] >= last then first = middle + 1 else past = middle end
+    end
+  end
+  local found = redis.call('ZREVRANGE', KEYS[3], first, first + scan - 1, 'WITHSCORES')
   for i = 1, #found, 2 do
-    local score = string.format('%.0f', found[i + 1])
-    if not (last and score == top and found[i] >= last) then rows[#rows + 1] = {score .. ' ' .. found[i], found[i]} end
+    rows[#rows + 1] = {string.format('%.0f', found[i + 1]) .. ' ' .. found[i], found[i]}
   end
   if #found < scan * 2 then scan = #rows + 1 else scan = #rows end
 else

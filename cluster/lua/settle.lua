@@ -33,11 +33,12 @@ for i = 1, n do ids[i] = ARGV[6 + (i - 1) * STRIDE] end
 local held = redis.call('HMGET', KEYS[2], unpack(ids))
 
 local codes, gone, done, dead, due, finished = {}, {}, {}, {}, {}, {}
+local taken = {} -- the same pair twice in one batch commits once
 for i = 1, n do
   local at = 5 + (i - 1) * STRIDE
   local id, delivery, kind, payload, ms = ids[i], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5])
   local key = prefix .. id
-  if held[i] ~= delivery then
+  if held[i] ~= delivery or taken[id] then
     local was = redis.call('HMGET', key, 'state', 'settled')
     if not was[1] then codes[i] = 'gone'
     elseif was[2] == delivery then codes[i] = 'y'
@@ -71,7 +72,7 @@ for i = 1, n do
       end
     end
     gone[#gone + 1] = id
-    held[i] = false -- the same pair twice in one batch commits once
+    taken[id] = true
     codes[i] = '1'
   end
 end

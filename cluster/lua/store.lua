@@ -48,7 +48,7 @@ end
 -- Where nothing can be refused, indexing all ids at once also tells whether one of them was there before.
 local known = {}
 if not plain or redis.call('ZADD', KEYS[2], 'NX', unpack(members)) < n then
-  for i = 1, n do known[i] = redis.call('EXISTS', prefix .. ids[i]) == 1 end
+  for i = 1, n do known[ids[i]] = redis.call('EXISTS', prefix .. ids[i]) == 1 end
 end
 
 local codes, index, due_args, flight = {}, {}, {}, {}
@@ -56,7 +56,7 @@ for i = 1, n do
   local at = 6 + (i - 1) * STRIDE
   local id, queue, level, due = ids[i], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
   local idem, code = ARGV[at + 8], nil
-  if known[i] then
+  if known[id] then
     code = 'x'
   elseif idem ~= '' then
     local mapped = redis.call('GET', idem_prefix .. idem)
@@ -90,6 +90,7 @@ for i = 1, n do
       room[queue] = room[queue] - 1
       code = 'q'
     end
+    known[id] = true
     if not plain then
       index[#index + 1] = 0
       index[#index + 1] = id

@@ -1,0 +1,553 @@
+"""One shard in a real Redis, and beside it what it should be: a model in plain Python that each script is held against.
+
+`ShardPair` does one operation at a time to both and compares: the script's answer with the model's, then every key with
+the model and with the invariants:
+
+- each id is in exactly one of ready:*, scheduled, one inflight:*, done, dead, cancelled, and its hash names that place;
+- the index holds every id and nothing else;
+- {sNN}:sessions is exactly the sessions with a non-empty inflight hash;
+- attempts and deliveries are as in the model; a delivery is committed once at most;
+- there is no key that `cluster.keys` does not know, and none is left when everything was dropped.
+
+Randomness is handed in, so that a seed (or Hypothesis) replays a walk. Time is Redis's own and passes as it does: what
+a script wrote as a time is checked against Redis's clock before and after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from time import sleep
+from typing import Any
+
+import msgspec
+from hiredis import pack_command
+from redis.connection import Connection
+
+from cluster import keys
+from cluster.lane import Call
+from cluster.scripts import script
+from cluster.store import Calls, NewTask
+from cluster.task import Backoff, Ids, Spec, shard_of
+
+SHARD = 0x1F
+SHARDS = 64
+SESSIONS = ("a/018bcfe5680-00000001", "b/018bcfe5680-00000002", "a/018bcfe5999-00000003")
+QUEUES = ("qa", "qb")
+KEYS = ("k1", "k2", "k3")
+TERMINAL = {"succeeded": "done", "dead": "dead", "cancelled": "cancelled"}
+AGING_MS = 60_000
+QUEUE_LIMIT = 6
+LONG_MS = 10_000_000_000
+SCRIPTS = ("store", "claim", "settle", "reap", "cancel", "replay", "keep", "list", "counts", "progress")
+OPERATIONS = (
+    *("store",) * 5,
+    *("claim",) * 5,
+    *("settle",) * 6,
+    *("reap",) * 2,
+    *("cancel",) * 2,
+    *("replay",) * 2,
+    *("keep",) * 3,
+    *("progress", "counts", "list", "expire_dead", "forget_key", "rest"),
+)
+encode = msgspec.msgpack.encode
+
+
+@dataclass
+class Task:
+    """A task as it should be."""
+
+    id: str
+    spec: Spec
+    data: bytes
+    state: str = "queued"
+    attempt: int = 0
+    delivery: int = 0
+    lost: int = 0
+    settled: int | None = None  # the delivery that was committed last
+    session: str = ""  # that claimed it last
+    queued_at: int | None = None
+    due: int | None = None
+    drop_at: int | None = None  # of a terminal task
+    result: bytes | None = None
+    progress: bytes | None = None
+
+    @property
+    def score(self) -> int:
+        """Its place in its queue."""
+        assert self.queued_at is not None
+        return self.queued_at - self.spec.level * AGING_MS
+
+
+@dataclass
+class Model:
+    """A shard as it should be."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    keys: dict[str, tuple[str, str]] = field(default_factory=dict)  # idempotency key -> (id, fingerprint)
+    inflight: dict[str, dict[str, int]] = field(default_factory=lambda: {session: {} for session in SESSIONS})
+    commits: set[tuple[str, int]] = field(default_factory=set)
+    published: list[str] = field(default_factory=list)
+
+    def where(self, *states: str) -> list[Task]:
+        """The tasks in these states."""
+        return [task for task in self.tasks.values() if task.state in states]
+
+    def ready(self, queue: str) -> list[Task]:
+        """What is queued there, the next to be claimed first."""
+        return sorted((t for t in self.where("queued") if t.spec.queue == queue), key=lambda t: (t.score, t.id))
+
+    def head(self, queue: str) -> tuple[int, int]:
+        """(count, best score) as scripts tell them."""
+        ready = self.ready(queue)
+        return len(ready), ready[0].score if ready else 0
+
+    def take(self, task: Task, session: str) -> None:
+        """It is in flight there now."""
+        task.state, task.session = "running", session
+        task.attempt += 1
+        task.delivery += 1
+        self.inflight[session][task.id] = task.delivery
+
+    def finish(self, task: Task, state: str, drop_at: int) -> None:
+        """It is terminal now."""
+        task.state, task.drop_at = state, drop_at
+        self.published.append(task.id)
+
+
+class ShardPair:
+    """The shard and its model."""
+
+    def __init__(self, port: int, seed: int) -> None:
+        self._redis = Connection(host="127.0.0.1", port=port, protocol=2)
+        self._listener = Connection(host="127.0.0.1", port=port, protocol=2)
+        self._calls = Calls(AGING_MS / 1000, QUEUE_LIMIT, LONG_MS / 1000)
+        self._ids = Ids(seed)
+        self._dropped: list[str] = []
+        self._told: list[bytes] = []
+        self._times = (0, 0)
+        self.model = Model()
+        self.trail: list[str] = []
+        self._talk([("FLUSHALL",), *(("SCRIPT", "LOAD", script(name).text) for name in SCRIPTS)])
+        self._listener.send_command("SUBSCRIBE", keys.finished_channel(SHARD))
+        self._listener.read_response()
+
+    def close(self) -> None:
+        """End both connections."""
+        self._redis.disconnect()
+        self._listener.disconnect()
+
+    def do(self, operation: str, rng: Random) -> None:
+        """One operation, compared."""
+        self.trail.append(operation)
+        getattr(self, operation)(rng)
+        self.check()
+
+    # ---- operations: choose, call, expect
+
+    def store(self, rng: Random) -> None:
+        """New tasks of every kind, among them some that are known."""
+        news = [self._new(rng) for _ in range(rng.randint(1, 4))]
+        if rng.random() < 0.1:
+            news.append(msgspec.structs.replace(self._new(rng), id=news[0].id))
+        session = rng.choice(SESSIONS)
+        now, codes, heads = self._call(self._calls.store(SHARD, session, news, _nobody))
+        room = {queue: QUEUE_LIMIT - self.model.head(queue)[0] for queue in QUEUES}
+        assert [code.decode() for code in codes] == [self._expect_stored(new, session, now, room) for new in news]
+        self._expect_heads(heads, {new.queue for new in news})
+
+    def _new(self, rng: Random) -> NewTask:
+        known = list(self.model.tasks) + self._dropped
+        again = known and rng.random() < 0.15
+        task_id = rng.choice(known) if again else self._ids.next(1_700_000_000_000 + len(known), SHARD)
+        due = rng.choice((0, 0, 0, 0, 1, -1, -2, -LONG_MS, 4_000_000_000_000))
+        queue, level, key = rng.choice(QUEUES), rng.randint(0, 9), rng.choice((None, "user:1"))
+        wait_s = rng.choice((0.0, 0.001, 1000.0))
+        spec = Spec(rng.choice(("noop", "mail")), queue, level, rng.randint(1, 3), 60.0, Backoff(wait_s, 2.0, 1e6), key)
+        data = b'{"n": %d}' % rng.randint(0, 9)
+        idempotency = rng.choice((*KEYS, "", "", "", ""))
+        print_ = rng.choice(("f1", "f1", "f2 with space"))
+        claim = due == 0 and rng.random() < 0.3
+        return NewTask(
+            *(task_id, SHARD, queue, level, due, spec, encode(spec), data, claim, idempotency, LONG_MS, print_),
+            lambda *_: None,
+            None,
+        )
+
+    def _expect_stored(self, new: NewTask, session: str, now: int, room: dict[str, int]) -> str:
+        if new.id in self.model.tasks:
+            return "x"
+        if new.idempotency in self.model.keys:
+            first, print_ = self.model.keys[new.idempotency]
+            return ("i" if print_ == new.fingerprint else "m") + first
+        if new.due == 0 and not new.claim and room[new.queue] <= 0:
+            return "f"
+        if new.idempotency:
+            self.model.keys[new.idempotency] = (new.id, new.fingerprint)
+        task = self.model.tasks[new.id] = Task(new.id, new.spec, new.data)
+        due = now - new.due if new.due < 0 else new.due
+        if due > now:
+            task.state, task.due = "scheduled", due
+            return "s"
+        task.queued_at = now
+        if new.claim:
+            self.model.take(task, session)
+            return "c"
+        room[new.queue] -= 1
+        return "q"
+
+    def claim(self, rng: Random) -> None:
+        """By any session, also by one that was reaped."""
+        session, queue, limit = rng.choice(SESSIONS), rng.choice(QUEUES), rng.randint(1, 4)
+        ready = self.model.ready(queue)
+        highest = rng.choice(ready).score + rng.choice((-1, 0, 0, 1)) if ready and rng.random() < 0.4 else None
+        now, count, head, flat = self._call(self._calls.claim(SHARD, queue, session, limit, highest, _nobody))
+        assert self._times[0] <= now <= self._times[1]
+        taken = [task for task in ready if highest is None or task.score <= highest][:limit]
+        rows = [flat[n : n + 6] for n in range(0, len(flat), 6)]
+        assert [row[0].decode() for row in rows] == [task.id for task in taken], "best first, no more than the limit"
+        for task, (_, delivery, attempt, spec, data, queued_at) in zip(taken, rows, strict=True):
+            self.model.take(task, session)
+            assert (delivery, attempt) == (task.delivery, task.attempt)
+            assert (spec, data, int(queued_at)) == (encode(task.spec), task.data, task.queued_at)
+        assert (count, int(float(head))) == self.model.head(queue)
+
+    def settle(self, rng: Random) -> None:
+        """Outcomes of one session: right ones, of others, of older deliveries, twice, of tasks that are gone."""
+        session = rng.choice(SESSIONS)
+        rows = []
+        for _ in range(rng.randint(1, 4)):
+            held = self.model.inflight[session if rng.random() < 0.8 else rng.choice(SESSIONS)]
+            if held and rng.random() < 0.85:
+                task_id, delivery = rng.choice(list(held.items()))
+                delivery += rng.choice((0,) * 8 + (-1, 1))
+            else:
+                task_id = rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"])
+                delivery = self.model.tasks[task_id].delivery if task_id in self.model.tasks else 1
+            kind = rng.choice("ssddrrgg")
+            ms = rng.choice((0, 1, 2, LONG_MS))
+            rows.append((task_id, delivery, kind, b"" if kind == "g" else b'"%d"' % rng.randint(0, 99), ms))
+            if rng.random() < 0.1:
+                rows.append((task_id, delivery, rng.choice("sdrg"), b"1", ms))
+        codes = self._call(self._calls.settle(SHARD, session, rows, _nobody))
+        assert [code.decode() for code in codes] == [self._expect_settled(session, *row) for row in rows], rows
+
+    def _expect_settled(self, session: str, task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> str:
+        task = self.model.tasks.get(task_id)
+        if self.model.inflight[session].get(task_id) != delivery:
+            return "gone" if task is None else "y" if task.settled == delivery else task.state
+        assert task is not None
+        assert (task_id, delivery) not in self.model.commits, "a delivery is committed once"
+        self.model.commits.add((task_id, delivery))
+        del self.model.inflight[session][task_id]
+        task.settled = delivery
+        if kind == "s":
+            task.result = payload
+            self.model.finish(task, "succeeded", self._time_of("done", task, ms))
+        elif kind == "d":
+            self.model.finish(task, "dead", self._time_of("dead", task, ms))
+        elif kind == "r" or ms > 0:
+            task.state, task.due = "retrying", self._time_of("scheduled", task, ms)
+            task.attempt -= kind == "g"
+        else:
+            task.state = "queued"
+            task.attempt -= 1
+        return "1"
+
+    def reap(self, rng: Random) -> None:
+        """As after a fence; a session may claim again and be reaped again."""
+        session, limit, jitter = rng.choice(SESSIONS), rng.choice((1, 2, 256, 256)), rng.random()
+        call = self._calls.reap(SHARD, session, jitter, _nobody)
+        assert call.args[4] == 256
+        call.args[4] = limit
+        left, queued, scheduled, dead, heads = self._call(call)
+        held = self.model.inflight[session]
+        still = {raw.decode() for raw in self._talk([("HKEYS", keys.inflight(SHARD, session))])[0]}
+        taken = [self.model.tasks[task_id] for task_id in held if task_id not in still]
+        assert len(taken) == min(limit, len(held))
+        assert left == len(held) - len(taken)
+        moved = {"queued": 0, "retrying": 0, "dead": 0}
+        order = [raw.decode() for raw in self._published(len(self.model.published))]
+        for task in sorted(taken, key=lambda t: order.index(t.id) if t.id in order else -1):
+            del held[task.id]
+            task.lost += 1
+            if task.attempt >= task.spec.max_attempts:
+                self.model.finish(task, "dead", self._time_of("dead", task, LONG_MS))
+            elif task.lost == 1:
+                task.state = "queued"
+            else:
+                most_ms = int(1000 * task.spec.backoff.base_s * 2.0 ** (task.lost - 2))
+                task.state, task.due = "retrying", self._time_of("scheduled", task, 0, most_ms)
+            moved[task.state] += 1
+        assert (queued, scheduled, dead) == tuple(moved.values())
+        self._expect_heads(heads, {task.spec.queue for task in taken if task.state == "queued"})
+
+    def cancel(self, rng: Random) -> None:
+        """A task in any state, or none."""
+        task_id = rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"])
+        ms = rng.choice((0, 1, LONG_MS))
+        state, session, delivery = self._call(self._calls.cancel(SHARD, task_id, ms, _nobody))
+        task = self.model.tasks.get(task_id)
+        if task is None or task.state in TERMINAL:
+            assert (state.decode(), session, delivery) == (task.state if task else "", b"", 0)
+            return
+        is_running = task.state == "running"
+        assert (state.decode(), session.decode()) == (task.state, task.session if is_running else "")
+        assert delivery == task.delivery
+        if is_running:
+            del self.model.inflight[task.session][task_id]
+        self.model.finish(task, "cancelled", self._time_of("cancelled", task, ms))
+
+    def replay(self, rng: Random) -> None:
+        """Dead and cancelled tasks, and some that are neither."""
+        ended = [task.id for task in self.model.where("dead", "cancelled")]
+        ids = [rng.choice(ended or ["unknown-1f"]) for _ in range(rng.randint(1, 3))]
+        ids.append(rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"]))
+        codes, heads = self._call(self._calls.replay(SHARD, ids, _nobody))
+        expected, queues = [], set()
+        for task_id in ids:
+            task = self.model.tasks.get(task_id)
+            if task is None or task.state not in ("dead", "cancelled"):
+                expected.append(task.state if task else "")
+                continue
+            task.state, task.attempt, task.lost, task.result, task.progress = "queued", 0, 0, None, None
+            queues.add(task.spec.queue)
+            task.queued_at = int(self._talk([("HGET", keys.task(SHARD, task_id), "queued_at")])[0])
+            assert self._times[0] <= task.queued_at <= self._times[1]
+            expected.append("1")
+        assert [code.decode() for code in codes] == expected
+        self._expect_heads(heads, queues)
+
+    def keep(self, rng: Random, early_ms: int | None = None) -> None:
+        """Promote and drop, often in small steps."""
+        early_ms = rng.choice((0, 0, 0, LONG_MS + 60_000)) if early_ms is None else early_ms
+        call = self._calls.keep(SHARD, early_ms, _nobody)
+        assert call.args[3] == 256
+        limit = call.args[3] = rng.choice((1, 2, 256, 256))
+        now, promoted, dropped, next_due, sessions, heads = self._call(call)
+        by_due = sorted(self.model.where("scheduled", "retrying"), key=lambda t: (t.due, t.id))
+        due = [task for task in by_due if task.due is not None and task.due <= now][:limit]
+        assert promoted == len(due)
+        for task in due:
+            task.state, task.queued_at = "queued", now
+        most = 0
+        for state in TERMINAL:
+            until = now if state == "dead" else now + early_ms
+            old = sorted((t for t in self.model.where(state)), key=lambda t: (t.drop_at, t.id))
+            old = [task for task in old if task.drop_at is not None and task.drop_at <= until][:limit]
+            most = max(most, len(old))
+            for task in old:
+                del self.model.tasks[task.id]
+                self._dropped.append(task.id)
+                self.model.commits -= {one for one in self.model.commits if one[0] == task.id}
+        assert dropped == most
+        assert next_due == min((t.due or 0 for t in self.model.where("scheduled", "retrying")), default=0)
+        assert sorted(raw.decode() for raw in sessions) == sorted(s for s, held in self.model.inflight.items() if held)
+        told = {heads[n].decode() for n in range(0, len(heads), 3)}
+        assert {task.spec.queue for task in self.model.where("queued")} <= told
+        self._expect_heads(heads, told)
+
+    def progress(self, rng: Random) -> None:
+        """What a running task says of itself; another delivery's word is not kept."""
+        session = rng.choice(SESSIONS)
+        task_id = rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"])
+        delivery = rng.choice((1, 2, self.model.inflight[session].get(task_id, 3)))
+        value = b"%d" % rng.randint(0, 9)
+        kept = self._call(self._calls.progress(SHARD, session, task_id, delivery, value, _nobody))
+        assert kept == (self.model.inflight[session].get(task_id) == delivery)
+        if kept:
+            self.model.tasks[task_id].progress = value
+
+    def counts(self, rng: Random) -> None:
+        """How many there are of each."""
+        with_ids = rng.random() < 0.5
+        *numbers, queues, flights = self._call(self._calls.counts(SHARD, with_ids, _nobody))
+        states = (("scheduled", "retrying"), ("waiting",), ("succeeded",), ("dead",), ("cancelled",))
+        assert numbers == [len(self.model.where(*names)) for names in states]
+        told = {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)}
+        assert {queue: count for queue, count in told.items() if count} == {
+            queue: len(self.model.ready(queue)) for queue in QUEUES if self.model.ready(queue)
+        }
+        running = {flights[n].decode(): flights[n + 1] for n in range(0, len(flights), 2)}
+        if with_ids:
+            running = {session: sorted(raw.decode() for raw in ids) for session, ids in running.items()}
+        held = {session: sorted(ids) for session, ids in self.model.inflight.items() if ids}
+        assert running == (held if with_ids else {session: len(ids) for session, ids in held.items()})
+
+    def list(self, rng: Random) -> None:
+        """Page through everything, or through one state, one type, one key."""
+        state = rng.choice(("", "", "queued", "running", "dead", "cancelled", "succeeded", "scheduled", "retrying"))
+        kind, key = rng.choice(("", "", "mail")), rng.choice(("", "", "user:1"))
+        limit, scan = rng.randint(1, 3), rng.choice((1, 2, 5, 1000))
+        zset = {"scheduled": "scheduled", "retrying": "scheduled", **TERMINAL}.get(state)
+        source = getattr(keys, zset)(SHARD) if zset else None
+        found: list[str] = []
+        before, pages = "", 0
+        while True:
+            call = self._calls.list(SHARD, source, before, limit, scan, (state, kind, key), _nobody)
+            reached, flat = self._call(call)
+            assert len(flat) <= 2 * limit
+            found += [flat[n + 1].decode() for n in range(0, len(flat), 2)]
+            pages += 1
+            if not reached:
+                break
+            assert reached.decode() != before, "every call gets on"
+            before = reached.decode()
+        wanted = [
+            task
+            for task in self.model.tasks.values()
+            if state in ("", task.state) and kind in ("", task.spec.type) and key in ("", task.spec.key)
+        ]
+        if zset:
+            wanted.sort(key=lambda t: (t.due if zset == "scheduled" else t.drop_at, t.id), reverse=True)
+        else:
+            wanted.sort(key=lambda t: t.id, reverse=True)
+        assert found == [task.id for task in wanted], (state, kind, key, limit, scan, pages)
+
+    def expire_dead(self, _: Random) -> None:
+        """The dead letter queue is purged: the next keep drops it."""
+        dead = self.model.where("dead")
+        assert self._call(self._calls.expire_dead(SHARD, _nobody)) == len(dead)
+        for task in dead:
+            task.drop_at = 0
+
+    def forget_key(self, rng: Random) -> None:
+        """An Idempotency-Key's time is up."""
+        key = rng.choice(KEYS)
+        self._talk([("DEL", keys.idempotency(SHARD, key))])
+        self.model.keys.pop(key, None)
+
+    def rest(self, _: Random) -> None:
+        """Let what is due in a moment be due."""
+        sleep(0.003)
+
+    # ---- the end
+
+    def drop_everything(self) -> None:
+        """Cancel what lives, drop what has ended: no key is left but the names of the queues."""
+        for task in list(self.model.tasks.values()):
+            if task.state not in TERMINAL:
+                self._call(self._calls.cancel(SHARD, task.id, 0, _nobody))
+                if task.state == "running":
+                    del self.model.inflight[task.session][task.id]
+                self.model.finish(task, "cancelled", self._time_of("cancelled", task, 0))
+        self.check()
+        rng = Random(1)
+        self.expire_dead(rng)
+        while self.model.tasks:
+            self.keep(rng, LONG_MS + 60_000)
+        self._talk([("DEL", *(keys.idempotency(SHARD, key) for key in KEYS))])
+        self.model.keys.clear()
+        self.check()
+        left = {raw.decode() for raw in self._talk([("KEYS", "*")])[0]}
+        assert left <= {keys.queues(SHARD)}
+        assert [raw.decode() for raw in self._published(0)] == self.model.published, "each end was told, in order"
+
+    # ---- comparing
+
+    def check(self) -> None:
+        """Every key against the model and the invariants."""
+        names = [raw.decode() for raw in self._talk([("KEYS", "*")])[0]]
+        reads, places = [], dict[str, list[str]]()
+        hashes: dict[str, dict[str, bytes]] = {}
+        inflight: dict[str, dict[str, int]] = {}
+        sets: dict[str, set[str]] = {}
+        mappings: dict[str, tuple[str, str]] = {}
+        for name in names:
+            kind = name.removeprefix(keys.tag(SHARD) + ":").partition(":")[0]
+            assert name.startswith(keys.tag(SHARD)), name
+            reads.append((READS[kind], name, *(("0", "-1", "WITHSCORES") if READS[kind] == "ZRANGE" else ())))
+        for name, reply in zip(names, self._talk(reads), strict=True):
+            kind, _, rest = name.removeprefix(keys.tag(SHARD) + ":").partition(":")
+            if kind == "task":
+                hashes[rest] = {reply[n].decode(): reply[n + 1] for n in range(0, len(reply), 2)}
+            elif kind == "inflight":
+                inflight[rest] = {reply[n].decode(): int(reply[n + 1]) for n in range(0, len(reply), 2)}
+                for task_id in inflight[rest]:
+                    places.setdefault(task_id, []).append(f"inflight:{rest}")
+            elif kind == "idem":
+                first, _, print_ = reply.decode().partition(" ")
+                mappings[rest] = (first, print_)
+            elif READS[kind] == "SMEMBERS":
+                sets[kind] = {raw.decode() for raw in reply}
+            else:
+                ids = {reply[n].decode(): int(float(reply[n + 1])) for n in range(0, len(reply), 2)}
+                sets[kind] = sets.get(kind, set()) | set(ids)
+                for task_id, score in ids.items() if kind != "index" else ():
+                    places.setdefault(task_id, []).append(f"{kind}:{rest}@{score}" if rest else f"{kind}@{score}")
+        model = self.model
+        assert places == {task.id: [_place(task)] for task in model.tasks.values()}
+        assert set(hashes) == sets.get("index", set()) == set(model.tasks)
+        assert inflight == {session: held for session, held in model.inflight.items() if held}
+        assert sets.get("sessions", set()) == set(inflight)
+        assert mappings == model.keys
+        assert sets.get("queues", set()) >= {task.spec.queue for task in model.tasks.values()}
+        for task_id, fields in hashes.items():
+            task = model.tasks[task_id]
+            assert fields["state"].decode() == task.state
+            assert (int(fields.get("attempt", 0)), int(fields.get("delivery", 0))) == (task.attempt, task.delivery)
+            assert (fields["spec"], fields["data"]) == (encode(task.spec), task.data)
+            assert fields.get("progress") == task.progress
+            assert int(fields.get("lost", 0)) == task.lost
+            if task.state == "running":
+                assert fields["session"].decode() == task.session
+            if task.state == "succeeded":
+                assert fields["result"] == task.result
+            if task.state == "dead":
+                assert fields["error"]
+            assert shard_of(task_id, SHARDS) == SHARD
+
+    def _expect_heads(self, flat: Sequence[Any], queues: set[str]) -> None:
+        told = {flat[n].decode(): (flat[n + 1], int(float(flat[n + 2]))) for n in range(0, len(flat), 3)}
+        assert told == {queue: self.model.head(queue) for queue in queues}
+
+    def _time_of(self, zset: str, task: Task, ms: int, most_ms: int | None = None) -> int:
+        """The score that a script gave a task: its own time, which lies within the call, plus `ms` (to `most_ms`)."""
+        score = int(float(self._talk([("ZSCORE", getattr(keys, zset)(SHARD), task.id)])[0]))
+        assert self._times[0] + ms <= score <= self._times[1] + max(ms, most_ms or 0)
+        return score
+
+    def _published(self, after: int) -> list[bytes]:
+        """What was told to those who wait, all of it, from the n-th id on."""
+        while self._listener.can_read(timeout=0):
+            self._told += self._listener.read_response()[2].split(b" ")
+        return self._told[after:]
+
+    def _call(self, call: Call) -> Any:
+        before, reply, after = self._talk([("TIME",), call.command(), ("TIME",)])
+        self._times = (_ms(before), _ms(after))
+        return reply
+
+    def _talk(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self._redis.send_packed_command([pack_command(command) for command in commands])
+        return [self._redis.read_response() for _ in commands]
+
+
+READS = {  # every kind of key that a shard may have
+    "task": "HGETALL",
+    "inflight": "HGETALL",
+    "idem": "GET",
+    "queues": "SMEMBERS",
+    "sessions": "SMEMBERS",
+    **dict.fromkeys(("ready", "scheduled", "done", "dead", "cancelled", "index"), "ZRANGE"),
+}
+
+
+def _place(task: Task) -> str:
+    """The one place of a task in this state."""
+    if task.state == "queued":
+        return f"ready:{task.spec.queue}@{task.score}"
+    if task.state == "running":
+        return f"inflight:{task.session}"
+    if task.state in TERMINAL:
+        return f"{TERMINAL[task.state]}@{task.drop_at}"
+    return f"scheduled@{task.due}"
+
+
+def _ms(time: Sequence[bytes]) -> int:
+    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
+def _nobody(_: Any) -> None:
+    """The answer is read where it comes in."""
