@@ -174,7 +174,7 @@ class Submitting:
             data=bytes(item.data),
             claim=claim,
             idempotency=idempotency,
-            idempotency_ms=int(lifetime_s * 1000),
+            idempotency_ms=max(1, int(lifetime_s * 1000)),
             fingerprint=print_,
             on_code=self._on_code,
             more=(n, batch, task),

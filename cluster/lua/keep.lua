@@ -1,4 +1,4 @@
--- keep: keep house in one shard: promote what is due, drop what is past retention, report what is there.
+-- keep: keep house in one shard: drop what is past retention, promote what is due, report what is there.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:scheduled            zset  ids by due time, ms
@@ -22,19 +22,7 @@
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[4])
-for _, id in ipairs(due) do
-  local key = ARGV[1] .. id
-  local packed = redis.call('HGET', key, 'spec')
-  if packed then
-    local spec = cmsgpack.unpack(packed)
-    redis.call('HSET', key, 'state', 'queued', 'queued_at', now)
-    redis.call('ZADD', ARGV[2] .. spec[2], now - spec[3] * ARGV[3], id)
-    redis.call('SADD', KEYS[8], spec[2])
-  end
-end
-if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
-
+-- Drop first: a Redis that is full refuses what needs memory, unless this script has written before.
 local dropped = 0
 for k = 3, 5 do
   local until_ms = k == 4 and now or now + ARGV[5] -- the dead stay: somebody has to look at them
@@ -48,6 +36,19 @@ for k = 3, 5 do
     dropped = math.max(dropped, #old)
   end
 end
+
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[4])
+for _, id in ipairs(due) do
+  local key = ARGV[1] .. id
+  local packed = redis.call('HGET', key, 'spec')
+  if packed then
+    local spec = cmsgpack.unpack(packed)
+    redis.call('HSET', key, 'state', 'queued', 'queued_at', now)
+    redis.call('ZADD', ARGV[2] .. spec[2], now - spec[3] * ARGV[3], id)
+    redis.call('SADD', KEYS[8], spec[2])
+  end
+end
+if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
 
 local heads = {}
 for _, queue in ipairs(redis.call('SMEMBERS', KEYS[8])) do

@@ -61,6 +61,9 @@ class LoneVitals:
 
     def tick(self) -> None: ...
 
+    def is_sure(self, session: str) -> bool:
+        return True
+
     async def leave(self) -> None: ...
 
 
@@ -147,6 +150,11 @@ async def test_a_unique_task_is_stored_once_for_its_time(engine: Engine) -> None
     first = await one(engine, "process", "x", unique_for_s=60)
     assert (await one(engine, "process", "x", unique_for_s=60)).id == first.id
     assert (await one(engine, "process", "y", unique_for_s=60)).id != first.id
+
+
+async def test_a_unique_task_may_be_unique_for_less_than_a_millisecond(engine: Engine) -> None:
+    tasks = await asyncio.gather(one(engine, "noop", 1), one(engine, "noop", 2, unique_for_s=1e-6))
+    assert [(await engine.wait(task.id, 5)).state for task in tasks] == ["succeeded"] * 2
 
 
 async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:
