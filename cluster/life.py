@@ -171,6 +171,10 @@ class Life:
         counts.update({f"gossip_{name}": count for name, count in self.gossip.stats.items()})
         return counts
 
+    def is_sure(self, name: str) -> bool:
+        """Whether nobody can have watched this session's heartbeat stand still: Redis acknowledged it just now."""
+        return name == self.session and boot_s() - self._acked_s < self.config.heartbeat_stale_s
+
     def answer(self, body: bytes) -> bytes | None:
         """The reply to a peer's full exchange."""
         return self.gossip.answer(body)
@@ -224,6 +228,7 @@ class Life:
             # Our tombstone may have been written and forgotten since. Registering again would raise the dead.
             self._go_on_as_another("forgotten")
         name, self._beat_nr = self.session, self._beat_nr + 1
+        asked_s = boot_s()
         try:
             await self._until_listening()
             ttl_ms = int(TTL_LEASES * self.config.lease_s * 1000)
@@ -242,7 +247,7 @@ class Life:
             self._go_on_as_another(keys.tombstone(beat.tombstone)[0])
             return
         self._stats["beats"] += 1
-        self._acked_s = boot_s()
+        self._acked_s = asked_s  # The answer may have lain in its buffer for long: this process may have been stopped.
         self._redis_answers(True)
         if self._was is not None:
             was, self._was = self._was, None

@@ -138,6 +138,13 @@ class Vitals:
         self._thread.start()
         await asyncio.wrap_future(started)
 
+    def is_sure(self, session: str) -> bool:
+        """Whether this is our session, and acknowledged so lately that nobody can hold it dead for its silence.
+
+        A node that was stopped, or cut from Redis, is not sure of itself until its next heartbeat is answered.
+        """
+        return self._life.is_sure(session)
+
     def set_load(self, load: Load) -> None:
         """This node's load from now on; told to the others within 100 ms."""
         self._life.load = load

@@ -68,6 +68,8 @@ class Dispatcher:
         self.worker: Worker
         self.session = ""
         self.is_claiming = False
+        self.is_sure: Callable[[], bool] = _always  # whether this session is certainly not fenced
+        self.is_held_back = False  # a claim was not made because of that
         self.backlog = Backlog()
         self.lanes = [
             Lane(client, config.redis_timeout_s, partial(self._collect, n), self._lane_changed) for n in range(LANES)
@@ -114,7 +116,7 @@ class Dispatcher:
 
     def reserve(self, queue: str) -> bool:
         """Promise a slot to a task that is about to be stored and claimed in one; False when there is none."""
-        if self.free(queue) <= 0 or not self.backlog.is_empty(queue):
+        if self.free(queue) <= 0 or not self.backlog.is_empty(queue) or not self.is_sure():
             return False
         self._reserved[queue] = self._reserved.get(queue, 0) + 1
         return True
@@ -223,7 +225,10 @@ class Dispatcher:
         if self._stores[lane]:
             self._collect_stores(lane, calls)
         if self.is_claiming and self.lanes[lane].is_up:
-            self._collect_claims(lane, calls)
+            # What a fenced session claims is reaped, but costs the task an attempt.
+            self.is_held_back = not self.is_sure()
+            if not self.is_held_back:
+                self._collect_claims(lane, calls)
         return calls
 
     def _collect_stores(self, lane: int, calls: list[Call]) -> None:
@@ -377,6 +382,10 @@ class Dispatcher:
                     for new in tasks:
                         new.on_code(new, away(), 0)
         self._on_redis(self.is_up)
+
+
+def _always() -> bool:
+    return True
 
 
 _OUTCOMES = {"s": "succeeded", "d": "dead", "r": "retrying", "g": "released"}

@@ -115,6 +115,7 @@ class Engine:
         self.vitals = vitals
         vitals.tick()  # A handler may block the loop before the first report: that must count as a stall too.
         self.dispatch.session = vitals.session
+        self.dispatch.is_sure = lambda: vitals.is_sure(self.dispatch.session)
         self.dispatch.start(self.worker)
         self.dispatch.is_claiming = True
         self.publish_load()
@@ -315,6 +316,8 @@ class Engine:
             self.publish_load()
             if any(self.dispatch.free(queue) > 0 for queue in self.config.queue_slots):
                 self._steal()
+            if self.dispatch.is_held_back:
+                self.dispatch.kick()
             for lane in self.dispatch.lanes:
                 if lane.latency_s:
                     self.metrics.redis_s.add(lane.latency_s)

@@ -33,8 +33,8 @@ import os, signal, sys
 from cluster.config import from_env
 from node import engine, gateway, main
 from node.process import of_pid
-from tests.waiting import wait_until
 config = from_env(os.environ)
+print("spare ready", flush=True)
 old = of_pid(int(sys.stdin.readline()))
 os.kill(old.pid, signal.SIGKILL)
 while old.is_alive:
@@ -104,6 +104,7 @@ class Node:
         self._spawn([sys.executable, "-P", "-c", SPARE], subprocess.PIPE)
         spare, self.process = self.process, old
         assert spare is not None
+        wait_until(lambda: "spare ready" in self.log(), READY_LIMIT_S, "the next life has imported everything")
 
         def swap() -> None:
             assert spare.stdin is not None

@@ -66,7 +66,8 @@ def test_a_node_restarted_at_once_on_its_address_is_another_life_and_its_tasks_r
     check_ran_once(ledger, ids, again=held)
     again = [run for run in ledger.of(held) if run.delivery == 2]
     assert {run.task_id for run in again} == held
-    assert max(run.start_s for run in again) - swapped_s < TAKEN_OVER_S
+    took_s = [run.start_s - swapped_s for run in again]
+    assert max(took_s) < TAKEN_OVER_S
     fleet.wait_ready()
     assert victim.session != old[0]
     for node in fleet.nodes:

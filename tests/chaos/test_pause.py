@@ -51,7 +51,7 @@ def test_a_stop_of_two_and_a_half_seconds_moves_nothing(
 def test_a_stop_of_twelve_seconds_moves_its_tasks_after_stalled_s_and_refuses_what_comes_late(
     make_fleet: Make, ledger: Ledger, redis_server: RedisServer
 ) -> None:
-    fleet = make_fleet(3)
+    fleet = make_fleet(3, queues="default:30")
     victim = fleet.nodes[2]
     session = victim.session
     others = {node.node_id for node in fleet.nodes[:2]}
@@ -64,14 +64,17 @@ def test_a_stop_of_twelve_seconds_moves_its_tasks_after_stalled_s_and_refuses_wh
         assert held
         wait_until(lambda: ledger.started(ids) and len(ledger.of(held)) == 2 * len(held), 12, "all it held runs again")
         hold(stopped_s + 12.0 - time.monotonic())
+        backlog = fleet.nodes[0].submit("chaos.sleep", {"ledger": str(ledger.path), "seconds": 1.0}, 150)
         victim.resume()
-        tasks = fleet.wait_ended(ids, 20)
+        tasks = fleet.wait_ended([*ids, *backlog], 30)
         wait_until(
             lambda: victim.metric("rumor_task_refused_total", reason="fenced") >= len(held), 5, "its outcomes refused"
         )
-        check_committed_once(commits, ids)
-    check_kept(tasks, ids, ledger)
+        check_committed_once(commits, [*ids, *backlog])
+    check_kept(tasks, [*ids, *backlog], ledger)
     check_ran_once(ledger, ids, again=held)
+    check_ran_once(ledger, backlog)  # Coming back, it claimed nothing under the session that it had lost.
+    assert any(run.pid == victim.pid for run in ledger.of(backlog)), "it works again"
     again = [run for run in ledger.of(held) if run.delivery == 2]
     assert {run.node_id for run in again} <= others
     moved_s = [run.start_s - stopped_s for run in again]
@@ -80,10 +83,6 @@ def test_a_stop_of_twelve_seconds_moves_its_tasks_after_stalled_s_and_refuses_wh
     assert fleet.fences() == 1
     wait_until(lambda: victim.session != session, 10, "a new session")
     fleet.wait_ready()
-    more = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 0.2}, each=30)
-    check_kept(fleet.wait_ended(more, 15), more, ledger)
-    check_ran_once(ledger, more)
-    assert any(run.pid == victim.pid for run in ledger.of(more)), "it works again"
 
 
 def test_a_handler_that_blocks_the_loop_for_ten_seconds_moves_nothing(
@@ -137,3 +136,31 @@ def test_a_handler_that_holds_the_interpreter_for_less_than_stalled_s_moves_noth
     check_ran_once(ledger, ids)
     assert [node.session for node in fleet.nodes] == sessions, f"held for {held.end_s - held.start_s:.1f} s"
     assert fleet.fences() == 0
+
+
+def test_a_handler_that_holds_the_interpreter_for_longer_than_stalled_s_is_a_hung_node(
+    make_fleet: Make, ledger: Ledger, redis_server: RedisServer
+) -> None:
+    fleet = make_fleet(1)
+    port = fleet.nodes[0].port
+    pair = [fleet.make("127.0.0.1", port + n, **PINNED) for n in (1, 2)]
+    fleet.begin(pair)
+    first = fleet.nodes[0]
+    with Commits(redis_server.url) as commits:
+        ids = first.submit("chaos.sleep", {"ledger": str(ledger.path), "seconds": 1.0}, 20, queue="pin")
+        wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+        # One attempt: the next node would hang as well.
+        work = {"ledger": str(ledger.path), "seconds": 10.0}
+        (holder,) = first.submit("chaos.hold_gil", work, queue="pin", max_attempts=1)
+        run = wait_until(lambda: ledger.of([holder]), 10, "it holds")[0]
+        held = ledger.open_on(run.node_id) - {holder}
+        tasks = fleet.wait_ended([*ids, holder], 30)
+        wait_until(lambda: ledger.of([holder])[0].end_s, 20, "it lets go")
+        check_committed_once(commits, [*ids, holder])
+    check_kept(tasks, ids, ledger)
+    check_ran_once(ledger, ids, again=held)
+    (task,) = [task for task in tasks if task["id"] == holder]
+    assert (task["state"], task["error"]["type"]) == ("dead", "WorkerLost")
+    assert len(ledger.of([holder])) == 1
+    victim = next(node for node in pair if node.node_id == run.node_id)
+    wait_until(lambda: victim.metric("rumor_task_refused_total", reason="fenced") >= 1, 5, "its outcome is refused")
