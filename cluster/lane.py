@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
+import structlog
 from hiredis import pack_command
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -25,6 +26,8 @@ from cluster.scripts import Arg, script
 Reply = Any  # what Redis answered, or the exception that this call met
 GRACE_S = 0.02  # after a deadline: an answer may lie in the buffer, and the timer was served first
 PROBE_INTERVAL_S = 0.1  # how often a lane that is down looks whether Redis is back
+
+log = structlog.get_logger("rumor.lane")
 
 
 @dataclass(slots=True)
@@ -73,9 +76,15 @@ class Lane:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="lane")
 
     def add(self, call: Call) -> None:
-        """Send with the next group. Its `on_reply` is called exactly once."""
-        self._calls.append(call)
-        self._wanted.set()
+        """Send with the next group, or fail it in the next turn of the loop while Redis is known to be away.
+
+        Its `on_reply` is called exactly once, never from inside this call.
+        """
+        if self.is_up:
+            self._calls.append(call)
+            self._wanted.set()
+        else:
+            asyncio.get_running_loop().call_soon(_answer, call, _gone())
 
     def kick(self) -> None:
         """Let `collect` be asked, although there is no call to add."""
@@ -119,7 +128,9 @@ class Lane:
             replies = await self._talk([call.command() for call in calls])
             again = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if again:  # a Redis that was restarted; each text once, as EVAL loads it
-                for n, reply in zip(again, await self._talk([calls[n].command(True) for n in again]), strict=True):
+                first = {calls[n].script: n for n in reversed(again)}
+                texts = [calls[n].command(by_text=first[calls[n].script] == n) for n in again]
+                for n, reply in zip(again, await self._talk(texts), strict=True):
                     replies[n] = reply
             return replies
 
@@ -141,7 +152,7 @@ class Lane:
             self.latency_s = self.last_answer_s - began_s
             self._set_up(True)
         for call, reply in zip(calls, replies, strict=True):
-            call.on_reply(reply)
+            _answer(call, reply)
 
     async def _within_deadline(self, talk: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
         """As asyncio.timeout, but a loop that was busy looks into the socket before it believes the clock."""
@@ -170,11 +181,10 @@ class Lane:
 
     async def _come_back(self) -> None:
         """Look with a PING until Redis answers; callers meanwhile fail at once instead of piling up."""
+        calls, self._calls = self._calls, []  # asked for while the group that failed was under way
+        for call in calls:
+            _answer(call, _gone())
         while not self.is_up:
-            calls, self._calls = self._calls, []
-            gone = StoreUnavailable("Redis does not answer.", "Try again soon.", may_have_happened=False)
-            for call in calls:
-                call.on_reply(gone)
             try:
                 reply = (await self._within_deadline(self._ping()))[0]
                 if isinstance(reply, ResponseError):
@@ -194,3 +204,15 @@ class Lane:
             if not is_up:
                 self._wanted.set()  # so that the way back is looked for although nobody asks
             self._on_state(is_up)
+
+
+def _answer(call: Call, reply: Reply) -> None:
+    """A caller that cannot bear its answer must not take the lane, and with it everybody's answers, down."""
+    try:
+        call.on_reply(reply)
+    except Exception:
+        log.exception("answer_not_taken", script=call.script)
+
+
+def _gone() -> StoreUnavailable:
+    return StoreUnavailable("Redis does not answer.", "Try again soon.", may_have_happened=False)

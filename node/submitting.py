@@ -275,7 +275,7 @@ class _Batch:
 
     def one_less(self) -> None:
         self.waiting -= 1
-        if self.waiting == 0:
+        if self.waiting == 0 and not self._done.done():  # done: whoever waited has given up
             self._done.set_result(None)
 
     async def wait(self) -> None:

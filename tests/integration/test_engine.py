@@ -21,6 +21,7 @@ from node.engine import Engine
 from node.metrics import Metrics
 from node.tasks import load
 from node.wire import BackoffJson, ListQuery, Submission, Submitted, TaskJson
+from tests.waiting import wait_until_async
 
 
 class LoneVitals:
@@ -155,6 +156,17 @@ async def test_a_unique_task_is_stored_once_for_its_time(engine: Engine) -> None
 async def test_a_unique_task_may_be_unique_for_less_than_a_millisecond(engine: Engine) -> None:
     tasks = await asyncio.gather(one(engine, "noop", 1), one(engine, "noop", 2, unique_for_s=1e-6))
     assert [(await engine.wait(task.id, 5)).state for task in tasks] == ["succeeded"] * 2
+
+
+async def test_a_submitter_that_gives_up_harms_nobody(engine: Engine) -> None:
+    items: list[Submission | RumorError] = [Submission(type="noop")]
+    for turns in range(6):
+        submitting = asyncio.create_task(engine.submit(items))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        submitting.cancel()
+    assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
+    await wait_until_async(lambda: engine.dispatch.free("default") == 8, 5, "no slot stays promised")
 
 
 async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:

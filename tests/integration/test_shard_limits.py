@@ -53,7 +53,7 @@ async def test_a_full_redis_still_drops_what_is_past_its_time_although_something
     assert await do(client, CALLS.settle(SHARD, SESSION, [(done.id, 1, "s", b"1", 0)], nobody)) == [b"1"]
     used = int((await client.info("memory"))["used_memory"])
     await client.config_set("maxmemory", used - 1_000_000)
-    with pytest.raises(ResponseError, match="OOM|maxmemory"):
+    with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
         await do(client, CALLS.store(SHARD, SESSION, [new()], nobody))
 
     async def kept() -> bool:

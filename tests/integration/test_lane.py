@@ -1,0 +1,225 @@
+"""A lane against a real Redis that is silent, restarted or forgetful: every call is answered once, by its own answer.
+
+Deadlines are those of the lane (`TIMEOUT_S`) and, for a lane that is down, of one look (`TIMEOUT_S` again) and the
+pause between two looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio
+from redis.exceptions import ResponseError
+
+from cluster.errors import StoreUnavailable
+from cluster.lane import GRACE_S, PROBE_INTERVAL_S, Call, Lane
+from cluster.scripts import Arg
+from cluster.store import Calls, connect
+from tests.integration.conftest import RedisServer
+from tests.waiting import wait_until_async
+
+TIMEOUT_S = 0.4
+LATE_S = 0.3  # what a busy test machine may add to a deadline
+SESSION = "a/018bcfe5680-00000001"
+CALLS = Calls(60.0, 1000, 60.0)
+
+
+class Bench:
+    """A lane and what its callers heard."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self.with_the_next: list[Call] = []
+        self.states: list[bool] = []
+        self.lane = Lane(client, TIMEOUT_S, self._collect, self.states.append)
+        self.lane.start()
+
+    def _collect(self) -> list[Call]:
+        calls, self.with_the_next = self.with_the_next, []
+        return calls
+
+    def ask(self, *words: Arg) -> asyncio.Future[Any]:
+        """A plain command; its future has the reply, also one that is an exception."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.lane.add(Call("", (str(words[0]),), list(words[1:]), future.set_result))
+        return future
+
+    def counts(self, shard: int = 1) -> asyncio.Future[Any]:
+        """A script that only reads."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.lane.add(CALLS.counts(shard, False, future.set_result))
+        return future
+
+
+@pytest.fixture
+async def bench(redis_server: RedisServer) -> AsyncIterator[Bench]:
+    client = connect(redis_server.url)
+    one = Bench(client)
+    yield one
+    await one.lane.close()
+    await client.aclose()
+
+
+EMPTY = [0, 0, 0, 0, 0, [], []]
+
+
+async def test_what_is_asked_for_while_a_group_is_under_way_forms_the_next_one(bench: Bench) -> None:
+    assert await bench.ask("ECHO", "first") == b"first"
+    groups = bench.lane.groups
+    replies = [bench.ask("ECHO", f"{n}") for n in range(3)]
+    await asyncio.sleep(0)  # the three are on their way
+    replies += [bench.ask("ECHO", f"{n}") for n in range(3, 100)]
+    assert [await reply for reply in replies] == [b"%d" % n for n in range(100)]
+    assert bench.lane.groups == groups + 2
+    await wait_until_async(lambda: bench.lane.is_idle, 1, "the lane is at rest")
+
+
+async def test_what_the_owner_collects_travels_behind_what_was_added(bench: Bench) -> None:
+    order: list[str] = []
+    bench.with_the_next = [Call("", ("PING",), [], lambda _: order.append("collected"))]
+    bench.lane.add(Call("", ("PING",), [], lambda _: order.append("added")))
+    await wait_until_async(lambda: len(order) == 2, 1, "both are answered")
+    assert order == ["added", "collected"]
+    assert bench.lane.groups == 1
+    bench.with_the_next = [Call("", ("PING",), [], lambda _: order.append("kicked"))]
+    bench.lane.kick()
+    await wait_until_async(lambda: order[-1] == "kicked", 1, "a kick alone lets the owner be asked")
+
+
+async def test_large_groups_are_answered_in_order(bench: Bench) -> None:
+    text = "x" * 1000
+    replies = [bench.ask("ECHO", f"{n} {text}") for n in range(5000)]
+    assert await asyncio.gather(*replies) == [f"{n} {text}".encode() for n in range(5000)]
+    assert bench.lane.groups <= 2
+
+
+async def test_the_error_of_one_call_is_its_own(bench: Bench) -> None:
+    await bench.ask("SET", "{s01}:queues", "no set")
+    before, broken, plain, after = (
+        bench.counts(2),
+        bench.counts(1),
+        bench.ask("LPOP", "{s01}:queues"),
+        bench.ask("ECHO", "after"),
+    )
+    assert await before == EMPTY
+    assert "WRONGTYPE" in str(await broken)
+    assert isinstance(await broken, ResponseError)
+    assert isinstance(await plain, ResponseError)
+    assert await after == b"after"
+    assert bench.lane.is_up
+
+
+async def test_a_redis_that_forgot_the_scripts_is_told_them_again(bench: Bench, redis_server: RedisServer) -> None:
+    client = connect(redis_server.url)
+    for _ in range(2):
+        await client.script_flush()
+        replies = [bench.counts(shard) for shard in range(50)]
+        other = bench.ask("ECHO", "beside")
+        assert await asyncio.gather(*replies) == [EMPTY] * 50
+        assert await other == b"beside"
+    calls = (await client.info("commandstats"))["cmdstat_eval"]["calls"]
+    assert calls == 2, "each text is sent once"
+    await client.aclose()
+
+
+async def test_a_silent_redis_fails_the_group_within_its_deadline_as_maybe_carried_out(
+    bench: Bench, redis_server: RedisServer
+) -> None:
+    await bench.counts()
+    redis_server.stop()
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    group = [bench.ask("SET", f"k{n}", "v") for n in range(3)]
+    await asyncio.sleep(0.05)
+    behind = bench.ask("SET", "behind", "v")
+    replies = await asyncio.gather(*group)
+    assert loop.time() - began_s <= TIMEOUT_S + GRACE_S + LATE_S
+    assert all(isinstance(reply, StoreUnavailable) and reply.may_have_happened for reply in replies)
+    reply = await behind
+    assert isinstance(reply, StoreUnavailable)
+    assert not reply.may_have_happened, "it never left"
+    assert loop.time() - began_s <= TIMEOUT_S + GRACE_S + LATE_S
+    for _ in range(3):
+        began_s = loop.time()
+        reply = await bench.ask("PING")
+        assert isinstance(reply, StoreUnavailable)
+        assert not reply.may_have_happened
+        assert loop.time() - began_s < 0.1, "nobody waits for a Redis that is known to be away"
+    assert bench.states == [False]
+    redis_server.cont()
+    await wait_until_async(lambda: bench.lane.is_up, TIMEOUT_S + PROBE_INTERVAL_S + 2, "it comes back by itself")
+    assert bench.states == [False, True]
+    assert await bench.ask("EXISTS", "behind") == 0
+    assert await bench.ask("EXISTS", "k0", "k1", "k2") in (0, 3)
+
+
+async def test_a_late_answer_is_never_taken_for_the_next_calls(bench: Bench, redis_server: RedisServer) -> None:
+    await bench.ask("PING")
+    for turn in range(3):
+        redis_server.stop()
+        lost = bench.ask("ECHO", f"lost {turn}")
+        assert isinstance(await lost, StoreUnavailable)
+        redis_server.cont()  # and now it answers what was asked before
+        await wait_until_async(lambda: bench.lane.is_up, 5, "it comes back")
+        replies = [bench.ask("ECHO", f"{turn}/{n}") for n in range(20)]
+        assert await asyncio.gather(*replies) == [f"{turn}/{n}".encode() for n in range(20)]
+
+
+async def test_a_restarted_redis_is_found_again_and_knows_what_it_acknowledged(
+    bench: Bench, redis_server: RedisServer
+) -> None:
+    assert await bench.ask("SET", "kept", "yes") == b"OK"
+    await bench.counts()
+    redis_server.kill()
+    reply = await bench.ask("GET", "kept")
+    assert isinstance(reply, StoreUnavailable)
+    reply = await bench.ask("GET", "kept")
+    assert isinstance(reply, StoreUnavailable)
+    assert not reply.may_have_happened
+    redis_server.start()
+    await wait_until_async(lambda: bench.lane.is_up, 5, "it comes back")
+    assert await bench.ask("GET", "kept") == b"yes"
+    assert await bench.counts() == EMPTY, "the scripts are gone from the new one, and sent again"
+
+
+async def test_a_call_that_could_not_connect_certainly_did_not_happen(redis_server: RedisServer) -> None:
+    redis_server.kill()
+    client = connect(redis_server.url)
+    one = Bench(client)
+    reply = await one.ask("SET", "a", "b")
+    assert isinstance(reply, StoreUnavailable)
+    assert not reply.may_have_happened
+    assert "was not carried out" in str(reply)
+    await one.lane.close()
+    await client.aclose()
+
+
+async def test_a_busy_loop_is_no_silent_redis(bench: Bench, redis_server: RedisServer) -> None:
+    """The answer lies in the socket's buffer while the loop was away: it is looked at before the clock is believed."""
+    await bench.ask("PING")
+    redis_server.stop()
+    reply = bench.ask("ECHO", "there")
+    for _ in range(10):
+        await asyncio.sleep(0)  # it has left
+    redis_server.cont()
+    block(TIMEOUT_S + 0.1)
+    assert await reply == b"there"
+    assert bench.states == []
+
+
+def block(for_s: float) -> None:
+    """As a handler does that should have been a plain `def`."""
+    time.sleep(for_s)
+
+
+async def test_a_caller_that_chokes_on_its_answer_chokes_alone(bench: Bench) -> None:
+    def choke(_: Any) -> None:
+        raise ValueError("not what I wanted")
+
+    bench.lane.add(Call("", ("PING",), [], choke))
+    beside = bench.ask("ECHO", "beside")
+    assert await beside == b"beside"
+    assert await bench.ask("ECHO", "after") == b"after"
