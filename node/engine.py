@@ -443,11 +443,12 @@ class Engine:
         return await self.queries.get(task_id)
 
     async def replay(self, type: str | None, limit: int | None) -> int:
-        """Queue dead tasks again, newest first; how many."""
+        """Queue dead tasks again, newest first, each once although it may die again meanwhile; how many."""
         replayed = 0
+        cursor = None
         while limit is None or replayed < limit:
             page = REPLAY_PAGE if limit is None else min(REPLAY_PAGE, limit - replayed)
-            ids = await self.queries.ids(State.DEAD, type, page)
+            ids, cursor = await self.queries.ids(State.DEAD, type, page, cursor)
             by_shard: dict[int, list[str]] = {}
             for task_id in ids:
                 by_shard.setdefault(self.queries.shard(task_id), []).append(task_id)
@@ -458,9 +459,8 @@ class Engine:
                     for n in range(0, len(part), BATCH_MAX)
                 )
             )
-            moved = sum(code == "1" for part in codes for code in part)
-            replayed += moved
-            if moved == 0:
+            replayed += sum(code == "1" for part in codes for code in part)
+            if cursor is None:
                 break
         return replayed
 

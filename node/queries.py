@@ -130,10 +130,10 @@ class Queries:
         rows = await asyncio.gather(*(self._row(task_id) for _, task_id in places))
         return [task for task in rows if task is not None], cursor
 
-    async def ids(self, state: State, kind: str | None, limit: int) -> list[str]:
-        """Ids of one state, for replaying."""
-        places, _ = await self._merged(ListQuery(state=state, type=kind, limit=limit))
-        return [task_id for _, task_id in places]
+    async def ids(self, state: State, kind: str | None, limit: int, cursor: str | None) -> tuple[list[str], str | None]:
+        """A page of ids of one state, for replaying, and the cursor of the next."""
+        places, cursor = await self._merged(ListQuery(state=state, type=kind, limit=limit, cursor=cursor))
+        return [task_id for _, task_id in places], cursor
 
     async def counts(self) -> dict[str, Any]:
         """Tasks by state and queue, of the whole cluster; up to COUNTS_FRESH_S old. Retrying counts as scheduled."""

@@ -244,6 +244,17 @@ async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None
             await asyncio.sleep(0.05)
 
 
+async def test_replaying_everything_ends_although_the_replayed_die_again(engine: Engine, monkeypatch: Any) -> None:
+    monkeypatch.setattr("node.engine.REPLAY_PAGE", 2)
+    tasks = [await one(engine, "fail", max_attempts=1) for _ in range(7)]
+    for task in tasks:
+        assert (await engine.wait(task.id, 5)).state == "dead"
+    async with asyncio.timeout(10):
+        assert await engine.replay(None, None) == 7
+    for task in tasks:
+        assert (await engine.wait(task.id, 5)).delivery == 2
+
+
 async def test_what_redis_holds_and_this_node_does_not_run_is_given_back_uncounted(engine: Engine) -> None:
     """A claim whose answer was lost: in flight for this session, and never started."""
     engine.dispatch.is_claiming = False
