@@ -80,7 +80,7 @@ class Dispatcher:
         self._claiming: set[tuple[str, int]] = set()
         self._stores: list[dict[int, list[NewTask]]] = [{} for _ in range(LANES)]
         self._settles: list[dict[tuple[int, str], list[_Item]]] = [{} for _ in range(LANES)]
-        self._steals: list[list[tuple[int, str, int]]] = [[] for _ in range(LANES)]
+        self._steals: list[dict[tuple[int, str], int]] = [{} for _ in range(LANES)]  # (shard, queue) -> limit
         self.settling = 0  # outcomes that Redis has not answered yet
 
     # ---- asked for by the others
@@ -145,7 +145,7 @@ class Dispatcher:
     def steal(self, shards: Iterable[int], queue: str, limit: int) -> None:
         """Try to claim from shards that another node owns."""
         for shard in shards:
-            self._steals[shard % LANES].append((shard, queue, limit))
+            self._steals[shard % LANES][shard, queue] = limit
         self.kick()
 
     def begin(self, tasks: Sequence[Claimed]) -> None:
@@ -182,7 +182,7 @@ class Dispatcher:
             held = self.held[claimed.shard]
             if held.get(claimed.id) == claimed.delivery:
                 del held[claimed.id]
-            self.lanes[claimed.shard % LANES].kick()
+            self.kick()
             return
         elif kind is Kind.RELEASED:
             item = (claimed, "g", b"", int((outcome.retry_after_s or 0.0) * 1000))
@@ -249,8 +249,8 @@ class Dispatcher:
             self.lanes[lane].kick()
 
     def _collect_claims(self, lane: int, calls: list[Call]) -> None:
-        steals, self._steals[lane] = self._steals[lane], []
-        for shard, queue, limit in steals:
+        steals, self._steals[lane] = self._steals[lane], {}
+        for (shard, queue), limit in steals.items():
             limit = min(limit, self.free(queue), BATCH_MAX)
             if limit > 0 and (queue, shard) not in self._claiming:
                 self._claim(calls, shard, queue, limit, None)

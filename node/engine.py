@@ -314,9 +314,11 @@ class Engine:
             ticked_s = now_s
             self.vitals.tick()
             self.publish_load()
-            if any(self.dispatch.free(queue) > 0 for queue in self.config.queue_slots):
+            hungry = [queue for queue in self.config.queue_slots if self.dispatch.free(queue) > 0]
+            if hungry:
                 self._steal()
-            if self.dispatch.is_held_back:
+            # A slot may have been given back late, by a thread that ran on after it was stopped: nobody says so.
+            if self.dispatch.is_held_back or not all(self.dispatch.backlog.is_empty(queue) for queue in hungry):
                 self.dispatch.kick()
             for lane in self.dispatch.lanes:
                 if lane.latency_s:

@@ -129,6 +129,9 @@ class House:
         for shard, held in enumerate(self._dispatch.held):
             if held or all_of_them or shard in self._dispatch.uncertain:
                 self._dispatch.compare(shard)
+        for shard, lane in enumerate(self._dispatch.lanes):
+            if lane.is_idle:  # where this node owns nothing: a lane that asks nothing would not know that Redis answers
+                self._dispatch.compare(shard)
         self._ask_after_strangers()
 
     def _note_due(self, shard: int, at_s: float) -> None:

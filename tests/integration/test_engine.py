@@ -197,6 +197,29 @@ async def test_cancelling_reaches_queued_scheduled_and_running_tasks(engine: Eng
         await engine.cancel(done.id)
 
 
+async def test_a_slot_that_a_cancelled_task_leaves_is_used_at_once_from_any_shard(engine: Engine) -> None:
+    engine.house._sweep = lambda: None  # type: ignore[method-assign]
+    running = [await one(engine, "sleep", 30) for _ in range(8)]
+    queued = [await one(engine, "sleep", 30) for _ in range(8)]
+    for task in running:
+        await engine.cancel(task.id)
+    await wait_until_async(lambda: len(engine.worker.running) == 8, 5, "the queued ones run")
+    assert set(engine.worker.running) == {task.id for task in queued}
+
+
+async def test_every_lane_asks_something_each_sweep_whatever_the_node_owns(engine: Engine) -> None:
+    """Readiness is an answer within the last seconds: a node that owns no shard of a lane must not look cut off."""
+    engine.house.own((2, 4), ())
+    await wait_until_async(lambda: all(lane.is_idle for lane in engine.dispatch.lanes), 5, "the lanes are at rest")
+    sweep, engine.house._sweep = engine.house._sweep, lambda: None  # type: ignore[method-assign]
+    engine.house.sweeps = 0  # the next is not one that looks at a shard of somebody else's
+    before = [lane.groups for lane in engine.dispatch.lanes]
+    sweep()
+    await wait_until_async(
+        lambda: all(lane.groups > n for lane, n in zip(engine.dispatch.lanes, before, strict=True)), 1, "both ask"
+    )
+
+
 async def test_an_unknown_type_names_near_ones(engine: Engine) -> None:
     with pytest.raises(UnknownType, match="proces") as caught:
         await one(engine, "proces")
