@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import hdrs, web
 
-from cluster.errors import MethodNotAllowed, RumorError
+from cluster.errors import MethodNotAllowed, RumorError, StoreUnavailable
 from node.wire import ErrorBody, ErrorJson
 
 JSON_HEADERS: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json", hdrs.SERVER: "rumor"}
@@ -30,7 +30,8 @@ def as_json(value: Any, status: int = 200) -> web.Response:
 
 def error_json(error: RumorError) -> ErrorJson:
     """The error in the form that every error has."""
-    return ErrorJson(ErrorBody(error.code, error.message, error.hint))
+    indefinite = error.may_have_happened if isinstance(error, StoreUnavailable) else msgspec.UNSET
+    return ErrorJson(ErrorBody(error.code, error.message, error.hint, indefinite))
 
 
 def refusal(error: RumorError) -> web.Response:

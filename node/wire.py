@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from cluster.errors import Invalid
 from cluster.task import State
@@ -100,6 +100,7 @@ class ErrorBody(Struct, frozen=True):
     code: str
     message: str
     hint: str
+    may_have_happened: bool | UnsetType = UNSET  # with store_unavailable: whether it may have been carried out
 
 
 class ErrorJson(Struct, frozen=True):

@@ -156,3 +156,15 @@ def test_candidates_reach_redis_by_their_own_word_and_the_nearest_comes_first() 
     )
     view = View("n1", "n1/00000000001-00000001", members, None, 0, False, True)
     assert [one.node_id for one in candidates(view)] == ["near", "far", "live"]
+
+
+async def test_a_503_says_whether_the_task_may_have_been_stored_and_other_errors_do_not() -> None:
+    client = await cut_off()
+    try:
+        away = (await (await client.post("/tasks", json={"type": "noop"})).json())["error"]
+        assert away["code"] == "store_unavailable"
+        assert away["may_have_happened"] in (True, False)
+        wrong = (await (await client.post("/tasks", json={"type": 1})).json())["error"]
+        assert "may_have_happened" not in wrong
+    finally:
+        await client.close()
