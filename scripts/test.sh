@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests; sets up all they need (the environment, and a Redis or Valkey server if none is on PATH).
-#   scripts/test.sh             unit, sim, contract and integration tests
+#   scripts/test.sh             unit, sim and integration tests, and the stress test
 #   scripts/test.sh --fast      unit and sim only: under two minutes
 #   scripts/test.sh --sim       the simulator only, with many seeds
 #   scripts/test.sh --chaos     processes killed, paused and cut, on this machine
@@ -43,7 +43,7 @@ for word in "$@"; do
   esac
 done
 if [[ ${#select[@]} -eq 0 && ! " ${extra[*]:-} " =~ \ tests/ ]]; then
-  select=(tests/unit tests/sim tests/contract tests/integration)
+  select=(tests/unit tests/sim tests/integration tests/stress_test.py)
 fi
 
 bootstrap test
