@@ -174,7 +174,9 @@ class Engine:
         self._steal()
 
     def on_dead(self, session: str, cause: str) -> None:
-        """A tombstone is written: queue again what the session held."""
+        """A tombstone is written: queue again what the session held, and wake nobody on its behalf."""
+        if self._sessions.get(node_of(session)) == session:
+            del self._sessions[node_of(session)]  # the view that says so may still be under way
         self.house.reap(session, range(self.config.shards))
 
     def on_fenced(self, session: str) -> None:
@@ -337,6 +339,7 @@ class Engine:
                 self.house.is_memory_short = self.memory.is_short
             except (RedisError, OSError, TimeoutError) as error:
                 log.debug("memory_unread", error=str(error))
+            self.placement.fade()
             await asyncio.sleep(MEMORY_INTERVAL_S)
 
     async def _keep_catalog(self) -> None:

@@ -15,6 +15,7 @@ from cluster import session
 from cluster.config import Config
 from cluster.errors import Conflict, IdempotencyConflict, NotFound, RumorError, UnknownType
 from cluster.load import Load, Meta
+from cluster.store import Head
 from cluster.swim.events import Evidence, State
 from cluster.view import Peer, Redis, Verdict, View
 from node.engine import Engine
@@ -345,4 +346,20 @@ async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> Non
         await asyncio.sleep(0)
     assert not lane.is_idle, "the look has left and is not answered"
     engine.on_wake(msgspec.msgpack.encode(("w", [(shard, "default", 1, 0)])))
+    assert (await engine.wait(task.id, 5)).state == "succeeded"
+
+
+async def test_what_a_dead_owner_held_is_claimed_here_before_the_view_knows_of_its_heirs(engine: Engine) -> None:
+    engine.dispatch.is_claiming = False
+    task = await one(engine, "noop")
+    shard = engine.queries.shard(task.id)
+    engine.dispatch.backlog.set("default", shard, 0, 0)
+    engine.dispatch.is_claiming = True
+    for running in engine._tasks[:1]:
+        running.cancel()  # no sweep may help
+    dead = session.new("gone:1", 1_700_000_000_000, Random(1))
+    engine.owners = ("gone:1",) * engine.config.shards
+    engine._sessions["gone:1"] = dead
+    engine.on_dead(dead, "refused")
+    engine.on_heads(shard, [Head("default", 1, 0)])  # as the answer to its reap says
     assert (await engine.wait(task.id, 5)).state == "succeeded"
