@@ -1,8 +1,9 @@
 """Where a new task goes: power of two choices over gossiped load, then a shard that the chosen node owns.
 
 Pure. This node is one of the two choices and wins a tie: a task that starts where it arrived needs no wake-up. What was
-placed since a node's last word is added to its load, so that a burst does not all follow one stale figure. A batch is
-placed in chunks, each to one shard, so that storing it takes few scripts.
+placed since a node's last word is added to its load, so that a burst does not all follow one stale figure; since a node
+that takes all it gets says the same again and again, what was added fades. A batch is placed in chunks, each to one
+shard, so that storing it takes few scripts.
 
 Does not know: Redis, tasks. Nodes that do not serve the queue are no candidates; if none serves it, any shard will do.
 """
@@ -31,6 +32,7 @@ class Placement:
         self.mine: frozenset[int] = frozenset()  # shards this node owns
         self._shards = shards
         self._rng = rng
+        self._owners: Sequence[str] = ("",) * shards
         self._owned: dict[str, list[int]] = {}
         self._slots: dict[str, dict[str, int]] = {}  # queue -> node -> slots
         self._load: dict[str, dict[str, int]] = {}  # queue -> node -> queued - free, as gossiped
@@ -39,6 +41,7 @@ class Placement:
 
     def see(self, view: View, owners: Sequence[str]) -> None:
         """Take over a new view and the owners computed from it."""
+        self._owners = owners
         self._owned = {}
         for shard, node in enumerate(owners):
             self._owned.setdefault(node, []).append(shard)
@@ -62,8 +65,8 @@ class Placement:
         """How many tasks of a batch go to one shard: large batches in large chunks, small ones spread over nodes."""
         return max(1, min(CHUNK_MAX, tasks // (4 * max(1, len(self._slots.get(queue, ()))))))
 
-    def choose(self, queue: str, count: int, own: Mapping[str, int]) -> tuple[str, int]:
-        """(node, shard) for `count` tasks; `own` is this node's present load by queue (fresher than gossip's)."""
+    def choose(self, queue: str, own: Mapping[str, int]) -> tuple[str, int]:
+        """(node, shard) for what comes next; `own` is this node's present load by queue (fresher than gossip's)."""
         others, i_serve = self._nodes.get(queue, ([], False))
         if not others:
             node = self.me if i_serve else ""
@@ -72,14 +75,22 @@ class Placement:
             second = self.me if i_serve else others[int(self._rng.random() * len(others))]
             if second != node and self._weight(queue, second, own) <= self._weight(queue, node, own):
                 node = second
-        if node and node != self.me:
-            base, placed = self._since.get((queue, node), (0, 0))
-            now = self._load[queue][node]
-            self._since[queue, node] = (now, count) if base != now else (base, placed + count)
         owned = self._owned.get(node)
         if not owned:
             return "", int(self._rng.random() * self._shards)
         return node, owned[int(self._rng.random() * len(owned))]
+
+    def placed(self, queue: str, shard: int, count: int) -> None:
+        """So many tasks went to a shard; its owner is busier by them than it has said."""
+        node = self._owners[shard]
+        now = self._load.get(queue, {}).get(node)
+        if now is not None and node != self.me:
+            base, placed = self._since.get((queue, node), (now, 0))
+            self._since[queue, node] = (now, count) if base != now else (base, placed + count)
+
+    def fade(self) -> None:
+        """Half of what was added to figures that did not move has been counted in them by now. Call it each second."""
+        self._since = {key: (base, placed // 2) for key, (base, placed) in self._since.items() if placed > 1}
 
     def _weight(self, queue: str, node: str, own: Mapping[str, int]) -> float:
         """How busy a node is, in its own slots: -1 idle, 0 full, above that tasks wait."""

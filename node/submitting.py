@@ -144,10 +144,11 @@ class Submitting:
                 shard, left = chunk.get(queue, (0, 0))
                 if left == 0:
                     left = self._placement.chunk_size(batch.size, queue) if batch.size > 1 else TOGETHER_MAX
-                    node, shard = self._placement.choose(queue, left, own_load)
+                    node, shard = self._placement.choose(queue, own_load)
                     if node == self._placement.me:
                         own_load[queue] = own_load.get(queue, 0) + left
                 chunk[queue] = (shard, left - 1)
+                self._placement.placed(queue, shard, 1)
             task_id = self._ids.next(wall_ms, shard)
             if due == 0 and shard in self._placement.mine:
                 claim = self._dispatch.reserve(queue)

@@ -54,7 +54,14 @@ def seen(me: str, *peers: Peer) -> tuple[View, tuple[str, ...]]:
 
 def spread(of: Placement, queue: str, tasks: int, own: dict[str, int]) -> Counter[str]:
     """Where that many tasks go, one by one."""
-    return Counter(of.choose(queue, 1, own)[0] for _ in range(tasks))
+    return Counter(place(of, queue, own) for _ in range(tasks))
+
+
+def place(of: Placement, queue: str, own: dict[str, int]) -> str:
+    """Where the next one goes."""
+    node, shard = of.choose(queue, own)
+    of.placed(queue, shard, 1)
+    return node
 
 
 def test_only_nodes_that_serve_the_queue_are_chosen() -> None:
@@ -66,19 +73,19 @@ def test_a_shard_that_the_chosen_node_owns_is_chosen() -> None:
     peers = (peer("a", {"q": 4}), peer("b", {"q": 4}), peer("c", {"q": 4}))
     one, (_, owners) = placement("a", *peers), seen("a", *peers)
     for _ in range(300):
-        node, shard = one.choose("q", 1, {"q": 3})
+        node, shard = one.choose("q", {"q": 3})
         assert owners[shard] == node
 
 
 def test_a_queue_that_nobody_serves_goes_to_any_shard() -> None:
     one = placement("a", peer("a", {"q": 4}), peer("b", {"q": 4}))
-    chosen = [one.choose("gpu", 1, {}) for _ in range(2000)]
+    chosen = [one.choose("gpu", {}) for _ in range(2000)]
     assert {node for node, _ in chosen} == {""}
     assert {shard for _, shard in chosen} == set(range(SHARDS))
 
 
 def test_without_a_view_any_shard_will_do() -> None:
-    node, shard = Placement("a", SHARDS, Random(1)).choose("q", 1, {})
+    node, shard = Placement("a", SHARDS, Random(1)).choose("q", {})
     assert node == ""
     assert 0 <= shard < SHARDS
 
@@ -111,10 +118,7 @@ def test_a_burst_does_not_all_follow_one_stale_figure(seed: int) -> None:
     one = placement("a", *peers, seed=seed)
     own = {"q": 0}
     for _ in range(400):
-        node, _ = one.choose("q", 1, own)
-        own["q"] += node == "a"
-    told = spread(one, "q", 0, own)
-    assert not told
+        own["q"] += place(one, "q", own) == "a"
     assert 60 <= own["q"] <= 140, "each takes about its share of a burst that nobody has reported on yet"
 
 
@@ -124,6 +128,23 @@ def test_a_newer_figure_replaces_what_was_added_to_the_old_one() -> None:
     assert spread(one, "q", 40, {"q": 5})["a"] > 0, "b's estimate has grown past ours"
     one.see(*seen("a", me, peer("b", {"q": 10}, free=9)))
     assert spread(one, "q", 5, {"q": 5}) == {"b": 5}
+
+
+def test_a_node_that_keeps_up_with_what_it_gets_goes_on_getting_it() -> None:
+    """It is idle each time it speaks, so its figure never moves; what was placed there must not count for ever."""
+    one = placement("a", peer("a", {"q": 10}, free=0), peer("b", {"q": 10}))
+    own = {"q": 20}
+    for _ in range(30):
+        assert spread(one, "q", 5, own) == {"b": 5}
+        one.fade()
+
+
+def test_what_goes_to_a_shard_of_ones_own_or_of_nobody_is_not_added_to_anybody() -> None:
+    one = placement("a", peer("a", {"q": 10}), peer("b", {"q": 10}))
+    for shard in one.mine:
+        one.placed("q", shard, 100)
+    Placement("a", SHARDS, Random(1)).placed("q", 3, 1)
+    assert spread(one, "q", 5, {"q": 0}) == {"b": 5}
 
 
 @given(st.text(min_size=1, max_size=50), st.integers(1, 256))
