@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from cluster import session
 from cluster.config import Config
-from cluster.errors import Conflict, IdempotencyConflict, NotFound, RumorError, UnknownType
+from cluster.errors import Conflict, IdempotencyConflict, NotFound, RumorError, StoreUnavailable, UnknownType
 from cluster.load import Load, Meta
 from cluster.store import Head
 from cluster.swim.events import Evidence, State
@@ -168,6 +168,38 @@ async def test_a_submitter_that_gives_up_harms_nobody(engine: Engine) -> None:
         submitting.cancel()
     assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
     await wait_until_async(lambda: engine.dispatch.free("default") == 8, 5, "no slot stays promised")
+
+
+async def test_an_outage_loses_nothing_repeats_nothing_that_ran_and_leaves_no_slot_promised(
+    engine: Engine, redis_server: Any
+) -> None:
+    before = [await one(engine, "sleep", 0.2) for _ in range(12)]
+    redis_server.stop()
+    items: list[Submission | RumorError] = [Submission(type="noop") for _ in range(40)]
+    lost = [asyncio.create_task(engine.submit(items)) for _ in range(3)]
+    refused: list[StoreUnavailable] = []
+    for submitting in lost:
+        with pytest.raises(StoreUnavailable) as caught:
+            await submitting
+        refused.append(caught.value)
+    with pytest.raises(StoreUnavailable) as caught:
+        await engine.submit(items)
+    assert not caught.value.may_have_happened
+    redis_server.cont()
+    await wait_until_async(lambda: engine.dispatch.is_up, 5, "Redis is back")
+    for error in refused:  # again, under the ids they had: none is stored twice
+        await engine.submit(items, ids=error.ids)
+
+    async def is_over() -> bool:
+        states = (await engine.counts())["states"]
+        return bool(states["succeeded"] == 12 + 120 and sum(states.values()) == 12 + 120)
+
+    await wait_until_async(is_over, 15, "each is there once, and has succeeded")
+    for task in before[:8]:  # those had slots
+        assert (await engine.get(task.id)).delivery == 1, "what ran through the outage was not run again"
+    await wait_until_async(lambda: engine.dispatch.free("default") == 8, 5, "no slot stays promised")
+    assert engine.dispatch.settling == 0
+    assert not any(engine.dispatch.held)
 
 
 async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:
