@@ -18,7 +18,7 @@ from typing import Any
 import redis.asyncio
 import structlog
 from hiredis import pack_command
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from cluster.errors import StoreUnavailable
 from cluster.scripts import Arg, script
@@ -147,6 +147,8 @@ class Lane:
             )
             replies = [failure] * len(calls)
         else:
+            if any(isinstance(reply, ReadOnlyError) for reply in replies):
+                await self._connection.disconnect(nowait=True)  # a demoted master: look anew for who is one
             self.groups += 1
             self.last_answer_s = loop.time()
             self.latency_s = self.last_answer_s - began_s

@@ -44,6 +44,12 @@ class Backlog:
         elif queue in self._queues:
             self._queues[queue].pop(shard, None)
 
+    def keep_only(self, shards: Iterable[int]) -> None:
+        """Forget what was heard of other shards: they are somebody else's now."""
+        kept = frozenset(shards)
+        for queue, known in self._queues.items():
+            self._queues[queue] = {shard: head for shard, head in known.items() if shard in kept}
+
     def is_empty(self, queue: str) -> bool:
         """Whether nothing is known to be queued there."""
         return not self._queues.get(queue)

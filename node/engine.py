@@ -166,6 +166,7 @@ class Engine:
             before, self.owners = self.owners, ring.owners(weights, self.config.shards)
             moved = sum(old != new for old, new in zip(before, self.owners, strict=True))
             if moved:
+                self.dispatch.backlog.keep_only(n for n, node in enumerate(self.owners) if node == self.config.name)
                 self._note("shards_moved", self.config.name, shards=moved)
         self._sessions = sessions
         owned = [shard for shard, node in enumerate(self.owners) if node == self.config.name]

@@ -77,7 +77,7 @@ def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
         finished_at_ms=_ms(finished_at),
         node_id=session.node_of(owner.decode()) if owner else None,
         result=Raw(result) if result else _NULL,
-        error=Raw(error) if error else _NULL,
+        error=Raw(error) if error and name != State.SUCCEEDED else _NULL,  # of an earlier attempt otherwise
         progress=Raw(progress) if progress else _NULL,
         key=spec.key,
     )
@@ -240,6 +240,8 @@ def _answer(future: asyncio.Future[Any], reply: Reply) -> None:
 def _order(place: str) -> tuple[int, str]:
     """A place's position: by id alone, or by score and then id."""
     score, space, task_id = place.rpartition(" ")
+    if space and not (score.isascii() and score.isdigit()):
+        raise ValueError(place)
     return (int(score), task_id) if space else (0, task_id)
 
 

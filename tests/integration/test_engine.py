@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Iterable
 from random import Random
 from typing import Any
@@ -13,10 +14,19 @@ from msgspec import Raw
 
 from cluster import session
 from cluster.config import Config
-from cluster.errors import Conflict, IdempotencyConflict, NotFound, RumorError, StoreUnavailable, UnknownType
+from cluster.errors import (
+    BadRequest,
+    Conflict,
+    IdempotencyConflict,
+    NotFound,
+    RumorError,
+    StoreUnavailable,
+    UnknownType,
+)
 from cluster.load import Load, Meta
 from cluster.store import Head
 from cluster.swim.events import Evidence, State
+from cluster.task import State as TaskState
 from cluster.view import Peer, Redis, Verdict, View
 from node.engine import Engine
 from node.metrics import Metrics
@@ -395,3 +405,16 @@ async def test_what_a_dead_owner_held_is_claimed_here_before_the_view_knows_of_i
     engine.on_dead(dead, "refused")
     engine.on_heads(shard, [Head("default", 1, 0)])  # as the answer to its reap says
     assert (await engine.wait(task.id, 5)).state == "succeeded"
+
+
+async def test_a_task_that_succeeds_in_the_end_shows_no_error_of_an_earlier_attempt(engine: Engine) -> None:
+    task = await one(engine, "fail", {"times": 1}, max_attempts=3)
+    done = await engine.wait(task.id, 10)
+    assert (done.state, done.attempt, bytes(done.error)) == ("succeeded", 2, b"null")
+
+
+@pytest.mark.parametrize("text", ["s1_0 x", "s x", "s-1 x", "ix y", "z", "s\u0661 x"])
+async def test_a_cursor_that_no_listing_gave_is_refused(engine: Engine, text: str) -> None:
+    cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    with pytest.raises(BadRequest, match="cursor"):
+        await engine.list_tasks(ListQuery(state=TaskState.DEAD, cursor=cursor))

@@ -127,3 +127,11 @@ def test_what_is_queued_is_summed_over_the_shards_that_are_asked_for() -> None:
     assert one.queued("q", (1, 2, 3)) == (7, 0b110, -5)
     assert one.queued("q", ()) == (0, 0, 0)
     assert one.queued("other", (1, 2)) == (0, 0, 0)
+
+
+def test_what_was_heard_of_shards_that_moved_away_is_forgotten() -> None:
+    backlog = Backlog()
+    backlog.set("default", 1, 5, 100)
+    backlog.set("default", 2, 5, 100)
+    backlog.keep_only([2])
+    assert [pick.shard for pick in backlog.plan("default", 10, 0, 1)] == [2]
