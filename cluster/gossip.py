@@ -70,6 +70,7 @@ WATCH_CONNECT_TIMEOUT_S = 1.0
 WATCH_RETRY_MIN_S, WATCH_RETRY_MAX_S = 0.1, 5.0
 HEAD_MAX_BYTES = 8_192
 DEADLINE_MAX_S = 3600.0
+KNOCKS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)  # waits for the answer to each empty datagram
 AWAY_S = 0.25  # a timer this late means that this node was away: what it missed proves nothing
 
 
@@ -209,7 +210,8 @@ class Gossip:
                 # An ICMP error of an earlier datagram, on platforms that report those here.
                 self.stats["receive_errors"] += 1
                 continue
-            self.feed(Datagram((source[0], source[1]), data))
+            if data:  # An empty one only asks the kernel whether this port is open.
+                self.feed(Datagram((source[0], source[1]), data))
             if self._socket is None:
                 return True
         return False
@@ -265,6 +267,9 @@ class Gossip:
             watcher.nudge()
         try:
             outcome = await tcp_outcome(action.target, action.timeout_s)
+            if outcome is Tcp.REFUSED:
+                self.feed(TcpOutcome(action.session, Tcp.REFUSED))
+                outcome = Tcp.GONE if await is_udp_closed(action.target) else None
             if outcome is Tcp.SILENT and watcher is not None and watcher.is_acknowledged():
                 # Its kernel takes our bytes: a stopped process whose backlog is full is hung, not gone.
                 outcome = Tcp.ACCEPTED
@@ -425,10 +430,34 @@ async def tcp_outcome(target: Address, timeout_s: float) -> Tcp | None:
             sock.getpeername()
             return Tcp.ACCEPTED
         return Tcp.SILENT if time.monotonic() - began_s < timeout_s + AWAY_S else None
+    except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError):
+        return Tcp.ACCEPTED  # Its kernel took the connection, and closed it with the listening socket a moment later.
     except OSError:
         return Tcp.SILENT  # No route, host down: no answer of the peer's own.
     finally:
         sock.close()
+
+
+async def is_udp_closed(target: Address) -> bool:
+    """Whether the kernel at `target` says (ICMP) that no process has that UDP port open; asked for some milliseconds.
+
+    An empty datagram costs its receiver nothing. On loopback the answer is there when `send` returns.
+    """
+    family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(target)
+            for wait_s in KNOCKS_S:
+                sock.send(b"")
+                await asyncio.sleep(wait_s)
+                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+                    return True
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def parse_head(head: bytes) -> tuple[int, int | None]:

@@ -4,7 +4,8 @@ Each node is a real `Swim` with real, sealed datagrams; the simulator is its dri
 
 - datagrams are lost, late, doubled and overtake each other, each direction of each link by itself;
 - a TCP connect is accepted by the kernel of a live host while its process exists, hung or not; refused when the
-  process is gone; silent when the host is, or a packet of the handshake is lost;
+  process is gone (and then its UDP port is closed too, soon); silent when the host is, or a packet of the handshake is
+  lost;
 - watch connections end when the process at their other end does, and hang when the network is cut;
 - a paused process finds in its socket what came meanwhile, and reads it before it looks at the clock;
 - a slow node handles everything late.
@@ -51,6 +52,7 @@ from cluster.swim.events import (
 KEY = bytes(range(32))
 BOOT_WALL_MS = 1_764_000_000_000
 TEARDOWN_S = (0.001, 0.003)  # from a kill to the closing of each of its sockets, which happens one by one
+KNOCKS_S = 0.063  # so long the driver asks for the UDP port after a refused connect
 CONNECT_RETRY_S = 0.2  # between a driver's tries to set up a watch connection
 PUSH_PULL_TIMEOUT_S = 2.0
 SOCKET_BUFFER = 1024  # datagrams that wait for a process that does not read
@@ -67,6 +69,7 @@ class Link:
     reorder: float = 0.0  # share of datagrams that take `reorder_s` longer
     reorder_s: float = 0.050
     tcp_loss: float = 0.0
+    icmp: bool = True  # whether kernels may say that a UDP port is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +86,26 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The process is gone: its connections end and its port refuses."""
+    """The process is gone: its sockets close one after another, each within `closes_s`; then its ports refuse.
+
+    Until its TCP port is closed, a connect is accepted, or its SYN is dropped by a socket that is closing (`syn_loss`).
+    """
 
     name: str
+    closes_s: tuple[float, float] = TEARDOWN_S
+    syn_loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Vanish:
     """The host is gone: nothing comes back from it, not even a refusal."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClosePort:
+    """The TCP port of a live node refuses (a filter, a listener that failed), its watches end; its UDP port is open."""
 
     name: str
 
@@ -153,7 +168,7 @@ class Tell:
     event: Event
 
 
-Fault = Start | Crash | Vanish | Pause | Resume | Slow | Cut | Heal | SetLink | EndWatches | Tell
+Fault = Start | Crash | ClosePort | Vanish | Pause | Resume | Slow | Cut | Heal | SetLink | EndWatches | Tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +194,10 @@ class Node:
     has_vanished: bool = False
     lag_s: float = 0.0
     life: int = 0  # rises with each start and crash, so that what was meant for an earlier process is dropped
-    refuses_s: float = 0.0  # when the port of its last process was closed
+    refuses_s: float = 0.0  # when the TCP port of its last process was closed
+    udp_closed_s: float = 0.0  # ... and its UDP port
+    syn_loss: float = 0.0  # until then
+    is_port_closed: bool = False
     tick_s: float = float("inf")  # the tick that is scheduled
     inbox: list[Event] = field(default_factory=list)  # what came while it was paused
     watched: dict[str, Identity] = field(default_factory=dict)
@@ -314,7 +332,10 @@ class Sim:
             case Start(name, seeds, node_id):
                 self._start(self.nodes[name], seeds, node_id or name)
             case Crash(name):
-                self._crash(self.nodes[name])
+                self._crash(self.nodes[name], fault)
+            case ClosePort(name):
+                self.nodes[name].is_port_closed = True
+                self._end_watches(self.nodes[name].session, TEARDOWN_S)
             case Vanish(name):
                 self.nodes[name].has_vanished = True
             case Pause(name):
@@ -330,7 +351,7 @@ class Sim:
             case SetLink(link):
                 self.link = link
             case EndWatches(name):
-                self._end_watches(self.nodes[name].session)
+                self._end_watches(self.nodes[name].session, TEARDOWN_S)
             case Tell(name, event):
                 self._hand_in(self.nodes[name], event)
 
@@ -338,7 +359,7 @@ class Sim:
         assert node.swim is None, f"{node.name} runs already"
         node.session = session.new(node_id, self._wall_ms(), node.rng)
         node.life += 1
-        node.is_paused, node.has_vanished, node.inbox = False, False, []
+        node.is_paused, node.has_vanished, node.inbox, node.is_port_closed = False, False, [], False
         node.watched, node.established = {}, {}
         me = Identity(node_id, node.session, *node.address, b"meta of " + node.name.encode())
         node.swim = Swim(
@@ -352,19 +373,21 @@ class Sim:
         names = seeds or tuple(self.nodes)[:1]
         self._hand_in(node, Join(tuple(self.nodes[name].address for name in names if name != node.name)))
 
-    def _crash(self, node: Node) -> None:
+    def _crash(self, node: Node, how: Crash) -> None:
         node.swim, node.tick_s, node.is_paused = None, float("inf"), False
         node.life += 1
-        node.refuses_s = self.now_s + self._rng.uniform(*TEARDOWN_S)
-        self._end_watches(node.session)
+        node.refuses_s = self.now_s + self._rng.uniform(*how.closes_s)
+        node.udp_closed_s = self.now_s + self._rng.uniform(*how.closes_s)
+        node.syn_loss = how.syn_loss
+        self._end_watches(node.session, how.closes_s)
 
-    def _end_watches(self, ended: str) -> None:
+    def _end_watches(self, ended: str, closes_s: tuple[float, float]) -> None:
         """The kernel says goodbye on every connection to that session, if it still gets through."""
         end = self._host_of(ended)
         for node in self.nodes.values():
             if ended in node.established and self._gets_through(end, node):
                 del node.established[ended]
-                self._deliver(node, WatchEnded(ended), self._rng.uniform(*TEARDOWN_S))
+                self._deliver(node, WatchEnded(ended), self._rng.uniform(*closes_s))
 
     def _host_of(self, session_name: str) -> Node:
         """The host that runs or last ran this session, else the one of that name."""
@@ -453,12 +476,19 @@ class Sim:
         took_s = self._delay_s() + self._delay_s()
         while self._rng.random() < 1 - (1 - self.link.tcp_loss) ** 2:
             took_s += SYN_RETRY_S
+        is_closing = to.swim is None and self.now_s < to.refuses_s
+        if is_closing and to.syn_loss and self._rng.random() < to.syn_loss:
+            took_s += SYN_RETRY_S
         if took_s > timeout_s:
             self._deliver(node, TcpOutcome(about, Tcp.SILENT), timeout_s)
+        elif is_closing or (to.swim is not None and not to.is_port_closed):
+            self._deliver(node, TcpOutcome(about, Tcp.ACCEPTED), took_s)
         else:
-            is_open = to.swim is not None or self.now_s < to.refuses_s
-            outcome = Tcp.ACCEPTED if is_open else Tcp.REFUSED
-            self._deliver(node, TcpOutcome(about, outcome), took_s)
+            self._deliver(node, TcpOutcome(about, Tcp.REFUSED), took_s)
+            knock_s = self.now_s + took_s
+            if self.link.icmp and to.swim is None and to.udp_closed_s < knock_s + KNOCKS_S:
+                told_s = max(to.udp_closed_s, knock_s) + self._delay_s() + self._delay_s()
+                self._deliver(node, TcpOutcome(about, Tcp.GONE), told_s - self.now_s)
 
     def _watch(self, node: Node, peers: Iterable[Identity]) -> None:
         node.watched = {peer.session: peer for peer in peers}
@@ -471,7 +501,8 @@ class Sim:
         if node.life != life or peer not in node.watched or peer in node.established:
             return
         to = self._host_of(peer)
-        if to.session == peer and to.is_running and not to.is_paused and self._is_reachable(node, to):
+        is_open = to.session == peer and to.is_running and not to.is_paused and not to.is_port_closed
+        if is_open and self._is_reachable(node, to):
             node.established[peer] = None
         else:
             self._later(CONNECT_RETRY_S, lambda: self._establish(node, peer, life))

@@ -6,8 +6,8 @@ out: encoding and sealing are inside, and the simulator tests what production se
 
 How a member is found dead, from fast to slow:
 
-- its watch connection ends, or it misses a ping: its TCP port is tried too. *Refused*, seen by two members (by one in
-  a pair), is a death at once;
+- its watch connection ends, or it misses a ping: its TCP port is tried too. *Refused*, seen by two members (by one when
+  nobody else is left to ask), is a death at once;
 - a later session of the same name ends the earlier one at once;
 - it is silent, and so is its host: suspect, then dead after `suspicion_min_s` to `suspicion_max_s`;
 - it is silent but its kernel accepts: suspect, then dead after `stalled_s`.
@@ -68,10 +68,12 @@ from cluster.swim.events import (
 from cluster.swim.probe import (
     AID_SHARE,
     PINGS_MAX,
+    REFUSAL_GRACE_SHARE,
+    TCP_LOST_S,
     Probe,
     Rtt,
+    connect_timeout_s,
     health_after,
-    refusal_grace_s,
     spacing_s,
 )
 from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
@@ -348,6 +350,8 @@ class Swim:
             return
         if probe.next_ping_s <= now_s:
             self._ping_again(probe)
+        if probe.tcp_until_s <= now_s:
+            probe.tcp_lost(now_s)
         if probe.tcp_next_s <= now_s:
             self._connect(probe)
 
@@ -385,10 +389,13 @@ class Swim:
 
     def _connect(self, probe: Probe) -> None:
         probe.tcp_next_s = inf
-        if not probe.tcp_is_open:
-            probe.tcp_is_open = True
+        if not probe.tcp_is_open or probe.is_pressed:
+            entry = self._table.of(probe.session)
+            rtt = entry.rtt if entry is not None else Rtt()
+            left_s = probe.ends_s - self._now_s
+            timeout_s = connect_timeout_s(rtt, left_s, probe.tcp_tries, self._config.probe_timeout_s)
+            probe.tcp_until_s = self._now_s + timeout_s + TCP_LOST_S
             probe.tcp_tries += 1
-            timeout_s = max(probe.ends_s - self._now_s, self._config.probe_timeout_s / 4)
             self._out.append(TcpConnect(probe.target, probe.session, timeout_s))
 
     def _number(self, session: str) -> int:
@@ -419,9 +426,10 @@ class Swim:
         rtt_s = self._now_s - sent_s
         if is_direct and rtt_s <= self._config.probe_timeout_s:
             entry.rtt.observe(rtt_s)
-        probe = self._probes.pop(session, None)
-        if probe is None:
-            return
+        probe = self._probes.get(session)
+        if probe is None or (probe.is_urgent and sent_s < probe.started_s):
+            return  # Answered before what made the round urgent: it may have died since.
+        del self._probes[session]
         for address, requested_nr in probe.requesters:
             self._send(address, Ack(requested_nr, session))
         if probe.accuses:
@@ -437,6 +445,12 @@ class Swim:
         if probe.nacks_missing():
             self._health = health_after(self._health, 1)
         self._accuse(probe.session, probe.evidence)
+        if probe.is_refused:
+            # Nobody confirmed it, and these said nothing at all: perhaps whatever ended the one ended them too.
+            for helper in probe.asked:
+                entry = self._table.live.get(helper)
+                if entry is not None and helper not in probe.nacked:
+                    self._start_probe(entry, is_urgent=True)
 
     def _report(self, probe: Probe, tcp: Tcp | None) -> None:
         """Tell those on whose behalf the round runs."""
@@ -449,14 +463,14 @@ class Swim:
         entry = self._table.of(session)
         probe = self._probes.get(session)
         if probe is not None:
-            probe.tcp_ended(outcome, self._now_s, refusal_grace_s(entry.rtt if entry is not None else Rtt()))
+            probe.tcp_ended(outcome, self._now_s, REFUSAL_GRACE_SHARE * self._config.probe_timeout_s)
             return
         # Too late for its round: it still tells what kind of silence the suspicion is about.
         suspicion = self._suspicions.get(session)
         if entry is None or suspicion is None or self._me.node_id not in suspicion.accusers:
             return
         if entry.answered_s < suspicion.started_s and outcome is not Tcp.SILENT:
-            self._accuse(session, Evidence.REFUSED if outcome is Tcp.REFUSED else Evidence.STALLED)
+            self._accuse(session, Evidence.STALLED if outcome is Tcp.ACCEPTED else Evidence.REFUSED)
 
     def _on_watch_ended(self, session: str) -> None:
         entry = self._table.of(session)
@@ -477,8 +491,9 @@ class Swim:
             return
         probe.nacked[helper] = None
         match nack.tcp:
-            case Tcp.REFUSED:
+            case Tcp.REFUSED | Tcp.GONE:
                 probe.refused_by[helper] = None
+                probe.press(self._now_s)
                 self._weigh(probe.session)
             case Tcp.ACCEPTED:
                 probe.is_host_up = True
@@ -497,6 +512,9 @@ class Swim:
             suspicion.tell_s = min(suspicion.tell_s, self._now_s)  # Buddy: the suspect is told first.
             self._pursue(suspicion)
         self._weigh(session)
+        if evidence is Evidence.REFUSED:
+            for other in [other for other in self._suspicions if other != session]:
+                self._weigh(other)  # One fewer could confirm it.
 
     def _weigh(self, session: str) -> None:
         """Declare the member dead if enough different members were refused."""
@@ -505,8 +523,20 @@ class Swim:
             return
         suspicion, probe = self._suspicions.get(session), self._probes.get(session)
         witnesses = {**(suspicion.refusers() if suspicion else {}), **(probe.refused_by if probe else {})}
-        if len(witnesses) >= witnesses_needed(len(self._table.live)):
+        if not witnesses:
+            return
+        able = sum(1 for other in self._table.live.values() if other is not entry and not self._seems_gone(other))
+        if len(witnesses) >= witnesses_needed(able):
             self._declare(entry, Evidence.REFUSED)
+
+    def _seems_gone(self, entry: Entry) -> bool:
+        """Whether this node was refused by it, and has heard nothing of it since: it will not confirm anything."""
+        suspicion = self._suspicions.get(entry.row.session)
+        return (
+            suspicion is not None
+            and suspicion.accusers.get(self._me.node_id) is Evidence.REFUSED
+            and entry.heard_s <= suspicion.started_s
+        )
 
     def _suspicion_ends_s(self, suspicion: Suspicion) -> float:
         return suspicion.ends_s(self._config, len(self._table.live))
@@ -622,7 +652,17 @@ class Swim:
         if suspicion.confirm(row.by, row.evidence):
             self._news.add(short(row))
             if row.by != self._me.node_id:
+                if row.evidence is Evidence.REFUSED:
+                    self._press(entry)
                 self._weigh(row.session)
+
+    def _press(self, entry: Entry) -> None:
+        """Another member was refused: those that watch it, and those that are looking anyway, look again at once."""
+        probe = self._probes.get(entry.row.session)
+        if probe is not None:
+            probe.press(self._now_s)
+        elif self._me.node_id in predecessors(self._table.live, entry.node_id, self._config.watch_peers):
+            self._start_probe(entry, is_urgent=True)
 
     def _forget_work(self, session: str) -> None:
         """Nothing is to be found out about this session any more."""
@@ -847,6 +887,7 @@ class Swim:
                     lost.append(entry)
         sender = self._table.of(head.session)
         if sender is not None:
+            sender.heard_s = self._now_s
             # Its own word about itself: any datagram of a member that was accused refutes the accusation.
             if (head.incarnation, head.state) != (sender.row.incarnation, sender.row.state) and head.state in LIVE:
                 self._learn(Row(head.session, head.incarnation, head.state))

@@ -37,7 +37,8 @@ class Tcp(StrEnum):
     """What a TCP connect to a member's port said."""
 
     ACCEPTED = "accepted"
-    REFUSED = "refused"
+    REFUSED = "refused"  # its TCP port is closed; a filter can say that of a living process
+    GONE = "gone"  # refused, and then its UDP port was found closed as well: no process has them open
     SILENT = "silent"
 
 
@@ -93,7 +94,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class TcpOutcome:
-    """The answer to a TcpConnect action."""
+    """The answer to a TcpConnect action. REFUSED may be followed by GONE, a little later."""
 
     session: str
     outcome: Tcp
@@ -185,7 +186,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class TcpConnect:
-    """Try a TCP connect to `target` within `timeout_s` and report TcpOutcome for `session`."""
+    """Try a TCP connect to `target` within `timeout_s` and report TcpOutcome for `session`.
+
+    When it is refused, ask the kernel there for the UDP port too, where this platform tells (see Tcp.GONE).
+    """
 
     target: Address
     session: str

@@ -19,16 +19,22 @@ SPACING_MIN_S = 0.020
 SPACING_SHARE = 0.2  # of the probe timeout: the longest first spacing, and the one used while the peer is unmeasured
 SPACING_GROWTH = 1.5
 
-# A refusal comes back as fast as the answer to a ping sent with it; this is what the peer's process may be slower than
-# its kernel. Refusal is only trusted when that has passed without an answer.
-REFUSAL_GRACE_MIN_S = 0.004
-REFUSAL_GRACE_MAX_S = 0.050
+# A TCP port may be closed, or filtered, while its process lives, and a living process may be slow to answer a ping. So
+# a refusal alone is only trusted when this share of the probe timeout has passed without an answer. A process that has
+# its UDP port open is never GONE, however slow it is: that needs no time at all.
+REFUSAL_GRACE_SHARE = 0.25
 
-# A dying process closes its sockets one by one: a connect just after the end of a watch may still be accepted by a
-# socket that is about to close. So an accepted connect of an urgent round is tried again, soon.
-TCP_TRIES_MAX = 5
+# A dying process closes its sockets one by one, some 30 ms from the first to the last in a bad case: a connect just
+# after the end of a watch may still be accepted by a socket that is about to close, or be reset, or its SYN be dropped.
+# So an accepted connect of an urgent round is tried again, soon; and a silent one of any round, because the kernel
+# repeats a lost SYN only after a second.
+TCP_TRIES_MAX = 8
 TCP_RETRY_S = 0.003
 TCP_RETRY_GROWTH = 2.0
+TCP_RETRY_MAX_S = 0.050
+TCP_TIMEOUT_MIN_S = 0.050  # of one try; the last one takes what is left of the round
+TCP_TIMEOUT_RTOS = 2
+TCP_LOST_S = 0.050  # beyond its timeout: then the driver has dropped the connect, or was away
 
 AID_SHARE = 0.6  # of the probe timeout: how long a helper tries, so that its nack is in time
 NACK_SHARE = 0.35  # of the round: helpers asked before this owe a nack
@@ -64,9 +70,13 @@ def spacing_s(rtt: Rtt, timeout_s: float, attempt: int) -> float:
     return first_s * SPACING_GROWTH**attempt
 
 
-def refusal_grace_s(rtt: Rtt) -> float:
-    """Seconds a refusal waits for an answer to the ping that left with it."""
-    return min(max(4 * rtt.rttvar_s, REFUSAL_GRACE_MIN_S), REFUSAL_GRACE_MAX_S)
+def connect_timeout_s(rtt: Rtt, left_s: float, tries: int, timeout_s: float) -> float:
+    """Seconds that connect number `tries` (from 0) may take, with `left_s` of a round of `timeout_s` to go."""
+    left_s = max(left_s, timeout_s / 4)
+    if tries >= TCP_TRIES_MAX - 1:
+        return left_s
+    soon_s = SPACING_SHARE * timeout_s if rtt.rto_s is None else TCP_TIMEOUT_RTOS * rtt.rto_s
+    return min(max(soon_s, TCP_TIMEOUT_MIN_S), left_s)
 
 
 @dataclass(slots=True)
@@ -83,8 +93,9 @@ class Probe:
     next_ping_s: float = 0.0
     tcp: Tcp | None = None
     tcp_tries: int = 0
-    tcp_is_open: bool = False  # a connect is under way
+    tcp_until_s: float = inf  # a connect is under way, and its outcome comes before this
     tcp_next_s: float = inf
+    is_pressed: bool = False  # another member's refusal was heard in this round
     refused_s: float = inf  # when the refusal may be believed
     is_refused: bool = False  # ... and it was: nobody answered in the meantime
     is_host_up: bool = False  # this node or a helper saw its kernel accept
@@ -96,7 +107,12 @@ class Probe:
     @property
     def due_s(self) -> float:
         """When there is something to do."""
-        return min(self.next_ping_s, self.tcp_next_s, self.refused_s, self.ends_s)
+        return min(self.next_ping_s, self.tcp_next_s, self.tcp_until_s, self.refused_s, self.ends_s)
+
+    @property
+    def tcp_is_open(self) -> bool:
+        """Whether a connect is under way."""
+        return self.tcp_until_s < inf
 
     @property
     def evidence(self) -> Evidence:
@@ -107,17 +123,36 @@ class Probe:
 
     def tcp_ended(self, outcome: Tcp, now_s: float, grace_s: float) -> None:
         """Take note of a connect's outcome; decides whether and when to try again."""
-        self.tcp, self.tcp_is_open = outcome, False
+        self.tcp, self.tcp_until_s = outcome, inf
         match outcome:
             case Tcp.REFUSED:
-                self.refused_s = now_s + grace_s
+                self.refused_s = min(self.refused_s, now_s + grace_s)
+                self.is_host_up = False
+            case Tcp.GONE:
+                self.tcp, self.refused_s = Tcp.REFUSED, now_s
                 self.is_host_up = False
             case Tcp.ACCEPTED:
+                self.refused_s = inf
                 self.is_host_up = True
                 if self.is_urgent and self.tcp_tries < TCP_TRIES_MAX:
-                    self.tcp_next_s = now_s + TCP_RETRY_S * TCP_RETRY_GROWTH ** (self.tcp_tries - 1)
+                    wait_s = min(TCP_RETRY_S * TCP_RETRY_GROWTH ** (self.tcp_tries - 1), TCP_RETRY_MAX_S)
+                    self.tcp_next_s = now_s + wait_s
             case Tcp.SILENT:
-                pass
+                if self.refused_s == inf and not self.is_refused and self.tcp_tries < TCP_TRIES_MAX:
+                    self.tcp_next_s = now_s  # Its timeout was the wait.
+
+    def tcp_lost(self, now_s: float) -> None:
+        """The connect got no outcome from the driver, which says nothing of the peer: try again."""
+        self.tcp_until_s = inf
+        if self.tcp_tries < TCP_TRIES_MAX:
+            self.tcp_next_s = now_s
+
+    def press(self, now_s: float) -> None:
+        """Another member was refused: whatever the connects said so far, look again at once (once in a round)."""
+        self.is_urgent = True
+        if not self.is_pressed and not self.is_refused:
+            self.is_pressed, self.tcp_tries = True, 0
+            self.tcp_next_s = now_s
 
     def nacks_missing(self) -> int:
         """Helpers that had the time to say that they are there, and did not (Lifeguard LHA-Probe)."""

@@ -76,6 +76,6 @@ def suspicion_timeout_s(min_s: float, max_s: float, confirmed: int, expected: in
     return max_s - share * (max_s - min_s)
 
 
-def witnesses_needed(live: int) -> int:
-    """Different members that must have been refused to make a death of it: one when there are only two in total."""
-    return min(WITNESSES, max(live - 1, 1))
+def witnesses_needed(able: int) -> int:
+    """Different members that must have been refused to make a death of it, where `able` could be (at least one)."""
+    return min(WITNESSES, max(able, 1))

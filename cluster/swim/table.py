@@ -86,6 +86,7 @@ class Entry:
     load: bytes = b""
     load_seq: int = 0
     load_at_s: float = float("-inf")
+    heard_s: float = float("-inf")  # when anything of it came
     answered_s: float = float("-inf")  # when it last answered a ping of ours, directly or through a helper
     pulled_s: float = float("-inf")  # when we last asked it for rows
     told_s: float = float("-inf")  # when we last told it what is held of it

@@ -18,7 +18,7 @@ import pytest
 from cluster import watch_token
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.gossip import Gossip, parse_head, tcp_outcome
+from cluster.gossip import Gossip, is_udp_closed, parse_head, tcp_outcome
 from cluster.swim.events import (
     Action,
     Changed,
@@ -168,9 +168,41 @@ async def test_tcp_connects_tell_accepted_from_refused() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             act(gossip, script, TcpConnect(server.getsockname(), "open", 1.0))
             act(gossip, script, TcpConnect(("127.0.0.1", free_port()), "shut", 1.0))
-            await until(lambda: len(script.heard(TcpOutcome)) == 2, "both outcomes")
-    outcomes = {event.session: event.outcome for event in script.heard(TcpOutcome)}
-    assert outcomes == {"open": Tcp.ACCEPTED, "shut": Tcp.REFUSED}
+            with udp() as peer:
+                act(gossip, script, TcpConnect(peer.getsockname(), "tcp shut", 1.0))
+                await until(lambda: len(script.heard(TcpOutcome)) == 4, "all outcomes")
+                await until(lambda: not gossip._tasks, "the end of the asking")
+    outcomes = {
+        name: [event.outcome for event in script.heard(TcpOutcome) if event.session == name]
+        for name in ("open", "shut", "tcp shut")
+    }
+    assert outcomes == {"open": [Tcp.ACCEPTED], "shut": [Tcp.REFUSED, Tcp.GONE], "tcp shut": [Tcp.REFUSED]}
+
+
+async def test_a_udp_port_that_closes_a_little_later_is_found_closed() -> None:
+    with udp() as peer:
+        asking = asyncio.ensure_future(is_udp_closed(peer.getsockname()))
+        await asyncio.sleep(0.01)
+        assert not asking.done()
+    assert await asyncio.wait_for(asking, LIMIT_S)
+
+
+async def test_an_empty_datagram_is_not_handed_in() -> None:
+    script = Script()
+    async with driven(script) as gossip:
+        with udp() as peer:
+            peer.sendto(b"", ("127.0.0.1", gossip.config.port))
+            peer.sendto(b"more", ("127.0.0.1", gossip.config.port))
+            await until(lambda: script.heard(Datagram), "the datagram")
+    assert [event.data for event in script.heard(Datagram)] == [b"more"]
+
+
+async def test_a_connect_that_is_reset_by_a_closing_socket_was_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def sock_connect(sock: socket.socket, target: Any) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
+    assert await tcp_outcome(("127.0.0.1", 9), 0.3) is Tcp.ACCEPTED
 
 
 async def test_a_connect_that_nobody_answers_is_silent() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.swim.events import Evidence, Fenced, State, Tcp, TcpOutcome, Tick, WatchEnded
-from cluster.swim.probe import REFUSAL_GRACE_MAX_S, TCP_TRIES_MAX
+from cluster.swim.events import Evidence, Fenced, State, Tcp, TcpConnect, TcpOutcome, Tick, WatchEnded
+from cluster.swim.probe import REFUSAL_GRACE_SHARE, TCP_LOST_S, TCP_TIMEOUT_MIN_S, TCP_TRIES_MAX
 from cluster.swim.wire import Ack, Nack, Ping, PingReq, Row
 from tests.forged import CONFIG, Bench, accusation, changes, connects, row_of, sent, session_of, targets, told
 
@@ -71,7 +71,7 @@ def test_a_dying_process_that_first_accepts_and_then_refuses_is_dead_soon() -> N
     bench.take()
     bench.pass_s(0.004)
     assert connects(bench.actions) == [A]
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
     assert bench.state("a") is State.DEAD
     assert bench.now_s - began_s < 0.015
@@ -83,7 +83,7 @@ def test_a_dying_process_that_first_accepts_and_then_refuses_is_dead_soon() -> N
 def test_refused_by_two_members_is_a_death_at_once() -> None:
     bench = watch_ended()
     bench.now_s += 0.001
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     nack(bench, targets(bench.actions, PingReq)[0], Tcp.REFUSED)
     bench.pass_s(0.005)
     assert changes(bench.actions, "a")[-1] == (State.DEAD, Evidence.REFUSED)
@@ -93,7 +93,7 @@ def test_the_order_in_which_refusals_are_heard_does_not_matter() -> None:
     bench = watch_ended()
     nack(bench, targets(bench.actions, PingReq)[0], Tcp.REFUSED)
     assert bench.state("a") is State.ALIVE
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
     assert bench.state("a") is State.DEAD
 
@@ -118,7 +118,7 @@ def test_a_helper_that_was_not_asked_is_no_witness() -> None:
     bench = watch_ended(*PEERS, "e", "f")
     stranger = next(name for name in ("b", "c", "d", "e", "f") if name not in targets(bench.actions, PingReq))
     bench.hear(stranger, Nack(12345, A, Tcp.REFUSED))
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
     assert bench.state("a") is State.SUSPECT
 
@@ -132,7 +132,7 @@ def test_refused_by_one_of_several_is_only_a_suspicion() -> None:
 
 def test_refused_by_one_is_a_death_when_there_are_only_two() -> None:
     bench = watch_ended("a")
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
     assert bench.state("a") is State.DEAD
 
@@ -158,19 +158,155 @@ def test_a_refusal_is_ignored_while_the_member_answers_the_ping_of_this_round() 
         assert changes(bench.actions, "a") == []
 
 
-def test_a_refusal_waits_only_a_moment_for_the_answer() -> None:
+def test_a_closed_tcp_port_alone_waits_for_an_answer_by_udp() -> None:
     bench = watch_ended("a")
     bench.tcp("a", Tcp.REFUSED)
+    bench.pass_s(0.9 * REFUSAL_GRACE_SHARE * CONFIG.probe_timeout_s)
     assert bench.state("a") is State.ALIVE
-    assert bench.swim.deadline_s() - bench.now_s <= 0.005
-    bench.pass_s(REFUSAL_GRACE_MAX_S)
+    assert len(sent(bench.actions, Ping, "a")) >= 3
+    bench.pass_s(0.2 * REFUSAL_GRACE_SHARE * CONFIG.probe_timeout_s)
     assert bench.state("a") is State.DEAD
+
+
+def test_a_process_whose_ports_are_both_closed_is_waited_for_no_longer() -> None:
+    bench = watch_ended("a")
+    bench.tcp("a", Tcp.REFUSED)
+    bench.now_s += 0.002
+    bench.tcp("a", Tcp.GONE)
+    assert bench.swim.deadline_s() <= bench.now_s
+    bench.pass_s(0)
+    assert bench.state("a") is State.DEAD
+
+
+def test_a_slow_member_whose_tcp_port_is_closed_lives() -> None:
+    bench = watch_ended()
+    ping = sent(bench.actions, Ping, "a")[0]
+    bench.tcp("a", Tcp.REFUSED)
+    bench.pass_s(0.060)
+    bench.hear("a", Ack(ping.nr, A))
+    bench.pass_s(3, answering=PEERS)
+    assert changes(bench.actions, "a") == []
+
+
+# ---- a connect that says nothing is repeated
+
+
+def test_a_silent_connect_is_tried_again_within_its_round_a_few_times() -> None:
+    bench = watch_ended()
+    tries = 0
+    while bench.now_s < 1000.0 + CONFIG.probe_timeout_s and connects(bench.take()):
+        tries += 1
+        bench.pass_s(TCP_TIMEOUT_MIN_S, answering=OTHERS)
+        bench.tcp("a", Tcp.SILENT)
+        bench.pass_s(0.001, answering=OTHERS)
+    assert 5 <= tries <= TCP_TRIES_MAX
+
+
+def test_a_connect_that_the_driver_lost_is_tried_again_and_proves_nothing() -> None:
+    bench = watch_ended()
+    timeout_s = next(action.timeout_s for action in bench.take() if isinstance(action, TcpConnect))
+    bench.pass_s(timeout_s + TCP_LOST_S + 0.001, answering=OTHERS)
+    assert connects(bench.take()) == [A]
+    assert bench.state("a") is State.ALIVE
+
+
+def test_a_dropped_syn_costs_one_short_try() -> None:
+    """The kernel repeats it after a second only; the listening socket that dropped it is closed long before."""
+    bench = watch_ended()
+    first = next(action for action in bench.take() if isinstance(action, TcpConnect))
+    assert first.timeout_s <= 2 * TCP_TIMEOUT_MIN_S
+    bench.pass_s(first.timeout_s, answering=OTHERS)
+    bench.tcp("a", Tcp.SILENT)
+    bench.pass_s(0.001, answering=OTHERS)
+    assert connects(bench.take()) == [A]
+
+
+def test_the_refusal_of_another_is_looked_at_again_at_once_by_those_that_watch() -> None:
+    bench = watch_ended()
+    bench.pass_s(0.300, answering=OTHERS)
+    for _ in range(TCP_TRIES_MAX):
+        bench.tcp("a", Tcp.SILENT)  # All tries are used up.
+    bench.take()
+    bench.hear("b", rows=[accusation("a", "b", Evidence.REFUSED)])
+    bench.pass_s(0, answering=OTHERS)
+    assert connects(bench.take()) == [A]
+    bench.tcp("a", Tcp.GONE)
+    bench.pass_s(0.001, answering=OTHERS)
+    assert bench.state("a") is State.DEAD
+
+
+def test_a_connect_that_hangs_does_not_stand_in_the_way_of_another_member_s_refusal() -> None:
+    bench = watch_ended()
+    assert connects(bench.take()) == [A]
+    bench.hear("b", rows=[accusation("a", "b", Evidence.REFUSED)])
+    bench.pass_s(0, answering=OTHERS)
+    assert connects(bench.take()) == [A]
+
+
+def test_the_same_refusal_heard_again_and_again_presses_once() -> None:
+    bench = watch_ended()
+    bench.take()
+    for _ in range(50):
+        bench.hear("b", rows=[accusation("a", "b", Evidence.REFUSED)])
+        bench.pass_s(0, answering=OTHERS)
+        bench.tcp("a", Tcp.ACCEPTED)
+    assert len(connects(bench.take())) == 1
+
+
+def test_an_answer_to_a_ping_from_before_the_watch_ended_does_not_end_the_round() -> None:
+    bench = Bench(*PEERS)
+    while not (early := sent(bench.take(), Ping, "a")):
+        bench.pass_s(0.01, answering=OTHERS)
+    bench.hand_in(WatchEnded(A))
+    bench.hear("a", Ack(early[-1].nr, A))
+    bench.tcp("a", Tcp.GONE)
+    nack(bench, targets(bench.actions, PingReq)[0], Tcp.REFUSED)
+    bench.pass_s(0.001, answering=OTHERS)
+    assert bench.state("a") is State.DEAD
+
+
+# ---- who is left to confirm
+
+
+def test_a_lone_survivor_believes_what_it_was_refused_by_all() -> None:
+    bench = Bench("a", "b")
+    bench.hand_in(WatchEnded(A))
+    bench.tcp("a", Tcp.GONE)
+    bench.pass_s(0.001)
+    assert bench.state("a") is State.SUSPECT
+    bench.hand_in(WatchEnded(session_of("b")))
+    bench.tcp("b", Tcp.GONE)
+    bench.pass_s(0.001)
+    assert bench.state("b") is State.DEAD
+    assert bench.state("a") is State.DEAD
+
+
+def test_a_member_that_was_heard_since_may_still_confirm() -> None:
+    bench = Bench("a", "b")
+    for name in ("a", "b"):
+        bench.hand_in(WatchEnded(session_of(name)))
+    bench.tcp("b", Tcp.GONE)
+    bench.pass_s(0.001)
+    assert bench.state("b") is State.SUSPECT
+    bench.hear("b", Ping(5, session_of("me")), incarnation=0)  # Not a refutation, since b does not know; but it lives.
+    bench.tcp("a", Tcp.GONE)
+    bench.pass_s(0.001)
+    assert bench.state("a") is State.SUSPECT
+
+
+def test_helpers_that_say_nothing_of_a_refused_member_are_looked_at_themselves() -> None:
+    bench = watch_ended()
+    helpers = targets(bench.actions, PingReq)
+    bench.tcp("a", Tcp.GONE)
+    bench.take()
+    bench.pass_s(CONFIG.probe_timeout_s + 0.01)
+    assert set(connects(bench.actions)) >= {session_of(helper) for helper in helpers}
 
 
 def test_a_death_seen_by_this_node_is_told_to_all_at_once() -> None:
     bench = watch_ended()
     bench.take()
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     bench.hear("b", rows=[accusation("a", "b", Evidence.REFUSED)])
     bench.pass_s(0.005)
     dead = [action for action in bench.actions if State.DEAD in [row.state for row in told([action], "a")]]
@@ -181,7 +317,7 @@ def test_a_helper_reports_a_refusal_at_once_and_accuses_nobody() -> None:
     bench = Bench(*PEERS)
     bench.take()
     bench.hear("b", PingReq(9, A, "a.test", 5000, True))
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
     assert sent(bench.actions, Nack, "b") == [Nack(9, A, Tcp.REFUSED)]
     assert changes(bench.actions, "a") == []
@@ -190,7 +326,7 @@ def test_a_helper_reports_a_refusal_at_once_and_accuses_nobody() -> None:
 def test_a_helper_that_knows_of_the_refusal_answers_the_next_request_at_once() -> None:
     bench = Bench(*PEERS)
     bench.hear("b", PingReq(9, A, "a.test", 5000, True))
-    bench.tcp("a", Tcp.REFUSED)
+    bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
     bench.take()
     bench.hear("c", PingReq(10, A, "a.test", 5000, True))
