@@ -420,8 +420,6 @@ async def tcp_outcome(target: Address, timeout_s: float) -> Tcp | None:
         return Tcp.ACCEPTED
     except ConnectionRefusedError:
         return Tcp.REFUSED
-    except ConnectionResetError:
-        return Tcp.ACCEPTED  # its kernel answered: a listener that is just closing. Asked again soon, it refuses.
     except TimeoutError:
         # The answer may have come, and the timer was served first.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
