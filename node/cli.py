@@ -23,6 +23,7 @@ from cluster import config as settings
 from cluster.errors import ConfigError, RumorError
 from node import launch as launcher
 from node import options
+from node import partition as partitions
 from node.options import config_options, given
 from node.remote import Remote
 
@@ -32,6 +33,8 @@ ENDED_BADLY = ("dead", "cancelled")
 LAUNCH_HELP = "Run a cluster on this machine: N nodes and their Redis.\n\n\b\n" + launcher.USAGE.replace(
     "\n\n", "\n\n\b\n"
 )
+PARTITION_HELP = "Cut the network of a running cluster, and see what its nodes make of it.\n\n\b\n"
+PARTITION_HELP += partitions.USAGE.replace("\n\n", "\n\n\b\n")
 
 
 def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
@@ -75,15 +78,35 @@ def node(**flags: Any) -> int:
 @click.argument("words", nargs=-1, metavar="[N | COMMAND [K…]]")
 @click.option("--detach", is_flag=True, help="Return when the cluster is ready.")
 @click.option("--json", "as_json", is_flag=True, help="With status: JSON.")
+@click.option("--netns", is_flag=True, help="A network namespace for each node and for Redis. Needs root, on Linux.")
 @click.option("--base-port", metavar="PORT", help="Port of node 1. [env: RUMOR_BASE_PORT; default: 5000]")
 @click.option(
     "--data-dir", metavar="DIR", help="Where data, logs and the record are. [env: RUMOR_DATA_DIR; default: .rumor]"
 )
 @config_options
 def launch(
-    words: tuple[str, ...], detach: bool, as_json: bool, base_port: str | None, data_dir: str | None, **flags: Any
+    words: tuple[str, ...],
+    detach: bool,
+    as_json: bool,
+    base_port: str | None,
+    data_dir: str | None,
+    netns: bool,
+    **flags: Any,
 ) -> int:
-    return launcher.launch(words, given(flags), detach=detach, as_json=as_json, base_port=base_port, data_dir=data_dir)
+    return launcher.launch(
+        words, given(flags), detach=detach, as_json=as_json, base_port=base_port, data_dir=data_dir, netns=netns
+    )
+
+
+@rumor.command(help=PARTITION_HELP)
+@click.argument("words", nargs=-1, metavar="CUT | COMMAND")
+@click.option("--once", is_flag=True, help="With watch: print it and end.")
+@click.option("--every-s", type=float, default=partitions.EVERY_S, show_default=True, help="With watch: how often.")
+@click.option("--netns", "kind", flag_value="netns", help="Only a cluster that was launched with --netns.")
+@click.option("--compose", "kind", flag_value="compose", help="Only the services of docker-compose.yml.")
+@click.option("--data-dir", metavar="DIR", help="Where a launched cluster's record is. [env: RUMOR_DATA_DIR]")
+def partition(words: tuple[str, ...], once: bool, every_s: float, kind: str | None, data_dir: str | None) -> int:
+    return partitions.partition(words, kind=kind or "", data_dir=data_dir, once=once, every_s=every_s)
 
 
 @rumor.command()

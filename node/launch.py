@@ -27,7 +27,8 @@ from pathlib import Path
 from cluster import config as settings
 from cluster.config import Config, variable
 from cluster.errors import ConfigError, RumorError
-from node import private_redis
+from node import network, private_redis
+from node.network import Network
 from node.options import as_text
 from node.process import Process, port_problem, spawn, wait_for, with_variable
 from node.remote import Remote, Unreachable, decode
@@ -36,6 +37,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NODES_DEFAULT = 5
 NODES_MAX = 64
 BASE_PORT = 5000
+NETNS_REDIS = 0  # its number in a network; the nodes have their own
+NETNS_REDIS_PORT = 6379
+NETNS_SETS = ("host", "advertise_host", "redis_url")  # what --netns decides
 LOCK_LIMIT_S = 120.0
 POLL_S = 0.1
 WATCH_S = 0.5
@@ -63,6 +67,8 @@ LAUNCHER = "RUMOR_LAUNCHER"  # what the user called; for messages
 USAGE = """\
 [N]                    start N nodes (5 unless told) and a Redis, and stay until Ctrl-C
 [N] --detach           the same, and return when the cluster is ready
+[N] --netns            the same, each node and Redis in a network namespace of its own (root, Linux), with
+                       a key and a token: for the cuts of `rumor partition`
 status [--json]        what runs
 kill K                 end node K at once (kill -9)
 pause K, resume K      stop it as a debugger would (SIGSTOP), let it go on
@@ -142,6 +148,7 @@ class Record:
     python_path: str
     redis: RedisRecord
     nodes: list[NodeRecord] = field(default_factory=list)
+    network: Network | None = None  # with --netns: where the nodes and Redis live
 
     @property
     def is_running(self) -> bool:
@@ -176,9 +183,10 @@ def launch(
     as_json: bool = False,
     base_port: str | None = None,
     data_dir: str | None = None,
+    netns: bool = False,
 ) -> int:
     """Carry out one command line. Returns the exit status; raises RumorError (Usage: nothing was done)."""
-    folder = Path(data_dir or os.environ.get("RUMOR_DATA_DIR") or default_folder()).expanduser().absolute()
+    folder = folder_of(data_dir)
     word, rest = (words[0], list(words[1:])) if words else (str(NODES_DEFAULT), [])
     for name in PER_NODE:
         if name in flags:
@@ -187,9 +195,11 @@ def launch(
             )
     if word.lstrip("+-").isdigit():
         expect_words(rest, 0, word)
-        return start(folder, int(word), flags, detach, parse_base_port(base_port))
+        return start(folder, int(word), flags, detach, parse_base_port(base_port), netns)
     if word not in ("status", "kill", "pause", "resume", "restart", "add", "stop"):
         raise Usage(f"{word!r} is neither a number of nodes nor a command.", f"What there is:\n{indent(USAGE)}")
+    if netns:
+        raise Usage(f"--netns after {word} means nothing.", "A cluster's network is chosen when it starts.")
     if flags and word not in ("add", "restart"):
         raise Usage(
             f"{word} takes no settings ({settings.flag(next(iter(flags)))}).", "Give them at start, add or restart."
@@ -231,14 +241,16 @@ def act(cluster: Cluster, word: str, rest: Sequence[str], flags: Mapping[str, st
     return 0
 
 
-def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base_port: int) -> int:
+def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base_port: int, netns: bool = False) -> int:
     """Start a cluster of `count` nodes; return when it is ready (detached) or has ended."""
     if not 1 <= count <= NODES_MAX:
         raise Usage(f"N is {count}: 1 to {NODES_MAX} nodes can be started.", f"For example: {program()} 5")
-    if base_port + count - 1 > 65_535:
+    if not netns and base_port + count - 1 > 65_535:
         raise Usage(
             f"RUMOR_BASE_PORT is {base_port}: {count} ports from there end beyond 65535.", "Choose a lower one."
         )
+    if netns:
+        network.refuse_if_unable()
     signals = Signals()
     with locked(folder):
         old = load(folder)
@@ -251,6 +263,10 @@ def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base
         told = {name: value for name, value in from_environment(os.environ).items() if name not in PER_NODE} | dict(
             flags
         )
+        if netns:
+            refuse_settings_of_netns(told)
+        if old is not None and old.network is not None and old.network.close():
+            say("Removed the network namespaces that an earlier cluster had left.")
         record = Record(
             launch_id=secrets.token_hex(8),
             base_port=base_port,
@@ -258,6 +274,7 @@ def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base
             cwd=os.getcwd(),
             python_path=os.environ.get("PYTHONPATH", ""),
             redis=RedisRecord(told.get("redis_url", "")),
+            network=network.choose() if netns else None,
         )
         cluster = Cluster(folder, record)
         try:
@@ -351,6 +368,7 @@ class Cluster:
         self.folder = folder
         self.record = record
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self.was_told_token = bool(record.told.get("api_token"))
 
     def all(self) -> list[NodeRecord | RedisRecord]:
         return [*self.record.nodes, *([self.record.redis] if self.record.redis.is_own else [])]
@@ -374,12 +392,21 @@ class Cluster:
 
     def start(self, count: int, signals: Signals) -> None:
         """Start Redis and the nodes, and wait until each is ready and sees all."""
+        if self.record.network is not None and not self.was_told_token:
+            self.record.told["api_token"] = self._make_token()
         configs = [self._config(number, {}) for number in range(1, count + 1)]  # a wrong setting ends it here
         for config in configs:
-            refuse_busy_port(config)
+            self._refuse_busy_port(config)
+        port = NETNS_REDIS_PORT
+        if self.record.network is not None:
+            self.save()  # first: by its mark a later command finds what is made now, whatever becomes of us
+            self.record.network.open()
+            self.record.network.add(NETNS_REDIS)
+        elif not self.record.redis.url:
+            port = private_redis.choose_port(self.record.base_port)
         if not self.record.redis.url:
             (self.folder / "redis" / "redis.log").unlink(missing_ok=True)  # as the nodes' logs: of this run only
-            self._start_redis(private_redis.choose_port(self.record.base_port))
+            self._start_redis(port)
         self._make_key()
         for number, config in enumerate(configs, 1):
             self.log(NodeRecord(number, "", "", 0, "")).unlink(missing_ok=True)
@@ -395,7 +422,7 @@ class Cluster:
             )
         over = overrides(flags)
         config = self._config(number, over)
-        refuse_busy_port(config)
+        self._refuse_busy_port(config)
         node = self._start_node(number, over, config)
         try:
             self._await_one(node)
@@ -403,6 +430,8 @@ class Cluster:
             node.process.signal(signal.SIGKILL)
             self.record.nodes.remove(node)
             self.save()
+            if self.record.network is not None:
+                self.record.network.remove(number)
             raise
 
     def restart(self, one: NodeRecord | RedisRecord, flags: Mapping[str, str]) -> None:
@@ -415,7 +444,7 @@ class Cluster:
         over = one.over | overrides(flags)
         config = self._config(one.number, over)
         self._end([one], self._drain_s() + STOP_GRACE_S, lambda: False)
-        refuse_busy_port(config)
+        self._refuse_busy_port(config)
         self._await_one(self._start_node(one.number, over, config))
 
     def _config(self, number: int, over: Mapping[str, str]) -> Config:
@@ -427,7 +456,16 @@ class Cluster:
             told["advertise_host"] = "127.0.0.1"
         if self.record.redis.url:
             told["redis_url"] = self.record.redis.url
-        return settings.from_text(told | {"port": str(self.record.base_port + number - 1)})
+        port = self.record.base_port + number - 1
+        if self.record.network is not None:
+            # Each has an address of its own, so all have one port, as machines of a real cluster would.
+            port = self.record.base_port
+            told |= {"host": self.record.network.address(number), "node_id": f"node{number}"}
+        return settings.from_text(told | {"port": str(port)})
+
+    def _refuse_busy_port(self, config: Config) -> None:
+        if self.record.network is None:  # else the address is not this machine's, and its ports are all free
+            refuse_busy_port(config)
 
     def _make_key(self) -> None:
         """The cluster's gossip key, made once per folder; only its owner may read it."""
@@ -435,8 +473,18 @@ class Cluster:
         if not path.exists():
             write_private(path, base64.b64encode(secrets.token_bytes(32)).decode("ascii") + "\n")
 
+    def _make_token(self) -> str:
+        """The cluster's API token, made once per folder; only its owner may read it."""
+        path = token_path(self.folder)
+        if not path.exists():
+            write_private(path, secrets.token_urlsafe(24) + "\n")
+        return path.read_text("ascii").strip()
+
     def _start_redis(self, port: int) -> None:
-        started, child, url = private_redis.start(self.folder / "redis", port, {LAUNCH_ID: self.record.launch_id})
+        net = self.record.network
+        host, inside = (net.address(NETNS_REDIS), net.inside(NETNS_REDIS)) if net else ("127.0.0.1", ())
+        mark = {LAUNCH_ID: self.record.launch_id}
+        started, child, url = private_redis.start(self.folder / "redis", port, mark, host, inside)
         self._children[child.pid] = child
         redis = self.record.redis
         redis.url, redis.port, redis.pid, redis.began = url, port, started.pid, started.began
@@ -456,6 +504,9 @@ class Cluster:
         log_from = log.stat().st_size if log.exists() else 0
         # -P: the working directory does not come before the program's own modules; --tasks looks there all the same.
         command = [sys.executable, "-P", "-m", "node", "node", "--port", str(config.port)]
+        if self.record.network is not None:
+            self.record.network.add(number)
+            command = [*self.record.network.inside(number), *command]
         started, child = spawn(command, environ, log, self.record.cwd)
         self._children[child.pid] = child
         scheme = "https" if config.tls_cert else "http"
@@ -535,7 +586,10 @@ class Cluster:
     # Ending
 
     def end(self, signals: Signals) -> None:
-        """End nodes, then Redis, then whatever they left behind; remove the record. A further signal hurries it."""
+        """End nodes, then Redis, then whatever they left behind; remove network and record.
+
+        A further signal hurries it.
+        """
         before = signals.count
         self._end(self.record.nodes, self._drain_s() + STOP_GRACE_S, lambda: signals.count > before)
         if self.record.redis.is_own:
@@ -544,6 +598,8 @@ class Cluster:
             if stray.pid != os.getpid():
                 stray.signal(signal.SIGKILL)
         self.reap_children()
+        if self.record.network is not None:
+            self.record.network.close()
         (self.folder / "cluster.json").unlink(missing_ok=True)
 
     def _end(self, ones: Sequence[NodeRecord | RedisRecord], limit_s: float, is_hurried: Callable[[], bool]) -> None:
@@ -582,11 +638,14 @@ def load(folder: Path) -> Record | None:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise not_yours(path) from None
     try:
         values = json.loads(text)
         redis = RedisRecord(**values.pop("redis"))
         nodes = [NodeRecord(**node) for node in values.pop("nodes")]
-        return Record(**values, redis=redis, nodes=nodes)
+        net = values.pop("network", None)
+        return Record(**values, redis=redis, nodes=nodes, network=Network(**net) if net else None)
     except (ValueError, KeyError, TypeError) as error:
         raise LaunchFailed(
             f"{path} cannot be read: {error!r}.", "Was it written by another version? End what runs, then remove it."
@@ -604,8 +663,12 @@ def running(folder: Path) -> Record:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One command at a time in a folder; the kernel frees it when the command ends, however it ends."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except PermissionError:
+        raise not_yours(folder) from None
+    with file as lock:
 
         def is_mine() -> bool:
             try:
@@ -642,6 +705,22 @@ def is_ours(name: str) -> bool:
     )
 
 
+def refuse_settings_of_netns(told: Mapping[str, str]) -> None:
+    """With --netns the addresses and the Redis are the launcher's own."""
+    for name in NETNS_SETS:
+        if told.get(name):
+            raise Usage(
+                f"{settings.flag(name)} (or {variable(name)}) is set, and with --netns the launcher decides it.",
+                "Leave it out: each node has an address in its namespace, and so has a Redis of their own.",
+            )
+
+
+def not_yours(path: Path) -> LaunchFailed:
+    return LaunchFailed(
+        f"{path} may not be read by this user.", "A cluster that root started is root's: use sudo, or RUMOR_DATA_DIR."
+    )
+
+
 def refuse_busy_port(config: Config) -> None:
     problem = port_problem(config.host, config.port)
     if problem is not None:
@@ -663,6 +742,15 @@ def expect_words(rest: Sequence[str], count: int, word: str) -> None:
         raise Usage(f"{rest[count]!r} after {word!r} means nothing.", f"What there is:\n{indent(USAGE)}")
 
 
+def folder_of(data_dir: str | None) -> Path:
+    """Where a cluster's data and record are: as told, by RUMOR_DATA_DIR, or the default."""
+    return Path(data_dir or os.environ.get("RUMOR_DATA_DIR") or default_folder()).expanduser().absolute()
+
+
+def token_path(folder: Path) -> Path:
+    return folder / "api.token"
+
+
 def default_folder() -> Path:
     """`.rumor` in the project when run from its source tree, else in the working directory."""
     return (ROOT if (ROOT / "setup.cfg").exists() else Path.cwd()) / ".rumor"
@@ -676,6 +764,12 @@ def write_private(path: Path, text: str) -> None:
 
 def program() -> str:
     return os.environ.get(LAUNCHER) or "rumor launch"
+
+
+def partition_program() -> str:
+    """How the cuts are called beside what the user called."""
+    launcher = os.environ.get(LAUNCHER, "")
+    return str(Path(launcher).parent / "partition.sh") if launcher.endswith(".sh") else "rumor partition"
 
 
 def indent(text: str) -> str:
@@ -696,6 +790,12 @@ def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
     lines += [f"  {node.label:<8} {node.url}  (pid {node.pid})" for node in record.nodes]
     owner = f"  (pid {record.redis.pid})" if record.redis.is_own else ""
     lines += [f"  redis    {private_redis.without_secret(record.redis.url)}{owner}", f"  data     {cluster.folder}", ""]
+    if record.network is not None and not cluster.was_told_token:
+        lines += [
+            "Every call carries the token:",
+            f"  export RUMOR_API_TOKEN=$(cat {token_path(cluster.folder)}) RUMOR_URL={first.url}",
+            "",
+        ]
     lines += [
         "Try",
         f"  open {first.url}/ in a browser: the cluster, live",
@@ -705,5 +805,10 @@ def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
     ]
     if len(record.nodes) > 1:
         lines += [f"  {program()} kill 2       # the others take over; then: {program()} restart 2"]
+    if record.network is not None:
+        lines += [
+            f"  {partition_program()} watch         # what each node believes; in a second terminal:",
+            f"  {partition_program()} no-gossip 1   # or no-redis, isolate, split, …; then: heal",
+        ]
     lines += ["", f"Stop with {'' if detach else 'Ctrl-C, or '}{program()} stop"]
     return "\n".join(lines)

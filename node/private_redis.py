@@ -1,6 +1,7 @@
 """The Redis that a launched cluster brings along: which program, how it is set up, and that it answers.
 
-Set up to keep what it acknowledges: append-only file, nothing evicted. It listens on loopback only.
+Set up to keep what it acknowledges: append-only file, nothing evicted. It listens on loopback only, or on the one
+address of a network namespace, which only this machine and its nodes can reach.
 
 Does not know: nodes, tasks, or anybody else's Redis.
 """
@@ -13,7 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -26,7 +27,8 @@ STOP_LIMIT_S = 15.0
 
 CONF = """\
 # Written by the launcher at each start.
-bind 127.0.0.1
+bind {host}
+protected-mode {protected}
 port {port}
 dir {folder}
 daemonize no
@@ -67,21 +69,28 @@ def find_server() -> str:
     )
 
 
-def start(folder: Path, port: int, mark: Mapping[str, str]) -> tuple[process.Process, subprocess.Popen[bytes], str]:
+def start(
+    folder: Path, port: int, mark: Mapping[str, str], host: str = "127.0.0.1", inside: Sequence[str] = ()
+) -> tuple[process.Process, subprocess.Popen[bytes], str]:
     """Start a server with its data in `folder`; return it with its URL once it answers.
 
-    `mark` is added to its environment, by which whoever started it finds it again.
+    `mark` is added to its environment, by which whoever started it finds it again. `inside` is what runs a command
+    where `host` is an address.
     """
     server = find_server()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     conf, log = folder / "redis.conf", folder / "redis.log"
+    protected = "yes" if host == "127.0.0.1" else "no"  # it refuses all other addresses while there is no password
     # Quoted, since a path may hold blanks; in quotes Redis reads backslashes as escapes.
     quoted = '"' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    conf.write_text(CONF.format(port=port, folder=quoted), "utf-8")
+    conf.write_text(CONF.format(host=host, protected=protected, port=port, folder=quoted), "utf-8")
     log_from = log.stat().st_size if log.exists() else 0
-    started, child = process.spawn([server, str(conf)], {**os.environ, **mark}, log, folder)
-    if process.wait_for(lambda: child.poll() is not None or answers(port), START_LIMIT_S) and child.poll() is None:
-        return started, child, f"redis://127.0.0.1:{port}/0"
+    started, child = process.spawn([*inside, server, str(conf)], {**os.environ, **mark}, log, folder)
+    if (
+        process.wait_for(lambda: child.poll() is not None or answers(host, port), START_LIMIT_S)
+        and child.poll() is None
+    ):
+        return started, child, f"redis://{host}:{port}/0"
     started.signal(signal.SIGKILL)
     child.wait()
     raise RedisFailed(
@@ -90,10 +99,10 @@ def start(folder: Path, port: int, mark: Mapping[str, str]) -> tuple[process.Pro
     )
 
 
-def answers(port: int) -> bool:
-    """Whether the server on this port has loaded its data and takes commands."""
+def answers(host: str, port: int) -> bool:
+    """Whether the server there has loaded its data and takes commands."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(64).startswith(b"+PONG")
     except OSError:
