@@ -1,11 +1,13 @@
 """The Lua scripts as files: their text, their hash, and the one way to call them.
 
-NOSCRIPT is answered by EVAL, which also loads the script for the next call.
+What a script's header says it uses of `lua/include` is put before it: Redis knows no libraries of ours. NOSCRIPT is
+answered by EVAL, which also loads the script for the next call.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +16,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
+USES = re.compile(r"^-- Uses +include/(\w+\.lua)$", re.M)
 Arg = str | bytes | int | float
 
 
@@ -29,7 +32,9 @@ class Script:
 @cache
 def script(name: str) -> Script:
     """The script of this name. Raises FileNotFoundError if there is none."""
-    text = resources.files("cluster").joinpath("lua", f"{name}.lua").read_text("utf-8")
+    folder = resources.files("cluster").joinpath("lua")
+    text = folder.joinpath(f"{name}.lua").read_text("utf-8")
+    text = "".join(folder.joinpath("include", used).read_text("utf-8") for used in USES.findall(text)) + text
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
 
 

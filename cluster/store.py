@@ -39,6 +39,7 @@ TASK_FIELDS = (
     "error",
     "progress",
 )
+HISTORY_FIELD = "history"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +260,10 @@ class Calls:
             on_reply,
         )
 
-    def read(self, shard: int, task_id: str, on_reply: OnReply) -> Call:
-        """The fields of one task, in the order of TASK_FIELDS."""
-        return Call("", ("HMGET", keys.task(shard, task_id)), list(TASK_FIELDS), on_reply)
+    def read(self, shard: int, task_id: str, on_reply: OnReply, with_history: bool = False) -> Call:
+        """The fields of one task, in the order of TASK_FIELDS; the history, if wanted, after them."""
+        fields: list[Arg] = [*TASK_FIELDS, HISTORY_FIELD] if with_history else list(TASK_FIELDS)
+        return Call("", ("HMGET", keys.task(shard, task_id)), fields, on_reply)
 
     def held(self, shard: int, session: str, on_reply: OnReply) -> Call:
         """What Redis holds in flight for a session in one shard: flat id, delivery, …"""

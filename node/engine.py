@@ -396,16 +396,16 @@ class Engine:
             log.debug("catalog_unread", error=str(error))
 
     async def get(self, task_id: str) -> TaskJson:
-        """One task. Raises NotFound."""
-        return await self.queries.get(task_id)
+        """One task, with its history. Raises NotFound."""
+        return await self.queries.get(task_id, with_history=True)
 
     async def wait(self, task_id: str, wait_s: float) -> TaskJson:
-        """One task when it is terminal, or as it is after `wait_s` seconds. Raises NotFound."""
+        """One task, with its history, when it is terminal, or as it is after `wait_s` s. Raises NotFound."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
         async with self.waiting.one(task_id, self.queries.shard(task_id)) as event:
             while True:
-                task = await self.queries.get(task_id)
+                task = await self.queries.get(task_id, with_history=True)
                 left_s = until_s - loop.time()
                 if task.state in TERMINAL or left_s <= 0 or self.is_stopping:
                     return task

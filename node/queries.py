@@ -23,7 +23,7 @@ from cluster.lane import Call, Reply
 from cluster.store import TASK_FIELDS
 from cluster.task import Spec, State, shard_of
 from node.dispatch import Dispatcher
-from node.wire import ListQuery, TaskJson
+from node.wire import AttemptJson, FailureJson, ListQuery, TaskJson
 
 SCAN_MAX = 1_000  # ids one script call looks at
 PAGE_ROUNDS_MAX = 50  # calls per shard for one page; a page may then be short, with a cursor to go on
@@ -38,10 +38,11 @@ SCORED: dict[str, Callable[[int], str]] = {
 
 _NULL = Raw(b"null")
 _decode_spec = msgspec.msgpack.Decoder(Spec).decode
+_decode_line = msgspec.json.Decoder(tuple[str, int, int, int, int, str, str, str]).decode
 
 
 def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
-    """A task from the fields that `Calls.read` asks for; None when there is no such task."""
+    """A task from the fields that `Calls.read` asks for, with or without its history; None: there is no such task."""
     (
         spec_b,
         data,
@@ -56,6 +57,7 @@ def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
         result,
         error,
         progress,
+        *more,
     ) = row
     if spec_b is None or state is None:
         return None
@@ -80,7 +82,31 @@ def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
         error=Raw(error) if error and name != State.SUCCEEDED else _NULL,  # of an earlier attempt otherwise
         progress=Raw(progress) if progress else _NULL,
         key=spec.key,
+        history=history_json(more[0] or b"") if more else msgspec.UNSET,
     )
+
+
+def history_json(lines: bytes) -> list[AttemptJson]:
+    """The attempts that `lua/include/history.lua` wrote down, oldest first; lines of another form are left out."""
+    found = []
+    for line in lines.splitlines():
+        try:
+            outcome, at, started, attempt, delivery, name, kind, message = _decode_line(line)
+            found.append(
+                AttemptJson(
+                    outcome=outcome,  # type: ignore[arg-type]
+                    at_ms=at,
+                    started_at_ms=started or None,
+                    node_id=session.node_of(name) if name else None,
+                    session=name or None,
+                    attempt=attempt or None,
+                    delivery=delivery,
+                    error=FailureJson(kind, message) if kind or message else None,
+                )
+            )
+        except msgspec.DecodeError:
+            continue
+    return found
 
 
 def _ms(value: bytes | None) -> int | None:
@@ -110,10 +136,10 @@ class Queries:
             raise NotFound(f"there is no task {task_id!r}: that is not the form of an id.", "GET /tasks lists them.")
         return shard
 
-    async def get(self, task_id: str) -> TaskJson:
+    async def get(self, task_id: str, with_history: bool = False) -> TaskJson:
         """One task. Raises NotFound."""
         shard = self.shard(task_id)
-        row = await self.ask(shard, lambda on_reply: self._dispatch.calls.read(shard, task_id, on_reply))
+        row = await self.ask(shard, lambda on_reply: self._dispatch.calls.read(shard, task_id, on_reply, with_history))
         task = task_json(task_id, row)
         if task is None:
             raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")

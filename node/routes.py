@@ -38,6 +38,18 @@ EXAMPLE_TASK = {
     "error": None,
     "progress": None,
     "key": None,
+    "history": [
+        {
+            "outcome": "retrying",
+            "at_ms": 1_800_000_002_345,
+            "started_at_ms": 1_800_000_002_000,
+            "node_id": "10.0.0.2:5000",
+            "session": "10.0.0.2:5000/01a3185c500-5e6f7a8b",
+            "attempt": 1,
+            "delivery": 1,
+            "error": {"type": "Timeout", "message": "ran longer than 30 s"},
+        }
+    ],
 }
 
 

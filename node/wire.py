@@ -64,6 +64,26 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
     retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished.")] = None
 
 
+class FailureJson(Struct, frozen=True):
+    """Why an attempt failed, in short."""
+
+    type: str
+    message: str
+
+
+class AttemptJson(Struct, frozen=True, kw_only=True):
+    """How one attempt ended, other than by success. `attempt` null: the outcome of an earlier one came too late."""
+
+    outcome: Literal["retrying", "released", "dead", "lost", "cancelled", "replayed", "refused"]
+    at_ms: int
+    started_at_ms: int | None
+    node_id: str | None
+    session: str | None
+    attempt: int | None
+    delivery: int
+    error: FailureJson | None
+
+
 class TaskJson(Struct, kw_only=True, gc=False):
     """A task as every call shows it."""
 
@@ -85,6 +105,9 @@ class TaskJson(Struct, kw_only=True, gc=False):
     error: Raw = NULL
     progress: Raw = NULL
     key: str | None = None
+    history: Annotated[
+        list[AttemptJson] | UnsetType, Meta(description="Only of one task: its last attempts that did not succeed.")
+    ] = UNSET
 
 
 class Submitted(Struct, frozen=True):

@@ -12,6 +12,7 @@
 -- ARGV[4]  retention ms               of the cancelled task
 -- ARGV[5]  channel                    {sNN}:finished, where terminal ids are published
 -- Touches  {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
+-- Uses     include/history.lua
 --
 -- Returns  {state it was in ("" when there is no such task), session that ran it or "", its delivery}; it is cancelled
 --          now if that state was not a terminal one
@@ -25,6 +26,7 @@ if not state then return {'', '', 0} end
 if state == 'succeeded' or state == 'dead' or state == 'cancelled' then return {state, '', 0} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+remember(KEYS[2], 'cancelled', now, '', 'it was ' .. state)
 redis.call('HSET', KEYS[2], 'state', 'cancelled', 'finished_at', now)
 redis.call('ZADD', KEYS[5], now + ARGV[4], id)
 local session = ''

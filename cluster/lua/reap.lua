@@ -16,6 +16,7 @@
 -- ARGV[7]  retention ms               of dead tasks
 -- ARGV[8]  channel                    {sNN}:finished, where terminal ids are published
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+-- Uses     include/history.lua
 --
 -- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; attempts stay
@@ -42,12 +43,14 @@ for i = 1, math.min(#all, limit) do
     if attempt >= max_attempts then
       local message = 'its worker died while running it; attempt ' .. attempt .. ' of ' .. max_attempts
         .. ', worker lost ' .. lost .. (lost == 1 and ' time' or ' times')
+      remember(key, 'dead', now, 'WorkerLost', message)
       redis.call('HSET', key, 'state', 'dead', 'lost', lost, 'finished_at', now,
         'error', cjson.encode({type = 'WorkerLost', message = message, session = session}))
       redis.call('ZADD', KEYS[5], now + ARGV[7], id)
       finished[#finished + 1] = id
       dead = dead + 1
     elseif lost == 1 then -- a crash elsewhere is not the task's failure until it repeats
+      remember(key, 'lost', now, '', '')
       redis.call('HSET', key, 'state', 'queued', 'lost', lost)
       redis.call('ZADD', ready_prefix .. queue, (was[4] or now) - level * aging, id)
       if not queues[queue] then
@@ -58,6 +61,7 @@ for i = 1, math.min(#all, limit) do
     else
       jitter = (jitter + 0.618033988749895) % 1
       local wait = math.floor(1000 * jitter * math.min(backoff[3], backoff[1] * backoff[2] ^ (lost - 2)))
+      remember(key, 'lost', now, '', '')
       redis.call('HSET', key, 'state', 'retrying', 'lost', lost, 'due', now + wait)
       redis.call('ZADD', KEYS[4], now + wait, id)
       scheduled = scheduled + 1

@@ -8,6 +8,7 @@
 -- ARGV[3]  aging_ms                   milliseconds of waiting that are worth one priority level
 -- ARGV[4…] ids                        at most 256
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+-- Uses     include/history.lua
 --
 -- Returns  {{code per id: "1" queued, "" no such task, else its state}, {queue, count, head score, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
@@ -22,6 +23,7 @@ for i = 4, #ARGV do
   local was = redis.call('HMGET', key, 'state', 'spec')
   if was[1] == 'dead' or was[1] == 'cancelled' then
     local spec = cmsgpack.unpack(was[2])
+    remember(key, 'replayed', now, '', 'it was ' .. was[1])
     redis.call('HSET', key, 'state', 'queued', 'attempt', 0, 'queued_at', now)
     redis.call('HDEL', key, 'lost', 'finished_at', 'started_at', 'session', 'error', 'result', 'progress')
     redis.call('ZADD', ARGV[2] .. spec[2], now - spec[3] * ARGV[3], id)

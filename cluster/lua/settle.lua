@@ -15,6 +15,7 @@
 --          "d" dead (payload error, ms retention), "r" retry (payload error, ms until due),
 --          "g" given back, the attempt not counted (payload "", ms until due, 0 at once)
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+-- Uses     include/history.lua
 --
 -- Returns  {code per outcome, …}: "1" committed, "y" this very delivery was committed before, else why it was refused:
 --          "gone" (no such task) or the state the task is in
@@ -23,6 +24,7 @@
 -- Repeat   harmless: answered "y"
 
 local STRIDE = 5
+local REPORTED = {s = 'a success', d = 'its last failure', r = 'a failure', g = 'that it was given back'}
 local n = (#ARGV - 5) / STRIDE
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -42,7 +44,11 @@ for i = 1, n do
     local was = redis.call('HMGET', key, 'state', 'settled')
     if not was[1] then codes[i] = 'gone'
     elseif was[2] == delivery then codes[i] = 'y'
-    else codes[i] = was[1] end
+    else
+      codes[i] = was[1]
+      remember(key, 'refused', now, '', 'reported ' .. REPORTED[kind] .. ' when the task was ' .. was[1], delivery,
+        ARGV[3])
+    end
   else
     if kind == 's' then
       redis.call('HSET', key, 'state', 'succeeded', 'finished_at', now, 'result', payload, 'settled', delivery)
@@ -50,16 +56,19 @@ for i = 1, n do
       done[#done + 1] = id
       finished[#finished + 1] = id
     elseif kind == 'd' then
+      remember(key, 'dead', now, reason(payload))
       redis.call('HSET', key, 'state', 'dead', 'finished_at', now, 'error', payload, 'settled', delivery)
       dead[#dead + 1] = now + ms
       dead[#dead + 1] = id
       finished[#finished + 1] = id
     elseif kind == 'r' then
+      remember(key, 'retrying', now, reason(payload))
       redis.call('HSET', key, 'state', 'retrying', 'error', payload, 'due', now + ms, 'settled', delivery)
       due[#due + 1] = now + ms
       due[#due + 1] = id
     else
       local was = redis.call('HMGET', key, 'spec', 'queued_at')
+      remember(key, 'released', now, '', '')
       redis.call('HINCRBY', key, 'attempt', -1)
       if ms > 0 then
         redis.call('HSET', key, 'state', 'retrying', 'due', now + ms, 'settled', delivery)

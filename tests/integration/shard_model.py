@@ -30,6 +30,7 @@ from cluster.lane import Call
 from cluster.scripts import script
 from cluster.store import Calls, NewTask
 from cluster.task import Backoff, Ids, Spec, shard_of
+from node.queries import history_json
 
 SHARD = 0x1F
 SHARDS = 64
@@ -40,6 +41,7 @@ TERMINAL = {"succeeded": "done", "dead": "dead", "cancelled": "cancelled"}
 AGING_MS = 60_000
 QUEUE_LIMIT = 6
 LONG_MS = 10_000_000_000
+HISTORY_MAX = 20
 SCRIPTS = ("store", "claim", "settle", "reap", "cancel", "replay", "keep", "list", "counts", "progress")
 OPERATIONS = (
     *("store",) * 5,
@@ -72,6 +74,14 @@ class Task:
     drop_at: int | None = None  # of a terminal task
     result: bytes | None = None
     progress: bytes | None = None
+    history: list[tuple[str, int, int, str]] = field(default_factory=list)  # outcome, attempt, delivery, session
+
+    def remember(self, outcome: str, delivery: int | None = None, session: str = "") -> None:
+        """It ended so: the attempt that runs, or that outcome of another delivery, which is told once."""
+        attempt = self.attempt if delivery is None else 0
+        entry = (outcome, attempt, self.delivery if delivery is None else delivery, session or self.session)
+        if outcome != "refused" or entry not in self.history:
+            self.history = [*self.history, entry][-HISTORY_MAX:]
 
     @property
     def score(self) -> int:
@@ -236,12 +246,16 @@ class ShardPair:
     def _expect_settled(self, session: str, task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> str:
         task = self.model.tasks.get(task_id)
         if self.model.inflight[session].get(task_id) != delivery:
+            if task is not None and task.settled != delivery:
+                task.remember("refused", delivery, session)
             return "gone" if task is None else "y" if task.settled == delivery else task.state
         assert task is not None
         assert (task_id, delivery) not in self.model.commits, "a delivery is committed once"
         self.model.commits.add((task_id, delivery))
         del self.model.inflight[session][task_id]
         task.settled = delivery
+        if kind != "s":
+            task.remember({"d": "dead", "r": "retrying", "g": "released"}[kind])
         if kind == "s":
             task.result = payload
             self.model.finish(task, "succeeded", self._time_of("done", task, ms))
@@ -272,6 +286,7 @@ class ShardPair:
         for task in sorted(taken, key=lambda t: order.index(t.id) if t.id in order else -1):
             del held[task.id]
             task.lost += 1
+            task.remember("dead" if task.attempt >= task.spec.max_attempts else "lost")
             if task.attempt >= task.spec.max_attempts:
                 self.model.finish(task, "dead", self._time_of("dead", task, LONG_MS))
             elif task.lost == 1:
@@ -297,6 +312,7 @@ class ShardPair:
         assert delivery == task.delivery
         if is_running:
             del self.model.inflight[task.session][task_id]
+        task.remember("cancelled")
         self.model.finish(task, "cancelled", self._time_of("cancelled", task, ms))
 
     def replay(self, rng: Random) -> None:
@@ -311,6 +327,8 @@ class ShardPair:
             if task is None or task.state not in ("dead", "cancelled"):
                 expected.append(task.state if task else "")
                 continue
+            task.remember("replayed")
+            task.session = ""
             task.state, task.attempt, task.lost, task.result, task.progress = "queued", 0, 0, None, None
             queues.add(task.spec.queue)
             task.queued_at = int(self._talk([("HGET", keys.task(SHARD, task_id), "queued_at")])[0])
@@ -431,6 +449,7 @@ class ShardPair:
                 self._call(self._calls.cancel(SHARD, task.id, 0, _nobody))
                 if task.state == "running":
                     del self.model.inflight[task.session][task.id]
+                task.remember("cancelled")
                 self.model.finish(task, "cancelled", self._time_of("cancelled", task, 0))
         self.check()
         rng = Random(1)
@@ -490,6 +509,8 @@ class ShardPair:
             assert (fields["spec"], fields["data"]) == (encode(task.spec), task.data)
             assert fields.get("progress") == task.progress
             assert int(fields.get("lost", 0)) == task.lost
+            told = history_json(fields.get("history", b""))
+            assert [(a.outcome, a.attempt or 0, a.delivery, a.session or "") for a in told] == task.history
             if task.state == "running":
                 assert fields["session"].decode() == task.session
             if task.state == "succeeded":

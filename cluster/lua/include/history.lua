@@ -1,0 +1,50 @@
+-- history: how a task's attempts ended, other than by success. What stands here is put before each script that uses it.
+--
+-- A line a piece in the field `history` of the task's hash, oldest first:
+--   [outcome, ended ms, started ms or 0, attempt or 0, delivery, session or "", error type, error message]
+-- Outcomes: retrying, released, dead, lost, cancelled, replayed, refused (an outcome that came too late to count).
+--
+-- remember(key, outcome, now, kind, message)                      of the delivery that the hash names now
+-- remember(key, outcome, now, kind, message, delivery, session)   of another one
+-- reason(payload)                                                 type and message of an error as Python wrote it
+--
+-- Call it before the fields that it reads are changed.
+--
+-- Keeps    at most HISTORY_MAX lines and HISTORY_BYTES bytes; a success costs nothing, as its fields tell all of it
+-- Repeat   harmless where the script's own check is; the same refusal is written once
+
+local HISTORY_MAX, HISTORY_BYTES, TEXT_BYTES = 20, 8192, 300
+
+local function short(text)
+  if #text <= TEXT_BYTES then return text end
+  local last = TEXT_BYTES -- bytes 128 to 191 continue a character: cut before its first one
+  while last > 0 and string.byte(text, last + 1) >= 128 and string.byte(text, last + 1) < 192 do last = last - 1 end
+  return string.sub(text, 1, last) .. '…'
+end
+
+local function reason(payload)
+  local ok, told = pcall(cjson.decode, payload)
+  if not ok or type(told) ~= 'table' then return '', '' end
+  return type(told.type) == 'string' and told.type or '', type(told.message) == 'string' and told.message or ''
+end
+
+local function remember(key, outcome, now, kind, message, delivery, session)
+  local was = redis.call('HMGET', key, 'history', 'attempt', 'delivery', 'started_at', 'session')
+  local lines, first = was[1] or '', 0
+  local attempt, started = tonumber(was[2] or 0), tonumber(was[4] or 0)
+  if delivery then attempt, started = 0, 0 end -- the hash tells of a later one by now
+  local which = string.sub(cjson.encode({tonumber(delivery or was[3] or 0), session or was[5] or ''}), 2, -2)
+  if outcome == 'refused' then
+    local same = string.gsub(which, '%p', '%%%0')
+    if string.find(lines, '%["refused",[^\n]*,' .. same .. ',') then return end
+  end
+  lines = lines .. '["' .. outcome .. '",' .. string.format('%.0f,%.0f,%.0f,', now, started, attempt) .. which .. ','
+    .. string.sub(cjson.encode({short(kind), short(message)}), 2) .. '\n'
+  local count = select(2, string.gsub(lines, '\n', ''))
+  while count > HISTORY_MAX or #lines - first > HISTORY_BYTES do
+    first = string.find(lines, '\n', first + 1, true)
+    count = count - 1
+  end
+  redis.call('HSET', key, 'history', string.sub(lines, first + 1))
+end
+
