@@ -317,7 +317,9 @@ class Gossip:
                 status, length = parse_head(await reader.readuntil(b"\r\n\r\n"))
                 if status != 200 or length is None or length > EXCHANGE_MAX_BYTES:
                     raise ValueError(f"POST /gossip answered {status}")
-                return await reader.readexactly(length)
+                reply = await reader.readexactly(length)
+                self.stats["exchange_bytes"] += len(body) + length
+                return reply
             finally:
                 writer.close()
 

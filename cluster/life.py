@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cluster import keys, outlook, session
+from cluster.address import seed_addresses
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.fencing import Fencing
@@ -39,7 +38,6 @@ from cluster.pulse import Pulse, Record
 from cluster.stall import MainLoop
 from cluster.swim.core import Swim
 from cluster.swim.events import (
-    Address,
     Changed,
     Conflict,
     Evidence,
@@ -422,11 +420,7 @@ class Life:
         """Look for members that are not alive here: the seeds, and the list in Redis."""
         alive = {m.identity.session: m for m in self._swim.members() if m.state not in (State.DEAD, State.LEFT)}
         there = {(member.identity.host, member.identity.port) for member in alive.values()}
-        seeds: list[Address] = []
-        for text in self.config.seeds:
-            host, _, port = text.rpartition(":")
-            if port.isdigit() and (found := await resolve(host.strip("[]"), int(port))) is not None:
-                seeds.append(found)
+        seeds = await seed_addresses(self.config.seeds)
         listed: dict[str, Record] = {}
         with contextlib.suppress(StoreUnavailable):
             listed = await self.pulse.members()
@@ -570,35 +564,6 @@ class Life:
 def replace_session(record: Record, name: str) -> Record:
     """The same address under another session."""
     return Record(name, record.host, record.port)
-
-
-async def own_host(config: Config) -> str:
-    """The numeric address at which peers reach this node; it rides in gossip, where nobody looks names up."""
-    host = config.reachable_host
-    with contextlib.suppress(ValueError):
-        return outbound_address(config) if ipaddress.ip_address(host).is_unspecified else host
-    found = await resolve(host, config.port)
-    if found is None:
-        raise ConfigError(f"{host} cannot be resolved.", "Set advertise_host to an address that peers can reach.")
-    return found[0]
-
-
-async def resolve(host: str, port: int) -> Address | None:
-    """A name's first numeric address."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError:
-        return None
-    return (str(found[0][4][0]), port) if found else None
-
-
-def outbound_address(config: Config) -> str:
-    """The address of ours that leads to the first seed, or to the world; loopback when there is none."""
-    target = (config.seeds[0].rpartition(":")[0] if config.seeds else "") or "192.0.2.1"
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((target, 9))  # Connecting a UDP socket sends nothing.
-        return str(probe.getsockname()[0])
-    return "127.0.0.1"
 
 
 def wall_ms() -> int:

@@ -19,8 +19,9 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from cluster import watch_token
+from cluster.address import own_host
 from cluster.config import Config
-from cluster.life import Life, own_host
+from cluster.life import Life
 from cluster.load import Load
 from cluster.view import View
 

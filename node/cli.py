@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ from node.remote import Remote
 DEFAULT_URL = "http://127.0.0.1:5000"
 WAIT_SLACK_S = 10.0  # beyond what the node was asked to wait
 ENDED_BADLY = ("dead", "cancelled")
+AGENT_SETTINGS = (
+    *("cluster", "host", "advertise_host", "gossip_keys", "gossip_key_file", "insecure", "log_level", "log_format"),
+    *("probe_interval_s", "probe_timeout_s", "gossip_interval_s", "indirect_probes", "suspicion_min_s"),
+    *("suspicion_max_s", "stalled_s", "push_pull_interval_s", "forget_s", "watch_peers"),
+)
 LAUNCH_HELP = "Run a cluster on this machine: N nodes and their Redis.\n\n\b\n" + launcher.USAGE.replace(
     "\n\n", "\n\n\b\n"
 )
@@ -72,6 +78,29 @@ def node(**flags: Any) -> int:
     from node.main import main_node
 
     return main_node(config)
+
+
+@rumor.command()
+@click.option("--name", required=True, help="Stable name of this member.")
+@click.option("--port", required=True, metavar="N", help="UDP port for gossip and TCP port for evidence; one number.")
+@click.option("--seed", "seed", multiple=True, metavar="HOST:PORT", help="A member to join by; may be given again.")
+@partial(config_options, only=AGENT_SETTINGS)
+def agent(name: str, port: str, seed: tuple[str, ...], **flags: Any) -> int:
+    """Run membership alone: no Redis, no tasks, no worker.
+
+    Prints one JSON object a line: {"t": monotonic seconds, "event": "start", "ready", "join", "suspect", "alive",
+    "dead" or "left", "subject": name}. "join" is also the return of a member that was dead or left, "alive" a suspicion
+    refuted. SIGUSR1 prints counters as {"event": "stats", …}. It leaves when its standard input closes.
+    """
+    from cluster.agent import main_agent
+    from node import logs
+
+    # It has no interface that a token could guard.
+    told = {"node_id": name, "port": port, "api_token": "-", **given(flags)}
+    told |= {"seeds": ",".join(seed)} if seed else {}
+    config = settings.from_env(os.environ, told)
+    logs.configure(config)
+    return main_agent(config)
 
 
 @rumor.command(help=LAUNCH_HELP)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import gc
 import os
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,6 +15,7 @@ import structlog
 from cluster import __version__
 from cluster.config import Config
 from cluster.errors import ConfigError, RumorError
+from cluster.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
 from cluster.store import connect
 from cluster.view import View
@@ -81,27 +79,6 @@ class Hooks:
 
     def on_give_up(self, message: str) -> None:
         log.error("give_up", reason=message)
-
-
-def gossip_keys(config: Config) -> list[bytes]:
-    """The key ring from the configuration and its file. Raises ConfigError for what is no key."""
-    texts = list(config.gossip_keys)
-    if config.gossip_key_file:
-        try:
-            texts += [line.strip() for line in Path(config.gossip_key_file).read_text("utf-8").splitlines()]
-        except OSError as error:
-            raise ConfigError(f"gossip_key_file cannot be read: {error}.", "Make one with rumor keygen.") from None
-    return [_key(text) for text in texts if text and not text.startswith("#")]
-
-
-def _key(text: str) -> bytes:
-    try:
-        key = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        key = b""
-    if len(key) != 32:
-        raise ConfigError("a gossip key is not 32 bytes in base64.", "Make one with rumor keygen.")
-    return key
 
 
 def bind(config: Config) -> socket.socket:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, get_type_hints
 
 import click
@@ -14,12 +14,12 @@ METAVAR = {int: "N", float: "X", str: "TEXT", bool: ""}
 TYPES = get_type_hints(Config)
 
 
-def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def config_options(command: Callable[..., Any], only: Collection[str] | None = None) -> Callable[..., Any]:
     """Give a command a flag for each setting. Values arrive as text (or None), for `config.from_env` to parse.
 
-    Text, so that flags and variables are parsed, and refused, by the same words.
+    Text, so that flags and variables are parsed, and refused, by the same words. `only`: for these fields.
     """
-    for field in reversed(dataclasses.fields(Config)):
+    for field in reversed([field for field in dataclasses.fields(Config) if only is None or field.name in only]):
         text = field.metadata["help"]
         shown = show_default(field)
         help_text = text + (f"  [default: {shown}]" if shown else "")

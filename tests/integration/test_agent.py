@@ -1,0 +1,206 @@
+"""`rumor agent` as processes: the lines it prints, what ends it, and what its TCP side answers to whom."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 20.0
+KEYS = [base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2)]
+
+
+class Agent:
+    """One agent and the lines it has printed so far."""
+
+    def __init__(self, name: str, *words: str, seed: int = 0) -> None:
+        self.name = name
+        self.port = free_port()
+        self.lines: list[dict[str, Any]] = []
+        command = [sys.executable, "-m", "node", "agent", "--name", name, "--port", str(self.port), *words]
+        command += ["--seed", f"127.0.0.1:{seed}"] if seed else []
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RUMOR_")}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(json.loads(line))
+
+    def said(self, event: str, subject: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if (line["event"], line["subject"]) == (event, subject)]
+
+    def wait(self, event: str, subject: str, count: int = 1) -> dict[str, Any]:
+        until(lambda: len(self.said(event, subject)) >= count, f"{self.name}: {event} {subject}, not {self.lines}")
+        return self.said(event, subject)[count - 1]
+
+    def ask(self, request: bytes) -> bytes:
+        """What a fresh connection gets for these bytes, up to its end."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as sock:
+            sock.sendall(request)
+            return b"".join(iter(lambda: sock.recv(65_536), b""))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    end_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < end_s, f"not within {LIMIT_S} s: {what}"
+        time.sleep(0.005)
+
+
+Start = Callable[..., Agent]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    agents: list[Agent] = []
+
+    def make(*words: Any, **more: Any) -> Agent:
+        agents.append(Agent(*words, **more))
+        return agents[-1]
+
+    yield make
+    for agent in agents:
+        agent.end()
+
+
+def trio(start: Start, *words: str) -> tuple[Agent, Agent, Agent]:
+    """Three that know each other."""
+    first = start("a", *words)
+    first.wait("ready", "a")
+    others = [start(name, *words, seed=first.port) for name in ("b", "c")]
+    for one in (first, *others):
+        for other in {"a", "b", "c"} - {one.name}:
+            one.wait("join", other)
+    return first, *others
+
+
+def test_a_killed_agent_is_dead_and_a_new_life_joins(start: Start) -> None:
+    a, b, c = trio(start)
+    killed_s = time.monotonic()
+    c.process.kill()
+    for one in (a, b):
+        assert one.wait("dead", "c")["t"] - killed_s < 2.0
+    again = start("c", seed=a.port)
+    again.wait("join", "b")
+    for one in (a, b):
+        one.wait("join", "c", count=2)
+        assert not one.said("dead", "a") + one.said("dead", "b")
+        assert [line["event"] for line in one.lines[:2]] == ["start", "ready"]
+
+
+def test_a_stopped_agent_is_suspect_and_alive_again(start: Start) -> None:
+    a, b, c = trio(start)
+    c.process.send_signal(signal.SIGSTOP)
+    a.wait("suspect", "c")
+    c.process.send_signal(signal.SIGCONT)
+    for one in (a, b):
+        if one.said("suspect", "c"):
+            one.wait("alive", "c")
+    assert not a.said("dead", "c") + b.said("dead", "c")
+
+
+@pytest.mark.parametrize("how", ["stdin", "SIGTERM"])
+def test_it_leaves_when_its_input_ends_or_on_a_signal(start: Start, how: str) -> None:
+    a, b, c = trio(start)
+    if how == "stdin":
+        assert c.process.stdin is not None
+        c.process.stdin.close()
+    else:
+        c.process.send_signal(signal.SIGTERM)
+    assert c.process.wait(LIMIT_S) == 0
+    for one in (a, b):
+        one.wait("left", "c")
+        assert not one.said("dead", "c")
+
+
+def test_a_signal_prints_counters(start: Start) -> None:
+    a, *_ = trio(start)
+    a.process.send_signal(signal.SIGUSR1)
+    stats = a.wait("stats", "a")
+    assert stats["live"] == 3
+    assert stats["bytes_out"] > 0
+    assert 0 < stats["cpu_s"] < LIMIT_S
+
+
+def test_keys_rotate_without_anybody_noticing(start: Start) -> None:
+    """One ring at a time gets the new key in second place, then in first, then without the old one."""
+    a = start("a", "--gossip-keys", ",".join(KEYS))
+    a.wait("ready", "a")
+    b = start("b", "--gossip-keys", ",".join(reversed(KEYS)), seed=a.port)
+    stranger = start("s", "--gossip-keys", base64.b64encode(bytes(32)).decode(), seed=a.port)
+    for one, other in ((a, "b"), (b, "a")):
+        one.wait("join", other)
+    stranger.wait("ready", "s")
+    time.sleep(1.0)
+    assert [line["event"] for line in stranger.lines] == ["start", "ready"]
+    assert not a.said("join", "s")
+
+
+def test_a_second_bearer_of_a_name_gives_up(start: Start) -> None:
+    a, b, _ = trio(start)
+    twin = start("c", seed=a.port)
+    assert twin.process.wait(LIMIT_S) == 3
+    assert not b.said("dead", "c")
+
+
+def test_its_tcp_side_answers_members_only(start: Start) -> None:
+    a = start("a", "--gossip-keys", KEYS[0])
+    a.wait("ready", "a")
+    for request, status in (
+        (b"GET / HTTP/1.1\r\n\r\n", b"404"),
+        (b"\x16\x03\x01\x00\r\n\r\n", b"404"),
+        (b"GET /gossip/watch HTTP/1.1\r\nRumor-Watch: forged\r\n\r\n", b"403"),
+        (b"GET /gossip/watch HTTP/1.1\r\n\r\n", b"403"),
+        (b"POST /gossip HTTP/1.1\r\nContent-Length: 4\r\n\r\nfour", b"403"),
+        (b"POST /gossip HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+        (b"POST /gossip HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"413"),
+        (b"POST /gossip HTTP/1.1\r\n\r\n", b"413"),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 2000, b"431"),
+    ):
+        assert a.ask(request).startswith(b"HTTP/1.1 " + status), request[:60]
+
+
+def test_a_port_that_is_taken_is_said_and_nothing_runs(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        one = start("a", "--port", str(port))
+        assert one.process.wait(LIMIT_S) == 2
+        assert one.process.stderr is not None
+        assert f"127.0.0.1:{port} cannot be bound" in one.process.stderr.read().decode()
+
+
+@pytest.mark.parametrize("words", [("--host", "0.0.0.0"), ("--seed", "")])
+def test_what_cannot_be_is_refused_before_anything_runs(start: Start, words: tuple[str, str]) -> None:
+    one = start("a", *words)
+    if words[0] == "--host":
+        assert one.process.wait(LIMIT_S) == 2
+        assert not one.said("ready", "a")
+    else:
+        one.wait("ready", "a")  # An empty seed is none.
