@@ -57,7 +57,9 @@ class Lane:
         timeout_s: float,
         collect: Callable[[], list[Call]],
         on_state: Callable[[bool], None],
+        on_latency: Callable[[float], None] | None = None,
     ) -> None:
+        self._on_latency = on_latency
         self._connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
         self._collect = collect
@@ -152,6 +154,8 @@ class Lane:
             self.groups += 1
             self.last_answer_s = loop.time()
             self.latency_s = self.last_answer_s - began_s
+            if self._on_latency is not None:
+                self._on_latency(self.latency_s)
             self._set_up(True)
         for call, reply in zip(calls, replies, strict=True):
             _answer(call, reply)

@@ -72,7 +72,8 @@ class Dispatcher:
         self.is_held_back = False  # a claim was not made because of that
         self.backlog = Backlog()
         self.lanes = [
-            Lane(client, config.redis_timeout_s, partial(self._collect, n), self._lane_changed) for n in range(LANES)
+            Lane(client, config.redis_timeout_s, partial(self._collect, n), self._lane_changed, metrics.redis_s.add)
+            for n in range(LANES)
         ]
         self.held: list[dict[str, int]] = [{} for _ in range(config.shards)]  # by shard: id -> delivery
         self.uncertain: set[int] = set()  # shards in which a call of ours got no answer
@@ -220,7 +221,7 @@ class Dispatcher:
                 for n in range(0, len(items), BATCH_MAX):
                     chunk = items[n : n + BATCH_MAX]
                     rows: list[tuple[Arg, ...]] = [(c.id, c.delivery, kind, pay, ms) for c, kind, pay, ms in chunk]
-                    self._metrics.batch_tasks.add(len(rows))
+                    self._metrics.batch_tasks.of["settle"].add(len(rows))
                     calls.append(self.calls.settle(shard, session, rows, partial(self._settled, shard, chunk)))
         if self._stores[lane]:
             self._collect_stores(lane, calls)
@@ -244,6 +245,7 @@ class Dispatcher:
                 del stores[shard]
             left -= len(part)
             left_bytes -= sum(len(new.data) for new in part)
+            self._metrics.batch_tasks.of["store"].add(len(part))
             calls.append(self.calls.store(shard, self.session, part, partial(self._stored, shard, part, self.session)))
         if stores:
             self.lanes[lane].kick()
@@ -253,29 +255,31 @@ class Dispatcher:
         for (shard, queue), limit in steals.items():
             limit = min(limit, self.free(queue), BATCH_MAX)
             if limit > 0 and (queue, shard) not in self._claiming:
-                self._claim(calls, shard, queue, limit, None)
+                self._claim(calls, shard, queue, limit, None, "stolen")
         for queue in self.backlog.queues():
             free = self.free(queue)
             if free > 0:
                 for pick in self.backlog.plan(queue, free, lane, LANES):
                     if (queue, pick.shard) not in self._claiming:
-                        self._claim(calls, pick.shard, queue, pick.limit, pick.highest)
+                        self._claim(calls, pick.shard, queue, pick.limit, pick.highest, "owned")
 
-    def _claim(self, calls: list[Call], shard: int, queue: str, limit: int, highest: int | None) -> None:
+    def _claim(self, calls: list[Call], shard: int, queue: str, limit: int, highest: int | None, source: str) -> None:
         self._reserved[queue] = self._reserved.get(queue, 0) + limit
         self._claiming.add((queue, shard))
-        on_reply = partial(self._claimed, shard, queue, limit, self.session)
+        on_reply = partial(self._claimed, shard, queue, limit, self.session, source)
         calls.append(self.calls.claim(shard, queue, self.session, limit, highest, on_reply))
 
     # ---- answers
 
-    def _claimed(self, shard: int, queue: str, limit: int, session: str, reply: Reply) -> None:
+    def _claimed(self, shard: int, queue: str, limit: int, session: str, source: str, reply: Reply) -> None:
         self._claiming.discard((queue, shard))
         self._reserved[queue] -= limit
         if isinstance(reply, Exception):
+            self._metrics.claim_calls.add("failed")
             self._lost(shard, "claim", reply)
             return
         now_ms, count, head, flat = reply
+        self._metrics.claim_calls.add("tasks" if flat else "empty")
         self.backlog.set(queue, shard, count, int(float(head)))
         # Claimed as a session that was fenced meanwhile: whoever fenced it reaps them, again if need be.
         if flat and session == self.session:
@@ -290,7 +294,8 @@ class Dispatcher:
                 tasks.append(Claimed(task_id, shard, flat[n + 1], flat[n + 2], spec, flat[n + 4], session))
                 if flat[n + 5]:
                     self._metrics.wait_s.add(max(0.0, (now_ms - float(flat[n + 5])) / 1000))
-            self._metrics.batch_tasks.add(len(tasks))
+            self._metrics.batch_tasks.of["claim"].add(len(tasks))
+            self._metrics.claims.add(source, len(tasks))
             self.begin(tasks)
         if not self.backlog.is_empty(queue) and self.free(queue) > 0:
             self.kick()
@@ -323,13 +328,14 @@ class Dispatcher:
         self.settling -= len(items)
         held = self.held[shard]
         finished: list[str] = []
-        commits = self._metrics.commits
+        commits: dict[tuple[str, str], int] = {}
         for (claimed, kind, _, ms), raw in zip(items, reply, strict=True):
             code = raw.decode()
             if held.get(claimed.id) == claimed.delivery:
                 del held[claimed.id]
             if code == "1":
-                commits.add(_OUTCOMES[kind])
+                what = (claimed.spec.type, kind)
+                commits[what] = commits.get(what, 0) + 1
                 if kind in "sd":
                     finished.append(claimed.id)
                 elif ms > 0:
@@ -347,6 +353,9 @@ class Dispatcher:
                     state=code,
                     reason=reason,
                 )
+        for (type_, kind), count in commits.items():
+            self._metrics.commits.add(_OUTCOMES[kind], count)
+            self._metrics.commits_by_type.add((type_, _OUTCOMES[kind]), count)
         if finished:
             self._on_finished(finished)
 

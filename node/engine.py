@@ -36,6 +36,7 @@ from node.house import House
 from node.metrics import Metrics
 from node.placement import Placement
 from node.queries import Queries
+from node.signs import Signs
 from node.submitting import Result, Submitting
 from node.tasks import Registry
 from node.waiting import LOOK_INTERVAL_S, Waiting
@@ -67,6 +68,7 @@ class Engine:
         self.view: View
         self.redis_notes = list(shards_note)
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
+        self._signs = Signs()
         self.memory = memory.Memory()
         self.owners: tuple[str, ...] = ("",) * config.shards
         self.is_draining = False
@@ -97,9 +99,7 @@ class Engine:
             metrics,
             on_heads=self.on_heads,
             on_strangers=lambda sessions: self.vitals.consider(sessions),
-            on_reaped=lambda session, tasks: self._note(
-                "session_reaped", node_of(session), session=session, tasks=tasks
-            ),
+            on_reaped=self._on_reaped,
         )
         self.wakes = Wakes(self.dispatch)
         self.catalog = Catalog(registry, config)
@@ -203,6 +203,7 @@ class Engine:
 
     def on_event(self, event: dict[str, Any]) -> None:
         """A line of the timeline."""
+        self._signs.see(event, time.monotonic())
         self.events.append(event)
 
     def _note(self, kind: str, node_id: str, **more: Any) -> None:
@@ -210,6 +211,9 @@ class Engine:
         self.on_event({"at_ms": at_ms, "kind": kind, "node_id": node_id, "by": self.config.name, **more})
 
     def _on_reaped(self, session: str, tasks: int) -> None:
+        took_s = self._signs.took_s(session, time.monotonic())
+        if took_s is not None:
+            self.metrics.recovery_s.add(took_s)
         self._note("session_reaped", node_of(session), session=session, tasks=tasks)
 
     def on_redis(self, is_ok: bool) -> None:
@@ -323,9 +327,6 @@ class Engine:
             # A slot may have been given back late, by a thread that ran on after it was stopped: nobody says so.
             if self.dispatch.is_held_back or not all(self.dispatch.backlog.is_empty(queue) for queue in hungry):
                 self.dispatch.kick()
-            for lane in self.dispatch.lanes:
-                if lane.latency_s:
-                    self.metrics.redis_s.add(lane.latency_s)
             lost_s = self._redis_lost_s
             if lost_s is not None and time.monotonic() - lost_s > self.config.lease_s and self.worker.running:
                 log.warning("cut_from_redis_past_lease", running=len(self.worker.running))

@@ -122,12 +122,11 @@ class Gateway:
         self._check = guard.guard(engine.config)
         self._forwarder = forward.Forwarder(engine.config)
         self._answers: dict[tuple[str, ...], float] = {}
-        self._queued: dict[tuple[str, ...], float] = {}
         self._held: set[asyncio.Timeout] = set()
         self._closing = False
         self._openapi = encode(openapi.document())
         self._page = page.load()
-        gauges.register(engine.metrics, engine, self._answers, self._queued)
+        self._counted = gauges.register(engine.metrics, engine, self._answers)
 
     # ---- tasks
 
@@ -210,9 +209,9 @@ class Gateway:
 
     async def metrics(self, request: web.Request) -> web.Response:
         try:
-            gauges.keep_counts(self._queued, await self._engine.counts())
+            self._counted.keep(await self._engine.counts())
         except StoreUnavailable:
-            self._queued.clear()  # Better no number than an old one: rumor_redis_ok says why.
+            self._counted.forget()  # rumor_redis_ok says why
         return web.Response(body=self._engine.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
 
     async def openapi(self, request: web.Request) -> web.Response:

@@ -229,6 +229,7 @@ class Submitting:
             task.state, task.attempt, task.delivery = State.RUNNING, 1, 1
             task.queued_at_ms = task.started_at_ms = now_ms
             task.node_id = node_of(session)
+            self._metrics.claims.add("submission")
             self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)])
             batch.new(n, task)
         elif code == "q":

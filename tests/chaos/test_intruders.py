@@ -114,7 +114,7 @@ def test_datagrams_of_nobody_are_counted_and_harm_nobody(make_fleet: Make, ledge
     ]
 
     def dropped() -> float:
-        return sum(target.metric("rumor_vitals_events_total", event=f"swim_dropped_{why}") for why in DROPPED)
+        return sum(target.metric("rumor_gossip_dropped_total", reason=why) for why in DROPPED)
 
     before = dropped()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
@@ -122,7 +122,7 @@ def test_datagrams_of_nobody_are_counted_and_harm_nobody(make_fleet: Make, ledge
             udp.sendto(datagram, (target.host, target.port))
     wait_until(lambda: dropped() - before == len(datagrams), 5, f"{len(datagrams)} datagrams counted")
     for why in DROPPED:
-        assert target.metric("rumor_vitals_events_total", event=f"swim_dropped_{why}") >= 1, why
+        assert target.metric("rumor_gossip_dropped_total", reason=why) >= 1, why
     assert target.member(accused.node_id)["verdict"] == "healthy"
     assert not target.events("member_dead")
     check_unharmed(fleet, sessions, ledger)

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.metrics import Metrics, Spread
+from node.gateway import build
+from node.metrics import Metrics, Pairs, Spread
+from node.signs import SESSIONS_MAX, Signs
+from tests.fake_engine import FakeEngine
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -58,3 +61,47 @@ def test_a_gauge_is_read_at_each_scrape() -> None:
     state["b",] = 2.0
     found = samples(metrics)
     assert (found["rumor_thing", (("of", "a"),)], found["rumor_thing", (("of", "b"),)]) == (5, 2)
+
+
+def test_past_the_bound_a_type_counts_as_other() -> None:
+    pairs = Pairs("rumor_things", "Things.", ("type", "outcome"), most=2)
+    for name in ("a", "b", "c", "d", "a"):
+        pairs.add((name, "succeeded"))
+    assert pairs.values == {("a", "succeeded"): 2, ("b", "succeeded"): 1, ("other", "succeeded"): 2}
+
+
+def test_what_is_described_is_what_is_rendered() -> None:
+    build(engine := FakeEngine())
+    metrics = engine.metrics
+    metrics.commits_by_type.add(("noop", "succeeded"))
+    families = {f.name: f for f in text_string_to_metric_families(metrics.render().decode())}
+    for name, kind, labels, help in metrics.described():
+        family = families.pop(name.removesuffix("_total") if kind == "counter" else name)
+        assert (family.type, family.documentation) == (kind, help)
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(labels), name
+    assert not [name for name in families if not name.startswith("process_")]
+
+
+def test_a_death_is_timed_from_its_first_sign_once() -> None:
+    signs = Signs()
+    for at_s, kind in ((1.0, "member_suspect"), (2.5, "member_dead"), (2.6, "session_fenced")):
+        signs.see({"kind": kind, "session": "n1/1-a"}, at_s)
+    assert signs.took_s("n1/1-a", 4.0) == 3.0
+    assert signs.took_s("n1/1-a", 9.0) is None
+
+
+def test_a_refuted_suspicion_is_no_sign() -> None:
+    signs = Signs()
+    signs.see({"kind": "member_suspect", "session": "n1/1-a"}, 1.0)
+    signs.see({"kind": "member_alive", "session": "n1/1-a"}, 2.0)
+    signs.see({"kind": "member_dead", "session": "n1/1-a"}, 8.0)
+    assert signs.took_s("n1/1-a", 8.5) == 0.5
+
+
+def test_signs_are_bounded() -> None:
+    signs = Signs()
+    for n in range(SESSIONS_MAX + 1):
+        signs.see({"kind": "member_dead", "session": f"n{n}"}, 1.0)
+    assert signs.took_s("n0", 2.0) is None
+    assert signs.took_s(f"n{SESSIONS_MAX}", 2.0) == 1.0
