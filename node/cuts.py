@@ -79,7 +79,8 @@ class Cut:
     def effects(self) -> tuple[tuple[str, ...], ...]:
         """What becomes of a packet of such a pair: the rest of a rule. Several: by what it is."""
         if self.verb == "reject":
-            return ("-p", "tcp", *RESET), ("!", "-p", "tcp", *SILENT)
+            # A reset itself must arrive, or the other side, which resets too, would swallow it.
+            return ("-p", "tcp", "!", "--tcp-flags", "RST", "RST", *RESET), ("!", "-p", "tcp", *SILENT)
         if self.verb == "loss":
             return (("-m", "statistic", "--mode", "random", "--probability", f"{self.percent / 100:.4f}", *SILENT),)
         return (SILENT,)

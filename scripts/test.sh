@@ -4,7 +4,7 @@
 #   scripts/test.sh --fast      unit and sim only: under two minutes
 #   scripts/test.sh --sim       the simulator only, with many seeds
 #   scripts/test.sh --chaos     processes killed, paused and cut, on this machine
-#   scripts/test.sh --docker    the same against containers
+#   scripts/test.sh --docker    cuts against containers: docker-compose.yml as it stands
 # Everything else goes to pytest: scripts/test.sh -k claim -x. Fails also when no test ran.
 set -euo pipefail
 # shellcheck source=scripts/venv.sh
@@ -23,7 +23,7 @@ for word in "$@"; do
       extra+=(-n auto)
       export RUMOR_SIM_SEEDS=${RUMOR_SIM_SEEDS:-10} # times the usual number
       ;;
-    --chaos) select+=(tests/chaos) ;;
+    --chaos) select+=(tests/chaos tests/netns) ;;
     --docker)
       if ! compgen -G "$root/tests/docker/test_*.py" >/dev/null; then
         echo "scripts/test.sh: skipped: there are no tests against containers yet." >&2

@@ -21,24 +21,32 @@ TRACEBACK = "Traceback (most recent call last)"
 
 
 class LaunchedCluster:
-    """N nodes and a Redis in a directory of their own. Settings are given by field name: `drain_s=1`."""
+    """N nodes and a Redis in a directory of their own. Settings are given by field name: `drain_s=1`.
 
-    def __init__(self, folder: Path, nodes: int = 3, *, base_port: int | None = None, **settings: object) -> None:
+    With `netns` each lives in a network namespace of its own.
+    """
+
+    def __init__(
+        self, folder: Path, nodes: int = 3, *, base_port: int | None = None, netns: bool = False, **settings: object
+    ) -> None:
         self.folder = folder
         self.base_port = base_port or free_base_port(nodes + SPARE_PORTS)
         self.expected: list[str] = []
         self.was_stopped = False
-        self._environ = clean_environ() | {
+        self.netns = netns
+        self.environ = clean_environ() | {
             "RUMOR_DATA_DIR": str(folder),
             "RUMOR_BASE_PORT": str(self.base_port),
             **{f"RUMOR_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self.token = str(settings.get("api_token", ""))
-        self.launch(str(nodes), "--detach")
+        self.launch(str(nodes), "--detach", *(["--netns"] if netns else []))
+        if netns and not self.token:
+            self.token = (folder / "api.token").read_text("ascii").strip()
 
     def launch(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`rumor launch …` for this cluster. With `check`, a failure fails the test with what it printed."""
-        done = launch(*words, environ=self._environ)
+        done = launch(*words, environ=self.environ)
         assert not check or done.returncode == 0, f"rumor launch {' '.join(words)}: {done.stdout}{done.stderr}"
         return done
 
@@ -52,7 +60,7 @@ class LaunchedCluster:
         return next(row for row in self.status()["nodes"] if row["number"] == number)
 
     def url(self, number: int) -> str:
-        return f"http://127.0.0.1:{self.base_port + number - 1}"
+        return str(self.node(number)["url"]) if self.netns else f"http://127.0.0.1:{self.base_port + number - 1}"
 
     @property
     def redis_url(self) -> str:

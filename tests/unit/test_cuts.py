@@ -62,7 +62,7 @@ def test_a_reject_resets_tcp_and_drops_the_rest() -> None:
     named = "-s 10.0.0.13 -m comment --comment 'reject 3'"
     assert rules_of("reject 3", own=1) == [
         f"{named} '!' -p tcp -j DROP",
-        f"{named} -p tcp -j REJECT --reject-with tcp-reset",
+        f"{named} -p tcp '!' --tcp-flags RST RST -j REJECT --reject-with tcp-reset",
     ]
 
 

@@ -1,0 +1,63 @@
+"""Five nodes in network namespaces, as `launch --netns` makes them, for all exercises of this folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node import network
+from tests.exercises import MEASURED, Ground, fleet_of
+from tests.processes import LaunchedCluster
+
+COUNT = 5
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the exercises measured."""
+    if MEASURED:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(MEASURED))
+        MEASURED.clear()
+
+
+@pytest.fixture(scope="session")
+def able() -> None:
+    """Skips where no network namespaces can be made."""
+    try:
+        made = network.choose("rt")
+    except network.Unable as error:
+        pytest.skip(str(error))
+    try:
+        made.open()
+    except network.NetworkFailed as error:
+        pytest.skip(f"no network namespace can be made here: {error.message}")
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def site(able: None) -> Iterator[Ground]:
+    """The cluster."""
+    folder = Path(tempfile.mkdtemp(prefix="rumor-test-"))
+    one = LaunchedCluster(folder, COUNT, netns=True, tasks="tests.chaos.workload", log_format="json")
+    try:
+        rows = [(row["number"], row["node_id"], row["url"]) for row in one.status()["nodes"]]
+        fleet = fleet_of(rows, one.token, folder, one.redis_url)
+        yield Ground(fleet, one.redis_url, one.environ, folder)
+    except BaseException:
+        one.stop()
+        raise
+    one.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def ground(site: Ground) -> Ground:
+    """The cluster, whole and well."""
+    site.partition("heal")
+    site.wait_agreed()
+    return site
