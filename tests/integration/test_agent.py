@@ -204,3 +204,14 @@ def test_what_cannot_be_is_refused_before_anything_runs(start: Start, words: tup
         assert not one.said("ready", "a")
     else:
         one.wait("ready", "a")  # An empty seed is none.
+
+
+def test_the_benchmark_of_membership_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/bench/membership.py", "--nodes=4", "--trials=1", "--scenarios=start,kill"]
+    done = subprocess.run(
+        [*command, f"--json={tmp_path}/figures.json"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert 0 < rows["kill -9: the last survivor knows"][0] < 5.0
+    assert "| kill -9: the last survivor knows |" in done.stdout
