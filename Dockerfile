@@ -8,7 +8,7 @@ RUN python3 -m venv /opt/rumor
 # Dependencies first: this layer is made again only when they change.
 COPY setup.cfg setup.py constraints.txt ./
 RUN mkdir cluster node \
-    && touch README.md LICENSE cluster/__init__.py node/__init__.py \
+    && touch README.md LICENSE node/__init__.py && echo '__version__ = "0"' >cluster/__init__.py \
     && /opt/rumor/bin/pip install --no-cache-dir --constraint constraints.txt . \
     && /opt/rumor/bin/pip uninstall --yes rumor \
     && rm -rf build ./*.egg-info cluster node
@@ -18,6 +18,9 @@ COPY node node
 RUN /opt/rumor/bin/pip install --no-cache-dir --no-deps .
 
 FROM ${BASE_IMAGE}
+# For scripts/partition.sh, which cuts a node off by its own firewall. Without NET_ADMIN, as usual, it can do nothing.
+RUN command -v iptables >/dev/null \
+    || (apt-get update && apt-get install -y --no-install-recommends iptables && rm -rf /var/lib/apt/lists/*)
 RUN useradd --system --uid 10001 --create-home rumor
 COPY --from=build /opt/rumor /opt/rumor
 ENV PATH=/opt/rumor/bin:$PATH PYTHONUNBUFFERED=1 RUMOR_HOST=0.0.0.0
