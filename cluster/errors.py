@@ -15,6 +15,7 @@ class RumorError(Exception):
 
     code = "internal"
     status = 500
+    may_have_happened = False  # for what refuses: nothing was done. See StoreUnavailable, and the client's Unreachable
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -1,4 +1,5 @@
-"""What task modules import: `from node import task, Context, Retry, Reject`.
+"""What programs import: `from node import task, Context, Retry, Reject` to write tasks, `Client` or `SyncClient` to use
+a cluster.
 
 Lazy, so that importing `node` for one of its modules costs nothing more.
 """
@@ -6,14 +7,35 @@ Lazy, so that importing `node` for one of its modules costs nothing more.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from node.client.asynchronous import Client
+    from node.client.blocking import SyncClient
+    from node.client.errors import NotFinished, TaskCancelled, TaskFailed, Unreachable
     from node.tasks import Context, Reject, Retry, task
 
-__all__ = ["Context", "Reject", "Retry", "task"]
+__all__ = [
+    "Client",
+    "Context",
+    "NotFinished",
+    "Reject",
+    "Retry",
+    "SyncClient",
+    "TaskCancelled",
+    "TaskFailed",
+    "Unreachable",
+    "task",
+]
+
+_WHERE = {
+    "Client": "node.client.asynchronous",
+    "SyncClient": "node.client.blocking",
+    **dict.fromkeys(("NotFinished", "TaskCancelled", "TaskFailed", "Unreachable"), "node.client.errors"),
+    **dict.fromkeys(("Context", "Reject", "Retry", "task"), "node.tasks"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from node import tasks
+    if name in _WHERE:
+        import importlib
 
-        return getattr(tasks, name)
+        return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'node' has no attribute {name!r}")

@@ -13,16 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from cluster.errors import ConfigError, RumorError
+from cluster.errors import ConfigError
+from node.client.errors import Unreachable, error_of
+
+__all__ = ["Remote", "Unreachable", "decode", "tls_context"]
 
 Query = Mapping[str, Any] | None
-
-
-class Unreachable(RumorError):
-    """The node gave no answer. A call that changes something may have been carried out."""
-
-    code = "unreachable"
-    status = 503
 
 
 class Remote:
@@ -97,13 +93,3 @@ def decode(raw: bytes) -> Any:
         return json.loads(raw) if raw else None
     except ValueError:
         return None
-
-
-def error_of(status: int, answer: Any, url: str) -> RumorError:
-    """The gateway's error as an exception; something readable for any other body."""
-    found = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(found, dict):
-        found = {"code": f"http_{status}", "message": f"{url} answered {status}.", "hint": "Is this a Rumor node?"}
-    error = RumorError(str(found.get("message", "")), str(found.get("hint", "")))
-    error.code, error.status = str(found.get("code", f"http_{status}")), status
-    return error

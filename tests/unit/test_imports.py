@@ -21,6 +21,11 @@ PURE = (
     "cluster/session.py",
     "cluster/load.py",
     "cluster/view.py",
+    "node/client/asking.py",
+    "node/client/calls.py",
+    "node/client/nodes.py",
+    "node/client/stream.py",
+    "node/client/task.py",
 )
 NOT_FOR_PURE = {"asyncio", "socket", "time", "redis", "threading", "aiohttp", "logging", "structlog"}
 

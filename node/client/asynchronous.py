@@ -1,0 +1,265 @@
+"""`Client`: the calls of `calls.py` carried out with aiohttp.
+
+The session is made by the first call, so a client can be made anywhere, also where no loop runs; it then belongs to
+that loop. Does not know: what to send, whom to ask, when to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from random import Random
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+
+import aiohttp
+
+from cluster.errors import RumorError
+from node.client import calls
+from node.client.asking import CONNECT_S, PASSING, Answer, Ask, NoAnswer, Pause, Steps
+from node.client.calls import Asker, Item, Options, Result
+from node.client.errors import Unreachable, error_of
+from node.client.nodes import WITHIN_S, bearer, given_nodes
+from node.client.stream import RECONNECT_S, SILENCE_S, Event, Follower, Parser
+from node.client.task import Task, result_of
+from node.remote import decode, tls_context
+
+CONNECTIONS_MAX = 100
+
+T = TypeVar("T")
+Results = list[Result]
+
+
+class Client:
+    """A cluster, from a program with a running loop. Every call fails over, and ends within its `within_s`.
+
+    `urls`: one node or several (RUMOR_URL otherwise); the others are learned from them. `token`: the API token
+    (RUMOR_API_TOKEN otherwise). `ca_file`: the certificate to trust for https (RUMOR_CA_FILE otherwise).
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] = (),
+        *,
+        token: str | None = None,
+        ca_file: str | None = None,
+        within_s: float = WITHIN_S,
+        learn: bool = True,
+    ) -> None:
+        self._rng = Random()
+        self.nodes = given_nodes(urls, self._rng, learn)
+        self.within_s = within_s
+        self._headers = bearer(token)
+        self._ca_file = os.environ.get("RUMOR_CA_FILE", "") if ca_file is None else ca_file
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    # ---- tasks
+
+    async def submit(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Task[Any]:
+        """Submit a task. Under the same `idempotency_key` it is the same task; without one, a new one each time."""
+        return await self._do(calls.submit(self._asker(within_s), type, data, idempotency_key, options))
+
+    async def submit_many(
+        self, items: Iterable[Item], *, idempotency_key: str | None = None, within_s: float | None = None
+    ) -> Results:
+        """Submit many, `(type, data)` or the JSON of a submission each. One Task or error for each, in order."""
+        return await self._do(calls.submit_many(self._asker(within_s), items, idempotency_key))
+
+    async def get(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
+        """One task with its history, as it is now."""
+        return await self._do(calls.get(self._asker(within_s), task_id))
+
+    @overload
+    async def wait(self, task_id: str, *, within_s: float | None = None) -> Task[Any]: ...
+    @overload
+    async def wait(self, task_id: str, *, type: type[T], within_s: float | None = None) -> Task[T]: ...
+    async def wait(self, task_id: str, *, type: type[T] | None = None, within_s: float | None = None) -> Task[Any]:
+        """The task once it has ended, well or not; its result as `type`. Raises NotFinished when the time is up."""
+        return await self._do(calls.wait(self._asker(within_s), task_id, type))
+
+    @overload
+    async def result(self, task_id: str, *, within_s: float | None = None) -> Any: ...
+    @overload
+    async def result(self, task_id: str, *, type: type[T], within_s: float | None = None) -> T: ...
+    async def result(self, task_id: str, *, type: type[T] | None = None, within_s: float | None = None) -> Any:
+        """Its result, waited for. Raises TaskFailed, with the error's type, message and traceback; TaskCancelled."""
+        return result_of(await self._do(calls.wait(self._asker(within_s), task_id, type)))
+
+    async def cancel(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
+        """Cancel it, running or not. Raises Conflict when it has ended otherwise."""
+        return await self._do(calls.cancel(self._asker(within_s), task_id))
+
+    async def retry(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
+        """Queue a dead or cancelled task again, with a fresh budget of attempts."""
+        return await self._do(calls.retry(self._asker(within_s), task_id))
+
+    async def replay(self, *, type: str | None = None, limit: int | None = None, within_s: float | None = None) -> int:
+        """Queue dead tasks again: all, of one type, or so many. How many it were."""
+        return await self._do(calls.replay(self._asker(within_s), type, limit))
+
+    async def purge_dead(self, *, within_s: float | None = None) -> int:
+        """Remove all dead tasks. How many it were."""
+        return await self._do(calls.purge_dead(self._asker(within_s)))
+
+    async def list(
+        self,
+        *,
+        state: str | None = None,
+        type: str | None = None,
+        key: str | None = None,
+        limit: int | None = None,
+        within_s: float | None = None,
+    ) -> AsyncIterator[Task[Any]]:
+        """Tasks, newest first, at most `limit`; page after page, each within `within_s`."""
+        pages = calls.Pages(state, type, key, limit)
+        while (query := pages.next()) is not None:
+            for task in pages.take(await self._do(calls.page(self._asker(within_s), query))):
+                yield task
+
+    # ---- the cluster
+
+    async def workers(self, *, within_s: float | None = None) -> Sequence[dict[str, Any]]:
+        """The live nodes and what they run."""
+        answer = await self._do(calls.read(self._asker(within_s), "/workers"))
+        workers: Sequence[dict[str, Any]] = answer["workers"]
+        return workers
+
+    async def cluster(self, *, within_s: float | None = None) -> dict[str, Any]:
+        """The cluster as the node that answers sees it."""
+        return await self._do(calls.read(self._asker(within_s), "/cluster"))
+
+    async def health(self, *, within_s: float | None = None) -> dict[str, Any]:
+        """How the node that answers is, and what is wrong; also when it says that it is unusable."""
+        return await self._do(calls.read(self._asker(within_s), "/health", accepts=(503,)))
+
+    async def events(
+        self, *, names: Iterable[str] = (), last_id: str = "", within_s: float | None = None
+    ) -> AsyncIterator[Event]:
+        """The cluster's events: those that are kept, then each as it happens; on another node if this one ends.
+
+        `names`: only those. `last_id`: go on behind this event. Without end, unless no node serves events for
+        `within_s`: then Unreachable.
+        """
+        limit_s = self.within_s if within_s is None else within_s
+        follower = Follower(names, last_id)
+        alive_s = time.monotonic()
+        while True:
+            url = self.nodes.pick(time.monotonic())
+            assert url is not None
+            try:
+                async with aclosing(self._stream(url, follower.last_id)) as stream:
+                    async for event in stream:
+                        alive_s = time.monotonic()
+                        if event is not None and follower.is_news(event):
+                            yield event
+                why = "the stream ended"
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                why = _reason(error)
+            except RumorError as error:
+                if error.status not in PASSING:
+                    raise
+                why = error.message
+            now_s = time.monotonic()
+            self.nodes.failed(url, now_s)
+            if now_s - alive_s > limit_s:
+                raise Unreachable(
+                    f"no events for {limit_s:g} s; {url}: {why}.", "Is a node running there?", may_have_happened=False
+                )
+            await asyncio.sleep(self._rng.uniform(*RECONNECT_S))
+
+    # ---- carrying out
+
+    def _asker(self, within_s: float | None) -> Asker:
+        return Asker(self.nodes, self._rng, time.monotonic(), self.within_s if within_s is None else within_s)
+
+    async def _do(self, steps: Steps[T]) -> T:
+        outcome: Answer | NoAnswer | None = None
+        try:
+            step = next(steps)
+            while True:
+                match step:
+                    case Ask():
+                        outcome = await self._ask(step)
+                    case Pause(for_s):
+                        outcome = None
+                        await asyncio.sleep(for_s)
+                step = steps.send((outcome, time.monotonic()))
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    async def _ask(self, ask: Ask) -> Answer | NoAnswer:
+        call = ask.call
+        timeout = aiohttp.ClientTimeout(total=ask.within_s, sock_connect=min(CONNECT_S, ask.within_s))
+        query = {name: str(value) for name, value in call.query.items() if value is not None}
+        try:
+            async with self._opened().request(
+                call.method,
+                ask.url + call.path,
+                params=query,
+                data=call.body,
+                headers=_headers(call.headers, call.body),
+                timeout=timeout,
+            ) as response:
+                return Answer(response.status, await response.read(), response.headers.get("Retry-After"))
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return NoAnswer(_reason(error), was_sent=False)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return NoAnswer(_reason(error), was_sent=True)
+
+    async def _stream(self, url: str, last_id: str) -> AsyncGenerator[Event | None]:
+        """One node's events; None for each sign of life."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+        async with self._opened().get(url + "/events", headers=headers, timeout=timeout) as response:
+            if response.status != 200:
+                raise error_of(response.status, decode(await response.read()), url)
+            self.nodes.answered(url)
+            parser = Parser(last_id)
+            async for part in response.content.iter_any():
+                yield None
+                for event in parser.feed(part):
+                    yield event
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            tls = tls_context(self._ca_file) if self._ca_file else True
+            connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=tls)
+            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+        return self._session
+
+
+def _headers(given: Any, body: bytes | None) -> dict[str, str]:
+    return {**given, "Content-Type": "application/json"} if body is not None else dict(given)
+
+
+def _reason(error: BaseException) -> str:
+    os_error = getattr(error, "os_error", error)
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return getattr(os_error, "strerror", None) or str(error) or type(error).__name__

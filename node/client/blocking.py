@@ -1,0 +1,316 @@
+"""`SyncClient`: the calls of `calls.py` carried out with the standard library, one blocking step after the other.
+
+No thread and no loop of its own stands behind it, and it imports no HTTP library: a command line that uses it starts
+fast. Threads may share one; each call has a connection to itself. Does not know: what to send, whom to ask, when to try
+again.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import ssl
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from random import Random
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+from urllib.parse import urlencode, urlsplit
+
+from cluster.errors import RumorError
+from node.client import calls
+from node.client.asking import CONNECT_S, PASSING, Answer, Ask, NoAnswer, Pause, Steps
+from node.client.calls import Asker, Item, Options, Result
+from node.client.errors import Unreachable, error_of
+from node.client.nodes import WITHIN_S, bearer, given_nodes
+from node.client.stream import RECONNECT_S, SILENCE_S, Event, Follower, Parser
+from node.client.task import Task, result_of
+from node.remote import decode, tls_context
+
+IDLE_MAX = 16  # connections kept for one node
+READ_BYTES = 65_536
+
+T = TypeVar("T")
+Results = list[Result]
+Connection = http.client.HTTPConnection
+
+
+class SyncClient:
+    """A cluster, from a program without a loop. The same calls as Client's, each blocking until it is done.
+
+    `urls`: one node or several (RUMOR_URL otherwise); the others are learned from them. `token`: the API token
+    (RUMOR_API_TOKEN otherwise). `ca_file`: the certificate to trust for https (RUMOR_CA_FILE otherwise). Looking a name
+    up in DNS is the one step that no deadline ends.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] = (),
+        *,
+        token: str | None = None,
+        ca_file: str | None = None,
+        within_s: float = WITHIN_S,
+        learn: bool = True,
+        spread: bool = True,
+    ) -> None:
+        self._rng = Random()
+        self.nodes = given_nodes(urls, self._rng if spread else None, learn)
+        self.within_s = within_s
+        self._headers = bearer(token)
+        self._ca_file = os.environ.get("RUMOR_CA_FILE", "") if ca_file is None else ca_file
+        self._tls: ssl.SSLContext | None = None
+        self._idle: dict[str, deque[Connection]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for idle in list(self._idle.values()):
+            while idle:
+                idle.pop().close()
+
+    # ---- tasks
+
+    def submit(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Task[Any]:
+        """Submit a task. Under the same `idempotency_key` it is the same task; without one, a new one each time."""
+        return self._do(calls.submit(self._asker(within_s), type, data, idempotency_key, options))
+
+    def submit_many(
+        self, items: Iterable[Item], *, idempotency_key: str | None = None, within_s: float | None = None
+    ) -> Results:
+        """Submit many, `(type, data)` or the JSON of a submission each. One Task or error for each, in order."""
+        return self._do(calls.submit_many(self._asker(within_s), items, idempotency_key))
+
+    def get(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
+        """One task with its history, as it is now."""
+        return self._do(calls.get(self._asker(within_s), task_id))
+
+    @overload
+    def wait(self, task_id: str, *, within_s: float | None = None) -> Task[Any]: ...
+    @overload
+    def wait(self, task_id: str, *, type: type[T], within_s: float | None = None) -> Task[T]: ...
+    def wait(self, task_id: str, *, type: type[T] | None = None, within_s: float | None = None) -> Task[Any]:
+        """The task once it has ended, well or not; its result as `type`. Raises NotFinished when the time is up."""
+        return self._do(calls.wait(self._asker(within_s), task_id, type))
+
+    @overload
+    def result(self, task_id: str, *, within_s: float | None = None) -> Any: ...
+    @overload
+    def result(self, task_id: str, *, type: type[T], within_s: float | None = None) -> T: ...
+    def result(self, task_id: str, *, type: type[T] | None = None, within_s: float | None = None) -> Any:
+        """Its result, waited for. Raises TaskFailed, with the error's type, message and traceback; TaskCancelled."""
+        return result_of(self._do(calls.wait(self._asker(within_s), task_id, type)))
+
+    def cancel(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
+        """Cancel it, running or not. Raises Conflict when it has ended otherwise."""
+        return self._do(calls.cancel(self._asker(within_s), task_id))
+
+    def retry(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
+        """Queue a dead or cancelled task again, with a fresh budget of attempts."""
+        return self._do(calls.retry(self._asker(within_s), task_id))
+
+    def replay(self, *, type: str | None = None, limit: int | None = None, within_s: float | None = None) -> int:
+        """Queue dead tasks again: all, of one type, or so many. How many it were."""
+        return self._do(calls.replay(self._asker(within_s), type, limit))
+
+    def purge_dead(self, *, within_s: float | None = None) -> int:
+        """Remove all dead tasks. How many it were."""
+        return self._do(calls.purge_dead(self._asker(within_s)))
+
+    def list(
+        self,
+        *,
+        state: str | None = None,
+        type: str | None = None,
+        key: str | None = None,
+        limit: int | None = None,
+        within_s: float | None = None,
+    ) -> Iterator[Task[Any]]:
+        """Tasks, newest first, at most `limit`; page after page, each within `within_s`."""
+        pages = calls.Pages(state, type, key, limit)
+        while (query := pages.next()) is not None:
+            yield from pages.take(self._do(calls.page(self._asker(within_s), query)))
+
+    # ---- the cluster
+
+    def workers(self, *, within_s: float | None = None) -> Sequence[dict[str, Any]]:
+        """The live nodes and what they run."""
+        answer = self._do(calls.read(self._asker(within_s), "/workers"))
+        workers: Sequence[dict[str, Any]] = answer["workers"]
+        return workers
+
+    def cluster(self, *, within_s: float | None = None) -> dict[str, Any]:
+        """The cluster as the node that answers sees it."""
+        return self._do(calls.read(self._asker(within_s), "/cluster"))
+
+    def health(self, *, within_s: float | None = None) -> dict[str, Any]:
+        """How the node that answers is, and what is wrong; also when it says that it is unusable."""
+        return self._do(calls.read(self._asker(within_s), "/health", accepts=(503,)))
+
+    def events(self, *, names: Iterable[str] = (), last_id: str = "", within_s: float | None = None) -> Iterator[Event]:
+        """The cluster's events: those that are kept, then each as it happens; on another node if this one ends.
+
+        `names`: only those. `last_id`: go on behind this event. Without end, unless no node serves events for
+        `within_s`: then Unreachable.
+        """
+        limit_s = self.within_s if within_s is None else within_s
+        follower = Follower(names, last_id)
+        alive_s = time.monotonic()
+        while True:
+            url = self.nodes.pick(time.monotonic())
+            assert url is not None
+            try:
+                with closing(self._stream(url, follower.last_id)) as stream:
+                    for event in stream:
+                        alive_s = time.monotonic()
+                        if event is not None and follower.is_news(event):
+                            yield event
+                why = "the stream ended"
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                why = _reason(error)
+            except RumorError as error:
+                if error.status not in PASSING:
+                    raise
+                why = error.message
+            now_s = time.monotonic()
+            self.nodes.failed(url, now_s)
+            if now_s - alive_s > limit_s:
+                raise Unreachable(
+                    f"no events for {limit_s:g} s; {url}: {why}.", "Is a node running there?", may_have_happened=False
+                )
+            time.sleep(self._rng.uniform(*RECONNECT_S))
+
+    # ---- carrying out
+
+    def _asker(self, within_s: float | None) -> Asker:
+        return Asker(self.nodes, self._rng, time.monotonic(), self.within_s if within_s is None else within_s)
+
+    def _do(self, steps: Steps[T]) -> T:
+        outcome: Answer | NoAnswer | None
+        try:
+            step = next(steps)
+            while True:
+                match step:
+                    case Ask():
+                        outcome = self._ask(step)
+                    case Pause(for_s):
+                        outcome = None
+                        time.sleep(for_s)
+                step = steps.send((outcome, time.monotonic()))
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    def _ask(self, ask: Ask) -> Answer | NoAnswer:
+        deadline_s = time.monotonic() + ask.within_s
+        idle = self._idle.setdefault(ask.url, deque(maxlen=IDLE_MAX))
+        # A connection that was used before may have ended unnoticed, and then it is not known whether the node got the
+        # request: so a call that must not be repeated has a new one, and any other is sent once more over a new one.
+        if ask.call.is_repeatable:
+            while True:
+                try:
+                    connection = idle.pop()
+                except IndexError:
+                    break
+                try:
+                    return self._send(ask, connection, idle, deadline_s)
+                except TimeoutError:
+                    return NoAnswer("timed out", was_sent=True)
+                except (OSError, http.client.HTTPException):
+                    continue
+        try:
+            connection = self._connected(ask.url, min(CONNECT_S, ask.within_s))
+        except (OSError, ValueError) as error:
+            return NoAnswer(_reason(error), was_sent=False)
+        try:
+            return self._send(ask, connection, idle, deadline_s)
+        except (OSError, http.client.HTTPException) as error:
+            return NoAnswer(_reason(error), was_sent=True)
+
+    def _send(self, ask: Ask, connection: Connection, idle: deque[Connection], deadline_s: float) -> Answer:
+        """Over this connection, which is kept when all went well and closed otherwise."""
+        call = ask.call
+        headers = {**self._headers, **call.headers}
+        if call.body is not None:
+            headers["Content-Type"] = "application/json"
+        query = {name: value for name, value in call.query.items() if value is not None}
+        target = urlsplit(ask.url).path + call.path + (f"?{urlencode(query)}" if query else "")
+        try:
+            _limit(connection, deadline_s)
+            connection.request(call.method, target, call.body, headers)
+            _limit(connection, deadline_s)
+            response = connection.getresponse()
+            parts = []
+            while part := response.read1(READ_BYTES):
+                parts.append(part)
+                _limit(connection, deadline_s)
+            response.read()  # marks the response as done, so that the connection can be used again
+        except BaseException:
+            connection.close()
+            raise
+        if connection.sock is not None:
+            idle.append(connection)
+        return Answer(response.status, b"".join(parts), response.getheader("Retry-After"))
+
+    def _stream(self, url: str, last_id: str) -> Generator[Event | None]:
+        """One node's events; None for each sign of life."""
+        headers = {**self._headers, "Accept": "text/event-stream"}
+        if last_id:
+            headers["Last-Event-ID"] = last_id
+        with closing(self._connected(url, CONNECT_S)) as connection:
+            connection.sock.settimeout(SILENCE_S)
+            connection.request("GET", urlsplit(url).path + "/events", None, headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise error_of(response.status, decode(response.read()), url)
+            self.nodes.answered(url)
+            parser = Parser(last_id)
+            while part := response.read1(READ_BYTES):
+                yield None
+                yield from parser.feed(part)
+
+    def _connected(self, url: str, within_s: float) -> Connection:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.scheme == "https":
+            self._tls = self._tls or tls_context(self._ca_file)
+            made: Connection = http.client.HTTPSConnection(host, parts.port or 443, timeout=within_s, context=self._tls)
+        else:
+            made = http.client.HTTPConnection(host, parts.port or 80, timeout=within_s)
+        try:
+            made.connect()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+
+def _limit(connection: Connection, deadline_s: float) -> None:
+    """What is sent or received next may take until then."""
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    if connection.sock is not None:  # None: the response was the connection's last
+        connection.sock.settimeout(left_s)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,223 @@
+"""Each call of the client: what is sent, and what becomes of the answer. Shared by both clients.
+
+Pure generators over `asking.carry_out`. A submission without an Idempotency-Key gets one here, before the first
+attempt, so that repeating it anywhere gives the same task.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+from typing import Any, Literal, TypedDict, TypeVar
+from urllib.parse import quote
+
+from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthorized
+from node.client.asking import ATTEMPT_S, Call, Steps, carry_out
+from node.client.errors import NotFinished, error_of
+from node.client.nodes import Nodes
+from node.client.task import Task, task_of, typed
+
+WAIT_STEP_S = 10.0  # one GET of a wait; a node that hangs is left after this and ATTEMPT_S
+BATCH_TASKS = 1_000
+BATCH_BYTES = 4_194_304
+BATCH_ATTEMPT_S = 20.0
+LONG_ATTEMPT_S = 60.0
+PAGE_TASKS = 100
+
+T = TypeVar("T")
+Item = Mapping[str, Any] | tuple[str, Any]
+Result = Task[Any] | RumorError
+Priority = Literal["low", "normal", "high"] | int
+
+
+class Options(TypedDict, total=False):
+    """What a submission may carry beside type and data; what is left out comes from the type's declaration."""
+
+    queue: str
+    priority: Priority
+    key: str
+    delay_s: float
+    run_at: str | datetime
+    max_attempts: int
+    timeout_s: float
+    backoff: Mapping[str, float]
+    unique_for_s: float
+    unique_key: str
+    retention_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """What a call needs to be carried out; it begins at `now_s` and ends by `within_s` after it."""
+
+    nodes: Nodes
+    rng: Random
+    now_s: float
+    within_s: float
+
+    def ask(self, call: Call) -> Steps[Any]:
+        """The JSON answer."""
+        answer, _ = yield from carry_out(call, self.nodes, self.rng, self.now_s, self.within_s)
+        return answer
+
+
+def submit(asker: Asker, type: str, data: Any, key: str | None, options: Mapping[str, Any]) -> Steps[Task[Any]]:
+    body = encoded({"type": type, "data": data, **options})
+    return task_of((yield from asker.ask(Call("POST", "/tasks", body=body, headers=_keyed(key or new_key())))))
+
+
+def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[list[Result]]:
+    """One result for each item, in order. What concerns the caller (401, 403, 400) is raised.
+
+    Anything else that a whole call fails with is the result of each of its items; the other calls go on until the
+    deadline. Each call's key names the place of its first item, and nodes add each item's place within the call: so
+    the same items under the same key are the same tasks.
+    """
+    base = key or new_key()
+    results: list[Result] = []
+    now_s, deadline_s = asker.now_s, asker.now_s + asker.within_s
+    for part in _parts([_submission(item) for item in items]):
+        call = Call(
+            "POST",
+            "/tasks/batch",
+            body=b"[" + b",".join(part) + b"]",
+            headers=_keyed(f"{base}/{len(results)}"),
+            attempt_s=BATCH_ATTEMPT_S,
+        )
+        try:
+            answer, now_s = yield from carry_out(call, asker.nodes, asker.rng, now_s, max(0.0, deadline_s - now_s))
+            results += [_result(one) for one in answer["results"]]
+        except (Unauthorized, Forbidden, BadRequest):
+            raise
+        except RumorError as error:
+            results += [error] * len(part)
+    return results
+
+
+def get(asker: Asker, task_id: str) -> Steps[Task[Any]]:
+    return task_of((yield from asker.ask(Call("GET", _task(task_id)))))
+
+
+def wait(asker: Asker, task_id: str, type: type[T] | None) -> Steps[Task[T]]:
+    """The task once it has ended. Raises NotFinished when the time is up."""
+    now_s, deadline_s = asker.now_s, asker.now_s + asker.within_s
+    while True:
+        left_s = deadline_s - now_s
+        step_s = min(WAIT_STEP_S, max(0.0, left_s - 0.2))  # time for the last answer to arrive
+        call = Call("GET", _task(task_id), {"wait_s": f"{step_s:.3f}"}, attempt_s=step_s + ATTEMPT_S)
+        answer, now_s = yield from carry_out(call, asker.nodes, asker.rng, now_s, max(left_s, 0.01))
+        task = task_of(answer)
+        if task.is_finished:
+            return typed(task, type)
+        if deadline_s - now_s <= 0.2:
+            raise NotFinished(task, asker.within_s)
+
+
+def cancel(asker: Asker, task_id: str) -> Steps[Task[Any]]:
+    return task_of((yield from asker.ask(Call("DELETE", _task(task_id)))))
+
+
+def retry(asker: Asker, task_id: str) -> Steps[Task[Any]]:
+    # Not repeatable: it may have run and died again in between, and would run once more.
+    call = Call("POST", _task(task_id) + "/retry", is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
+    return task_of((yield from asker.ask(call)))
+
+
+def replay(asker: Asker, type: str | None, limit: int | None) -> Steps[int]:
+    wanted = {name: value for name, value in (("type", type), ("limit", limit)) if value is not None}
+    call = Call("POST", "/dead/replay", body=encoded(wanted), is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
+    return int((yield from asker.ask(call))["replayed"])
+
+
+def purge_dead(asker: Asker) -> Steps[int]:
+    call = Call("DELETE", "/dead", is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
+    return int((yield from asker.ask(call))["removed"])
+
+
+def page(asker: Asker, query: Mapping[str, Any]) -> Steps[tuple[list[Task[Any]], str | None]]:
+    answer = yield from asker.ask(Call("GET", "/tasks", query))
+    return [task_of(one) for one in answer["tasks"]], answer.get("cursor")
+
+
+class Pages:
+    """A listing, page after page, of at most `limit` tasks."""
+
+    def __init__(self, state: str | None, type: str | None, key: str | None, limit: int | None) -> None:
+        self._query = {"state": state, "type": type, "key": key}
+        self._cursor: str | None = None
+        self._left = limit
+        self._is_over = False
+
+    def next(self) -> dict[str, Any] | None:
+        """The query of the next page; None when there is none."""
+        if self._is_over or self._left == 0:
+            return None
+        limit = PAGE_TASKS if self._left is None else min(PAGE_TASKS, self._left)
+        return {**self._query, "limit": limit, "cursor": self._cursor}
+
+    def take(self, answer: tuple[list[Task[Any]], str | None]) -> list[Task[Any]]:
+        """The page's tasks."""
+        tasks, self._cursor = answer
+        self._is_over = self._cursor is None
+        if self._left is not None:
+            self._left -= len(tasks)
+        return tasks
+
+
+def read(asker: Asker, path: str, accepts: tuple[int, ...] = ()) -> Steps[dict[str, Any]]:
+    """One of the calls that answer an object of no fixed form: /workers, /cluster, /health."""
+    answer: dict[str, Any] = yield from asker.ask(Call("GET", path, accepts=accepts))
+    return answer
+
+
+def encoded(value: Any) -> bytes:
+    """JSON. Structs, dataclasses, datetimes and what else msgspec knows may be in it; anything else raises Invalid."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Invalid(f"this is not JSON: {error}.", "Task data is what JSON can hold.") from None
+
+
+def new_key() -> str:
+    """An Idempotency-Key that nobody else has."""
+    return secrets.token_hex(16)
+
+
+def _plain(value: Any) -> Any:
+    import msgspec  # only who submits such things pays for it
+
+    return msgspec.to_builtins(value)
+
+
+def _keyed(key: str) -> dict[str, str]:
+    return {"Idempotency-Key": key}
+
+
+def _task(task_id: str) -> str:
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _submission(item: Item) -> bytes:
+    return encoded({"type": item[0], "data": item[1]} if isinstance(item, tuple) else item)
+
+
+def _parts(items: list[bytes]) -> Iterable[list[bytes]]:
+    """Calls' worth of items. The same items are always cut in the same places."""
+    part: list[bytes] = []
+    size = 0
+    for item in items:
+        if part and (len(part) == BATCH_TASKS or size + len(item) > BATCH_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += len(item)
+    if part:
+        yield part
+
+
+def _result(told: Mapping[str, Any]) -> Result:
+    return task_of(told) if "id" in told else error_of(422, told, "the batch")

@@ -1,0 +1,110 @@
+"""What a client raises: the node's own errors by their code, and what only a client can find out.
+
+Every one is a RumorError with `code`, `message`, `hint` and `may_have_happened`. Does not know: HTTP libraries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cluster import errors
+from cluster.errors import RumorError
+
+if TYPE_CHECKING:
+    from node.client.task import Task
+
+BY_CODE: dict[str, type[RumorError]] = {
+    kind.code: kind
+    for kind in (
+        errors.BadRequest,
+        errors.Invalid,
+        errors.UnknownType,
+        errors.UnknownQueue,
+        errors.IdempotencyConflict,
+        errors.NotFound,
+        errors.Conflict,
+        errors.TooLarge,
+        errors.QueueFull,
+        errors.Unauthorized,
+        errors.Forbidden,
+        errors.MethodNotAllowed,
+        errors.StoreUnavailable,
+        errors.StoreUnsafe,
+    )
+}
+GATEWAY_DOWN = (502, 504)  # said by a proxy between client and node: whether the node did anything is not known
+
+
+class Unreachable(RumorError):
+    """No node answered in time. `may_have_happened` tells whether one had received the request."""
+
+    code = "unreachable"
+    status = 503
+
+    def __init__(self, message: str, hint: str = "", may_have_happened: bool = True) -> None:
+        super().__init__(message, hint)
+        self.may_have_happened = may_have_happened
+
+
+class NotFinished(RumorError, TimeoutError):
+    """The time is up and the task has not ended; it goes on. `task` is how it was last seen."""
+
+    code = "not_finished"
+    status = 408
+
+    def __init__(self, task: Task[Any], within_s: float) -> None:
+        super().__init__(
+            f"task {task.id} is {task.state} after {within_s:g} s.", "It goes on; wait again, or cancel it."
+        )
+        self.task = task
+
+
+class TaskFailed(RumorError):
+    """The task has ended without a result: `type`, `message` and `traceback` are those of its last error.
+
+    The call itself went well; `task` is the whole task.
+    """
+
+    code = "task_failed"
+    status = 200
+
+    def __init__(self, task: Task[Any]) -> None:
+        failure = task.error
+        super().__init__(
+            failure.message if failure else "there is no error of it", f"Queue it again with retry({task.id!r})."
+        )
+        self.task = task
+        self.type = failure.type if failure else task.state
+        self.traceback = failure.traceback if failure else None
+
+    def __str__(self) -> str:
+        return f"{self.code}: task {self.task.id} is {self.task.state}: {self.type}: {self.message}\n  {self.hint}"
+
+
+class TaskCancelled(TaskFailed):
+    """Somebody cancelled the task."""
+
+    code = "task_cancelled"
+
+
+class BadResult(RumorError):
+    """The task succeeded and its result is not of the type that was asked for. `task` is the whole task."""
+
+    code = "bad_result"
+    status = 200
+
+    def __init__(self, task: Task[Any], why: str) -> None:
+        super().__init__(f"the result of task {task.id} does not fit: {why}.", "task.result has it as it is.")
+        self.task = task
+
+
+def error_of(status: int, answer: Any, url: str) -> RumorError:
+    """The gateway's error as an exception of its class; something readable for any other body."""
+    found = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(found, dict):
+        found = {"code": f"http_{status}", "message": f"{url} answered {status}.", "hint": "Is this a Rumor node?"}
+    code = str(found.get("code", f"http_{status}"))
+    error = BY_CODE.get(code, RumorError)(str(found.get("message", "")), str(found.get("hint", "")))
+    error.code, error.status = code, status
+    error.may_have_happened = bool(found.get("may_have_happened", status in (500, *GATEWAY_DOWN)))
+    return error

@@ -1,0 +1,373 @@
+"""Both clients against the real gateway on a fake engine: the same calls, the same answers, the same errors."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from msgspec import Raw
+
+from cluster.config import Config
+from cluster.errors import (
+    BadRequest,
+    Conflict,
+    Invalid,
+    NotFound,
+    RumorError,
+    StoreUnavailable,
+    Unauthorized,
+    UnknownType,
+)
+from node import Client, NotFinished, SyncClient, TaskCancelled, TaskFailed, Unreachable, gateway
+from node.client.errors import BadResult
+from node.client.task import Task
+from tests.fake_engine import FakeEngine
+
+DEAD_PORT = "http://127.0.0.1:1"
+FAILURE = b'{"type": "ZeroDivisionError", "message": "by zero", "traceback": "Traceback: here"}'
+
+
+class Point(msgspec.Struct):
+    x: int
+    y: int
+
+
+@dataclass
+class Mail:
+    to: str
+    at: datetime
+
+
+class Used:
+    """One of the two clients, called the same way. SyncClient blocks, so that it runs in a thread of its own."""
+
+    def __init__(self, kind: type[Client] | type[SyncClient], *urls: str, **settings: Any) -> None:
+        self.client = kind(urls, **settings)
+
+    async def __call__(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(self.client, name)
+        if isinstance(self.client, Client):
+            found = method(*args, **kwargs)
+            return [one async for one in found] if inspect.isasyncgen(found) else await found
+        return await asyncio.to_thread(
+            lambda: list(method(*args, **kwargs)) if name == "list" else method(*args, **kwargs)
+        )
+
+    async def close(self) -> None:
+        if isinstance(self.client, Client):
+            await self.client.close()
+        else:
+            self.client.close()
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def server(engine: FakeEngine) -> AsyncIterator[TestServer]:
+    async with TestServer(gateway.build(engine)) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: TestServer) -> str:
+    return str(server.make_url("")).rstrip("/")
+
+
+@pytest.fixture(params=[Client, SyncClient], ids=["async", "sync"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+async def use(kind: Any) -> AsyncIterator[Callable[..., Used]]:
+    """A factory of clients; a short deadline, so that a test that hangs says why."""
+    made: list[Used] = []
+
+    def make(*urls: str, **settings: Any) -> Used:
+        made.append(Used(kind, *urls, **{"within_s": 5.0, **settings}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+def ended(engine: FakeEngine, task_id: str, state: str, **more: bytes) -> None:
+    task = engine.tasks[task_id]
+    task.state = state
+    for name, value in more.items():
+        setattr(task, name, Raw(value))
+    engine.finished.set()
+
+
+async def test_submit_wait_and_result(use: Callable[..., Used], url: str, engine: FakeEngine) -> None:
+    call = use(url)
+    task = await call("submit", "noop", {"n": 1}, priority="high", queue="mail")
+    assert isinstance(task, Task)
+    assert (task.type, task.state, task.priority, task.queue, task.data) == ("noop", "queued", 8, "mail", {"n": 1})
+    assert not task.is_finished
+    ended(engine, task.id, "succeeded", result=b'{"x": 1, "y": 2}')
+    assert (await call("wait", task.id)).result == {"x": 1, "y": 2}
+    assert (await call("wait", task.id, type=Point)).result == Point(1, 2)
+    assert await call("result", task.id, type=Point) == Point(1, 2)
+    assert await call("result", task.id) == {"x": 1, "y": 2}
+    with pytest.raises(BadResult, match=r"Expected `str`, got `int` - at `\$\[\.\.\.\]`"):
+        await call("result", task.id, type=dict[str, str])
+
+
+async def test_a_task_that_failed_raises_what_the_handler_raised(
+    use: Callable[..., Used], url: str, engine: FakeEngine
+) -> None:
+    call = use(url)
+    task = await call("submit", "noop")
+    ended(engine, task.id, "dead", error=FAILURE)
+    assert (await call("wait", task.id)).state == "dead"
+    with pytest.raises(TaskFailed, match="is dead: ZeroDivisionError: by zero") as told:
+        await call("result", task.id)
+    assert (told.value.type, told.value.message, told.value.traceback) == (
+        "ZeroDivisionError",
+        "by zero",
+        "Traceback: here",
+    )
+    assert told.value.task.state == "dead"
+    ended(engine, task.id, "cancelled", error=b"null")
+    with pytest.raises(TaskCancelled):
+        await call("result", task.id, type=Point)
+
+
+async def test_a_task_that_does_not_end_in_time_goes_on(use: Callable[..., Used], url: str) -> None:
+    call = use(url)
+    task = await call("submit", "noop")
+    with pytest.raises(NotFinished) as told:
+        await call("result", task.id, within_s=0.4)
+    assert told.value.task.state == "queued"
+
+
+async def test_what_msgspec_knows_can_be_data(use: Callable[..., Used], url: str) -> None:
+    call = use(url)
+    task = await call("submit", "noop", Mail("a@b", datetime(2030, 1, 31, tzinfo=UTC)))
+    assert task.data == {"to": "a@b", "at": "2030-01-31T00:00:00Z"}
+    for bad in (float("nan"), object(), {1: object()}):
+        with pytest.raises(Invalid, match="this is not JSON"):
+            await call("submit", "noop", bad)
+
+
+async def test_a_batch_keeps_each_items_error(use: Callable[..., Used], url: str) -> None:
+    results = await use(url)("submit_many", [("noop", 1), ("nope", 2), {"type": "process", "priority": 99}])
+    assert isinstance(results[0], Task)
+    assert isinstance(results[1], UnknownType)
+    assert isinstance(results[2], Invalid)
+    assert await use(url)("submit_many", []) == []
+
+
+async def test_the_same_key_is_the_same_task(use: Callable[..., Used], url: str) -> None:
+    call = use(url)
+    first = await call("submit", "noop", idempotency_key="k")
+    assert (await call("submit", "noop", idempotency_key="k")).id == first.id
+    assert (await call("submit", "noop")).id != first.id
+
+
+async def test_cancel_retry_replay_and_purge(use: Callable[..., Used], url: str, engine: FakeEngine) -> None:
+    call = use(url)
+    ids = [(await call("submit", "noop")).id for _ in range(3)]
+    assert (await call("cancel", ids[0])).state == "cancelled"
+    for task_id in ids:
+        ended(engine, task_id, "dead")
+    assert (await call("retry", ids[0])).state == "queued"
+    with pytest.raises(Conflict, match="Only dead"):
+        await call("retry", ids[0])
+    assert await call("replay", limit=1) == 1
+    assert await call("purge_dead") == 1
+    with pytest.raises(NotFound):
+        await call("get", "no such/task")
+
+
+async def test_a_list_goes_over_all_pages_or_as_far_as_wanted(use: Callable[..., Used], url: str) -> None:
+    call = use(url)
+    newest = [(await call("submit", "noop")).id for _ in range(250)][::-1]
+    assert [task.id for task in await call("list")] == newest
+    assert [task.id for task in await call("list", limit=120)] == newest[:120]
+    assert await call("list", limit=0) == []
+    with pytest.raises(BadRequest, match="state is"):
+        await call("list", state="odd")
+
+
+async def test_the_cluster_is_told(use: Callable[..., Used], url: str, engine: FakeEngine) -> None:
+    call = use(url)
+    assert await call("workers") == [{"node_id": "n1"}]
+    assert (await call("cluster"))["node_id"] == "n1"
+    engine.redis_ok = False
+    assert (await call("health"))["status"] == "unavailable"
+
+
+async def test_a_dead_node_is_passed_over_and_one_that_cannot_store_too(
+    use: Callable[..., Used], url: str, engine: FakeEngine
+) -> None:
+    away = FakeEngine()
+    away.redis_ok = False
+    async with TestServer(gateway.build(away)) as other:
+        call = use(DEAD_PORT, str(other.make_url("")), url)
+        task = await call("submit", "noop", idempotency_key="k")
+        assert task.id in engine.tasks
+        assert not away.tasks
+
+
+async def test_what_nobody_can_do_says_so_at_the_deadline(
+    use: Callable[..., Used], url: str, engine: FakeEngine
+) -> None:
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 does not answer") as told:
+        await use(DEAD_PORT)("submit", "noop", within_s=0.5)
+    assert not told.value.may_have_happened
+    engine.redis_ok = False
+    with pytest.raises(StoreUnavailable) as away:
+        await use(url)("submit", "noop", within_s=0.5)
+    assert away.value.may_have_happened
+    assert loop.time() - began_s < 3
+
+
+async def test_a_node_that_hangs_is_left_and_a_call_that_must_not_be_repeated_is_not(
+    use: Callable[..., Used], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as hung:
+        hung.bind(("127.0.0.1", 0))
+        hung.listen()
+        call = use(f"http://127.0.0.1:{hung.getsockname()[1]}", learn=False)
+        began_s = asyncio.get_running_loop().time()
+        with pytest.raises(Unreachable, match="timed out") as told:
+            await call("replay", within_s=0.3)
+        assert told.value.may_have_happened
+        assert "look before you repeat it" in told.value.hint
+        assert asyncio.get_running_loop().time() - began_s < 2
+
+
+async def test_the_token_is_sent_and_a_wrong_one_is_told(
+    use: Callable[..., Used], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(Config(node_id="n1", port=5001, api_token="t0ken"))
+    async with TestServer(gateway.build(engine)) as server:
+        url = str(server.make_url(""))
+        assert (await use(url, token="t0ken")("submit", "noop")).state == "queued"
+        with pytest.raises(Unauthorized):
+            await use(url, token="other")("submit", "noop")
+        with pytest.raises(Unauthorized):
+            await use(url)("submit_many", [("noop", 1)])
+        monkeypatch.setenv("RUMOR_API_TOKEN", "t0ken")
+        monkeypatch.setenv("RUMOR_URL", f"{DEAD_PORT},{url}")
+        assert (await use()("submit", "noop")).state == "queued"
+
+
+async def test_a_connection_that_ended_between_two_calls_is_made_anew(
+    use: Callable[..., Used], engine: FakeEngine
+) -> None:
+    server = TestServer(gateway.build(engine))
+    await server.start_server()
+    port = server.port
+    call = use(f"http://127.0.0.1:{port}", learn=False)
+    await call("submit", "noop")
+    await server.close()
+    async with TestServer(gateway.build(engine), port=port):
+        await call("submit", "noop")
+        assert await call("replay") == 0
+
+
+async def test_events_go_on_at_another_node_and_none_comes_twice(kind: Any, url: str) -> None:
+    """The first node ends after one event; the second tells it again, and one more."""
+
+    def events(*ids: str) -> Callable[[web.Request], Any]:
+        async def answer(request: web.Request) -> web.Response:
+            asked.append(request.headers.get("Last-Event-ID", ""))
+            text = "".join(f'id: L.{one}\nevent: member\ndata: {{"id": "{one}"}}\n\n' for one in ids)
+            return web.Response(text=text, content_type="text/event-stream")
+
+        return answer
+
+    asked: list[str] = []
+    apps = []
+    for ids in (("1",), ("1", "2", "3")):
+        app = web.Application()
+        app.router.add_get("/events", events(*ids))
+        apps.append(app)
+    async with TestServer(apps[0]) as one, TestServer(apps[1]) as two:
+        client = kind([str(one.make_url("")), str(two.make_url(""))], learn=False)
+        client.nodes.first = client.nodes.given[0]
+        found: list[str] = []
+        if kind is Client:
+            async with client:
+                async for event in client.events(names=["member"]):
+                    found.append(event.data["id"])
+                    if len(found) == 3:
+                        break
+        else:
+
+            def read() -> None:
+                with client:
+                    for event in client.events(names=["member"]):
+                        found.append(event.data["id"])
+                        if len(found) == 3:
+                            break
+
+            await asyncio.to_thread(read)
+        assert found == ["1", "2", "3"]
+        assert asked == ["", "L.1"]
+
+
+async def test_events_end_when_nobody_serves_them(use: Callable[..., Used]) -> None:
+    client = use(DEAD_PORT, learn=False).client
+    with pytest.raises(Unreachable, match=r"no events for 0\.3 s"):
+        await (
+            anext(client.events(within_s=0.3))
+            if isinstance(client, Client)
+            else asyncio.to_thread(next, client.events(within_s=0.3), None)
+        )
+
+
+def test_a_client_can_be_made_where_no_loop_runs_and_threads_may_share_a_blocking_one() -> None:
+    made = Client(DEAD_PORT)
+
+    async def use_it() -> None:
+        async with made:
+            with pytest.raises(Unreachable):
+                await made.get("x", within_s=0.2)
+
+    asyncio.run(use_it())
+    with SyncClient(DEAD_PORT) as shared:
+        raised: list[RumorError] = []
+
+        def ask() -> None:
+            try:
+                shared.get("x", within_s=0.2)
+            except RumorError as error:
+                raised.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [error.code for error in raised] == ["unreachable"] * 4
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def calls(kind: type) -> dict[str, list[str]]:
+        return {
+            name: list(inspect.signature(getattr(kind, name)).parameters)
+            for name in dir(kind)
+            if not name.startswith("_") and callable(getattr(kind, name))
+        }
+
+    assert calls(Client) == calls(SyncClient)
