@@ -65,6 +65,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     spec: Spec
     data: bytes  # JSON, as submitted
     session: str = ""  # that claimed it
+    lost: int = 0  # workers that died while running it
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):

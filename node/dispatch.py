@@ -284,14 +284,16 @@ class Dispatcher:
         # Claimed as a session that was fenced meanwhile: whoever fenced it reaps them, again if need be.
         if flat and session == self.session:
             tasks = []
-            for n in range(0, len(flat), 6):
+            for n in range(0, len(flat), 7):
                 task_id = flat[n].decode()
                 try:
                     spec = _decode_spec(flat[n + 3])
                 except msgspec.DecodeError as error:
                     log.error("task_unreadable", task=task_id, error=str(error))
                     continue
-                tasks.append(Claimed(task_id, shard, flat[n + 1], flat[n + 2], spec, flat[n + 4], session))
+                tasks.append(
+                    Claimed(task_id, shard, flat[n + 1], flat[n + 2], spec, flat[n + 4], session, int(flat[n + 6]))
+                )
                 if flat[n + 5]:
                     self._metrics.wait_s.add(max(0.0, (now_ms - float(flat[n + 5])) / 1000))
             self._metrics.batch_tasks.of["claim"].add(len(tasks))

@@ -1,6 +1,8 @@
 """Runs what was claimed and reports each delivery's outcome, exactly once.
 
-An attempt is one asyncio task, one call of a child process, or one thread. Stopping it (time-out, cancel, fencing,
+An attempt is one asyncio task, one call of a child process, or one thread. A task that was there when two workers died
+is under suspicion: it runs in a child process from then on, where it can harm nobody, so that no task takes a cluster
+down node by node and none that merely stood beside it is punished. Stopping it (time-out, cancel, fencing,
 drain) ends its right to commit at once and asks it to end; its outcome is reported when it has ended, or STOP_GRACE_S
 later if it has not. The slot follows the real end: what cannot be stopped keeps its slot.
 
@@ -28,6 +30,7 @@ from node.pool import Pool
 from node.tasks import Context, Executor, Handler, Registry
 
 STOP_GRACE_S = 1.0
+ISOLATE_AFTER_LOST = 2  # a task that two workers died of runs in a child process, whatever it is: one may be chance
 UNKNOWN_RETRY_S = 1.0
 PROGRESS_INTERVAL_S = 0.25
 SWEEP_GAP_S = 0.02  # between two looks at all attempts, and 2 us more for each of them
@@ -118,11 +121,12 @@ class Worker:
             running = Running(claimed, now_s, now_s + spec.timeout_s)
             self._running[claimed.id] = running
             self._free[spec.queue] = self._free.get(spec.queue, 0) - 1
-            if handler.executor is _LOOP:
+            executor = handler.executor if claimed.lost < ISOLATE_AFTER_LOST else Executor.PROCESS
+            if executor is _LOOP:
                 running.job = asyncio.Task(
                     self._on_loop(running, handler), loop=self._loop, name=claimed.id, context=self._context.copy()
                 )
-            elif handler.executor is Executor.PROCESS:
+            elif executor is Executor.PROCESS:
                 running.deadline_s = _NEVER  # until a child has it
                 running.job = self._loop.create_task(self._in_child(running), name=claimed.id)
             else:

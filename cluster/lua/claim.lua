@@ -10,7 +10,7 @@
 -- ARGV[4]  highest score              do not take what is worse than this ("+inf": anything)
 -- Touches  {sNN}:task:<id>            one per claimed id, same slot
 --
--- Returns  {now ms, count left, head score left, {id, delivery, attempt, spec, data, queued-at ms or "", …}}
+-- Returns  {now ms, count left, head score left, {id, delivery, attempt, spec, data, queued-at ms or "", workers lost, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; an attempt is
 --          counted before its handler can start
 -- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session's comparison finds them.
@@ -22,7 +22,7 @@ local prefix, session = ARGV[1], ARGV[2]
 local out, flight = {}, {}
 for _, id in ipairs(ids) do
   local key = prefix .. id
-  local was = redis.call('HMGET', key, 'spec', 'data', 'attempt', 'delivery', 'queued_at')
+  local was = redis.call('HMGET', key, 'spec', 'data', 'attempt', 'delivery', 'queued_at', 'lost')
   if was[1] then
     local attempt, delivery = (was[3] or 0) + 1, (was[4] or 0) + 1
     redis.call('HSET', key, 'state', 'running', 'attempt', attempt, 'delivery', delivery, 'started_at', now,
@@ -30,8 +30,8 @@ for _, id in ipairs(ids) do
     flight[#flight + 1] = id
     flight[#flight + 1] = delivery
     local n = #out
-    out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5], out[n + 6] =
-      id, delivery, attempt, was[1], was[2], was[5] or ''
+    out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5], out[n + 6], out[n + 7] =
+      id, delivery, attempt, was[1], was[2], was[5] or '', was[6] or 0
   end
 end
 if #flight > 0 then

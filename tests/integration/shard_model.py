@@ -215,11 +215,11 @@ class ShardPair:
         now, count, head, flat = self._call(self._calls.claim(SHARD, queue, session, limit, highest, _nobody))
         assert self._times[0] <= now <= self._times[1]
         taken = [task for task in ready if highest is None or task.score <= highest][:limit]
-        rows = [flat[n : n + 6] for n in range(0, len(flat), 6)]
+        rows = [flat[n : n + 7] for n in range(0, len(flat), 7)]
         assert [row[0].decode() for row in rows] == [task.id for task in taken], "best first, no more than the limit"
-        for task, (_, delivery, attempt, spec, data, queued_at) in zip(taken, rows, strict=True):
+        for task, (_, delivery, attempt, spec, data, queued_at, lost) in zip(taken, rows, strict=True):
             self.model.take(task, session)
-            assert (delivery, attempt) == (task.delivery, task.attempt)
+            assert (delivery, attempt, int(lost)) == (task.delivery, task.attempt, task.lost)
             assert (spec, data, int(queued_at)) == (encode(task.spec), task.data, task.queued_at)
         assert (count, int(float(head))) == self.model.head(queue)
 

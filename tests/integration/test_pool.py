@@ -228,6 +228,15 @@ async def test_a_child_that_dies_fails_its_task_with_its_exit_code_and_harms_no_
     assert (await desk.next()).result == b'"finished"'
 
 
+async def test_what_two_workers_died_of_runs_in_a_child_and_harms_nobody(desk: Desk) -> None:
+    """`crash` is an async handler: on the loop it would end this very process."""
+    suspect = msgspec.structs.replace(claim("crash"), lost=2)
+    crashed = await desk.outcome_of(suspect)
+    assert (crashed.kind, crashed.failure and crashed.failure.type) == (Kind.FAILED, "WorkerCrashed")
+    bystander = msgspec.structs.replace(claim("process", "x"), lost=3)
+    assert (await desk.outcome_of(bystander)).kind is Kind.SUCCEEDED
+
+
 async def test_the_built_in_crash_of_a_child_leaves_the_node_up(desk: Desk) -> None:
     crashed = await desk.outcome_of(claim("crash_process"))
     assert (crashed.kind, crashed.failure and crashed.failure.type) == (Kind.FAILED, "WorkerCrashed")
