@@ -17,6 +17,7 @@ from cluster.errors import ConfigError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
+UNSPECIFIED = ("0.0.0.0", "::")  # bound to every address, so none of them says where peers reach this node
 SLOTS_MAX = 100_000
 SHARDS_MAX = 256
 
@@ -215,6 +216,11 @@ def check(config: Config) -> None:
         raise ConfigError(f"port is {config.port}: a port is 1 to 65535.", "Choose another port.")
     if config.shards > SHARDS_MAX:
         raise ConfigError(f"shards is {config.shards}: at most {SHARDS_MAX}.", "64 is right for most clusters.")
+    if config.host in UNSPECIFIED and not config.node_id and not config.advertise_host:
+        raise ConfigError(
+            f"host is {config.host}, so the default node_id would be {config.name} on every machine.",
+            "Set node_id to a name of this node alone, or advertise_host to the address at which peers reach it.",
+        )
     if not NAME.match(config.name):
         raise ConfigError(
             f"node_id is {config.name!r}: 1 to 63 of letters, digits, '_', '.', ':', '@', '-'.", "Choose a plain name."

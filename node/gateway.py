@@ -25,6 +25,7 @@ from cluster.watch_token import HEADER as WATCH_HEADER
 from node import forward, gauges, guard, openapi, page, parse
 from node.answer import JSON_HEADERS, as_json, encode, error_json, refusal
 from node.body import lines, whole
+from node.memory import Memory
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.metrics import Metrics
 from node.routes import CALLERS, ROUTES, Route, methods_of
@@ -74,6 +75,8 @@ class Engine(Protocol):
     def vitals(self) -> Vitals: ...
     @property
     def metrics(self) -> Metrics: ...
+    @property
+    def memory(self) -> Memory: ...
     async def submit(
         self,
         items: Sequence[Submission | RumorError],

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from cluster import __version__
 from cluster.config import Config
 from cluster.view import View
+from node.memory import Memory
 from node.metrics import Metrics
 
 Labelled = dict[tuple[str, ...], float]
@@ -67,6 +68,8 @@ class Watched(Protocol):
     def vitals(self) -> Any: ...
     @property
     def config(self) -> Config: ...
+    @property
+    def memory(self) -> Memory: ...
     def health(self) -> dict[str, Any]: ...
 
 
@@ -99,6 +102,18 @@ def register(metrics: Metrics, engine: Watched, answers: Mapping[tuple[str, ...]
     )
     gauge("rumor_members", "Members this node knows, by verdict.", ("verdict",), lambda: _members(engine.view))
     gauge("rumor_redis_ok", "1 while this node reaches Redis.", (), lambda: {(): float(engine.view.redis_ok)})
+    gauge(
+        "rumor_redis_memory_used_bytes",
+        "What Redis says that it uses (used_memory), up to a second old.",
+        (),
+        lambda: {(): float(engine.memory.used_bytes)},
+    )
+    gauge(
+        "rumor_redis_memory_limit_bytes",
+        "Redis's maxmemory; 0: none is set.",
+        (),
+        lambda: {(): float(engine.memory.limit_bytes)},
+    )
     gauge("rumor_is_leader", "1 while this node's session leads.", (), lambda: {(): float(_leads(engine.view))})
     gauge("rumor_leader_epoch", "Highest epoch heard of.", (), lambda: {(): float(engine.view.epoch)})
     gauge(

@@ -13,6 +13,7 @@ from cluster.swim.events import Evidence
 from cluster.swim.events import State as Gossip
 from cluster.task import LEVELS, Ids
 from cluster.view import Peer, Redis, Verdict, View
+from node.memory import Memory
 from node.metrics import Metrics
 from node.wire import ListQuery, Submission, Submitted, TaskJson, run_at_ms
 
@@ -39,6 +40,7 @@ class FakeEngine:
     def __init__(self, config: Config | None = None, peers: Sequence[Peer] = ()) -> None:
         self.config = config or Config(node_id="n1", port=5001)
         self.metrics = Metrics()
+        self.memory = Memory()
         self.vitals = FakeVitals()
         self.tasks: dict[str, TaskJson] = {}
         self.keys: dict[str, str] = {}

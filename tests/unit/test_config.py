@@ -96,11 +96,21 @@ def test_an_unknown_setting_is_refused() -> None:
 
 
 def test_an_address_that_others_can_reach_needs_a_key_and_a_token() -> None:
-    outside = {"host": "0.0.0.0"}
+    outside = {"host": "0.0.0.0", "node_id": "n1"}
     assert "gossip key" in refused(lambda: from_text(outside | {"api_token": "t"}))
     assert "api_token" in refused(lambda: from_text(outside | {"gossip_key_file": "f"}))
     from_text(outside | {"api_token": "t", "gossip_key_file": "f"})
     from_text(outside | {"insecure": "true"})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_node_bound_to_every_address_needs_a_name_of_its_own(host: str) -> None:
+    bound = {"host": host, "insecure": "true"}
+    message = refused(lambda: from_text(bound))
+    assert f"host is {host}" in message
+    assert "on every machine" in message
+    assert from_text(bound | {"node_id": "n1"}).name == "n1"
+    assert from_text(bound | {"advertise_host": "10.0.0.7"}).name == "10.0.0.7:5000"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost"])
