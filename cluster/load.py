@@ -56,7 +56,7 @@ def decode_meta(data: bytes) -> Meta | None:
     """Meta, or None for bytes of another form (a peer's bytes are never an error here)."""
     try:
         return _meta.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -65,6 +65,7 @@ def test_a_meta_comes_back_or_is_refused(queues: dict[str, int], pid: int) -> No
 @example(msgspec.msgpack.encode([True, False, False, {}, float("inf")]))
 @example(b"\x91" * 5000)
 @example(b"\x95\xc3\xc2\xc2" + b"\x91" * 5000)
+@example(b"\x91\xde\x00\x01\xa4\x00\x00\x00\x80")
 def test_no_bytes_at_all_make_the_decoders_raise(data: bytes) -> None:
     assert decode_load(data) is None or isinstance(decode_load(data), Load)
     assert decode_meta(data) is None or isinstance(decode_meta(data), Meta)
