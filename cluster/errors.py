@@ -93,6 +93,13 @@ class QueueFull(RumorError):
     status = 429
 
 
+class TooManyListeners(RumorError):
+    """As many clients listen to this node's events as it takes (429). Nothing happened; another node takes more."""
+
+    code = "too_many_listeners"
+    status = 429
+
+
 class Unauthorized(RumorError):
     """No or a wrong bearer token (401). Nothing happened."""
 

@@ -92,6 +92,7 @@ class Gossip:
         machine: Machine,
         on_changed: Callable[[Changed], None],
         on_conflict: Callable[[Conflict], None],
+        on_seen: Callable[[str, str], None] = lambda kind, session: None,
     ) -> None:
         self.config = config
         self.keys = tuple(keys)
@@ -99,6 +100,7 @@ class Gossip:
         self.stats: Counter[str] = Counter()
         self._on_changed = on_changed
         self._on_conflict = on_conflict
+        self.on_seen = on_seen  # what this node itself saw of a session's sockets, for people: decides nothing
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -275,6 +277,8 @@ class Gossip:
                 outcome = Tcp.ACCEPTED
         finally:
             self._connects -= 1
+        if outcome is Tcp.REFUSED:
+            self.on_seen("connection_refused", action.session)
         if outcome is not None:
             self.feed(TcpOutcome(action.session, outcome))
 
@@ -381,6 +385,7 @@ class _Watcher:
                     self.gossip.stats["watch_refusals"] += 1
                 else:
                     self.gossip.stats["watch_ends"] += 1
+                    self.gossip.on_seen("connection_ended", self.peer.session)
                     self.gossip.feed(WatchEnded(self.peer.session))
                     if time.monotonic() - began_s > WATCH_RETRY_MAX_S:
                         retry_s = WATCH_RETRY_MIN_S

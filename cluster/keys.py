@@ -16,6 +16,10 @@ LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, 
 LEADER_NEVER = "{leader}:never"  # never exists: the guard of the scripts in this slot (see `never`)
 LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; replaced, PX forget_s
 
+TIMELINE = "{timeline}:events"  # list: JSON of the last events that nodes told the cluster; PX TIMELINE_TTL_MS
+TIMELINE_NEVER = "{timeline}:never"  # never exists: the guard of the script in this slot
+TIMELINE_CHANNEL = "{timeline}:told"  # channel: the same events as they are told, and sums of tasks while watched
+
 
 def tag(shard: int) -> str:
     """The hash tag of a shard, braces included: `{s1f}`."""

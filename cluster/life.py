@@ -67,6 +67,7 @@ JOIN_S = 3.0  # between two tries to find members that are not alive here
 VIEW_MIN_S = 0.05  # between two views for changes of state
 LOAD_S = 0.1  # between two views for loads, and two changes of our own load
 WATCH_MAIN_S = 0.25
+SEEN_S, SEEN_MAX = 10.0, 1_000  # between two events of what was seen of one session; sessions remembered for that
 EXIT_GAVE_UP = 70
 
 
@@ -101,6 +102,7 @@ class Life:
         self._told_load = b""
         self._view_timer: asyncio.TimerHandle | None = None
         self._viewed_s = 0.0
+        self._seen_s: dict[tuple[str, str], float] = {}
 
         self._loop = asyncio.get_running_loop()
         self._listening, self._relisten = asyncio.Event(), asyncio.Event()
@@ -110,7 +112,7 @@ class Life:
         me = Identity(config.name, self.session, host, config.port, meta)
         rng = Random(self._rng.getrandbits(64))
         self._swim = Swim(config, me, gossip_keys, rng, time.monotonic())
-        self.gossip = Gossip(config, gossip_keys, self._swim, self._on_changed, self._on_conflict)
+        self.gossip = Gossip(config, gossip_keys, self._swim, self._on_changed, self._on_conflict, self._on_seen)
         self._fencing = Fencing(config, self.pulse, self._swim, self._nursery, self, self._stats)
         self._leading = Leading(self._lease, self.pulse, self._swim, self.gossip, self._fencing.is_ended)
 
@@ -402,6 +404,15 @@ class Life:
             self._event(f"member_{kind}", node_id, session=name, by=member.by, evidence=member.evidence.value)
         self._fencing.changed(change)
         self._show_soon()
+
+    def _on_seen(self, kind: str, name: str) -> None:
+        """What a session's sockets said to this node itself: once in a while each, for the timeline alone."""
+        now_s = time.monotonic()
+        if now_s - self._seen_s.get((kind, name), -inf) > SEEN_S:
+            self._seen_s[kind, name] = now_s
+            while len(self._seen_s) > SEEN_MAX:
+                del self._seen_s[next(iter(self._seen_s))]
+            self._event(kind, session.node_of(name), session=name, by=self.config.name)
 
     def _on_conflict(self, conflict: Conflict) -> None:
         other = conflict.other

@@ -273,6 +273,19 @@ class Calls:
         """The heartbeat of a session: its value, or None."""
         return Call("", ("GET", keys.heartbeat(session)), [], on_reply)
 
+    def tell(self, events: Sequence[bytes], keep: int, ttl_ms: int, on_reply: OnReply) -> Call:
+        """tell.lua: events for the cluster's timeline, each as JSON."""
+        args: list[Arg] = [keys.TIMELINE_CHANNEL, keep, ttl_ms, *events]
+        return Call("tell", (keys.TIMELINE, keys.TIMELINE_NEVER), args, on_reply)
+
+    def timeline(self, on_reply: OnReply) -> Call:
+        """What the cluster's timeline holds: a JSON object an event, oldest first."""
+        return Call("", ("LRANGE", keys.TIMELINE), [0, -1], on_reply)
+
+    def announce(self, message: bytes, on_reply: OnReply) -> Call:
+        """A message on the timeline's channel that is not kept; answers how many heard it."""
+        return Call("", ("PUBLISH", keys.TIMELINE_CHANNEL), [message], on_reply)
+
     def publish(self, session: str, message: bytes, on_reply: OnReply) -> Call:
         """A message to a session's own channel; best effort."""
         return Call("", ("PUBLISH", keys.wake(session)), [message], on_reply)

@@ -7,9 +7,11 @@ a new view changes owners, a tombstone is reaped, a wake-up is claimed from. Eve
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from random import Random
 from typing import Any
@@ -30,6 +32,7 @@ from cluster.task import TERMINAL, Claimed, State
 from cluster.view import View
 from cluster.vitals import Vitals
 from node import memory, report
+from node.bulletin import Bulletin
 from node.catalog import Catalog
 from node.dispatch import Dispatcher
 from node.house import House
@@ -38,13 +41,14 @@ from node.placement import Placement
 from node.queries import Queries
 from node.signs import Signs
 from node.submitting import Result, Submitting
+from node.sums import Summing
 from node.tasks import Registry
+from node.timeline import EVENTS_MAX, Listener, Timeline
 from node.waiting import LOOK_INTERVAL_S, Waiting
 from node.wakes import Cancelled, Due, Wakes, Work, parse_wake
 from node.wire import ListQuery, Submission, Submitted, TaskJson
 from node.worker import Worker
 
-EVENTS_MAX = 500
 LOAD_INTERVAL_S = 0.1
 STEAL_INTERVAL_S = 0.02
 CATALOG_INTERVAL_S = 5.0
@@ -67,7 +71,7 @@ class Engine:
         self.vitals: Vitals
         self.view: View
         self.redis_notes = list(shards_note)
-        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
+        self.timeline = Timeline(config.name, secrets.token_hex(6))
         self._signs = Signs()
         self.memory = memory.Memory()
         self.owners: tuple[str, ...] = ("",) * config.shards
@@ -105,6 +109,14 @@ class Engine:
         self.catalog = Catalog(registry, config)
         self.placement = Placement(config.name, config.shards, self._rng)
         self.queries = Queries(config, self.dispatch)
+        self.bulletin = Bulletin(
+            config.name,
+            self.dispatch,
+            self.client,
+            self.timeline,
+            self.queries.counts,
+            Summing(config.name, metrics),
+        )
         self.submitting = Submitting(config, self.dispatch, self.catalog, self.placement, metrics)
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress)
 
@@ -118,6 +130,8 @@ class Engine:
         self.dispatch.is_sure = lambda: vitals.is_sure(self.dispatch.session)
         self.dispatch.start(self.worker)
         self.dispatch.is_claiming = True
+        self.bulletin.start()
+        self._note("node_started", self.config.name, session=vitals.session)
         self.publish_load()
         self.on_view(vitals.view)
         for run in (self.house.run(), self._report_load(), self._keep_catalog(), self._watch_memory()):
@@ -128,6 +142,7 @@ class Engine:
         self.is_draining = True
         self.dispatch.is_claiming = False
         self.publish_load()
+        self._note("node_draining", self.config.name, tasks=len(self.worker.running))
         await self.vitals.leave()
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.config.drain_s
@@ -149,6 +164,7 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.bulletin.close()
         await self.worker.close()
         await self.waiting.close()
         await self.dispatch.close()
@@ -167,7 +183,7 @@ class Engine:
             moved = sum(old != new for old, new in zip(before, self.owners, strict=True))
             if moved:
                 self.dispatch.backlog.keep_only(n for n, node in enumerate(self.owners) if node == self.config.name)
-                self._note("shards_moved", self.config.name, shards=moved)
+                self._note("shards_moved", self.config.name, shards=moved, to=_gained(before, self.owners))
         self._sessions = sessions
         owned = [shard for shard, node in enumerate(self.owners) if node == self.config.name]
         self.house.own(owned, sessions.values())
@@ -204,7 +220,7 @@ class Engine:
     def on_event(self, event: dict[str, Any]) -> None:
         """A line of the timeline."""
         self._signs.see(event, time.monotonic())
-        self.events.append(event)
+        self.bulletin.note(event)
 
     def _note(self, kind: str, node_id: str, **more: Any) -> None:
         at_ms = time.time_ns() // 1_000_000
@@ -504,9 +520,13 @@ class Engine:
             running = {self.dispatch.session: list(self.worker.running)}
         return report.workers(self.view, running)
 
-    def cluster(self) -> dict[str, Any]:
-        """This node's view of everything."""
-        return report.cluster(self.view, self.owners, self.events)
+    def cluster(self, events: int = EVENTS_MAX) -> dict[str, Any]:
+        """This node's view of everything, with the latest events that it saw itself."""
+        return report.cluster(self.view, self.owners, self.timeline.own(events))
+
+    def listen(self, after: str | None) -> AbstractContextManager[Listener]:
+        """What happens in the cluster, from that event on. Raises TooManyListeners."""
+        return self.bulletin.listen(after)
 
     def is_ready(self) -> tuple[bool, str]:
         """Ready means that a group of calls was answered within the last seconds, never that a socket is open."""
@@ -540,6 +560,11 @@ class Engine:
             "lingering": len(self.worker.lingering),
             "problems": problems,
         }
+
+
+def _gained(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
+    """How many shards each node owns that it did not own before."""
+    return dict(Counter(new for old, new in zip(before, after, strict=True) if new != old and new))
 
 
 def _ignore(_: Reply) -> None:

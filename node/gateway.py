@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -22,15 +22,17 @@ from cluster.config import Config
 from cluster.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, RumorError, StoreUnavailable, TooLarge
 from cluster.view import View
 from cluster.watch_token import HEADER as WATCH_HEADER
-from node import forward, gauges, guard, openapi, page, parse
+from node import forward, gauges, guard, openapi, page, parse, sse
 from node.answer import JSON_HEADERS, as_json, encode, error_json, refusal
 from node.body import lines, whole
 from node.memory import Memory
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.metrics import Metrics
 from node.routes import CALLERS, ROUTES, Route, methods_of
+from node.timeline import Listener
 from node.wire import (
     BatchJson,
+    ClusterQuery,
     ErrorJson,
     Forward,
     Forwarded,
@@ -93,7 +95,8 @@ class Engine(Protocol):
     async def list_tasks(self, query: ListQuery) -> tuple[Sequence[TaskJson], str | None]: ...
     async def counts(self) -> dict[str, Any]: ...
     async def workers(self) -> Sequence[dict[str, Any]]: ...
-    def cluster(self) -> dict[str, Any]: ...
+    def cluster(self, events: int) -> dict[str, Any]: ...
+    def listen(self, after: str | None) -> AbstractContextManager[Listener]: ...
     def health(self) -> dict[str, Any]: ...
     def is_ready(self) -> tuple[bool, str]: ...
 
@@ -197,7 +200,22 @@ class Gateway:
         return as_json({"workers": await self._engine.workers()})
 
     async def cluster(self, request: web.Request) -> web.Response:
-        return as_json(self._engine.cluster())
+        return as_json(self._engine.cluster(parse.query(ClusterQuery, request.query).events))
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        headers = {**sse.HEADERS, **self._neighbourly(request)}
+        if request.method == "HEAD":
+            return web.Response(headers=headers)
+        with self._engine.listen(request.headers.get("Last-Event-ID")) as listener:
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(request)
+            try:
+                with self._hold() as held:
+                    async with held:
+                        await sse.pour(request, response, listener)
+            except TimeoutError:
+                await response.write(sse.BYE)  # The node shuts down.
+            return response
 
     async def health(self, request: web.Request) -> web.Response:
         health = self._engine.health()
@@ -221,7 +239,9 @@ class Gateway:
         return web.Response(body=self._openapi, headers=JSON_HEADERS)
 
     async def page(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._page.body, headers=self._page.headers)
+        accepted = request.headers.get(hdrs.ACCEPT_ENCODING, "")
+        body, headers = self._page.answer(guard.origins(self._engine.view), "gzip" in accepted)
+        return web.Response(body=body, headers=headers)
 
     # ---- peers
 
@@ -278,8 +298,14 @@ class Gateway:
         rejected = self._engine.metrics.rejected if route.operation == "submit" else None
         answers = self._answers
         operation = route.operation
+        is_elsewhere = route is ELSEWHERE
 
         async def answer(request: web.Request) -> web.StreamResponse:
+            is_of_a_page = hdrs.ORIGIN in request.headers
+            is_preflight = is_of_a_page and is_elsewhere and request.method == "OPTIONS"
+            # A browser asks before it reads, without the token that it will read with.
+            if is_preflight and (leave := guard.preflight(self._neighbourly(request))):
+                return web.Response(status=204, headers=leave)
             try:
                 if check is not None:
                     check(request)
@@ -301,6 +327,8 @@ class Gateway:
                 response = refusal(
                     RumorError(f"the gateway failed: {type(error).__name__}.", "The log of this node has the details.")
                 )
+            if is_of_a_page and not response.prepared:
+                response.headers.update(self._neighbourly(request))
             counted = (operation, str(response.status))
             answers[counted] = answers.get(counted, 0) + 1
             return response
@@ -326,9 +354,18 @@ class Gateway:
         finally:
             self._held.discard(held)
 
+    def _neighbourly(self, request: web.Request) -> Mapping[str, str]:
+        """What lets the page of another node read here; nothing for any other origin."""
+        return guard.neighbourly(request.headers.get(hdrs.ORIGIN), self._engine.view, self._config)
+
     def _require_peer(self, request: web.Request) -> None:
-        """Without a gossip key nothing is sealed: then only this machine may gossip, unless told otherwise."""
+        """Without a gossip key nothing is sealed: then only this machine may gossip, unless told otherwise.
+
+        Nor may a web page that makes a browser on this machine send it.
+        """
         config = self._config
+        if guard.is_cross_site(request.headers, request.headers.get(hdrs.HOST, "")):
+            raise Forbidden("a web page may not gossip.", "Only nodes call this.")
         if config.gossip_keys or config.gossip_key_file or config.insecure or guard.is_loopback(request):
             return
         raise Forbidden("this node has no gossip key and takes gossip from its own machine only.", "Set gossip_keys.")

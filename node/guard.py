@@ -17,11 +17,15 @@ from aiohttp import hdrs, web
 
 from cluster.config import Config
 from cluster.errors import ConfigError, Forbidden, Unauthorized
+from cluster.view import View
 
 Check = Callable[[web.Request], None]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FETCHED_BY_ITSELF = frozenset({"same-origin", "none"})  # Sec-Fetch-Site: its own page, or typed by a person
+LOOPBACK = "127.0.0.1"
+DEFAULT_PORTS = {"http": 80, "https": 443}
+NOBODY: Mapping[str, str] = {}
 HOSTS_MAX = 256  # accepted Host headers remembered
 
 
@@ -75,6 +79,65 @@ def is_cross_site(headers: Mapping[str, str], host: str) -> bool:
         return True
     origin = headers.get(hdrs.ORIGIN)
     return origin is not None and origin.partition("://")[2].lower() != host.lower()
+
+
+def neighbourly(origin: str | None, view: View, config: Config) -> Mapping[str, str]:
+    """The headers that let a page of this origin read what this node answers: none unless it is the page of a member.
+
+    A page whose node has died goes on with another one, which for a browser is another origin. So members that are dead
+    count as long as they are remembered. Such a page may read and nothing more: `local` refuses its changes as those of
+    any other page. Without a token only members on this node's own host count, as a row proves no more than an address.
+    """
+    asked = _split_origin(origin) if origin is not None else None
+    if origin is None or asked is None:
+        return NOBODY
+    scheme, host, port = asked
+    if not config.api_token and host != _plain(config.reachable_host):
+        return NOBODY
+    for peer in view.members:
+        its = peer.meta.scheme if peer.meta else "http"
+        if peer.port == port and its == scheme and _plain(peer.host) == host:
+            return {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.VARY: hdrs.ORIGIN}
+    return NOBODY
+
+
+def preflight(leave: Mapping[str, str]) -> Mapping[str, str]:
+    """The answer to a browser that asks whether its page may read; empty when it may not."""
+    if not leave:
+        return NOBODY
+    return {
+        **leave,
+        hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET",
+        hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Last-Event-ID",
+        hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+    }
+
+
+def origins(view: View) -> list[str]:
+    """Where a page may look for the other nodes, as sources of a Content-Security-Policy: their hosts, any port.
+
+    Any port, as a node that joins later is not known yet. IPv6 has no place in a policy.
+    """
+    hosts = {f"{peer.meta.scheme if peer.meta else 'http'}://{peer.host}:*": None for peer in view.members}
+    return [source for source in hosts if "[" not in source and source.count(":") == 2][:HOSTS_MAX]
+
+
+def _split_origin(origin: str) -> tuple[str, str, int] | None:
+    """(scheme, host, port) of an Origin header; None when it cannot be a node's."""
+    scheme, colon, rest = origin.partition("://")
+    host, _, port = rest.rpartition(":") if ":" in rest and not rest.endswith("]") else (rest, "", "")
+    if not colon or scheme not in DEFAULT_PORTS or (port and not (port.isascii() and port.isdigit() and len(port) < 6)):
+        return None
+    return scheme, _plain(host.strip("[]")), int(port) if port else DEFAULT_PORTS[scheme]
+
+
+def _plain(host: str) -> str:
+    """A host by one name: all names of this machine's loopback are this machine."""
+    host = host.lower()
+    try:
+        return LOOPBACK if host == "localhost" or ipaddress.ip_address(host).is_loopback else host
+    except ValueError:
+        return host
 
 
 def is_own_host(host: str, own_names: set[str]) -> bool:

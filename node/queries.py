@@ -104,7 +104,7 @@ def history_json(lines: bytes) -> list[AttemptJson]:
                     error=FailureJson(kind, message) if kind or message else None,
                 )
             )
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             continue
     return found
 

@@ -158,6 +158,12 @@ class TaskQuery(Struct, kw_only=True, frozen=True):
     wait_s: Annotated[float, Meta(ge=0, le=WAIT_MAX_S, description="Answer when terminal, or after this time.")] = 0.0
 
 
+class ClusterQuery(Struct, kw_only=True, frozen=True):
+    """`GET /cluster`."""
+
+    events: Annotated[int, Meta(ge=0, le=500, description="Most events that this node saw, the latest.")] = 500
+
+
 class TaskList(Struct, frozen=True):
     """A page of tasks, newest first; no cursor: the last page."""
 

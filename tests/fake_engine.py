@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from cluster.config import Config
@@ -15,6 +16,7 @@ from cluster.task import LEVELS, Ids
 from cluster.view import Peer, Redis, Verdict, View
 from node.memory import Memory
 from node.metrics import Metrics
+from node.timeline import Listener, Timeline
 from node.wire import ListQuery, Submission, Submitted, TaskJson, run_at_ms
 
 SHARDS = 64
@@ -50,6 +52,7 @@ class FakeEngine:
         self.broken = False
         self.finished = asyncio.Event()
         self.view = View("n1", "n1/00000000001-00000001", tuple(peers), None, 0, True, True)
+        self.timeline = Timeline("n1", "life1")
         self._ids = Ids(1)
 
     async def submit(
@@ -159,14 +162,17 @@ class FakeEngine:
     async def workers(self) -> Sequence[dict[str, Any]]:
         return [{"node_id": "n1"}]
 
-    def cluster(self) -> dict[str, Any]:
+    def listen(self, after: str | None) -> AbstractContextManager[Listener]:
+        return self.timeline.listen(after)
+
+    def cluster(self, events: int = 500) -> dict[str, Any]:
         return {
             "node_id": "n1",
             "session": self.view.session,
             "members": [],
             "leader": None,
             "shards": {},
-            "events": [],
+            "events": self.timeline.own(events),
         }
 
     def health(self) -> dict[str, Any]:

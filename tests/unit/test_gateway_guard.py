@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from cluster.config import Config
+from cluster.swim.events import State
 from node import gateway, guard
 from node.routes import CALLERS, ROUTES
 from tests.fake_engine import FakeEngine
+from tests.fake_engine import peer as fake_peer
 
 TOKEN = "s3cret-töken"
 
@@ -124,3 +127,84 @@ async def test_a_token_that_is_not_ascii_works_and_never_raises() -> None:
     assert check is not None
     response, _ = await ask(Config(api_token=TOKEN), "GET", "/tasks", {"Authorization": "Bearer other"})
     assert response.status == 401
+
+
+# ---- pages of other nodes
+
+HERE = [fake_peer("n1", 5001), fake_peer("n2", 5002), replace(fake_peer("n9", 5009), host="10.0.0.9")]
+DEAD = replace(fake_peer("n3", 5003), state=State.DEAD)
+
+
+async def ask_as(
+    origin: str, config: Config, method: str = "GET", path: str = "/cluster", **headers: str
+) -> ClientResponse:
+    async with TestClient[Any, Any](TestServer(gateway.build(FakeEngine(config, [*HERE, DEAD])))) as client:
+        return await client.request(method, path, headers={"Origin": origin, **headers})
+
+
+@pytest.mark.parametrize(
+    ("origin", "may_read"),
+    [
+        ("http://127.0.0.1:5002", True),
+        ("http://localhost:5002", True),
+        ("http://[::1]:5002", True),
+        ("http://127.0.0.1:5003", True),  # dead: it is its page that goes on here
+        ("https://127.0.0.1:5002", False),
+        ("http://127.0.0.1:5004", False),
+        ("http://127.0.0.1", False),
+        ("http://10.0.0.9:5009", False),  # a member, but elsewhere
+        ("http://evil.example:5002", False),
+        ("http://127.0.0.1.evil.example:5002", False),
+        ("http://evil.example/127.0.0.1:5002", False),
+        ("http://127.0.0.1:5002.evil.example", False),
+        ("http://127.0.0.1:5002@evil.example", False),
+        ("null", False),
+        ("", False),
+        ("http://", False),
+        ("http://127.0.0.1:²", False),
+        ("file://", False),
+    ],
+)
+async def test_only_the_page_of_a_member_on_this_host_may_read_here(origin: str, may_read: bool) -> None:
+    response = await ask_as(origin, Config())
+    assert response.status == 200
+    assert response.headers.get("Access-Control-Allow-Origin") == (origin if may_read else None)
+    response = await ask_as(origin, Config(), "OPTIONS")
+    assert response.status == (204 if may_read else 405)
+    assert ("Access-Control-Allow-Methods" in response.headers) is may_read
+
+
+async def test_with_the_token_pages_of_members_elsewhere_may_read_too() -> None:
+    config = Config(api_token="s3cret-token")
+    origin = "http://10.0.0.9:5009"
+    response = await ask_as(origin, config, Authorization="Bearer s3cret-token")
+    assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, origin)
+    response = await ask_as(origin, config)
+    assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (401, origin), "it asks for the token"
+    assert (await ask_as(origin, config, "OPTIONS")).status == 204, "browsers ask without the token"
+    assert (await ask_as("http://10.0.0.8:5009", config, "OPTIONS")).status == 401
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/tasks"), ("DELETE", "/dead"), ("POST", "/dead/replay")])
+async def test_the_page_of_another_node_may_not_change_anything(method: str, path: str) -> None:
+    response = await ask_as("http://127.0.0.1:5002", Config(), method, path)
+    assert response.status == 403
+    asked = await ask_as("http://127.0.0.1:5002", Config(), "OPTIONS", path)
+    assert asked.headers["Access-Control-Allow-Methods"] == "GET"
+
+
+async def test_the_page_of_another_node_gets_events(monkeypatch: Any) -> None:
+    response = await ask_as("http://127.0.0.1:5002", Config(), path="/events")
+    assert response.headers["Access-Control-Allow-Origin"] == "http://127.0.0.1:5002"
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/gossip"), ("GET", "/gossip/watch")])
+async def test_no_web_page_gossips(method: str, path: str, headers: Mapping[str, str]) -> None:
+    response, _ = await ask(Config(), method, path, {"Rumor-Watch": "good", **headers}, b"sealed table")
+    assert response.status == 403
+
+
+def test_a_page_may_ask_the_hosts_of_all_members_and_no_others() -> None:
+    view = FakeEngine(peers=[*HERE, replace(DEAD, host="fd00::1")]).view
+    assert guard.origins(view) == ["http://127.0.0.1:*", "http://10.0.0.9:*"]

@@ -26,6 +26,7 @@ PURE = (
     "node/client/nodes.py",
     "node/client/stream.py",
     "node/client/task.py",
+    "node/sums.py",
 )
 NOT_FOR_PURE = {"asyncio", "socket", "time", "redis", "threading", "aiohttp", "logging", "structlog"}
 

@@ -1,0 +1,20 @@
+-- tell: append events to the cluster's timeline, and tell those who listen.
+--
+-- Every node tells what it saw or did first-hand. No leader stands between: the seconds around a leader's own death are
+-- those that people ask about.
+--
+-- KEYS[1]  {timeline}:events  list    JSON of the last events, oldest first
+-- KEYS[2]  {timeline}:never   –       guard: a moving slot answers TRYAGAIN before anything is written
+-- ARGV[1]  channel                    {timeline}:told
+-- ARGV[2]  keep                       events that are kept
+-- ARGV[3]  ttl_ms                     how long the list outlives its last event
+-- ARGV[4…] events                     JSON, at most 50
+--
+-- Returns  how many nodes heard it
+-- Keeps    at most `keep` events
+-- Repeat   nearly harmless: an event stands there twice, and whoever reads passes over an id that it knows
+
+redis.call('RPUSH', KEYS[1], unpack(ARGV, 4))
+redis.call('LTRIM', KEYS[1], -ARGV[2], -1)
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return redis.call('PUBLISH', ARGV[1], '{"events":[' .. table.concat(ARGV, ',', 4) .. ']}')
