@@ -269,9 +269,6 @@ class Gossip:
             watcher.nudge()
         try:
             outcome = await tcp_outcome(action.target, action.timeout_s)
-            if outcome is Tcp.REFUSED:
-                self.feed(TcpOutcome(action.session, Tcp.REFUSED))
-                outcome = Tcp.GONE if await is_udp_closed(action.target) else None
             if outcome is Tcp.SILENT and watcher is not None and watcher.is_acknowledged():
                 # Its kernel takes our bytes: a stopped process whose backlog is full is hung, not gone.
                 outcome = Tcp.ACCEPTED
@@ -281,6 +278,8 @@ class Gossip:
             self.on_seen("connection_refused", action.session)
         if outcome is not None:
             self.feed(TcpOutcome(action.session, outcome))
+        if outcome is Tcp.REFUSED and await is_udp_closed(action.target):
+            self.feed(TcpOutcome(action.session, Tcp.GONE))
 
     def _watch(self, action: Watch) -> None:
         wanted = {peer.session: peer for peer in action.peers}
@@ -300,7 +299,7 @@ class Gossip:
     async def _post(self, action: PushPull) -> None:
         try:
             reply = await self._request(action.target, action.data)
-        except (OSError, TimeoutError, ValueError, EOFError):
+        except (OSError, TimeoutError, ValueError, EOFError, RuntimeError):
             self.stats["exchange_failures"] += 1
             return
         finally:
@@ -308,7 +307,10 @@ class Gossip:
         self.feed(PushPullResponse(reply))
 
     async def _request(self, target: Address, body: bytes) -> bytes:
-        """POST /gossip. Raises OSError, TimeoutError, EOFError or ValueError when there is no usable answer."""
+        """POST /gossip. Raises OSError, TimeoutError, EOFError or ValueError when there is no usable answer.
+
+        RuntimeError is uvloop's word for a connection that was lost before it was written to.
+        """
         async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(*target, ssl=self.tls)
             try:
@@ -349,8 +351,9 @@ class _Watcher:
 
     def nudge(self) -> None:
         """Send two bytes that mean nothing, for the peer's kernel to acknowledge."""
-        if self.writer is not None:
-            self.writer.write(b"\r\n")
+        if self.writer is not None and not self.writer.is_closing():
+            with contextlib.suppress(RuntimeError):  # uvloop's word for a connection that has just been lost.
+                self.writer.write(b"\r\n")
 
     def is_acknowledged(self) -> bool:
         """Whether the peer's kernel has acknowledged every byte, where the platform tells."""
@@ -397,17 +400,18 @@ class _Watcher:
         config, peer = self.gossip.config, self.peer
         claim = watch_token.Pass(config.cluster, config.name, peer.node_id, time.time_ns() // 1_000_000)
         token = watch_token.seal(self.gossip.keys, claim, os.urandom(watch_token.NONCE_BYTES))
-        writer.write(
+        request = (
             f"GET {watch_token.PATH} HTTP/1.1\r\nHost: {_host_header((peer.host, peer.port))}\r\n"
-            f"{watch_token.HEADER}: {token}\r\n\r\n".encode()
+            f"{watch_token.HEADER}: {token}\r\n\r\n"
         )
         head = b""
         try:
+            writer.write(request.encode())
             while data := await reader.read(HEAD_MAX_BYTES):
                 if len(head) < HEAD_MAX_BYTES:
                     head += data
-        except OSError:
-            pass  # A reset is an end like any other.
+        except (OSError, RuntimeError):
+            pass  # A reset is an end like any other; uvloop says it in its own way to who writes.
         return bool(head) and parse_head(head)[0] != 200
 
 

@@ -179,6 +179,30 @@ async def test_tcp_connects_tell_accepted_from_refused() -> None:
     assert outcomes == {"open": [Tcp.ACCEPTED], "shut": [Tcp.REFUSED, Tcp.GONE], "tcp shut": [Tcp.REFUSED]}
 
 
+async def test_a_connect_is_tried_although_the_watch_has_just_been_lost() -> None:
+    """uvloop raises RuntimeError for a write to a connection that has ended and whose reader has not noticed yet."""
+
+    class Lost:
+        def is_closing(self) -> bool:
+            return False
+
+        def write(self, data: bytes) -> None:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+        def close(self) -> None:
+            pass
+
+    script = Script()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with driven(script) as gossip:
+            act(gossip, script, Watch((Identity("n2", SESSION, *server.getsockname()),)))
+            await until(lambda: gossip._watchers[SESSION].writer is not None, "the watch connection")
+            whole, gossip._watchers[SESSION].writer = gossip._watchers[SESSION].writer, Lost()  # type: ignore[assignment]
+            act(gossip, script, TcpConnect(server.getsockname(), SESSION, 1.0))
+            await until(lambda: script.heard(TcpOutcome), "the outcome")
+            gossip._watchers[SESSION].writer = whole
+
+
 async def test_a_udp_port_that_closes_a_little_later_is_found_closed() -> None:
     with udp() as peer:
         asking = asyncio.ensure_future(is_udp_closed(peer.getsockname()))
