@@ -181,6 +181,15 @@ class Seen:
     was_running: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session whose process or host was gone from then on."""
+
+    at_s: float
+    name: str
+    session: str
+
+
 @dataclass
 class Node:
     """One host with at most one process."""
@@ -220,6 +229,7 @@ class Sim:
         self.now_s = 0.0
         self.seen: list[Seen] = []
         self.sent: dict[str, int] = {}  # name -> bytes
+        self.ended: list[Ended] = []
         self._rng = Random(f"network {seed}")
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -332,12 +342,14 @@ class Sim:
             case Start(name, seeds, node_id):
                 self._start(self.nodes[name], seeds, node_id or name)
             case Crash(name):
-                self._crash(self.nodes[name], fault)
+                if self.nodes[name].swim is not None:
+                    self._crash(self.nodes[name], fault)
             case ClosePort(name):
                 self.nodes[name].is_port_closed = True
                 self._end_watches(self.nodes[name].session, TEARDOWN_S)
             case Vanish(name):
                 self.nodes[name].has_vanished = True
+                self.ended.append(Ended(self.now_s, name, self.nodes[name].session))
             case Pause(name):
                 self.nodes[name].is_paused = True
             case Resume(name):
@@ -374,6 +386,7 @@ class Sim:
         self._hand_in(node, Join(tuple(self.nodes[name].address for name in names if name != node.name)))
 
     def _crash(self, node: Node, how: Crash) -> None:
+        self.ended.append(Ended(self.now_s, node.name, node.session))
         node.swim, node.tick_s, node.is_paused = None, float("inf"), False
         node.life += 1
         node.refuses_s = self.now_s + self._rng.uniform(*how.closes_s)
@@ -560,3 +573,11 @@ class Sim:
 
     def _wall_ms(self) -> int:
         return BOOT_WALL_MS + int(self.now_s * 1000)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from cluster.scenario import main
+
+    sys.exit(main())

@@ -2,7 +2,7 @@
 # Runs the tests; sets up all they need (the environment, and a Redis or Valkey server if none is on PATH).
 #   scripts/test.sh             unit, sim and integration tests, and the stress test
 #   scripts/test.sh --fast      unit and sim only: under two minutes
-#   scripts/test.sh --sim       the simulator only, with many seeds
+#   scripts/test.sh --sim       the simulator only, with ten times the seeds: some 4,000 runs, for the night
 #   scripts/test.sh --chaos     processes killed, paused and cut, on this machine
 #   scripts/test.sh --docker    cuts against containers: docker-compose.yml as it stands
 # Everything else goes to pytest: scripts/test.sh -k claim -x. Fails also when no test ran.

@@ -1,7 +1,8 @@
 """Probe rounds: when to ping again, and what a round that got no answer proves.
 
 A round is many pings, not one: after the first, direct and relayed pings repeat at a spacing that follows the peer's
-measured round trip (RFC 6298), growing by half each time, so that a third of all packets lost does not fail a round.
+measured round trip (RFC 6298), growing by half each time up to a fifth of the round, until its very end: neither a
+third of all packets lost nor a cut that heals while a slow node's long round runs makes it fail.
 In the same round the peer's TCP port is tried, because a kernel tells the truth about a process sooner than a clock.
 
 Does not know: the table, the wire, who is asked to help.
@@ -14,7 +15,7 @@ from math import inf
 
 from cluster.swim.events import Address, Evidence, Tcp
 
-PINGS_MAX = 7  # direct pings in one round; at 30 % loss all of them fail once in a hundred rounds
+PINGS_MAX = 12  # direct pings in one round; a usual one has 7, all of which fail once in a hundred rounds at 30 % loss
 SPACING_MIN_S = 0.020
 SPACING_SHARE = 0.2  # of the probe timeout: the longest first spacing, and the one used while the peer is unmeasured
 SPACING_GROWTH = 1.5
@@ -67,7 +68,7 @@ def spacing_s(rtt: Rtt, timeout_s: float, attempt: int) -> float:
     """Seconds from ping `attempt` (counted from 0) to the next one."""
     most_s = SPACING_SHARE * timeout_s
     first_s = most_s if rtt.rto_s is None else min(max(rtt.rto_s, SPACING_MIN_S), most_s)
-    return first_s * SPACING_GROWTH**attempt
+    return min(first_s * SPACING_GROWTH**attempt, most_s)
 
 
 def connect_timeout_s(rtt: Rtt, left_s: float, tries: int, timeout_s: float) -> float:

@@ -466,7 +466,7 @@ class Bench:
             at_s = time.monotonic()
             self.note("host silent: the first knows", took[0])
             self.note("host silent: the last knows", took[-1])
-            self.note("host back: all views agree", self.cluster.wait_agree("the host is back") - at_s)
+            self.note("host back: all views agree", max(0.0, self.cluster.wait_agree("the host is back") - at_s))
 
     def cut(self) -> None:
         self.settle()

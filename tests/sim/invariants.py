@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from cluster.config import Config
+from cluster.scenario import silent_bound_s as silent_bound_s  # from here the tests take them
+from cluster.scenario import stalled_bound_s as stalled_bound_s
 from cluster.session import node_of
 from cluster.sim import Sim
 from cluster.swim.events import Evidence, State
@@ -54,22 +56,6 @@ def converges(sim: Sim, within_s: float) -> float:
     began_s = sim.now_s
     assert sim.run_while(lambda: not sim.is_converged(), within_s), f"not converged after {within_s} s\n{hint(sim)}"
     return sim.now_s - began_s
-
-
-def silent_bound_s(config: Config, nodes: int) -> float:
-    """Until all know of a host that answers nothing.
-
-    It is probed by somebody within two turns of one prober at the very latest (SWIM §4.3), in practice by one of
-    `nodes - 1` probers within a few intervals: eight are missed by all with a chance of e^-8. Then the round fails, and
-    the suspicion lasts its longest.
-    """
-    intervals = min(2 * nodes - 1, 8)
-    return intervals * config.probe_interval_s + config.probe_timeout_s + config.suspicion_max_s + 0.2
-
-
-def stalled_bound_s(config: Config, nodes: int) -> float:
-    """Until all know of a process that hangs: found as above, then it has `stalled_s`."""
-    return silent_bound_s(config, nodes) - config.suspicion_max_s + config.stalled_s
 
 
 def states_of(sim: Sim, name: str) -> set[State | None]:
