@@ -31,15 +31,36 @@ def main(extras: list[str]) -> int:
         return fail(
             f"Rumor needs Python 3.11 or newer and this is {sys.version.split()[0]}.", "Set PYTHON to a newer one."
         )
-    VENV.mkdir(exist_ok=True)
-    with (VENV / LOCK).open("a") as lock:
+    try:
+        VENV.mkdir(exist_ok=True)
+        file = (VENV / LOCK).open("a")
+    except PermissionError:
+        return use_as_it_is(extras)
+    with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         installed = read_stamp()
-        wanted = make_stamp(sorted({*extras, *(installed["extras"] if is_same_place(installed) else ())}))
+        wanted = stamp_wanted(extras, installed)
         if wanted != installed and not refresh(installed, wanted):
             return 1
     print(PYTHON)
     return 0
+
+
+def use_as_it_is(extras: list[str]) -> int:
+    """An environment that another user made (root, by sudo) serves as well, if nothing has to be installed."""
+    installed = read_stamp()
+    if installed and stamp_wanted(extras, installed) == installed:
+        print(PYTHON)
+        return 0
+    return fail(
+        f"{VENV} is another user's, and something must be installed into it.",
+        f"Run this as that user (sudo), or remove it: sudo rm -r {VENV}",
+    )
+
+
+def stamp_wanted(extras: list[str], installed: dict[str, object]) -> dict[str, object]:
+    """What was once asked for stays."""
+    return make_stamp(sorted({*extras, *(installed["extras"] if is_same_place(installed) else ())}))
 
 
 def make_stamp(extras: list[str]) -> dict[str, object]:
