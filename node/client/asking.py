@@ -81,8 +81,13 @@ Reply = tuple[Answer | NoAnswer | None, float]  # what came of the step, and the
 Steps = Generator[Step, Reply, T]
 
 
-def carry_out(call: Call, nodes: Nodes, rng: Random, now_s: float, within_s: float) -> Steps[tuple[Any, float]]:
-    """(the JSON answer, the time). Raises the node's error, or Unreachable when none answered in time."""
+def carry_out(
+    call: Call, nodes: Nodes, rng: Random, now_s: float, within_s: float, insists: bool = True
+) -> Steps[tuple[Any, float]]:
+    """(the JSON answer, the time). Raises the node's error, or Unreachable when none answered in time.
+
+    Without `insists` every node is asked once, and there are no pauses.
+    """
     deadline_s = now_s + within_s
     if nodes.should_learn(now_s):
         now_s = yield from learn(nodes, now_s, within_s / 2)
@@ -99,7 +104,7 @@ def carry_out(call: Call, nodes: Nodes, rng: Random, now_s: float, within_s: flo
         if url is None:
             asked.clear()
             wait_s = max(rng.uniform(pause_s / 2, pause_s), retry_after_s)
-            if wait_s >= left_s:
+            if not insists or wait_s >= left_s:
                 raise _given_up(refused, silent, nodes, within_s, is_doubtful)
             _, now_s = yield Pause(wait_s)
             pause_s, retry_after_s = min(PAUSE_MAX_S, 2 * pause_s), 0.0
@@ -136,7 +141,7 @@ def learn(nodes: Nodes, now_s: float, within_s: float) -> Steps[float]:
     """Ask one node who else is there. GET /cluster: it is answered from memory, also while Redis is away."""
     url = nodes.pick(now_s)
     assert url is not None
-    outcome, now_s = yield Ask(url, Call("GET", "/cluster"), min(LEARN_S, within_s))
+    outcome, now_s = yield Ask(url, Call("GET", "/cluster", {"events": 0}), min(LEARN_S, within_s))
     if isinstance(outcome, Answer):
         told = _decoded(outcome.body)
         if outcome.status == 200 and isinstance(told, dict) and isinstance(told.get("members"), list):

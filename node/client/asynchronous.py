@@ -24,7 +24,7 @@ from node.client.calls import Asker, Item, Options, Result
 from node.client.errors import Unreachable, error_of
 from node.client.nodes import WITHIN_S, bearer, given_nodes
 from node.client.stream import RECONNECT_S, SILENCE_S, Event, Follower, Parser
-from node.client.task import Task, result_of
+from node.client.task import Page, Task, result_of
 from node.remote import decode, tls_context
 
 CONNECTIONS_MAX = 100
@@ -48,10 +48,12 @@ class Client:
         ca_file: str | None = None,
         within_s: float = WITHIN_S,
         learn: bool = True,
+        insist: bool = True,
     ) -> None:
         self._rng = Random()
         self.nodes = given_nodes(urls, self._rng, learn)
         self.within_s = within_s
+        self._insists = insist
         self._headers = bearer(token)
         self._ca_file = os.environ.get("RUMOR_CA_FILE", "") if ca_file is None else ca_file
         self._session: aiohttp.ClientSession | None = None
@@ -141,6 +143,20 @@ class Client:
             for task in pages.take(await self._do(calls.page(self._asker(within_s), query))):
                 yield task
 
+    async def page(
+        self,
+        *,
+        state: str | None = None,
+        type: str | None = None,
+        key: str | None = None,
+        limit: int = calls.PAGE_TASKS,
+        cursor: str | None = None,
+        within_s: float | None = None,
+    ) -> Page:
+        """One page of that list, and the cursor of the next."""
+        query = {"state": state, "type": type, "key": key, "limit": limit, "cursor": cursor}
+        return await self._do(calls.page(self._asker(within_s), query))
+
     # ---- the cluster
 
     async def workers(self, *, within_s: float | None = None) -> Sequence[dict[str, Any]]:
@@ -195,7 +211,8 @@ class Client:
     # ---- carrying out
 
     def _asker(self, within_s: float | None) -> Asker:
-        return Asker(self.nodes, self._rng, time.monotonic(), self.within_s if within_s is None else within_s)
+        limit_s = self.within_s if within_s is None else within_s
+        return Asker(self.nodes, self._rng, time.monotonic(), limit_s, self._insists)
 
     async def _do(self, steps: Steps[T]) -> T:
         outcome: Answer | NoAnswer | None = None

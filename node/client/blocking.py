@@ -26,7 +26,7 @@ from node.client.calls import Asker, Item, Options, Result
 from node.client.errors import Unreachable, error_of
 from node.client.nodes import WITHIN_S, bearer, given_nodes
 from node.client.stream import RECONNECT_S, SILENCE_S, Event, Follower, Parser
-from node.client.task import Task, result_of
+from node.client.task import Page, Task, result_of
 from node.remote import decode, tls_context
 
 IDLE_MAX = 16  # connections kept for one node
@@ -53,11 +53,13 @@ class SyncClient:
         ca_file: str | None = None,
         within_s: float = WITHIN_S,
         learn: bool = True,
+        insist: bool = True,
         spread: bool = True,
     ) -> None:
         self._rng = Random()
         self.nodes = given_nodes(urls, self._rng if spread else None, learn)
         self.within_s = within_s
+        self._insists = insist
         self._headers = bearer(token)
         self._ca_file = os.environ.get("RUMOR_CA_FILE", "") if ca_file is None else ca_file
         self._tls: ssl.SSLContext | None = None
@@ -147,6 +149,20 @@ class SyncClient:
         while (query := pages.next()) is not None:
             yield from pages.take(self._do(calls.page(self._asker(within_s), query)))
 
+    def page(
+        self,
+        *,
+        state: str | None = None,
+        type: str | None = None,
+        key: str | None = None,
+        limit: int = calls.PAGE_TASKS,
+        cursor: str | None = None,
+        within_s: float | None = None,
+    ) -> Page:
+        """One page of that list, and the cursor of the next."""
+        query = {"state": state, "type": type, "key": key, "limit": limit, "cursor": cursor}
+        return self._do(calls.page(self._asker(within_s), query))
+
     # ---- the cluster
 
     def workers(self, *, within_s: float | None = None) -> Sequence[dict[str, Any]]:
@@ -199,7 +215,8 @@ class SyncClient:
     # ---- carrying out
 
     def _asker(self, within_s: float | None) -> Asker:
-        return Asker(self.nodes, self._rng, time.monotonic(), self.within_s if within_s is None else within_s)
+        limit_s = self.within_s if within_s is None else within_s
+        return Asker(self.nodes, self._rng, time.monotonic(), limit_s, self._insists)
 
     def _do(self, steps: Steps[T]) -> T:
         outcome: Answer | NoAnswer | None

@@ -19,7 +19,7 @@ from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthori
 from node.client.asking import ATTEMPT_S, Call, Steps, carry_out
 from node.client.errors import NotFinished, error_of
 from node.client.nodes import Nodes
-from node.client.task import Task, task_of, typed
+from node.client.task import Page, Task, task_of, typed
 
 WAIT_STEP_S = 10.0  # one GET of a wait; a node that hangs is left after this and ATTEMPT_S
 BATCH_TASKS = 1_000
@@ -58,11 +58,16 @@ class Asker:
     rng: Random
     now_s: float
     within_s: float
+    insists: bool = True
 
     def ask(self, call: Call) -> Steps[Any]:
         """The JSON answer."""
-        answer, _ = yield from carry_out(call, self.nodes, self.rng, self.now_s, self.within_s)
+        answer, _ = yield from self.ask_at(call, self.now_s, self.within_s)
         return answer
+
+    def ask_at(self, call: Call, now_s: float, within_s: float) -> Steps[tuple[Any, float]]:
+        """The JSON answer and the time, of one call of several."""
+        return carry_out(call, self.nodes, self.rng, now_s, within_s, self.insists)
 
 
 def submit(asker: Asker, type: str, data: Any, key: str | None, options: Mapping[str, Any]) -> Steps[Task[Any]]:
@@ -89,7 +94,7 @@ def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[l
             attempt_s=BATCH_ATTEMPT_S,
         )
         try:
-            answer, now_s = yield from carry_out(call, asker.nodes, asker.rng, now_s, max(0.0, deadline_s - now_s))
+            answer, now_s = yield from asker.ask_at(call, now_s, max(0.0, deadline_s - now_s))
             results += [_result(one) for one in answer["results"]]
         except (Unauthorized, Forbidden, BadRequest):
             raise
@@ -109,7 +114,7 @@ def wait(asker: Asker, task_id: str, type: type[T] | None) -> Steps[Task[T]]:
         left_s = deadline_s - now_s
         step_s = min(WAIT_STEP_S, max(0.0, left_s - 0.2))  # time for the last answer to arrive
         call = Call("GET", _task(task_id), {"wait_s": f"{step_s:.3f}"}, attempt_s=step_s + ATTEMPT_S)
-        answer, now_s = yield from carry_out(call, asker.nodes, asker.rng, now_s, max(left_s, 0.01))
+        answer, now_s = yield from asker.ask_at(call, now_s, max(left_s, 0.01))
         task = task_of(answer)
         if task.is_finished:
             return typed(task, type)
@@ -138,9 +143,9 @@ def purge_dead(asker: Asker) -> Steps[int]:
     return int((yield from asker.ask(call))["removed"])
 
 
-def page(asker: Asker, query: Mapping[str, Any]) -> Steps[tuple[list[Task[Any]], str | None]]:
+def page(asker: Asker, query: Mapping[str, Any]) -> Steps[Page]:
     answer = yield from asker.ask(Call("GET", "/tasks", query))
-    return [task_of(one) for one in answer["tasks"]], answer.get("cursor")
+    return Page([task_of(one) for one in answer["tasks"]], answer.get("cursor"))
 
 
 class Pages:
@@ -159,9 +164,9 @@ class Pages:
         limit = PAGE_TASKS if self._left is None else min(PAGE_TASKS, self._left)
         return {**self._query, "limit": limit, "cursor": self._cursor}
 
-    def take(self, answer: tuple[list[Task[Any]], str | None]) -> list[Task[Any]]:
+    def take(self, page: Page) -> list[Task[Any]]:
         """The page's tasks."""
-        tasks, self._cursor = answer
+        tasks, self._cursor = page
         self._is_over = self._cursor is None
         if self._left is not None:
             self._left -= len(tasks)

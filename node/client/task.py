@@ -6,8 +6,8 @@ A field that this version does not know is left out, one that an older node does
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from node.client.errors import BadResult, TaskCancelled, TaskFailed
 
@@ -28,7 +28,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[T]):
-    """A task as it was when the node answered. Times are Redis's clock, in milliseconds since 1970."""
+    """A task as it was when the node answered. Times are Redis's clock, in milliseconds since 1970.
+
+    `told` is all that the node said, in JSON's types.
+    """
 
     id: str
     type: str
@@ -49,11 +52,19 @@ class Task(Generic[T]):
     progress: Any = None
     key: str | None = None
     history: tuple[Mapping[str, Any], ...] = ()  # attempts that did not succeed; only where one task was asked for
+    told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_finished(self) -> bool:
         """Whether it has ended, well or not."""
         return self.state in ENDED
+
+
+class Page(NamedTuple):
+    """A page of a listing; no cursor: it is the last."""
+
+    tasks: list[Task[Any]]
+    cursor: str | None
 
 
 def task_of(told: Mapping[str, Any]) -> Task[Any]:
@@ -64,7 +75,7 @@ def task_of(told: Mapping[str, Any]) -> Task[Any]:
     if (error := known.get("error")) is not None:
         known["error"] = Failure(str(error.get("type", "")), str(error.get("message", "")), error.get("traceback"))
     known["history"] = tuple(known.get("history") or ())
-    return Task(**known)
+    return Task(**known, told=told)
 
 
 def typed(task: Task[Any], type: type[R] | None) -> Task[R]:
@@ -86,7 +97,7 @@ def result_of(task: Task[T]) -> T:
     raise (TaskCancelled if task.state == "cancelled" else TaskFailed)(task)
 
 
-_FIELDS = tuple(field.name for field in fields(Task))
+_FIELDS = tuple(one.name for one in fields(Task) if one.name != "told")
 _REQUIRED: dict[str, Any] = {
     "queue": "",
     "priority": 5,

@@ -161,6 +161,14 @@ def test_an_answer_that_is_no_rumor_node_is_told_as_such() -> None:
             World(in_turn(answer)).carry_out(READ, three())
 
 
+def test_a_client_that_does_not_insist_asks_every_node_once() -> None:
+    world = World(lambda _: REFUSED)
+    with pytest.raises(Unreachable):
+        world.run(carry_out(READ, three(), Random(1), 100.0, 10.0, insists=False))
+    assert world.asked == [A, B, C]
+    assert world.pauses == []
+
+
 # ---- nodes
 
 
