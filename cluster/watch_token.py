@@ -53,7 +53,7 @@ def is_valid(keys: Sequence[bytes], token: str, cluster: str, watched: str, wall
             continue
         try:
             claim = msgspec.msgpack.decode(plain, type=Pass)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: text that is not UTF-8
             return False
         is_ours = claim.cluster == cluster and claim.watched == watched
         return is_ours and abs(wall_ms - claim.at_ms) <= VALID_S * 1000
