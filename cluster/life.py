@@ -100,6 +100,7 @@ class Life:
         self._enrolled_s = -inf
         self._told: tuple[object, ...] = ()
         self._told_load = b""
+        self._own_load: Load | None = None
         self._view_timer: asyncio.TimerHandle | None = None
         self._viewed_s = 0.0
         self._seen_s: dict[tuple[str, str], float] = {}
@@ -496,7 +497,8 @@ class Life:
         encoded = encode_load(own)
         if encoded != self._told_load:
             self._told_load = encoded
-            self.gossip.feed(SetLoad(encoded))
+            self.gossip.feed(SetLoad(encoded, is_urgent=own.turns(self._own_load)))
+            self._own_load = own
 
     def _show_soon(self) -> None:
         """A new view now, or when the last one is VIEW_MIN_S old."""

@@ -38,6 +38,23 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
     queues: dict[str, QueueLoad]
     running: int = 0
 
+    def turns(self, before: Load | None) -> bool:
+        """Whether others should act otherwise than on the load before: a queue got or lost its free slots or its
+        waiting tasks, or the node became idle, or able, or the contrary."""
+        if before is None:
+            return True
+        if (self.redis, self.stalled, self.leaving, self.running > 0) != (
+            before.redis,
+            before.stalled,
+            before.leaving,
+            before.running > 0,
+        ):
+            return True
+        nothing = QueueLoad(0, 0, 0)
+        names = self.queues.keys() | before.queues.keys()
+        pairs = ((self.queues.get(name, nothing), before.queues.get(name, nothing)) for name in names)
+        return any((a.free > 0, a.queued > 0) != (b.free > 0, b.queued > 0) for a, b in pairs)
+
 
 _encode = msgspec.msgpack.Encoder().encode
 _load = msgspec.msgpack.Decoder(tuple)

@@ -68,6 +68,11 @@ class Backlog:
                 best = score if not best or score < best else best
         return count, bitmap, best
 
+    def heads(self, queue: str, shards: Iterable[int]) -> list[tuple[int, int, int]]:
+        """(score, shard, count) of what is queued in these shards, best first."""
+        known = self._queues.get(queue, {})
+        return sorted((known[shard][0], shard, known[shard][1]) for shard in shards if shard in known)
+
     def queues(self) -> list[str]:
         """Queues with something queued."""
         return [queue for queue, shards in self._queues.items() if shards]

@@ -82,6 +82,7 @@ class Engine:
         self._sessions: dict[str, str] = {}  # node_id -> session, of the members that are not gone
         self._weights: dict[str, int] = {}
         self._stole_s: dict[str, float] = {}
+        self._offered_s: dict[str, float] = {}
         self._load: Load | None = None
         self._redis_lost_s: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -255,6 +256,9 @@ class Engine:
         self.dispatch.backlog.heard(shard, heads)
         if owner == self.config.name or not owner:
             self.dispatch.kick()
+            for head in heads:
+                if head.count:
+                    self._offer(head.queue)
             return
         session = self._sessions.get(owner)
         if session is None:  # its death is known and its heirs are not yet: whoever is here takes it
@@ -327,6 +331,22 @@ class Engine:
             shards = shards[:want]
             self.dispatch.steal(shards, queue, -(-want // max(1, len(shards))))
 
+    def _offer(self, queue: str) -> None:
+        """With no slot free, tell those that have some of what waits here; they need not find it by gossip."""
+        now_s = time.monotonic()
+        if self.dispatch.free(queue) > 0 or now_s - self._offered_s.get(queue, 0.0) < STEAL_INTERVAL_S:
+            return
+        self._offered_s[queue] = now_s
+        for score, shard, count in self.dispatch.backlog.heads(queue, self.house.owned):
+            while count > 0:
+                node, free = self.placement.idlest(queue)
+                session = self._sessions.get(node)
+                if session is None:
+                    return
+                self.wakes.work(session, shard, [Head(queue, min(count, free), score)])
+                self.placement.given(queue, node, min(count, free))
+                count -= free
+
     async def _report_load(self) -> None:
         loop = asyncio.get_running_loop()
         ticked_s = loop.time()
@@ -337,6 +357,8 @@ class Engine:
             ticked_s = now_s
             self.vitals.tick()
             self.publish_load()
+            for queue in self.dispatch.backlog.queues():
+                self._offer(queue)
             hungry = [queue for queue in self.config.queue_slots if self.dispatch.free(queue) > 0]
             if hungry:
                 self._steal()

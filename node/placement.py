@@ -1,6 +1,7 @@
 """Where a new task goes: power of two choices over gossiped load, then a shard that the chosen node owns.
 
-Pure. This node is one of the two choices and wins a tie: a task that starts where it arrived needs no wake-up. What was
+Pure. This node is one of the two choices and wins a tie: a task that starts where it arrived needs no wake-up. A batch
+looks at everybody, since it is one decision and not a herd of them. What was
 placed since a node's last word is added to its load, so that a burst does not all follow one stale figure; since a node
 that takes all it gets says the same again and again, what was added fades. A batch is placed in chunks, each to one
 shard, so that storing it takes few scripts.
@@ -17,6 +18,7 @@ from random import Random
 from cluster.view import View
 
 CHUNK_MAX = 128
+LOOK_AT_MAX = 32  # nodes that one chunk of a batch compares
 
 
 def shard_of_key(key: str, shards: int) -> int:
@@ -65,11 +67,14 @@ class Placement:
         """How many tasks of a batch go to one shard: large batches in large chunks, small ones spread over nodes."""
         return max(1, min(CHUNK_MAX, tasks // (4 * max(1, len(self._slots.get(queue, ()))))))
 
-    def choose(self, queue: str, own: Mapping[str, int]) -> tuple[str, int]:
+    def choose(self, queue: str, own: Mapping[str, int], is_batch: bool = False) -> tuple[str, int]:
         """(node, shard) for what comes next; `own` is this node's present load by queue (fresher than gossip's)."""
         others, i_serve = self._nodes.get(queue, ([], False))
         if not others:
             node = self.me if i_serve else ""
+        elif is_batch:
+            some = self._rng.sample(others, min(len(others), LOOK_AT_MAX))
+            node = min([self.me, *some] if i_serve else some, key=lambda one: self._weight(queue, one, own))
         else:
             node = others[int(self._rng.random() * len(others))]
             second = self.me if i_serve else others[int(self._rng.random() * len(others))]
@@ -82,7 +87,17 @@ class Placement:
 
     def placed(self, queue: str, shard: int, count: int) -> None:
         """So many tasks went to a shard; its owner is busier by them than it has said."""
-        node = self._owners[shard]
+        self.given(queue, self._owners[shard], count)
+
+    def idlest(self, queue: str) -> tuple[str, int]:
+        """The other node with the most free slots for this queue, as far as is known, and how many; ("", 0): none."""
+        others, _ = self._nodes.get(queue, ([], False))
+        free = {node: -self._weight(queue, node, {}) * self._slots[queue][node] for node in others}
+        best = max(free, key=lambda node: free[node], default="")
+        return (best, round(free[best])) if best and free[best] >= 1 else ("", 0)
+
+    def given(self, queue: str, node: str, count: int) -> None:
+        """So many tasks were left to a node; it is busier by them than it has said."""
         now = self._load.get(queue, {}).get(node)
         if now is not None and node != self.me:
             base, placed = self._since.get((queue, node), (now, 0))

@@ -144,7 +144,7 @@ class Submitting:
                 shard, left = chunk.get(queue, (0, 0))
                 if left == 0:
                     left = self._placement.chunk_size(batch.size, queue) if batch.size > 1 else TOGETHER_MAX
-                    node, shard = self._placement.choose(queue, own_load)
+                    node, shard = self._placement.choose(queue, own_load, batch.size > 1)
                     if node == self._placement.me:
                         own_load[queue] = own_load.get(queue, 0) + left
                 chunk[queue] = (shard, left - 1)

@@ -81,6 +81,7 @@ from cluster.swim.table import LIVE, Entry, Table, is_same_claim, merge, precede
 from cluster.swim.watch import predecessors, successors
 from cluster.swim.wire import Ack, Body, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
 
+LOAD_FANOUT = 4  # members told at once of a load that others should act on
 GOSSIP_FANOUT = 3  # members told at each gossip interval while there is news
 URGENT_FANOUT = 3  # members told at once by a node that heard urgent news
 URGENT_DIRECT_MAX = 64  # members told at once by the node that the urgent news comes from
@@ -160,6 +161,8 @@ class Swim:
         self._epoch = 0
         self._load = b""
         self._load_seq = 0
+        self._load_told_s = inf  # when a few are told of our load; inf: when a datagram goes their way
+        self._load_next_s = now_s  # and not before
         self._table = Table()
         self._tombstones: dict[str, None] = {}
         self._news = News()
@@ -212,7 +215,7 @@ class Swim:
             case Join():
                 self._on_join(event.addresses)
             case SetLoad():
-                self._on_load(event.load)
+                self._on_load(event.load, event.is_urgent)
             case SetEpoch():
                 self._epoch = max(self._epoch, event.epoch)
             case Fenced():
@@ -266,6 +269,7 @@ class Swim:
         return min(
             self._probe_s,
             self._gossip_s if self._news else inf,
+            self._load_told_s,
             self._push_pull_s,
             self._ring_repair_s,
             min((joining.next_s for joining in self._joins.values()), default=inf),
@@ -287,6 +291,10 @@ class Swim:
         if self._probe_s <= now_s:
             self._probe_s = now_s + self._config.probe_interval_s * (1 + self._health)
             self._probe_next()
+        if self._load_told_s <= now_s:
+            self._load_told_s, self._load_next_s = inf, now_s + self._config.gossip_interval_s
+            for entry in self._some(LOAD_FANOUT):
+                self._send(entry.address, Gossip())
         if self._gossip_s <= now_s and self._news:
             self._gossip_s = now_s + self._config.gossip_interval_s
             for entry in self._some(GOSSIP_FANOUT):
@@ -773,11 +781,13 @@ class Swim:
         incarnation = known.row.incarnation if known is not None else 0
         self._learn(Row(session, incarnation, State.DEAD, Evidence.FENCED, self._me.node_id))
 
-    def _on_load(self, load: bytes) -> None:
+    def _on_load(self, load: bytes, is_urgent: bool) -> None:
         assert len(load) <= wire.LOAD_MAX_BYTES, f"load is {len(load)} bytes"
         self._load, self._load_seq = load, self._load_seq + 1
         mine = self._my_entry
         mine.load, mine.load_seq, mine.load_at_s = load, self._load_seq, self._now_s
+        if is_urgent:
+            self._load_told_s = min(self._load_told_s, self._load_next_s)
 
     def _on_join(self, addresses: Iterable[Address]) -> None:
         known = {entry.address for entry in self._table.live.values()}  # this node among them

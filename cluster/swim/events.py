@@ -109,9 +109,11 @@ class WatchEnded:
 
 @dataclass(frozen=True, slots=True)
 class SetLoad:
-    """This node's own load from now on; rides in every datagram."""
+    """This node's own load from now on; rides in every datagram. Urgent: others should act on it now, not when a
+    datagram next goes their way; a few are told within a gossip interval."""
 
     load: bytes
+    is_urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 from collections.abc import AsyncIterator, Iterable
 from random import Random
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from cluster import session
+from cluster import keys, session
 from cluster.config import Config
 from cluster.errors import (
     BadRequest,
@@ -23,14 +24,15 @@ from cluster.errors import (
     StoreUnavailable,
     UnknownType,
 )
-from cluster.load import Load, Meta
+from cluster.load import Load, Meta, QueueLoad
 from cluster.store import Head
 from cluster.swim.events import Evidence, State
 from cluster.task import State as TaskState
 from cluster.view import Peer, Redis, Verdict, View
 from node.engine import Engine
 from node.metrics import Metrics
-from node.tasks import load
+from node.tasks import load as load_handlers
+from node.wakes import Work, parse_wake
 from node.wire import BackoffJson, ListQuery, Submission, Submitted, TaskJson
 from tests.waiting import wait_until_async
 
@@ -82,7 +84,7 @@ class LoneVitals:
 @pytest.fixture
 async def engine(redis_server: Any) -> AsyncIterator[Engine]:
     config = Config(redis_url=redis_server.url, queues="default:8,sync:1", backoff_base_s=0.05)
-    engine = Engine(config, load([]), Metrics(), [])
+    engine = Engine(config, load_handlers([]), Metrics(), [])
     vitals = LoneVitals(config, engine.client)
     await engine.start(vitals)  # type: ignore[arg-type]
     yield engine
@@ -418,3 +420,32 @@ async def test_a_cursor_that_no_listing_gave_is_refused(engine: Engine, text: st
     cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
     with pytest.raises(BadRequest, match="cursor"):
         await engine.list_tasks(ListQuery(state=TaskState.DEAD, cursor=cursor))
+
+
+async def test_a_full_node_offers_what_waits_to_one_with_free_slots(engine: Engine) -> None:
+    other = session.new("other:1", 1_700_000_000_000, Random(7))
+    load = Load(True, False, False, {"default": QueueLoad(5, 0, 0)})
+    idle = dataclasses.replace(
+        engine.vitals.view.members[0], node_id="other:1", session=other, load=load, meta=Meta({"default": 5})
+    )
+    async with engine.client.pubsub() as channel:
+        await channel.subscribe(keys.wake(other))
+        members = (*engine.vitals.view.members, idle)
+        engine.on_view(dataclasses.replace(engine.vitals.view, members=members))
+        engine.owners = (engine.config.name,) * engine.config.shards
+        engine.house.own(range(engine.config.shards), [engine.dispatch.session])
+        blockers = [await one(engine, "sleep", 30, key=f"k{n}") for n in range(8)]
+        waiting = await one(engine, "noop", key="k")
+        assert waiting.state == "queued"
+        async with asyncio.timeout(5):
+            while True:
+                message = await channel.get_message(ignore_subscribe_messages=True, timeout=1)
+                if message is not None and message["type"] == "message":
+                    break
+        offered = parse_wake(message["data"], engine.config.shards)
+    assert isinstance(offered, Work)
+    assert [(shard, head.queue, head.count) for shard, head in offered.heads] == [
+        (engine.queries.shard(waiting.id), "default", 1)
+    ]
+    for task in blockers:
+        await engine.cancel(task.id)

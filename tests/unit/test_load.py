@@ -98,3 +98,16 @@ def test_bytes_of_another_form_are_no_load(data: bytes) -> None:
 def test_a_newer_nodes_further_fields_are_passed_over() -> None:
     data = msgspec.msgpack.encode([True, False, False, {"default": [1, 2, b"\x03", 4, "new"]}, 5, "new"])
     assert decode_load(data) == Load(True, False, False, {"default": QueueLoad(1, 2, 3, 4)}, 5)
+
+
+def _one(free: int, queued: int, *, redis: bool = True) -> Load:
+    return Load(redis, False, False, {"default": QueueLoad(free, queued, 0)})
+
+
+def test_a_load_turns_when_others_should_act_otherwise_and_not_when_it_only_changes() -> None:
+    assert _one(5, 0).turns(None)
+    assert not _one(5, 0).turns(_one(7, 0))
+    assert _one(0, 0).turns(_one(1, 0))
+    assert _one(0, 3).turns(_one(0, 0))
+    assert _one(5, 0, redis=False).turns(_one(5, 0))
+    assert Load(True, False, False, {}).turns(_one(1, 0))

@@ -172,3 +172,33 @@ def test_a_batch_goes_in_chunks_that_reach_every_node(tasks: int, nodes: int) ->
     assert 1 <= size <= CHUNK_MAX
     assert tasks < 4 * nodes or -(-tasks // size) >= 3 * nodes
     assert one.chunk_size(tasks, "nobody's") >= 1
+
+
+def test_a_batch_goes_to_the_least_busy_of_all_until_it_is_not() -> None:
+    peers = (
+        peer("a", {"q": 2}),
+        peer("b", {"q": 2}),
+        peer("c", {"q": 2}, free=1),
+        peer("d", {"q": 2}, free=0, queued=3),
+    )
+    one = placement("a", *peers)
+    own = {"q": -2}
+    went: Counter[str] = Counter()
+    for _ in range(5):
+        node, shard = one.choose("q", own, is_batch=True)
+        if node == "a":
+            own["q"] += 1
+        one.placed("q", shard, 1)
+        went[node] += 1
+    assert went == {"a": 2, "b": 2, "c": 1}, "every slot that was free, and no other"
+
+
+def test_the_idlest_other_node_is_asked_for_as_much_as_it_has_room_for() -> None:
+    one = placement("a", peer("a", {"q": 9}), peer("b", {"q": 4}, free=2), peer("c", {"q": 4}, free=3))
+    assert one.idlest("q") == ("c", 3)
+    one.given("q", "c", 2)
+    assert one.idlest("q") == ("b", 2)
+    one.given("q", "b", 2)
+    one.given("q", "c", 1)
+    assert one.idlest("q") == ("", 0)
+    assert one.idlest("nobody's") == ("", 0)

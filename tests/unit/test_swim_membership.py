@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.config import Config
 from cluster.swim import wire
-from cluster.swim.core import JOIN_MAX_S, JOIN_PATIENCE_S, Swim
+from cluster.swim.core import JOIN_MAX_S, JOIN_PATIENCE_S, LOAD_FANOUT, Swim
 from cluster.swim.dissemination import LOAD_RELAYS, Loads, News, retransmit_limit
 from cluster.swim.events import (
     Conflict,
@@ -518,6 +518,22 @@ def test_each_datagram_carries_the_senders_own_load() -> None:
     (action,) = [action for action in bench.take() if isinstance(action, Send)]
     head = opened(action).head
     assert (head.load, head.load_seq) == (b"busy", 1)
+
+
+def test_an_urgent_load_is_told_to_a_few_at_once_and_not_more_often_than_gossip() -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    bench.hand_in(SetLoad(b"idle", is_urgent=True))
+    bench.pass_s(0.01)
+    assert 1 <= len(sent(bench.take(), Gossip)) <= LOAD_FANOUT
+    bench.hand_in(SetLoad(b"busy", is_urgent=True))
+    bench.pass_s(0.01)
+    assert sent(bench.take(), Gossip) == [], "within one gossip interval it waits"
+    bench.pass_s(bench.config.gossip_interval_s)
+    assert sent(bench.take(), Gossip) != [], "and is not forgotten"
+    bench.hand_in(SetLoad(b"a little busier"))
+    bench.pass_s(0.01)
+    assert sent(bench.take(), Gossip) == []
 
 
 def test_only_a_later_load_replaces_the_known_one() -> None:
