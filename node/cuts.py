@@ -102,7 +102,7 @@ def parse(words: Sequence[str], nodes: Collection[int]) -> list[Cut]:
         twice = [one for one, other in itertools.combinations(groups, 2) if set(one) & set(other)]
         if twice:
             raise BadCut(f"{' '.join(words)!r}: the groups overlap.", example(verb))
-        return [Cut(verb, tuple(tuple(sorted(group)) for group in groups))]
+        return [Cut(verb, tuple(tuple(sorted(group, key=lambda one: (one == REDIS, one))) for group in groups))]
     cuts = [Cut(verb, tuple((one,) for one in chosen), percent) for chosen in itertools.product(*groups)]
     if any(len({*itertools.chain(*cut.groups)}) < len(cut.groups) for cut in cuts):
         raise BadCut(f"{' '.join(words)!r}: a node cannot be cut off from itself.", example(verb))

@@ -21,6 +21,8 @@ PURE = (
     "cluster/session.py",
     "cluster/load.py",
     "cluster/view.py",
+    "node/cuts.py",
+    "node/lookout.py",
     "node/client/asking.py",
     "node/client/calls.py",
     "node/client/nodes.py",
