@@ -99,6 +99,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford base32, as ULIDs use
+_VALUES = {letter: value for value, letter in enumerate(_ALPHABET)}
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 
 
@@ -132,13 +133,21 @@ def _base32(value: int, width: int) -> str:
 def shard_of(task_id: str, shards: int) -> int | None:
     """The shard that the id names, or None when it is not an id of a cluster with this many shards."""
     head, dash, tail = task_id.rpartition("-")
-    if not dash or len(head) != 26 or len(tail) != 2 or not head.isalnum() or not head.isascii():
+    if not dash or len(head) != 26 or len(tail) != 2 or not all(letter in _VALUES for letter in head):
         return None
     try:
         shard = int(tail, 16)
     except ValueError:
         return None
     return shard if shard < shards and tail == f"{shard:02x}" else None
+
+
+def made_at_ms(task_id: str) -> int:
+    """When the id was made, by the clock of the gateway that made it. The id must have the form of one."""
+    at_ms = 0
+    for letter in task_id[:10]:
+        at_ms = at_ms << 5 | _VALUES[letter]
+    return at_ms
 
 
 def backoff_s(backoff: Backoff, failures: int, rng: Random) -> float:

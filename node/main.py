@@ -111,7 +111,7 @@ async def run(config: Config) -> int:
     client = connect(config.redis_url)
     try:
         async with asyncio.timeout(10):
-            notes = await safety.ready(client, config)
+            notes = await safety.ready(client, config, keys)
     except TimeoutError:
         raise ConfigError("Redis gives no answer within 10 s at start.", "Is redis_url right?") from None
     finally:

@@ -21,7 +21,7 @@ from cluster.config import Config
 from cluster.errors import BadRequest, NotFound, StoreUnavailable, away
 from cluster.lane import Call, Reply
 from cluster.store import TASK_FIELDS
-from cluster.task import Spec, State, shard_of
+from cluster.task import Spec, State, made_at_ms, shard_of
 from node.dispatch import Dispatcher
 from node.wire import AttemptJson, FailureJson, ListQuery, TaskJson
 
@@ -73,6 +73,7 @@ def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
         attempt=int(attempt or 0),
         max_attempts=spec.max_attempts,
         delivery=int(delivery or 0),
+        submitted_at_ms=made_at_ms(task_id),
         queued_at_ms=_ms(queued_at),
         run_at_ms=_ms(due) if name in (State.SCHEDULED, State.RETRYING) else None,
         started_at_ms=_ms(started_at),

@@ -87,7 +87,7 @@ def problems(
     if view.leader is None:
         say("no_leader", ERROR, "There is no leader.", "One is elected as soon as Redis answers.")
     for peer in view.members:
-        if peer.verdict in CUT:
+        if peer.verdict in CUT and is_redis_up:
             say(
                 peer.verdict.value,
                 ERROR,
@@ -102,7 +102,8 @@ def problems(
                 "Use a plain def (a child process) or executor='thread' for code that blocks.",
             )
     served = {queue for peer in view.members if peer.is_able and peer.meta for queue in peer.meta.queues}
-    for queue in waiting_queues:
+    waiting = {name for peer in view.members if peer.load for name, one in peer.load.queues.items() if one.queued}
+    for queue in sorted(waiting.union(waiting_queues)):
         if queue not in served:
             say(
                 "queue_unserved",

@@ -29,6 +29,7 @@ EXAMPLE_TASK = {
     "attempt": 0,
     "max_attempts": 5,
     "delivery": 0,
+    "submitted_at_ms": 1_800_000_000_000,
     "queued_at_ms": 1_800_000_000_000,
     "run_at_ms": None,
     "started_at_ms": None,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 
@@ -80,11 +83,50 @@ async def agree(client: redis.asyncio.Redis, config: Config) -> None:
         )
 
 
-async def ready(client: redis.asyncio.Redis, config: Config) -> list[Note]:
-    """Both of the above; a server that is not there at start is a ConfigError that says so."""
+async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> None:
+    """Compare fingerprints of gossip keys with those of the nodes that live, then write one's own.
+
+    A node whose key nobody has hears nobody: it would hold itself for a cluster of its own, beside one that works on
+    the same Redis. Raises ConfigError then.
+    """
+    mine = sorted({_fingerprint(key) for key in ring}) or ["none"]
+    others: Any = await client.hgetall(keys.LEADER_KEYS)
+    rows: Any = await client.hgetall(keys.LEADER_MEMBERS)
+    strangers: list[str] = []
+    for raw, prints in others.items():
+        node_id = raw.decode()
+        if node_id == config.name or raw not in rows:
+            continue
+        try:
+            session = msgspec.msgpack.decode(rows[raw])[0]
+            told: Any = await client.pubsub_numsub(keys.wake(session))
+        except (msgspec.DecodeError, IndexError, TypeError):
+            continue  # another version's row
+        if told and told[0][1] > 0:
+            if set(prints.decode().split()) & set(mine):
+                strangers = []
+                break
+            strangers.append(node_id)
+    if strangers:
+        raise ConfigError(
+            f"this node's gossip key ({', '.join(mine)}) is none that {', '.join(sorted(strangers))} has: "
+            "they could not hear each other.",
+            "Give it theirs: --gossip-key-file, or RUMOR_GOSSIP_KEYS.",
+        )
+    await client.hset(keys.LEADER_KEYS, config.name, " ".join(mine))
+
+
+def _fingerprint(key: bytes) -> str:
+    """Tells keys apart and says nothing of them: the keys are random."""
+    return hashlib.blake2b(key, digest_size=6, person=b"rumor-key").hexdigest()
+
+
+async def ready(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> list[Note]:
+    """All of the above; a server that is not there at start is a ConfigError that says so."""
     try:
         notes = await examine(client, config)
         await agree(client, config)
+        await same_key(client, config, ring)
     except (RedisError, OSError, TimeoutError) as error:
         raise ConfigError(
             f"Redis gives no answer at start: {error}.", "Is redis_url right, and is the server running?"

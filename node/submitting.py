@@ -156,6 +156,7 @@ class Submitting:
             id=task_id,
             type=item.type,
             state=State.QUEUED,
+            submitted_at_ms=wall_ms,
             queue=queue,
             priority=spec.level,
             data=item.data,

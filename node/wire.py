@@ -96,6 +96,9 @@ class TaskJson(Struct, kw_only=True, gc=False):
     attempt: int
     max_attempts: int
     delivery: int
+    submitted_at_ms: Annotated[
+        int | None, Meta(description="When its id was made, by the clock of the gateway; the others are Redis's.")
+    ] = None
     queued_at_ms: int | None = None
     run_at_ms: int | None = None
     started_at_ms: int | None = None

@@ -66,7 +66,7 @@ class NothingToTest(Exception):
 class Plan:
     """What to do. Seconds are wall time."""
 
-    url: str = "http://127.0.0.1:5000"
+    url: str = os.environ.get("RUMOR_URL") or f"http://127.0.0.1:{os.environ.get('RUMOR_BASE_PORT', '5000')}"
     tasks: int = 2000
     clients: int = 32
     batch: int = 50  # tasks in a batch

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.task import Backoff, Ids, backoff_s, shard_of
+from cluster.task import Backoff, Ids, backoff_s, made_at_ms, shard_of
 
 WALL_MS = st.integers(0, 2**48)
 SHARDS = 64
@@ -117,3 +117,8 @@ def test_the_ceiling_grows_by_the_factor_until_the_maximum() -> None:
 
     waits = [backoff_s(Backoff(1.0, 2.0, 10.0), failures, Highest()) for failures in range(1, 7)]
     assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+@given(st.integers(0, 2**48 - 1), st.integers(0, 255))
+def test_an_id_tells_when_it_was_made(at_ms: int, shard: int) -> None:
+    assert made_at_ms(Ids(seed=1).next(at_ms, shard)) == at_ms
