@@ -171,9 +171,9 @@ class SyncClient:
         workers: Sequence[dict[str, Any]] = answer["workers"]
         return workers
 
-    def cluster(self, *, within_s: float | None = None) -> dict[str, Any]:
-        """The cluster as the node that answers sees it."""
-        return self._do(calls.read(self._asker(within_s), "/cluster"))
+    def cluster(self, *, events: int | None = None, within_s: float | None = None) -> dict[str, Any]:
+        """The cluster as the node that answers sees it; with at most so many of the events that it saw itself."""
+        return self._do(calls.read(self._asker(within_s), "/cluster", {"events": events}))
 
     def health(self, *, within_s: float | None = None) -> dict[str, Any]:
         """How the node that answers is, and what is wrong; also when it says that it is unusable."""

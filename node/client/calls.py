@@ -16,17 +16,20 @@ from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthorized
-from node.client.asking import ATTEMPT_S, Call, Steps, carry_out
+from node.client.asking import ATTEMPT_S, Call, Pause, Steps, carry_out
 from node.client.errors import NotFinished, error_of
 from node.client.nodes import Nodes
 from node.client.task import Page, Task, task_of, typed
 
+WAIT_AGAIN_S = 0.2  # a node that stops answers a wait at once
 WAIT_STEP_S = 10.0  # one GET of a wait; a node that hangs is left after this and ATTEMPT_S
+WAIT_SPARE_S = 0.2  # for the last answer to arrive in
 BATCH_TASKS = 1_000
 BATCH_BYTES = 4_194_304
 BATCH_ATTEMPT_S = 20.0
 LONG_ATTEMPT_S = 60.0
 PAGE_TASKS = 100
+NO_QUERY: Mapping[str, Any] = {}
 
 T = TypeVar("T")
 Item = Mapping[str, Any] | tuple[str, Any]
@@ -112,14 +115,17 @@ def wait(asker: Asker, task_id: str, type: type[T] | None) -> Steps[Task[T]]:
     now_s, deadline_s = asker.now_s, asker.now_s + asker.within_s
     while True:
         left_s = deadline_s - now_s
-        step_s = min(WAIT_STEP_S, max(0.0, left_s - 0.2))  # time for the last answer to arrive
+        step_s = min(WAIT_STEP_S, max(0.0, left_s - WAIT_SPARE_S))
         call = Call("GET", _task(task_id), {"wait_s": f"{step_s:.3f}"}, attempt_s=step_s + ATTEMPT_S)
+        asked_s = now_s
         answer, now_s = yield from asker.ask_at(call, now_s, max(left_s, 0.01))
         task = task_of(answer)
         if task.is_finished:
             return typed(task, type)
-        if deadline_s - now_s <= 0.2:
+        if deadline_s - now_s <= WAIT_SPARE_S:
             raise NotFinished(task, asker.within_s)
+        if now_s - asked_s < step_s / 2:
+            _, now_s = yield Pause(WAIT_AGAIN_S)
 
 
 def cancel(asker: Asker, task_id: str) -> Steps[Task[Any]]:
@@ -173,9 +179,11 @@ class Pages:
         return tasks
 
 
-def read(asker: Asker, path: str, accepts: tuple[int, ...] = ()) -> Steps[dict[str, Any]]:
+def read(
+    asker: Asker, path: str, query: Mapping[str, Any] = NO_QUERY, accepts: tuple[int, ...] = ()
+) -> Steps[dict[str, Any]]:
     """One of the calls that answer an object of no fixed form: /workers, /cluster, /health."""
-    answer: dict[str, Any] = yield from asker.ask(Call("GET", path, accepts=accepts))
+    answer: dict[str, Any] = yield from asker.ask(Call("GET", path, query, accepts=accepts))
     return answer
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import stat
 import threading
 from base64 import b64decode
@@ -17,6 +20,7 @@ from node import cli
 from node.private_redis import without_secret
 
 TASK = {"id": "01A-1f", "type": "noop", "state": "succeeded", "attempt": 1, "max_attempts": 5, "result": {"n": 1}}
+RUNNING = {**TASK, "id": "01R-1f", "state": "running", "result": None, "node_id": "n1", "progress": 0.5}
 DEAD = {**TASK, "id": "01B-1f", "state": "dead", "result": None, "queued_at_ms": 0}
 NOT_FOUND = {"error": {"code": "not_found", "message": "No task 01C-1f.", "hint": "It may be past its retention."}}
 VIEW = {
@@ -34,6 +38,9 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", "/tasks/01A-1f"): (200, TASK),
     ("GET", "/tasks/01B-1f"): (200, DEAD),
     ("GET", "/tasks/01C-1f"): (404, NOT_FOUND),
+    ("GET", "/tasks/01R-1f"): (200, RUNNING),
+    ("DELETE", "/tasks/01C-1f"): (404, NOT_FOUND),
+    ("POST", "/tasks/batch"): (200, {"accepted": 1, "rejected": 1, "results": [TASK, NOT_FOUND]}),
     ("DELETE", "/tasks/01A-1f"): (200, {**TASK, "state": "cancelled"}),
     ("POST", "/tasks/01B-1f/retry"): (200, {**DEAD, "state": "queued"}),
     ("POST", "/dead/replay"): (200, {"replayed": 3}),
@@ -102,10 +109,69 @@ def test_submit_sends_json_where_it_is_json_and_text_where_it_is_not(
 
 
 def test_submit_can_wait_for_the_outcome(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("submit", "noop", "--wait-s", "3", "--json") == 0
-    assert asked[-1]["call"] == ("GET", "/tasks/01A-1f")
-    assert asked[-1]["query"] == "wait_s=3.0"
+    assert run("submit", "noop", "--wait", "--json") == 0
     assert json.loads(capsys.readouterr().out) == TASK
+    assert run("task", "01B-1f", "--wait") == 1
+
+
+def test_a_wait_whose_time_is_up_is_status_3_and_shows_the_task(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("task", "01R-1f", "--wait-s", "0.5") == 3
+    assert asked[-1]["query"].startswith("wait_s=")
+    told = capsys.readouterr()
+    assert "state         running" in told.out
+    assert told.err == "not_finished: task 01R-1f is running after 0.5 s.\n  It goes on.\n"
+
+
+def test_each_line_of_standard_input_can_be_a_task(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"n": 1}\n\nplain text\n'))
+    assert run("submit", "noop", "--each", "--queue", "mail", "--idempotency-key", "k") == 1
+    assert json.loads(asked[-1]["body"]) == [
+        {"type": "noop", "data": {"n": 1}, "queue": "mail"},
+        {"type": "noop", "data": "plain text", "queue": "mail"},
+    ]
+    assert asked[-1]["headers"]["Idempotency-Key"] == "k/0/0"
+    told = capsys.readouterr()
+    assert told.out == "01A-1f\n"
+    assert told.err.startswith("not_found: ")
+
+
+def test_one_of_several_nodes_is_enough(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUMOR_URL", "http://127.0.0.1:1," + os.environ["RUMOR_URL"])
+    assert run("status") == 0
+
+
+def test_an_id_that_fails_does_not_keep_the_others_from_being_cancelled(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("cancel", "01C-1f", "01A-1f") == 1
+    told = capsys.readouterr()
+    assert told.out == "01A-1f cancelled\n"
+    assert told.err == "01C-1f not_found: No task 01C-1f.\n"
+
+
+def test_a_shell_completes_commands_and_ids(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("completion", "zsh") == 0
+    assert "_RUMOR_COMPLETE=zsh_complete" in capsys.readouterr().out
+    monkeypatch.setenv("_RUMOR_COMPLETE", "zsh_complete")
+    for words, cword, found in (("rumor ca", 1, "cancel"), ("rumor task 01A", 2, "01A-1f")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(cword))
+        run()
+        assert found in capsys.readouterr().out.split()
+
+
+def test_every_command_of_the_table_exists_and_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name} +\w", shown, re.MULTILINE), name
+        assert run(name, "--help") == 0
 
 
 def test_a_task_that_ended_badly_is_status_1(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,9 +196,10 @@ def test_an_answer_that_is_no_rumor_node_is_told_as_such(
 
 def test_tasks_are_listed_and_filtered(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("tasks", "--state", "dead", "--type", "noop", "--limit", "2") == 0
-    assert asked[-1]["query"] == "type=noop&state=dead&limit=2"
+    assert asked[-1]["query"] == "state=dead&type=noop&limit=2"
     told = capsys.readouterr()
-    assert told.out.splitlines() == ["01A-1f\tnoop\tsucceeded\t1/5\t", "01B-1f\tnoop\tdead\t1/5\t"]
+    rows = [line.split("\t") for line in told.out.splitlines()]
+    assert [row[:4] for row in rows] == [["01A-1f", "noop", "succeeded", "1/5"], ["01B-1f", "noop", "dead", "1/5"]]
     assert "--cursor c2" in told.err
 
 
@@ -180,6 +247,8 @@ def test_a_node_that_does_not_answer_is_status_1_with_its_address(capsys: pytest
         (["node", "--lease-s", "x"], "lease_s is 'x'"),
         (["node", "--lease-s"], "requires an argument"),
         (["task", "1", "--url", "ftp://x"], "not an HTTP address"),
+        (["tasks", "--state", "odd"], "'odd' is not one of"),
+        (["submit", "noop", "--each", "--wait"], "--each does not wait"),
     ],
 )
 def test_what_makes_no_sense_is_status_2(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

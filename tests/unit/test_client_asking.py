@@ -272,6 +272,7 @@ def test_a_wait_ends_with_the_task_or_at_the_deadline_with_the_task_as_it_is() -
     world = World(in_turn(*steps))
     assert world.run(calls.wait(asker(world), "1", None)).state == "dead"
     assert [ask.call.query["wait_s"] for ask in world.asks] == ["10.000"] * 3
+    assert world.pauses == [calls.WAIT_AGAIN_S] * 2, "these answers came at once"
     world = World(lambda _: Answer(200, json.dumps(running).encode()))
     with pytest.raises(NotFinished) as told:
         world.run(calls.wait(asker(world, 0.5), "1", None))

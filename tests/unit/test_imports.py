@@ -23,6 +23,7 @@ PURE = (
     "cluster/view.py",
     "node/cuts.py",
     "node/lookout.py",
+    "node/board.py",
     "node/client/asking.py",
     "node/client/calls.py",
     "node/client/nodes.py",
