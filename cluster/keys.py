@@ -14,9 +14,7 @@ LEADER_CONFIG = "{leader}:config"  # hash: shards, min_schema; for ever
 LEADER_CATALOG = "{leader}:catalog"  # hash: type -> msgpack of its queue, defaults, schema; for ever
 LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, written by each node itself; for ever
 LEADER_NEVER = "{leader}:never"  # never exists: the guard of the scripts in this slot (see `never`)
-LEADER_KEYS = (
-    "{leader}:keys"  # hash: node_id -> fingerprints of its gossip keys; for ever, as members
-)
+LEADER_KEYS = "{leader}:keys"  # hash: node_id -> fingerprints of its gossip keys; for ever, as members
 LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; replaced, PX forget_s
 
 TIMELINE = "{timeline}:events"  # list: JSON of the last events that nodes told the cluster; PX TIMELINE_TTL_MS
