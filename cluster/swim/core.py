@@ -14,7 +14,8 @@ How a member is found dead, from fast to slow:
 
 Any accusation but a tombstone is refuted by a higher incarnation, which only the accused may take. A node that was away
 itself (a late tick) cancels its rounds and accuses nobody. See `table` for what stands when claims differ, `probe` for
-rounds, `suspicion` for how long, `dissemination` for what is told when, `wire` for the bytes.
+rounds, `suspicion` for how long, `dissemination` for what is told when, `exchange` for how tables become equal,
+`strangers` for who is let in, `post` for what is sent, `wire` for the bytes.
 
 A session that is not in the table is a stranger: nothing it says is taken over until it has answered a ping of ours,
 which a recording of its datagrams cannot. All other replays are harmless, because every merge is a maximum.
@@ -26,7 +27,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from random import Random
 
@@ -35,7 +35,6 @@ import msgspec
 from cluster.config import Config
 from cluster.session import is_newer, node_of
 from cluster.swim import wire
-from cluster.swim.dissemination import Loads, News, retransmit_limit
 from cluster.swim.events import (
     Action,
     Address,
@@ -49,12 +48,10 @@ from cluster.swim.events import (
     Join,
     Leave,
     Member,
-    PushPull,
     PushPullReply,
     PushPullRequest,
     PushPullResponse,
     Renew,
-    Send,
     SetEpoch,
     SetLoad,
     State,
@@ -65,6 +62,8 @@ from cluster.swim.events import (
     Watch,
     WatchEnded,
 )
+from cluster.swim.exchange import Exchange
+from cluster.swim.post import Post
 from cluster.swim.probe import (
     AID_SHARE,
     PINGS_MAX,
@@ -76,30 +75,22 @@ from cluster.swim.probe import (
     health_after,
     spacing_s,
 )
+from cluster.swim.strangers import Challenges, Contest, Contests, Joins
 from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
 from cluster.swim.table import LIVE, Entry, Table, is_same_claim, merge, precedence
 from cluster.swim.watch import predecessors, successors
-from cluster.swim.wire import Ack, Body, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
+from cluster.swim.wire import Ack, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
 
 LOAD_FANOUT = 4  # members told at once of a load that others should act on
 GOSSIP_FANOUT = 3  # members told at each gossip interval while there is news
 URGENT_FANOUT = 3  # members told at once by a node that heard urgent news
 URGENT_DIRECT_MAX = 64  # members told at once by the node that the urgent news comes from
 RING_REPAIR_S = 2.0  # between pings to a random member held dead, so that healed cuts merge by themselves
-PULL_SPACING_S = 0.05  # between pulls from the same member
 TELL_SHARE = 0.5  # of the probe interval: how often an accuser tells the suspect
-JOIN_FIRST_S = 0.2
-JOIN_GROWTH = 1.5
-JOIN_MAX_S = 5.0
 JOIN_PATIENCE_S = 3.0  # after this long without an answer from any address a node counts itself as the first
-JOINS_MAX = 256
-ROWS_PIECES_MAX = 8  # datagrams in one answer to a Pull; what is left goes over TCP
-SYNC_SPACING_S = 1.0  # between pushes and pulls over TCP that a difference asked for
-SYNC_WITH_DEAD_EVERY = 4  # one periodic exchange in this many is tried with a member held dead
+CONFLICTS_MAX = 256
 PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
 TOMBSTONES_MAX = 1024
-CHALLENGE_SPACING_S = 0.05  # between questions to the strangers at one address
-CONTESTS_MAX = 64
 REQUESTERS_MAX = 64  # members for whom one round is run at the same time
 
 COUNTERS = (
@@ -129,14 +120,6 @@ COUNTERS = (
 )
 
 
-@dataclass(slots=True)
-class Joining:
-    """An address that may be a member, until it answers."""
-
-    next_s: float
-    spacing_s: float = JOIN_FIRST_S
-
-
 class Swim:
     """Membership as one node sees it."""
 
@@ -153,45 +136,36 @@ class Swim:
         assert len(me.meta) <= wire.META_MAX_BYTES, f"meta is {len(me.meta)} bytes"
         self._config = config
         self._rng = rng
-        self._seal = wire.Seal(keys, nonce)
-        self._window = wire.ReplayWindow()
         self._me = me
         self._past: dict[str, None] = {}  # sessions this process had before (Renew)
-        self._seq = 0
-        self._epoch = 0
-        self._load = b""
-        self._load_seq = 0
         self._load_told_s = inf  # when a few are told of our load; inf: when a datagram goes their way
         self._load_next_s = now_s  # and not before
+        self._stats = dict.fromkeys(COUNTERS, 0)
         self._table = Table()
+        self._post = Post(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
+        self._exchange = Exchange(self._table, self._post, rng, self._stats)
         self._tombstones: dict[str, None] = {}
-        self._news = News()
-        self._loads = Loads()
         self._probes: dict[str, Probe] = {}  # by session
         self._suspicions: dict[str, Suspicion] = {}  # by session
         self._pings: dict[int, tuple[str, float]] = {}  # nr -> session, when
         self._nr = rng.getrandbits(31)
         self._order: list[str] = []  # node_ids still to be probed in this turn
-        self._joins: dict[Address, Joining] = {}
+        self._joins = Joins()
+        self._challenges = Challenges()
+        self._contests = Contests(config.probe_timeout_s)
         self._has_merged = False
         self._conflicts: dict[str, None] = {}
-        self._challenged: dict[Address, float] = {}  # when a stranger there was last asked
-        self._contests: dict[str, float] = {}  # session of a newcomer -> when the earlier life was asked
         self._watched: tuple[Identity, ...] = ()
         self._ring_changed = False
         self._health = 0
-        self._exchanges = 0
-        self._stats = dict.fromkeys(COUNTERS, 0)
         self._urgent_own: list[Row] = []
         self._urgent_heard: list[Row] = []
-        self._out: list[Action] = []
 
         self._now_s = self._started_s = now_s
         self._probe_s = now_s + rng.random() * config.probe_interval_s
         self._gossip_s = now_s
         self._push_pull_s = now_s + (0.5 + rng.random()) * config.push_pull_interval_s
         self._ring_repair_s = now_s + (1 + rng.random()) * RING_REPAIR_S
-        self._sync_s = -inf
         self._put_me(0, State.ALIVE)
         self._deadline_s = self._next_s()
 
@@ -217,7 +191,7 @@ class Swim:
             case SetLoad():
                 self._on_load(event.load, event.is_urgent)
             case SetEpoch():
-                self._epoch = max(self._epoch, event.epoch)
+                self._post.epoch = max(self._post.epoch, event.epoch)
             case Fenced():
                 self._on_fenced(event.session)
             case Renew():
@@ -226,13 +200,13 @@ class Swim:
                 self._on_leave(event.done)
             case PushPullRequest():
                 if self._on_sync(event.data):
-                    self._out.append(PushPullReply(event.ticket, self._full_table()))
+                    self._post.out.append(PushPullReply(event.ticket, self._post.full_table(self._now_s)))
             case PushPullResponse():
                 self._on_sync(event.data)
         self._flush_urgent()
         self._update_watch()
         self._deadline_s = self._next_s()
-        out, self._out = self._out, []
+        out, self._post.out = self._post.out, []
         return out
 
     def deadline_s(self) -> float:
@@ -246,7 +220,7 @@ class Swim:
     @property
     def epoch(self) -> int:
         """The highest epoch heard."""
-        return self._epoch
+        return self._post.epoch
 
     @property
     def is_synced(self) -> bool:
@@ -268,11 +242,11 @@ class Swim:
     def _next_s(self) -> float:
         return min(
             self._probe_s,
-            self._gossip_s if self._news else inf,
+            self._gossip_s if self._post.news else inf,
             self._load_told_s,
             self._push_pull_s,
             self._ring_repair_s,
-            min((joining.next_s for joining in self._joins.values()), default=inf),
+            self._joins.due_s,
             min((probe.due_s for probe in self._probes.values()), default=inf),
             min((min(s.tell_s, self._suspicion_ends_s(s)) for s in self._suspicions.values()), default=inf),
         )
@@ -283,32 +257,29 @@ class Swim:
             self._advance(probe)
         for suspicion in list(self._suspicions.values()):
             self._pursue(suspicion)
-        for address, joining in self._joins.items():
-            if joining.next_s <= now_s:
-                self._ping_address(address)
-                joining.next_s = now_s + joining.spacing_s
-                joining.spacing_s = min(joining.spacing_s * JOIN_GROWTH, JOIN_MAX_S)
+        for address in self._joins.due(now_s):
+            self._ping_address(address)
         if self._probe_s <= now_s:
             self._probe_s = now_s + self._config.probe_interval_s * (1 + self._health)
             self._probe_next()
         if self._load_told_s <= now_s:
             self._load_told_s, self._load_next_s = inf, now_s + self._config.gossip_interval_s
             for entry in self._some(LOAD_FANOUT):
-                self._send(entry.address, Gossip())
-        if self._gossip_s <= now_s and self._news:
+                self._post.send(entry.address, Gossip())
+        if self._gossip_s <= now_s and self._post.news:
             self._gossip_s = now_s + self._config.gossip_interval_s
             for entry in self._some(GOSSIP_FANOUT):
-                self._send(entry.address, Gossip())
+                self._post.send(entry.address, Gossip())
             if len(self._table.live) < 2:
-                self._news = News()  # Nobody to tell: whoever comes gets the table.
+                self._post.news.clear()  # Nobody to tell: whoever comes gets the table.
         if self._ring_repair_s <= now_s:
             self._ring_repair_s = now_s + RING_REPAIR_S
-            dead = [entry for entry in self._table if entry.row.state is State.DEAD and entry.row.host]
-            if dead:
+            if dead := self._table.dead():
                 self._ping(self._rng.choice(dead))
         if self._push_pull_s <= now_s:
             self._push_pull_s = now_s + (0.5 + self._rng.random()) * self._config.push_pull_interval_s
-            self._exchange()
+            self._table.forget_before(now_s - self._config.forget_s)
+            self._exchange.anti_entropy(self._others(), now_s)
 
     def _was_away(self, late_s: float) -> None:
         """This node did not run for a while. What it waited for may have come and gone: it accuses nobody for that."""
@@ -368,7 +339,7 @@ class Swim:
         is_insisting = probe.is_urgent or probe.attempt > 0
         entry = self._table.of(probe.session)
         nr = self._number(probe.session)
-        self._send(probe.target, Ping(nr, probe.session), self._rows_for(entry))
+        self._post.send(probe.target, Ping(nr, probe.session), self._rows_for(entry))
         if is_insisting and not probe.tcp_tries:
             self._connect(probe)
         if is_insisting and probe.accuses:
@@ -377,7 +348,7 @@ class Swim:
                 asked_nr = self._number(probe.session)
                 probe.asked.setdefault(helper.node_id, (asked_nr, self._now_s))
                 host, port = probe.target
-                self._send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
+                self._post.send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
         rtt = entry.rtt if entry is not None else Rtt()
         wait_s = spacing_s(rtt, self._config.probe_timeout_s * (1 + self._health), probe.attempt)
         probe.attempt += 1
@@ -404,7 +375,7 @@ class Swim:
             timeout_s = connect_timeout_s(rtt, left_s, probe.tcp_tries, self._config.probe_timeout_s)
             probe.tcp_until_s = self._now_s + timeout_s + TCP_LOST_S
             probe.tcp_tries += 1
-            self._out.append(TcpConnect(probe.target, probe.session, timeout_s))
+            self._post.out.append(TcpConnect(probe.target, probe.session, timeout_s))
 
     def _number(self, session: str) -> int:
         """A new number for a ping; its answer counts as that session's."""
@@ -416,11 +387,11 @@ class Swim:
 
     def _ping(self, entry: Entry) -> None:
         """A single ping outside of any round."""
-        self._send(entry.address, Ping(self._number(entry.row.session), entry.row.session), self._rows_for(entry))
+        self._post.send(entry.address, Ping(self._number(entry.row.session), entry.row.session), self._rows_for(entry))
 
     def _ping_address(self, address: Address) -> None:
         """Ask whoever is there; say who we are."""
-        self._send(address, Ping(self._number(""), ""), [self._my_row])
+        self._post.send(address, Ping(self._number(""), ""), [self._my_row])
 
     def _answered(self, nr: int, session: str, is_direct: bool) -> None:
         """An Ack with this number came for `session`."""
@@ -439,7 +410,7 @@ class Swim:
             return  # Answered before what made the round urgent: it may have died since.
         del self._probes[session]
         for address, requested_nr in probe.requesters:
-            self._send(address, Ack(requested_nr, session))
+            self._post.send(address, Ack(requested_nr, session))
         if probe.accuses:
             self._health = health_after(self._health, -1)
 
@@ -463,7 +434,7 @@ class Swim:
     def _report(self, probe: Probe, tcp: Tcp | None) -> None:
         """Tell those on whose behalf the round runs."""
         for address, nr in probe.requesters:
-            self._send(address, Nack(nr, probe.session, tcp))
+            self._post.send(address, Nack(nr, probe.session, tcp))
 
     # ---- evidence
 
@@ -619,15 +590,15 @@ class Swim:
             return
         was, entry.row = row.state, msgspec.structs.replace(row, state=State.DEAD, evidence=Evidence.SUPERSEDED, by="")
         self._stats["deaths_superseded"] += 1
-        self._out.append(Changed(entry.member(), was, False))
+        self._post.out.append(Changed(entry.member(), was, False))
         entry.row = row  # The table still holds it, until the later one is put in its place.
 
     def _changed(self, entry: Entry, was: State | None, before: Row | None, *, first: bool = False) -> None:
         """The entry's row is new: keep suspicions, rounds, news and the ring in step, and tell the driver."""
         row = entry.row
         was_live = was in LIVE
-        self._out.append(Changed(entry.member(), was, first))
-        self._news.add(row if before is None or row.state is State.ALIVE else short(row))
+        self._post.out.append(Changed(entry.member(), was, first))
+        self._post.news.add(row if before is None or row.state is State.ALIVE else short(row))
         if not before or was_live != entry.is_live:
             self._ring_changed = True
         suspicion = self._suspicions.get(row.session)
@@ -658,7 +629,7 @@ class Swim:
                 # Enough others look for themselves at once: independent confirmations are what makes a verdict fast.
                 self._start_probe(entry, is_urgent=False)
         if suspicion.confirm(row.by, row.evidence):
-            self._news.add(short(row))
+            self._post.news.add(short(row))
             if row.by != self._me.node_id:
                 if row.evidence is Evidence.REFUSED:
                     self._press(entry)
@@ -676,7 +647,7 @@ class Swim:
         """Nothing is to be found out about this session any more."""
         self._probes.pop(session, None)
         self._suspicions.pop(session, None)
-        self._loads.drop(session)
+        self._post.loads.drop(session)
 
     def _bury(self, row: Row, *, is_known: bool) -> None:
         """Remember the tombstone of a session, and pass it on if the table cannot."""
@@ -686,7 +657,7 @@ class Swim:
         if len(self._tombstones) > TOMBSTONES_MAX:
             del self._tombstones[next(iter(self._tombstones))]
         if not is_known and not row.host and self._table.get(node_of(row.session)) is None:
-            self._news.add(row)
+            self._post.news.add(row)
 
     # ---- this node
 
@@ -708,7 +679,7 @@ class Swim:
         me = self._me
         row = Row(me.session, incarnation, state, Evidence.NONE, "", me.host, me.port, me.meta)
         self._table.put(row, self._now_s)
-        self._news.add(row)
+        self._post.news.add(row)
         self._ring_changed = True
         return row
 
@@ -735,9 +706,9 @@ class Swim:
             refutation = self._put_me(row.incarnation + 1, mine.state)
             accuser = self._table.get(row.by)
             if accuser is not None:
-                self._send(accuser.address, Gossip(), [refutation])
+                self._post.send(accuser.address, Gossip(), [refutation])
             self._urgent_own.append(refutation)
-            self._out.append(Changed(self._my_entry.member(), mine.state, False))
+            self._post.out.append(Changed(self._my_entry.member(), mine.state, False))
         return True
 
     def _fence_me(self) -> None:
@@ -745,15 +716,15 @@ class Swim:
         if was.evidence is not Evidence.FENCED:
             row = msgspec.structs.replace(was, state=State.DEAD, evidence=Evidence.FENCED)
             self._table.put(row, self._now_s)
-            self._news.add(row)
+            self._post.news.add(row)
             self._ring_changed = True
-            self._out.append(Changed(self._my_entry.member(), was.state, False))
+            self._post.out.append(Changed(self._my_entry.member(), was.state, False))
 
     def _conflict(self, other: Identity) -> None:
-        if other.session not in self._conflicts and len(self._conflicts) < JOINS_MAX:
+        if other.session not in self._conflicts and len(self._conflicts) < CONFLICTS_MAX:
             self._conflicts[other.session] = None
             self._stats["conflicts"] += 1
-            self._out.append(Conflict(other))
+            self._post.out.append(Conflict(other))
 
     def _on_renew(self, session: str) -> None:
         assert is_newer(session, self._me.session), f"{session} does not come after {self._me.session}"
@@ -762,7 +733,7 @@ class Swim:
         self._me = Identity(self._me.node_id, session, self._me.host, self._me.port, self._me.meta)
         row = self._put_me(0, State.LEAVING if was is State.LEAVING else State.ALIVE)
         self._urgent_own.append(row)
-        self._out.append(Changed(self._my_entry.member(), None, False))
+        self._post.out.append(Changed(self._my_entry.member(), None, False))
 
     def _on_leave(self, done: bool) -> None:
         mine = self._my_row
@@ -770,7 +741,7 @@ class Swim:
             return
         row = self._put_me(mine.incarnation + 1, State.LEFT if done else State.LEAVING)
         self._urgent_own.append(row)
-        self._out.append(Changed(self._my_entry.member(), mine.state, False))
+        self._post.out.append(Changed(self._my_entry.member(), mine.state, False))
         if done:
             self._probes.clear()
             self._suspicions.clear()
@@ -783,17 +754,16 @@ class Swim:
 
     def _on_load(self, load: bytes, is_urgent: bool) -> None:
         assert len(load) <= wire.LOAD_MAX_BYTES, f"load is {len(load)} bytes"
-        self._load, self._load_seq = load, self._load_seq + 1
+        self._post.load, self._post.load_seq = load, self._post.load_seq + 1
         mine = self._my_entry
-        mine.load, mine.load_seq, mine.load_at_s = load, self._load_seq, self._now_s
+        mine.load, mine.load_seq, mine.load_at_s = load, self._post.load_seq, self._now_s
         if is_urgent:
             self._load_told_s = min(self._load_told_s, self._load_next_s)
 
     def _on_join(self, addresses: Iterable[Address]) -> None:
         known = {entry.address for entry in self._table.live.values()}  # this node among them
         for address in addresses:
-            if address not in known and address not in self._joins and len(self._joins) < JOINS_MAX:
-                self._joins[address] = Joining(self._now_s + JOIN_FIRST_S)
+            if address not in known and self._joins.add(address, self._now_s):
                 self._ping_address(address)
         if not self._joins and len(self._table) == 1:
             self._has_merged = True  # There is nobody to hear.
@@ -806,11 +776,11 @@ class Swim:
         if len(event.data) > wire.DATAGRAM_MAX_BYTES:
             self._stats["dropped_oversize"] += 1
             return
-        packet = self._open(event.data)
+        packet = self._post.open(event.data)
         if packet is None:
             return
         session = packet.head.session
-        self._joins.pop(event.source, None)
+        self._joins.drop(event.source)
         if session == self._me.session or session in self._past:
             return
         if self._table.of(session) is None and not self._is_answer(packet):
@@ -822,22 +792,6 @@ class Swim:
         else:
             self._hear(packet, event.source)
 
-    def _open(self, data: bytes) -> Packet | None:
-        """The packet in sealed bytes; None, counted by reason, for anything else."""
-        plain = self._seal.open(data)
-        packet = wire.decode(plain) if plain is not None else None
-        if plain is None:
-            self._stats["dropped_unsealed"] += 1
-        elif packet is None:
-            self._stats["dropped_malformed"] += 1
-        elif packet.cluster != self._config.cluster:
-            self._stats["dropped_other_cluster"] += 1
-        elif not self._window.accepts(packet.head.session, packet.head.seq):
-            self._stats["dropped_replayed"] += 1
-        else:
-            return packet
-        return None
-
     def _is_answer(self, packet: Packet) -> bool:
         """Whether it answers a ping of ours by itself: only who lives and has the key can know the number."""
         body = packet.body
@@ -847,25 +801,20 @@ class Swim:
         """Answer, show the table, believe nothing, and ask who is there."""
         match packet.body:
             case Ping():
-                self._send(source, Ack(packet.body.nr, self._me.session), [self._my_row])
+                self._post.send(source, Ack(packet.body.nr, self._me.session), [self._my_row])
             case Pull():
-                self._on_pull(packet.body, source)
+                self._exchange.answer_pull(packet.body, source, self._now_s)
             case _:
                 pass
-        asked_s = self._challenged.pop(source, -inf)
-        if self._now_s - asked_s >= CHALLENGE_SPACING_S:
-            asked_s = self._now_s
+        if self._challenges.is_due(source, self._now_s):
             self._ping_address(source)
-        self._challenged[source] = asked_s
-        if len(self._challenged) > JOINS_MAX:
-            del self._challenged[next(iter(self._challenged))]
 
     def _hear(self, packet: Packet, source: Address) -> None:
         head, body = packet.head, packet.body
         lost = self._take_in(packet)
         match body:
             case Ping():
-                self._send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
+                self._post.send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
             case Ack():
                 self._answered(body.nr, body.subject, is_direct=body.subject == head.session)
             case PingReq():
@@ -873,11 +822,11 @@ class Swim:
             case Nack():
                 self._on_nack(body, node_of(head.session))
             case Pull():
-                self._on_pull(body, source)
+                self._exchange.answer_pull(body, source, self._now_s)
             case Rows():
                 self._merged()
                 if not body.is_final and lost:
-                    self._send_rows(source, lost, is_final=True)
+                    self._exchange.send_rows(source, lost, self._now_s, is_final=True)
             case Gossip() | Sync():
                 pass
         if isinstance(body, Ping | Ack) or (isinstance(body, Rows) and body.has_more):
@@ -886,7 +835,7 @@ class Swim:
     def _take_in(self, packet: Packet) -> list[Entry]:
         """Learn everything a packet claims. Returns what this node knows better."""
         head = packet.head
-        self._epoch = max(self._epoch, head.epoch)
+        self._post.epoch = max(self._post.epoch, head.epoch)
         lost: list[Entry] = []
         for row in packet.rows:
             if row.session == head.session and self._is_contested(row):
@@ -907,11 +856,7 @@ class Swim:
         return lost
 
     def _is_contested(self, row: Row) -> bool:
-        """Whether a newcomer shows itself under the name of a live member at another address, which is asked first.
-
-        A mistaken second start must not end a healthy node. While the earlier life answers, the newcomer is not taken
-        in; it learns of the earlier one from our table, asks it, and gives up. If it does not answer, it is over.
-        """
+        """Whether a newcomer shows itself under the name of a live member at another address, which is asked first."""
         entry = self._table.get(node_of(row.session))
         if (
             entry is None
@@ -920,23 +865,16 @@ class Swim:
             or entry.address == (row.host, row.port)
         ):
             return False
-        asked_s = self._contests.get(row.session)
-        if asked_s is not None and self._now_s - asked_s < self._config.probe_timeout_s:
-            return True
-        if asked_s is not None and entry.answered_s <= asked_s:
-            del self._contests[row.session]
-            return False
-        self._contests[row.session] = self._now_s
-        if len(self._contests) > CONTESTS_MAX:
-            del self._contests[next(iter(self._contests))]
-        self._ping(entry)
-        return True
+        contest = self._contests.weigh(row.session, entry.answered_s, self._now_s)
+        if contest is Contest.ASK:
+            self._ping(entry)
+        return contest is not Contest.OVER
 
     def _hear_load(self, load: LoadRow) -> None:
         entry = self._table.of(load.session)
         if entry is not None and load.seq > entry.load_seq and load.session != self._me.session:
             entry.load, entry.load_seq, entry.load_at_s = load.load, load.seq, self._now_s
-            self._loads.add(load.session, wire.encode_row(load))
+            self._post.loads.add(load.session, wire.encode_row(load))
 
     def _answer_rows(self, ping: Ping, head: Head) -> list[Row]:
         """What the sender of a ping is told first: who we are, if it does not know, and what we hold of it, if bad."""
@@ -968,85 +906,22 @@ class Swim:
             probe.is_urgent = True
             self._connect(probe)
         if probe.is_refused:
-            self._send(source, Nack(request.nr, request.target, Tcp.REFUSED))
+            self._post.send(source, Nack(request.nr, request.target, Tcp.REFUSED))
 
     def _compare(self, head: Head, source: Address) -> None:
         """Pull at once if the sender's table differs from ours."""
-        entry = self._table.of(head.session)
-        if entry is None:
-            return  # a newcomer whose name is contested
-        if head.digest == self._table.digest:
+        entry = self._table.of(head.session)  # None: a newcomer whose name is contested
+        if entry is not None and self._exchange.compare(head.digest, entry, source, self._now_s):
             self._merged()
-            return
-        if self._now_s - entry.pulled_s < PULL_SPACING_S:
-            return
-        entry.pulled_s = self._now_s
-        self._stats["pulls"] += 1
-        if max(head.digest.count, len(self._table.live)) > wire.PULL_MAX_ROWS:
-            self._sync_with(entry)
-            return
-        self._send_pull(source, is_back=False)
-
-    def _send_pull(self, target: Address, *, is_back: bool) -> None:
-        hashes = list(self._table.hashes())[: wire.PULL_MAX_ROWS]
-        self._send(target, Pull(b"".join(hashes), is_back))
-
-    def _on_pull(self, pull: Pull, source: Address) -> None:
-        size = wire.HASH_BYTES
-        theirs = {pull.hashes[i : i + size] for i in range(0, len(pull.hashes), size)}
-        mine = self._table.hashes()
-        self._send_rows(
-            source, [entry for short_hash, entry in mine.items() if short_hash not in theirs], is_final=False
-        )
-        if not pull.is_back and not theirs <= mine.keys():
-            self._send_pull(source, is_back=True)
-
-    def _send_rows(self, target: Address, entries: Sequence[Entry], *, is_final: bool) -> None:
-        """Rows of the table in as many datagrams as are allowed."""
-        rows = [self._aged(entry) for entry in entries]
-        for piece in range(ROWS_PIECES_MAX):
-            is_last = piece == ROWS_PIECES_MAX - 1
-            sent = self._send(target, Rows(is_last, is_final), rows, with_news=False)
-            rows = rows[sent:]
-            if not rows:
-                return
-
-    def _aged(self, entry: Entry) -> Row:
-        """The row as others are to take it over."""
-        if entry.is_live:
-            return entry.row
-        return msgspec.structs.replace(entry.row, age_s=max(int(self._now_s - entry.since_s), 0))
 
     # ---- push and pull of the full table
-
-    def _exchange(self) -> None:
-        """Anti-entropy: the full table with a random member, now and then with one held dead. Also forgets."""
-        self._table.forget_before(self._now_s - self._config.forget_s)
-        self._exchanges += 1
-        dead = [entry for entry in self._table if entry.row.state is State.DEAD and entry.row.host]
-        if dead and self._exchanges % SYNC_WITH_DEAD_EVERY == 0:
-            self._sync_with(self._rng.choice(dead))
-        else:
-            for entry in self._some(1):
-                self._sync_with(entry)
-
-    def _sync_with(self, entry: Entry) -> None:
-        if self._now_s - self._sync_s >= SYNC_SPACING_S:
-            self._sync_s = self._now_s
-            self._stats["push_pulls"] += 1
-            self._out.append(PushPull(entry.address, self._full_table()))
-
-    def _full_table(self) -> bytes:
-        entries = sorted(self._table, key=lambda entry: not entry.is_live)
-        rows = [wire.encode_row(self._aged(entry)) for entry in entries]
-        return self._seal.seal(wire.pack(self._config.cluster, self._head(), Sync(), rows))
 
     def _on_sync(self, data: bytes) -> bool:
         """Merge a full table. False, counted, when it is not one."""
         if len(data) > wire.SYNC_MAX_BYTES:
             self._stats["dropped_oversize"] += 1
             return False
-        packet = self._open(data)
+        packet = self._post.open(data)
         if packet is None or not isinstance(packet.body, Sync) or node_of(packet.head.session) == self._me.node_id:
             return False
         if self._table.of(packet.head.session) is not None:
@@ -1062,52 +937,13 @@ class Swim:
 
     # ---- sending
 
-    def _head(self) -> Head:
-        self._seq += 1
-        mine = self._my_row
-        return Head(
-            session=mine.session,
-            incarnation=mine.incarnation,
-            state=mine.state,
-            seq=self._seq,
-            digest=self._table.digest,
-            epoch=self._epoch,
-            load_seq=self._load_seq,
-            load=self._load,
-        )
-
-    def _send(self, target: Address, body: Body, rows: Sequence[Row] = (), *, with_news: bool = True) -> int:
-        """One datagram: these rows first, then news and loads for what room is left. Returns how many rows fitted."""
-        head = self._head()
-        size = len(wire.pack(self._config.cluster, head, body))
-        if size > wire.PLAIN_MAX_BYTES - wire.LIST_BYTES:  # Only a Pull in a large cluster: the load waits.
-            head = msgspec.structs.replace(head, load_seq=0, load=b"")
-            size = len(wire.pack(self._config.cluster, head, body))
-        room_bytes = wire.PLAIN_MAX_BYTES - wire.LIST_BYTES - size
-        encoded: list[bytes] = []
-        for row in rows:
-            data = wire.encode_row(row)
-            if len(data) > room_bytes:
-                break
-            room_bytes -= len(data)
-            encoded.append(data)
-        fitted = len(encoded)
-        loads: list[bytes] = []
-        if with_news:
-            news = self._news.take(room_bytes, retransmit_limit(len(self._table.live)), besides=encoded)
-            room_bytes -= sum(map(len, news))
-            encoded += news
-            loads = self._loads.take(room_bytes)
-        data = self._seal.seal(wire.pack(self._config.cluster, head, body, encoded, loads))
-        self._stats["datagrams_out"] += 1
-        self._stats["bytes_out"] += len(data)
-        self._out.append(Send(target, data))
-        return fitted
-
     def _some(self, count: int) -> list[Entry]:
         """Random live members other than this one."""
-        others = [entry for entry in self._table.live.values() if entry.row.session != self._me.session]
+        others = self._others()
         return self._rng.sample(others, min(count, len(others)))
+
+    def _others(self) -> list[Entry]:
+        return [entry for entry in self._table.live.values() if entry.row.session != self._me.session]
 
     def _flush_urgent(self) -> None:
         """Deaths and refutations do not wait for the next gossip interval."""
@@ -1115,7 +951,7 @@ class Swim:
         heard, self._urgent_heard = self._urgent_heard, []
         if own or heard:
             for entry in self._some(URGENT_DIRECT_MAX if own else URGENT_FANOUT):
-                self._send(entry.address, Gossip(), own + heard)
+                self._post.send(entry.address, Gossip(), own + heard)
 
     def _update_watch(self) -> None:
         if not self._ring_changed:
@@ -1125,7 +961,7 @@ class Swim:
         peers = tuple(self._table.live[name].identity for name in names)
         if peers != self._watched:
             self._watched = peers
-            self._out.append(Watch(peers))
+            self._post.out.append(Watch(peers))
 
 
 def short(row: Row) -> Row:

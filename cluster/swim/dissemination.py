@@ -56,9 +56,9 @@ class News:
         if len(about) <= CONFIRMATIONS or row.by in about:
             about[row.by] = Item(encode_row(row))
 
-    def drop(self, node_id: str) -> None:
-        """Nothing more about this member."""
-        self._items.pop(node_id, None)
+    def clear(self) -> None:
+        """Nothing is left to tell."""
+        self._items.clear()
 
     def take(self, room_bytes: int, limit: int, besides: Collection[bytes] = ()) -> list[bytes]:
         """Rows for one datagram that carries `besides` already: the least sent first. Counts them as sent."""

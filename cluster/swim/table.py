@@ -111,6 +111,12 @@ class Entry:
         """Who it is."""
         return Identity(self.node_id, self.row.session, self.row.host, self.row.port, self.row.meta)
 
+    def aged(self, now_s: float) -> Row:
+        """The row as others are to take it over."""
+        if self.is_live:
+            return self.row
+        return msgspec.structs.replace(self.row, age_s=max(int(now_s - self.since_s), 0))
+
     def member(self) -> Member:
         """A snapshot for the driver."""
         row = self.row
@@ -164,6 +170,10 @@ class Table:
     def hashes(self) -> dict[bytes, Entry]:
         """The live rows by the short hash that stands for them in a Pull."""
         return {entry.print.to_bytes(8, "big")[:HASH_BYTES]: entry for entry in self._live.values()}
+
+    def dead(self) -> list[Entry]:
+        """The dead that may come back, and where they were."""
+        return [entry for entry in self if entry.row.state is State.DEAD and entry.row.host]
 
     def put(self, row: Row, now_s: float) -> Entry | None:
         """Make `row` the entry of its node_id. None when it is a new one and the table is full of live members."""

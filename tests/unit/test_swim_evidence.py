@@ -437,5 +437,5 @@ def test_fenced_strengthens_the_evidence_of_a_death() -> None:
 def test_a_tick_without_anything_due_does_nothing() -> None:
     bench = Bench(*PEERS)
     bench.take()
-    bench.swim._news = type(bench.swim._news)()
+    bench.swim._post.news.clear()
     assert bench.hand_in(Tick()) == []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.config import Config
 from cluster.swim import wire
-from cluster.swim.core import JOIN_MAX_S, JOIN_PATIENCE_S, LOAD_FANOUT, Swim
+from cluster.swim.core import JOIN_PATIENCE_S, LOAD_FANOUT, Swim
 from cluster.swim.dissemination import LOAD_RELAYS, Loads, News, retransmit_limit
 from cluster.swim.events import (
     Conflict,
@@ -28,6 +28,7 @@ from cluster.swim.events import (
     State,
     Watch,
 )
+from cluster.swim.strangers import JOIN_MAX_S
 from cluster.swim.watch import predecessors, successors
 from cluster.swim.wire import Ack, Body, Digest, Gossip, LoadRow, Nack, Ping, Pull, Row, Rows
 from tests.forged import (
@@ -365,9 +366,9 @@ def test_push_pull_makes_two_tables_equal() -> None:
     for peer in ("c", "me"):
         other.meet(peer)
     one.meet("you")
-    other.swim._seq = 100  # beyond what was forged in its name
-    one.swim._sync_with(one.swim._table.live["a"])
-    request = next(action for action in one.swim._out if isinstance(action, PushPull))
+    other.swim._post._seq = 100  # beyond what was forged in its name
+    one.swim._exchange.sync_with(one.swim._table.live["a"], one.now_s)
+    request = next(action for action in one.swim._post.out if isinstance(action, PushPull))
     (reply,) = [a for a in other.hand_in(PushPullRequest(4, request.data)) if isinstance(a, PushPullReply)]
     assert reply.ticket == 4
     one.hand_in(PushPullResponse(reply.data))

@@ -1,0 +1,109 @@
+"""Post: what leaves this node, and what of the bytes that come is let in. Packs, seals, numbers, counts.
+
+A datagram carries the sender's account of itself, a body, the rows it is about, and in what room is left news and
+loads. Does not know: who is told what and why, time, what a row means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from cluster.swim import wire
+from cluster.swim.dissemination import Loads, News, retransmit_limit
+from cluster.swim.events import Action, Address, Send
+from cluster.swim.table import Table
+from cluster.swim.wire import Body, Head, Packet, Row, Sync
+
+
+class Post:
+    """The sealed side of one node. `out` is what it is to do; the core takes it away."""
+
+    def __init__(
+        self,
+        cluster: str,
+        node_id: str,
+        keys: Sequence[bytes],
+        nonce: Callable[[], bytes],
+        table: Table,
+        stats: dict[str, int],
+    ) -> None:
+        self.out: list[Action] = []
+        self.news = News()
+        self.loads = Loads()
+        self.epoch = 0  # the highest heard
+        self.load = b""  # this node's own
+        self.load_seq = 0
+        self._cluster = cluster
+        self._node_id = node_id
+        self._table = table
+        self._stats = stats
+        self._seal = wire.Seal(keys, nonce)
+        self._window = wire.ReplayWindow()
+        self._seq = 0
+
+    def send(self, target: Address, body: Body, rows: Sequence[Row] = (), *, with_news: bool = True) -> int:
+        """One datagram: these rows first, then news and loads for what room is left. Returns how many rows fitted."""
+        head = self._head()
+        size = len(wire.pack(self._cluster, head, body))
+        if size > wire.PLAIN_MAX_BYTES - wire.LIST_BYTES:  # Only a Pull in a large cluster: the load waits.
+            head = msgspec.structs.replace(head, load_seq=0, load=b"")
+            size = len(wire.pack(self._cluster, head, body))
+        room_bytes = wire.PLAIN_MAX_BYTES - wire.LIST_BYTES - size
+        encoded: list[bytes] = []
+        for row in rows:
+            data = wire.encode_row(row)
+            if len(data) > room_bytes:
+                break
+            room_bytes -= len(data)
+            encoded.append(data)
+        fitted = len(encoded)
+        loads: list[bytes] = []
+        if with_news:
+            news = self.news.take(room_bytes, retransmit_limit(len(self._table.live)), besides=encoded)
+            room_bytes -= sum(map(len, news))
+            encoded += news
+            loads = self.loads.take(room_bytes)
+        data = self._seal.seal(wire.pack(self._cluster, head, body, encoded, loads))
+        self._stats["datagrams_out"] += 1
+        self._stats["bytes_out"] += len(data)
+        self.out.append(Send(target, data))
+        return fitted
+
+    def full_table(self, now_s: float) -> bytes:
+        """Everything, sealed, for TCP: the living first."""
+        entries = sorted(self._table, key=lambda entry: not entry.is_live)
+        rows = [wire.encode_row(entry.aged(now_s)) for entry in entries]
+        return self._seal.seal(wire.pack(self._cluster, self._head(), Sync(), rows))
+
+    def open(self, data: bytes) -> Packet | None:
+        """The packet in sealed bytes; None, counted by reason, for anything else."""
+        plain = self._seal.open(data)
+        packet = wire.decode(plain) if plain is not None else None
+        if plain is None:
+            self._stats["dropped_unsealed"] += 1
+        elif packet is None:
+            self._stats["dropped_malformed"] += 1
+        elif packet.cluster != self._cluster:
+            self._stats["dropped_other_cluster"] += 1
+        elif not self._window.accepts(packet.head.session, packet.head.seq):
+            self._stats["dropped_replayed"] += 1
+        else:
+            return packet
+        return None
+
+    def _head(self) -> Head:
+        self._seq += 1
+        me = self._table.get(self._node_id)
+        assert me is not None, "a node is always in its own table"
+        return Head(
+            session=me.row.session,
+            incarnation=me.row.incarnation,
+            state=me.row.state,
+            seq=self._seq,
+            digest=self._table.digest,
+            epoch=self.epoch,
+            load_seq=self.load_seq,
+            load=self.load,
+        )

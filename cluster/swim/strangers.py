@@ -1,0 +1,116 @@
+"""Strangers: addresses that may be members, senders that are not known yet, and newcomers with a live member's name.
+
+Nothing that a stranger says is taken over until it has answered a ping of ours, which a recording of its datagrams
+cannot. Everything here is bounded; what is oldest goes first. Does not know: the table, the wire, how one asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf
+
+from cluster.swim.events import Address
+
+JOIN_FIRST_S = 0.2
+JOIN_GROWTH = 1.5
+JOIN_MAX_S = 5.0
+JOINS_MAX = 256
+CHALLENGE_SPACING_S = 0.05  # between questions to the strangers at one address
+CONTESTS_MAX = 64
+
+
+@dataclass(slots=True)
+class Joining:
+    """An address that may be a member, until it answers."""
+
+    next_s: float
+    spacing_s: float = JOIN_FIRST_S
+
+
+class Joins:
+    """Addresses that are pinged until they answer."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Address, Joining] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._asked)
+
+    def add(self, address: Address, now_s: float) -> bool:
+        """Whether it is a new one, which is to be asked now."""
+        if address in self._asked or len(self._asked) >= JOINS_MAX:
+            return False
+        self._asked[address] = Joining(now_s + JOIN_FIRST_S)
+        return True
+
+    def due(self, now_s: float) -> list[Address]:
+        """Those to ask now; each waits longer for the next time."""
+        found = [address for address, joining in self._asked.items() if joining.next_s <= now_s]
+        for address in found:
+            joining = self._asked[address]
+            joining.next_s = now_s + joining.spacing_s
+            joining.spacing_s = min(joining.spacing_s * JOIN_GROWTH, JOIN_MAX_S)
+        return found
+
+    @property
+    def due_s(self) -> float:
+        """When there is somebody to ask."""
+        return min((joining.next_s for joining in self._asked.values()), default=inf)
+
+    def drop(self, address: Address) -> None:
+        """It answered."""
+        self._asked.pop(address, None)
+
+    def clear(self) -> None:
+        """Ask nobody."""
+        self._asked.clear()
+
+
+class Challenges:
+    """When the strangers at an address were last asked who they are."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Address, float] = {}
+
+    def is_due(self, source: Address, now_s: float) -> bool:
+        """Whether to ask there now."""
+        asked_s = self._asked.pop(source, -inf)
+        is_due = now_s - asked_s >= CHALLENGE_SPACING_S
+        self._asked[source] = now_s if is_due else asked_s
+        if len(self._asked) > JOINS_MAX:
+            del self._asked[next(iter(self._asked))]
+        return is_due
+
+
+class Contest(StrEnum):
+    """How a contested name stands."""
+
+    ASK = "ask"  # the earlier life is asked now
+    WAIT = "wait"  # it was asked, and has its time
+    OVER = "over"  # it did not answer: the newcomer may have the name
+
+
+class Contests:
+    """Newcomers under the name of a live member at another address, which is asked first.
+
+    A mistaken second start must not end a healthy node. While the earlier life answers, the newcomer is not taken in;
+    it learns of the earlier one from our table, asks it, and gives up. If it does not answer, it is over.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._asked: dict[str, float] = {}  # session of a newcomer -> when the earlier life was asked
+
+    def weigh(self, newcomer: str, answered_s: float, now_s: float) -> Contest:
+        """What to do about this newcomer; `answered_s`: when the earlier life last answered."""
+        asked_s = self._asked.get(newcomer)
+        if asked_s is not None and now_s - asked_s < self._patience_s:
+            return Contest.WAIT
+        if asked_s is not None and answered_s <= asked_s:
+            del self._asked[newcomer]
+            return Contest.OVER
+        self._asked[newcomer] = now_s
+        if len(self._asked) > CONTESTS_MAX:
+            del self._asked[next(iter(self._asked))]
+        return Contest.ASK
