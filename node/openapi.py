@@ -17,6 +17,14 @@ from node.routes import CALLERS, COMMON_ERRORS, EXAMPLE_TASK, ROUTES, Route
 
 REF = "#/components/schemas/{name}"
 HINT = "What to do about it."
+HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
+    # Blanks at the ends do not arrive, so that a key of blanks alone is an empty one.
+    "Idempotency-Key": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+}
+LINKS = {  # what to do with the id of a task that was just submitted
+    name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("get_task", "cancel", "retry")
+}
+ANY_ITEM = {"description": "Anything else is answered with its error, in its place."}
 ERRORS: dict[int, tuple[str, str]] = {  # status -> (code, an example of its message)
     400: ("bad_request", "the body is not JSON: trailing comma in array near line 1, column 34: '[1, 2,]}'."),
     401: ("unauthorized", "this call needs the API token."),
@@ -97,6 +105,7 @@ def _answer(status: int, kind: Any) -> dict[str, Any]:
         content["example"] = EXAMPLE_TASK
         if status == 202:
             answer["headers"] = {"Location": {"schema": {"type": "string"}, "description": "Where to read it."}}
+            answer["links"] = LINKS
         if status == 200:
             answer["description"] = "The task"
     return {**answer, "content": {"application/json": content}}
@@ -120,7 +129,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         for name in re.findall(r"\{([a-z_]+)\}", route.path)
     ]
     headers = [
-        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        {"name": name, "in": "header", "required": False, "description": text, "schema": _header(name)}
         for name, text in route.headers.items()
     ]
     if route.query is None:
@@ -140,6 +149,10 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     return [*path, *queries, *headers]
 
 
+def _header(name: str) -> dict[str, Any]:
+    return HEADER_SCHEMAS.get(name, {"type": "string"})
+
+
 def _inlined(schema: Any, components: dict[str, Any]) -> Any:
     """The schema with references to types that only parameters have (enums) written out."""
     if isinstance(schema, list):
@@ -153,7 +166,7 @@ def _inlined(schema: Any, components: dict[str, Any]) -> Any:
 
 def _schema(kind: Any) -> dict[str, Any]:
     if kind == list[wire.Submission]:
-        return {"type": "array", "items": _schema(wire.Submission)}
+        return {"type": "array", "items": {"anyOf": [_schema(wire.Submission), ANY_ITEM]}}
     return {"$ref": REF.format(name=kind.__name__)}
 
 

@@ -226,6 +226,8 @@ def _value_at(body: bytes, path: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str):  # bytes of a header that are not UTF-8 come as lone surrogates, which JSON cannot hold
+        value = value.encode("utf-8", "backslashreplace").decode()
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
 

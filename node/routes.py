@@ -167,5 +167,7 @@ ROUTES = (
 
 
 def methods_of(path: str) -> tuple[str, ...]:
-    """The methods that this path has; none: there is no such path."""
-    return tuple(route.method for route in ROUTES if route.pattern.fullmatch(path))
+    """The methods that this path has; none: there is no such path. Without those that only take it for an id."""
+    found = [route for route in ROUTES if route.path == path]
+    found = found or [route for route in ROUTES if route.pattern.fullmatch(path)]
+    return tuple(route.method for route in found)

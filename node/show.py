@@ -31,6 +31,8 @@ STATE_STYLES = {
 }
 TASK_HEAD = ("id", "type", "state", "attempt", "node", "queue", "age")
 TASK_STYLES: Styles = {2: STATE_STYLES}
+NUMBERS = ("rtt ms", "shards", "running", "free", "attempt", "age")
+MAY_WRAP = ("type", "queue", "url")
 ENDED_FIELDS = ("error", "history", "data", "result")  # shown after the others, in parts of their own
 SEVERITY_STYLES = {"fatal": "bold red", "error": "red", "warning": "yellow"}
 
@@ -90,8 +92,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Styles) ->
 
     made = Table(box=None, header_style="bold", pad_edge=False)
     for name in head:
-        is_number = name in ("rtt ms", "shards", "running", "free", "attempt", "age")
-        made.add_column(name, justify="right" if is_number else "left", no_wrap=name in ("id", "node"))
+        made.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name not in MAY_WRAP)
     for row in rows:
         made.add_row(*(Text(cell, styles.get(n, {}).get(cell, "")) for n, cell in enumerate(row)))
     Console().print(made)
@@ -134,7 +135,7 @@ def task(one: Task[Any]) -> None:
     if one.history:
         past = Table(box=None, header_style="bold", pad_edge=False)
         for head in ("when", "attempt", "outcome", "node", "error"):
-            past.add_column(head)
+            past.add_column(head, no_wrap=head != "error")
         for attempt in one.history:
             error = attempt.get("error") or {}
             outcome = str(attempt.get("outcome"))

@@ -232,6 +232,7 @@ async def test_a_path_that_does_not_exist_is_404_in_the_error_form(client: Clien
         ("PATCH", "/tasks/x", "GET, DELETE"),
         ("GET", "/dead", "DELETE"),
         ("OPTIONS", "/tasks", "POST, GET"),
+        ("OPTIONS", "/tasks/batch", "POST"),
     ],
 )
 async def test_a_method_that_a_path_lacks_is_405_and_names_those_it_has(

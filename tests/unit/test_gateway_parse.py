@@ -135,3 +135,10 @@ def test_run_at_without_a_full_time_and_offset_is_refused_with_its_value(text: s
     with pytest.raises(Invalid, match=r"\$\.run_at is ") as caught:
         run_at_ms(text)
     assert repr(text) in caught.value.message
+
+
+def test_a_header_that_is_not_utf_8_is_refused_in_words_that_json_can_hold() -> None:
+    """As aiohttp hands it over: a lone surrogate for each byte. Found by schemathesis."""
+    error = refusal(lambda: parse.idempotency_key("k\udcff"))
+    assert error is not None
+    assert msgspec.json.encode(error.message)
