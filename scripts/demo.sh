@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Two minutes of a cluster in trouble: five nodes, a steady load, and a fault every few seconds, each with a line that
+# says what was seen and what followed; at the end everything is counted. Ctrl-C ends it and cleans up.
+#   scripts/demo.sh [--seconds 120] [--rate 40] [--stay]
+# RUMOR_BASE_PORT (5000) and RUMOR_DATA_DIR (.rumor-demo) say where, as for scripts/launch_cluster.sh.
+set -euo pipefail
+# shellcheck source=scripts/venv.sh
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+if [[ -n ${RUMOR_REDIS_URL:-} ]] || command -v redis-server >/dev/null || command -v valkey-server >/dev/null; then
+  bootstrap
+else
+  bootstrap embedded # brings a server of its own
+fi
+exec "$python" "$root/scripts/demo.py" "$@"
