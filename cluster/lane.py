@@ -18,10 +18,10 @@ from typing import Any
 import redis.asyncio
 import structlog
 from hiredis import pack_command
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from cluster.errors import StoreUnavailable
-from cluster.scripts import Arg, script
+from cluster.scripts import UNANSWERED, Arg, script
 
 Reply = Any  # what Redis answered, or the exception that this call met
 GRACE_S = 0.02  # after a deadline: an answer may lie in the buffer, and the timer was served first
@@ -138,7 +138,9 @@ class Lane:
 
         try:
             replies = await self._within_deadline(talk())
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:
+            if not isinstance(error, UNANSWERED):  # a call that cannot be sent must not end the lane for all others
+                log.exception("group_not_sent", scripts=sorted({call.script for call in calls}))
             await self._connection.disconnect(nowait=True)
             self._set_up(False)
             what = str(error) or f"no answer within {self._timeout_s} s"
@@ -196,7 +198,7 @@ class Lane:
                 if isinstance(reply, ResponseError):
                     raise reply
                 self._set_up(True)
-            except (RedisError, OSError, TimeoutError):
+            except UNANSWERED:
                 await self._connection.disconnect(nowait=True)
                 await asyncio.sleep(PROBE_INTERVAL_S)
 

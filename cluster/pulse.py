@@ -21,7 +21,7 @@ import redis.asyncio
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from cluster import keys, scripts, session
 from cluster.errors import StoreUnavailable
@@ -188,7 +188,7 @@ class Pulse:
             try:
                 async with asyncio.timeout(self.timeout_s):
                     await client.aclose()
-            except (RedisError, OSError, TimeoutError):
+            except scripts.UNANSWERED:
                 continue
 
     async def _script(self, client: Client, name: str, slots: Sequence[str], args: Sequence[scripts.Arg]) -> Any:
@@ -204,7 +204,7 @@ class Pulse:
                     return task.result()
         except NoScriptError as error:
             raise StoreUnavailable(f"Redis lost a script: {error}", may_have_happened=False) from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except scripts.UNANSWERED as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
         finally:
             if not task.done():
@@ -238,7 +238,7 @@ async def _messages(connection: Connection) -> AsyncIterator[bytes]:
     while True:
         try:
             reply = await connection.read_response()
-        except (RedisError, OSError) as error:
+        except scripts.UNANSWERED as error:
             raise StoreUnavailable(f"the subscription ended: {error}") from error
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             yield reply[2]

@@ -14,10 +14,13 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 USES = re.compile(r"^-- Uses +include/(\w+\.lua)$", re.M)
 Arg = str | bytes | int | float
+# What a call to Redis raises when there is no answer. RuntimeError: of uvloop, for a write to a connection that was
+# reset while nothing was asked of it.
+UNANSWERED = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from typing import Any
 
 import redis.asyncio
 import structlog
-from redis.exceptions import RedisError
 
 from cluster import ring
 from cluster.config import Config
 from cluster.errors import Conflict, NotFound, QueueFull, RumorError, StoreUnavailable
 from cluster.lane import Reply
 from cluster.load import Load, QueueLoad
+from cluster.scripts import UNANSWERED
 from cluster.session import node_of
 from cluster.store import BATCH_MAX, Calls, Head, connect, heads_of
 from cluster.swim.events import State as Gossip
@@ -377,7 +377,7 @@ class Engine:
                     told: Any = await self.client.info("memory")
                 self.memory = memory.look(told, self.config.retention_max_bytes)
                 self.house.is_memory_short = self.memory.is_short
-            except (RedisError, OSError, TimeoutError) as error:
+            except UNANSWERED as error:
                 log.debug("memory_unread", error=str(error))
             self.placement.fade()
             await asyncio.sleep(MEMORY_INTERVAL_S)
@@ -391,7 +391,7 @@ class Engine:
                         await self.catalog.publish(self.client)
                         is_published = True
                     await self.catalog.refresh(self.client)
-            except (RedisError, OSError, TimeoutError) as error:
+            except UNANSWERED as error:
                 log.debug("catalog_unread", error=str(error))
                 is_published = False  # Redis may have come back without it
             await asyncio.sleep(CATALOG_INTERVAL_S)
@@ -431,7 +431,7 @@ class Engine:
         try:
             async with asyncio.timeout(self.config.redis_timeout_s):
                 await self.catalog.refresh(self.client)
-        except (RedisError, OSError, TimeoutError) as error:
+        except UNANSWERED as error:
             log.debug("catalog_unread", error=str(error))
 
     async def get(self, task_id: str) -> TaskJson:

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 
 import redis.asyncio
 import structlog
-from redis.exceptions import RedisError
 
 from cluster import keys
+from cluster.scripts import UNANSWERED
 
 LOOK_INTERVAL_S = 1.0
 
@@ -78,7 +78,7 @@ class Waiting:
                 await self._pubsub.subscribe(keys.finished_channel(shard))
                 if self._reader is None or self._reader.done():
                     self._reader = asyncio.get_running_loop().create_task(self._read(self._pubsub))
-        except (RedisError, OSError, TimeoutError) as error:
+        except UNANSWERED as error:
             log.warning("subscribe_failed", shard=shard, error=str(error))  # the looks go on
 
     async def _unsubscribe(self, shard: int) -> None:
@@ -86,14 +86,14 @@ class Waiting:
             async with self._changing, asyncio.timeout(0.5):
                 if self._pubsub is not None and shard not in self._shards:
                     await self._pubsub.unsubscribe(keys.finished_channel(shard))
-        except (RedisError, OSError, TimeoutError) as error:
+        except UNANSWERED as error:
             log.debug("unsubscribe_failed", shard=shard, error=str(error))
 
     async def _read(self, pubsub: redis.asyncio.client.PubSub) -> None:
         while True:
             try:
                 message = await pubsub.get_message(timeout=LOOK_INTERVAL_S)
-            except (RedisError, OSError, RuntimeError) as error:
+            except UNANSWERED as error:
                 log.info("subscription_ended", error=str(error))
                 await asyncio.sleep(LOOK_INTERVAL_S)
                 continue

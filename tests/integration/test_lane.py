@@ -7,12 +7,15 @@ pause between two looks.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import redis.asyncio
+import uvloop
 from redis.exceptions import ResponseError
 
 from cluster.errors import StoreUnavailable
@@ -222,4 +225,75 @@ async def test_a_caller_that_chokes_on_its_answer_chokes_alone(bench: Bench) -> 
     bench.lane.add(Call("", ("PING",), [], choke))
     beside = bench.ask("ECHO", "beside")
     assert await beside == b"beside"
+    assert await bench.ask("ECHO", "after") == b"after"
+
+
+class Relay:
+    """Passes bytes on to Redis until it resets its connections, as a firewall does with those it has forgotten."""
+
+    def __init__(self, to: int) -> None:
+        self._to = to
+        self._clients: list[asyncio.StreamWriter] = []
+        self._copying: list[asyncio.Task[None]] = []
+
+    async def start(self) -> int:
+        """Its port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._clients.append(writer)
+        for source, target in ((reader, to_writer), (to_reader, writer)):
+            self._copying.append(asyncio.get_running_loop().create_task(self._copy(source, target)))
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65_536):
+                target.write(data)
+        except OSError:
+            pass  # reset
+        finally:
+            target.transport.abort()
+
+    def reset(self) -> None:
+        for client in self._clients:
+            client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.transport.abort()
+        self._clients.clear()
+
+    async def close(self) -> None:
+        self.reset()
+        self._server.close()
+        for task in self._copying:
+            task.cancel()
+        await asyncio.gather(*self._copying, return_exceptions=True)
+
+
+def test_a_connection_that_is_reset_while_idle_costs_one_group_and_not_the_lane(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        relay = Relay(redis_server.port)
+        client = connect(f"redis://127.0.0.1:{await relay.start()}/0")
+        bench = Bench(client)
+        assert await bench.ask("ECHO", "before") == b"before"
+        for _ in range(3):
+            relay.reset()
+            await asyncio.sleep(0.05)
+            reply = await asyncio.wait_for(bench.ask("ECHO", "lost"), TIMEOUT_S + LATE_S)
+            assert isinstance(reply, StoreUnavailable)
+            await wait_until_async(lambda: bench.lane.is_up, PROBE_INTERVAL_S + LATE_S, "it connects anew")
+            assert await bench.ask("ECHO", "after") == b"after"
+        await bench.lane.close()
+        await client.aclose()
+        await relay.close()
+
+    uvloop.run(scenario())  # the node's loop: a write to what was reset is a RuntimeError there, not an OSError
+
+
+async def test_a_call_that_cannot_be_sent_is_answered_and_does_not_end_the_lane(bench: Bench) -> None:
+    no_text, beside = bench.ask("ECHO", "\udcff"), bench.ask("ECHO", "beside")
+    assert isinstance(await no_text, StoreUnavailable)
+    assert isinstance(await beside, StoreUnavailable)
+    await wait_until_async(lambda: bench.lane.is_up, PROBE_INTERVAL_S + LATE_S, "it goes on")
     assert await bench.ask("ECHO", "after") == b"after"
