@@ -132,6 +132,7 @@ class Gateway:
         self._closing = False
         self._openapi = encode(openapi.document())
         self._page = page.load()
+        self._docs = page.load("docs.html")
         self._counted = gauges.register(engine.metrics, engine, self._answers)
 
     # ---- tasks
@@ -241,6 +242,10 @@ class Gateway:
     async def page(self, request: web.Request) -> web.Response:
         accepted = request.headers.get(hdrs.ACCEPT_ENCODING, "")
         body, headers = self._page.answer(guard.origins(self._engine.view), "gzip" in accepted)
+        return web.Response(body=body, headers=headers)
+
+    async def docs(self, request: web.Request) -> web.Response:
+        body, headers = self._docs.answer((), "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, ""))
         return web.Response(body=body, headers=headers)
 
     # ---- peers

@@ -1,6 +1,6 @@
-"""The page at `/`: one answer made of the files in `static`, no build step, nothing from elsewhere.
+"""The pages at `/` and `/docs`: each one answer made of the files in `static`, no build step, nothing from elsewhere.
 
-`index.html` names its style and its scripts; they are put into it when the node starts. The Content-Security-Policy
+An HTML file names its style and its scripts; they are put into it when the node starts. The Content-Security-Policy
 allows exactly these, by their hashes, so that a task's data shown on the page can never run. It may ask this node, and
 the hosts of the others for when this one is gone. Does not know: what the page shows; it fetches that by itself.
 """
@@ -43,20 +43,20 @@ class Page:
         return self.body, headers
 
 
-def load() -> Page:
+def load(name: str = "index.html") -> Page:
     """Put the files together; raises FileNotFoundError when the package was installed without them."""
-    text = whole(resources.files("node").joinpath("static"))
+    text = whole(resources.files("node").joinpath("static"), name)
     body = text.encode()
     return Page(body, gzip.compress(body, mtime=0), policy(text))
 
 
-def whole(folder: Traversable) -> str:
-    """`index.html` with its style and its scripts inside."""
+def whole(folder: Traversable, name: str) -> str:
+    """The file with its style and its scripts inside."""
 
     def read(name: str) -> str:
         return folder.joinpath(name).read_text("utf-8")
 
-    text = STYLE.sub(lambda found: f"<style>\n{read(found[1])}</style>", read("index.html"))
+    text = STYLE.sub(lambda found: f"<style>\n{read(found[1])}</style>", read(name))
     return SCRIPT.sub(lambda found: f"<script>\n{read(found[1])}</script>", text)
 
 

@@ -159,6 +159,7 @@ ROUTES = (
     Route("GET", "/readyz", "readyz", "The node takes work", {200: None, 503: None}, for_whom=EVERYBODY),
     Route("GET", "/metrics", "metrics", "Prometheus metrics", {200: "text/plain"}),
     Route("GET", "/openapi.json", "openapi", "This description", {200: None}),
+    Route("GET", "/docs", "docs", "This description, for people", {200: "text/html"}, for_whom=EVERYBODY),
     Route("GET", "/", "page", "A page about this cluster", {200: "text/html"}, for_whom=EVERYBODY),
     Route("POST", "/gossip", "gossip", "Exchange member tables", {200: bytes}, for_whom=PEERS, is_public=False),
     Route("GET", "/gossip/watch", "watch", "Hold a connection", {200: bytes}, for_whom=PEERS, is_public=False),

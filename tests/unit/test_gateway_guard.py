@@ -49,7 +49,7 @@ async def test_with_the_token_a_task_is_accepted_from_anywhere(scheme: str) -> N
     assert response.status == 202
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/", "/docs"])
 async def test_probes_and_the_page_need_no_token(path: str) -> None:
     response, _ = await ask(Config(api_token="s3cret-token"), "GET", path)
     assert response.status == 200

@@ -178,8 +178,9 @@ async def test_metrics_name_what_outsiders_count_with(client: Client, engine: Fa
     assert "# TYPE rumor_task_refused_total counter" in text
 
 
-async def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
-    response = await client.get("/")
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_a_page_needs_nothing_from_elsewhere(client: Client, path: str) -> None:
+    response = await client.get(path)
     text = await response.text()
     assert response.content_type == "text/html"
     assert "http://" not in text
