@@ -110,7 +110,8 @@ def carry_out(
             pause_s, retry_after_s = min(PAUSE_MAX_S, 2 * pause_s), 0.0
             continue
         asked.append(url)
-        outcome, now_s = yield Ask(url, call, min(left_s, call.attempt_s))
+        has_others = call.is_repeatable and len(asked) < len(nodes.known())
+        outcome, now_s = yield Ask(url, call, _attempt_s(call, left_s, has_others))
         if isinstance(outcome, Answer):
             answer = _decoded(outcome.body)
             if outcome.status < 400 or outcome.status in call.accepts:
@@ -135,6 +136,13 @@ def carry_out(
         is_doubtful = is_doubtful or is_indefinite
         if is_indefinite and not call.is_repeatable:
             raise _given_up(refused, silent, nodes, within_s, True)
+
+
+def _attempt_s(call: Call, left_s: float, has_others: bool) -> float:
+    """How long one node may take: a node that hangs must not use up the time in which another would answer."""
+    if has_others and call.attempt_s <= ATTEMPT_S:
+        return min(left_s / 2, call.attempt_s)
+    return min(left_s, call.attempt_s)
 
 
 def learn(nodes: Nodes, now_s: float, within_s: float) -> Steps[float]:

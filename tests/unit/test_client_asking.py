@@ -148,11 +148,13 @@ def test_a_limit_of_the_cluster_is_not_taken_to_the_next_node_and_retry_after_is
     assert len(world.asks) == 1, "30 s are not to be had"
 
 
-def test_an_attempt_ends_by_its_own_limit_or_by_the_deadline() -> None:
-    world = World(lambda _: OK)
+def test_an_attempt_leaves_time_for_the_next_node_if_there_is_one() -> None:
+    world = World(in_turn(OK, BROKEN, BROKEN, OK, OK))
     world.carry_out(READ, three(), within_s=60)
     world.carry_out(READ, three(), within_s=2)
-    assert [ask.within_s for ask in world.asks] == [5.0, 2.0]
+    world.carry_out(RETRY, three(), within_s=2)
+    shown = [round(ask.within_s, 2) for ask in world.asks]
+    assert shown == [5.0, 1.0, 0.95, 1.8, 2.0], "the last node, and a call that goes to one only, have all that is left"
 
 
 def test_an_answer_that_is_no_rumor_node_is_told_as_such() -> None:
