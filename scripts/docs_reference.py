@@ -1,0 +1,321 @@
+"""The pages of docs/ that are made from the code: http.md, cli.md, metrics.md and configuration.md.
+
+    python scripts/docs_reference.py            # write them
+    python scripts/docs_reference.py --check    # status 1 if one is out of date
+
+A test compares them, so that what they say is what the nodes do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cluster.config import Config  # noqa: E402
+from node import cli, gauges, openapi, options  # noqa: E402
+from node.metrics import Metrics  # noqa: E402
+from node.routes import CALLERS, ROUTES, Route  # noqa: E402
+
+MADE = "This page is made from the code by `scripts/docs_reference.py`; a test fails when it is out of date.\n"
+
+
+# ---- HTTP
+
+
+def http() -> str:
+    """The route table and the types that requests are parsed into, by way of the OpenAPI description."""
+    document = openapi.document()
+    schemas: Mapping[str, Any] = document["components"]["schemas"]
+    lines = [
+        "# HTTP reference\n",
+        MADE,
+        "Every node answers every call. Bodies and answers are JSON. The same in machine-readable form (OpenAPI 3.1) "
+        "is at `GET /openapi.json` on every node.\n",
+        "- **Token.** With an `api_token` set, every call needs `Authorization: Bearer TOKEN`, unless it says *no "
+        "token* here.",
+        '- **Errors** have one form: `{"error": {"code", "message", "hint"}}`, with the values in the message and '
+        "what to do in the hint. `400`, `401` and `403` are possible everywhere.",
+        "- **`429` and `503`** carry `Retry-After`. A `503` says in `may_have_happened` whether the call may have been "
+        "carried out: send it again with the same `Idempotency-Key`, and it cannot be stored twice.",
+        "- **Names end in their unit**: `_s` is seconds, `_ms` milliseconds (instants: since 1970, by Redis's "
+        "clock).\n",
+        "| call | does |",
+        "| --- | --- |",
+    ]
+    shown = [route for route in ROUTES if route.is_public]
+    lines += [f"| [`{route.method} {route.path}`](#{_anchor(route)}) | {_cell(route.summary)} |" for route in shown]
+    for route in shown:
+        lines += ["", *_call(route, document["paths"][route.path][route.method.lower()], schemas)]
+    lines += ["", HTTP_OBJECTS, "## Types\n"]
+    for name, schema in schemas.items():
+        lines += [f"### {name}\n", *([_text(schema["description"]), ""] if schema.get("description") else [])]
+        lines += [*_fields(schema, schemas), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+HTTP_OBJECTS = """\
+## Answers of no fixed form
+
+Fields are only ever added to these.
+
+- **`GET /cluster`**: `node_id` and `session` of who answers; `members`, each with `state` (gossip's word alone:
+  `alive`, `leaving`, `suspect`, `dead`, `left`), `redis` (the second witness's: `live`, `stale`, `gone`, `unknown`)
+  and `verdict` (both together: `healthy`, `cut_from_redis`, `cut_from_peers`, `dead`), `evidence` and `by` whom it is
+  accused, `rtt_ms` and `load`; `leader` with its `epoch`, or null; `shards`, number to owner; `events`, the timeline.
+- **`GET /workers`**: `workers`, each with `node_id`, `session`, `url`, `pid`, `queues` (slots and how many are taken)
+  and `tasks`, the ids that it runs.
+- **`GET /health`**: `status` (`ok`, `degraded`, `unavailable`), `ready` and why not, and `problems`, worst first,
+  each with `code`, `severity`, `message` and `hint`: [what each means](operating.md#what-each-problem-means).
+"""
+
+
+def _call(route: Route, operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {route.method} {route.path}\n"
+    yield _text(route.summary) + "." + ("" if route.for_whom == CALLERS else " *No token.*")
+    parameters = operation.get("parameters", ())
+    if parameters:
+        yield "\n| parameter | in | type | what it is |\n| --- | --- | --- | --- |"
+        for one in parameters:
+            kind = _kind(one["schema"], schemas)
+            yield f"| `{one['name']}` | {one['in']} | {kind} | {_cell(one.get('description', ''))} |"
+    if (body := operation.get("requestBody")) is not None:
+        content = body["content"]["application/json"]
+        yield f"\nBody: {_kind(content['schema'], schemas)}, for example `{json.dumps(content['example'])}`."
+    answers = []
+    for status, answer in operation["responses"].items():
+        (content,) = answer.get("content", {"": {}}).items()
+        kind, what = content[0], content[1].get("schema", {})
+        shown = _kind(what, schemas) if kind == "application/json" else f"`{kind}`"
+        if "ErrorJson" not in shown:
+            answers.append(f"`{status}` {shown}")
+    yield f"\nAnswers: {', '.join(answers)}. Errors: {', '.join(f'`{s}`' for s in _errors(operation)) or 'none'}."
+
+
+def _errors(operation: Mapping[str, Any]) -> list[str]:
+    return [status for status, answer in operation["responses"].items() if "ErrorJson" in json.dumps(answer)]
+
+
+def _fields(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    if "properties" not in schema:
+        yield f"{_kind(schema, schemas)}"
+        return
+    required = set(schema.get("required", ()))
+    yield "| field | type | default | what it is |\n| --- | --- | --- | --- |"
+    for name, one in schema["properties"].items():
+        default = "*required*" if name in required else f"`{json.dumps(one['default'])}`" if "default" in one else "–"
+        yield f"| `{name}` | {_kind(one, schemas)} | {default} | {_cell(one.get('description', ''))} |"
+
+
+def _kind(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
+    """A schema in a few words, with its bounds."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})" if name in schemas else name
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return " or ".join(dict.fromkeys(_kind(one, schemas) for one in schema[union]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = schema.get("type", "any JSON")
+    if kind == "array":
+        return f"array of {_kind(schema.get('items', {}), schemas)}"
+    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
+    if kind == "string":
+        low, high = schema.get("minLength"), schema.get("maxLength")
+    above = "above " if "exclusiveMinimum" in schema else ""
+    bounds = f"{above}{_number(low)} to {_number(high)}" if high is not None and low is not None else ""
+    bounds = bounds or (f"at most {_number(high)}" if high is not None else "")
+    bounds = bounds or (f"{above or 'at least '}{_number(low)}" if low is not None else "")
+    what = f"{kind}, {bounds}" + (" characters" if kind == "string" else "") if bounds else str(kind)
+    return what + (f", `{schema['pattern']}`" if "pattern" in schema else "")
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else str(value)
+
+
+def _anchor(route: Route) -> str:
+    """As GitHub makes them: lower case, blanks to hyphens, everything but letters, digits, `-` and `_` left out."""
+    return re.sub(r"[^\w\- ]", "", f"{route.method} {route.path}".lower()).replace(" ", "-")
+
+
+def _text(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return _text(text).replace("|", "\\|")
+
+
+# ---- command line
+
+
+def command_line() -> str:
+    """Every command of `rumor` with its arguments and options; a node's settings are a page of their own."""
+    settings = {field.name for field in dataclasses.fields(Config)}
+    lines = ["# Command line\n", MADE, _prose(cli.rumor)]
+    lines += [
+        "Commands that talk to a node do so over HTTP, to `--url` or `RUMOR_URL`, with the token in "
+        "`RUMOR_API_TOKEN`. An error is two lines on stderr: what happened, and what to do. Exit status 0: done; 1: it "
+        "failed, or the task that was asked for is dead or cancelled; 2: the command line or the configuration makes "
+        "no sense, and nothing was done; 3: what `--wait-s` waited for goes on. `python -m node` is the same as "
+        "`rumor`.\n",
+        "| command | does |",
+        "| --- | --- |",
+    ]
+    named = list(_commands(cli.rumor, ""))
+    lines += [f"| [`rumor {name}`](#rumor-{name.replace(' ', '-')}) | {_cell(_first(one))} |" for name, one in named]
+    for name, one in named:
+        context = click.Context(one, info_name=f"rumor {name}")
+        usage = " ".join([f"rumor {name}", *one.collect_usage_pieces(context)])
+        lines += ["", f"## rumor {name}\n", "```text", usage, "```\n", _prose(one)]
+        is_node = settings <= {p.name for p in one.params}
+        left_out = settings if is_node else set()
+        mine = [p for p in one.params if isinstance(p, click.Option) and p.name not in left_out and not p.hidden]
+        if mine:
+            lines += ["| option | what it is |", "| --- | --- |"]
+            for option in mine:
+                record = option.get_help_record(context)
+                if record is not None:
+                    lines.append(f"| `{record[0].replace('|', chr(92) + '|')}` | {_cell(record[1])} |")
+        if is_node:
+            lines.append("\nAnd every setting of a node: [configuration](configuration.md).")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _commands(group: click.Group, before: str) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in sorted(group.list_commands(context)):
+        one = group.get_command(context, name)
+        if one is None or one.hidden:
+            continue
+        if isinstance(one, click.Group):
+            yield from _commands(one, f"{before}{name} ")
+        else:
+            yield before + name, one
+
+
+def _first(command: click.Command) -> str:
+    return (command.help or "").replace("\b", "").strip().split("\n")[0]
+
+
+def _prose(command: click.Command) -> str:
+    """The help text; what click is told to leave as it stands (after a \\b) stays so."""
+    parts = []
+    for part in (command.help or "").split("\n\n"):
+        words = part.strip("\n")
+        if words.lstrip().startswith("\b"):
+            shown = words.replace("\b", "").strip("\n").rstrip()
+            parts.append(f"```text\n{textwrap.dedent(shown).strip(chr(10))}\n```")
+        else:
+            parts.append(_text(words))
+    return "\n\n".join(parts) + "\n"
+
+
+# ---- metrics
+
+
+class Nobody:
+    """What the gauges would read, were they read."""
+
+    config = Config()
+
+
+def metrics() -> str:
+    """Every name that /metrics of a node shows, with its kind, its labels and what it counts."""
+    one = Metrics()
+    gauges.register(one, Nobody(), {})  # type: ignore[arg-type]
+    rows = [
+        f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels) or '–'} | {_cell(help)} |"
+        for name, kind, labels, help in one.described()
+    ]
+    return "\n".join([METRICS_HEAD.format(made=MADE), *rows, METRICS_TAIL])
+
+
+METRICS_HEAD = """\
+# Metrics
+
+{made}
+Every node serves `GET /metrics` in Prometheus's text format. With an API token set, the scraper needs it:
+
+```yaml
+scrape_configs:
+  - job_name: rumor
+    authorization: {{credentials_file: /etc/prometheus/rumor.token}}
+    static_configs: [{{targets: ["10.0.0.11:5000", "10.0.0.12:5000"]}}]
+```
+
+[`deploy/prometheus/`](../deploy/prometheus/) has a configuration and alerts, [`deploy/grafana/`](../deploy/grafana/) a
+dashboard; a test asks a live node for every name in them.
+
+Most are of one node: add them up (`sum`). What is of the whole cluster and told alike by every node (`rumor_tasks`,
+`rumor_queued_tasks`, `rumor_leader_epoch`, `rumor_redis_memory_…`) must not be: use `max`. Labels are bounded: no task,
+session or key ever is one; types of tasks are, up to a number, then they count as `other`.
+
+| name | kind | labels | what it is |
+| --- | --- | --- | --- |"""
+
+METRICS_TAIL = """
+A histogram has the usual `_bucket`, `_sum` and `_count`. Beside these there are the usual `process_…` of the node's own
+process (its children are not in them).
+
+Questions and where the answer is:
+
+| question | query |
+| --- | --- |
+| Do tasks wait, and how long? | `histogram_quantile(0.95, sum by (le) (rate(rumor_task_wait_seconds_bucket[5m])))` |
+| How much is there to do? | `max(rumor_tasks{state="queued"}) + max(rumor_tasks{state="running"})` |
+| Which type fails? | `sum by (type) (rate(rumor_task_commits_by_type_total{outcome="dead"}[5m]))` |
+| Who died, and of what? | `sum by (cause) (increase(rumor_fences_total[1h]))` |
+| How soon did its tasks run again? | `histogram_quantile(0.9, sum by (le) (rate(rumor_recovery_seconds_bucket[1h])))` |
+| Was work done twice? | `sum by (reason) (increase(rumor_task_refused_total[1h]))`: run twice, committed once |
+| Is Redis the bottleneck? | `histogram_quantile(0.99, sum by (le) (rate(rumor_redis_call_seconds_bucket[5m])))` |
+| Does a handler block its node? | `rate(rumor_loop_lag_seconds_sum[5m]) / rate(rumor_loop_lag_seconds_count[5m])` |
+"""
+
+
+# ---- all of them
+
+PAGES: dict[str, Callable[[], str]] = {
+    "http.md": http,
+    "cli.md": command_line,
+    "metrics.md": metrics,
+    "configuration.md": options.markdown,
+}
+
+
+def stale() -> list[str]:
+    """The pages that do not say what the code says."""
+    folder = ROOT / "docs"
+    return [
+        name
+        for name, make in PAGES.items()
+        if not (folder / name).exists() or (folder / name).read_text("utf-8") != make()
+    ]
+
+
+def main() -> int:
+    if "--check" in sys.argv[1:]:
+        old = stale()
+        if old:
+            print(f"out of date: {', '.join(old)}. Run scripts/docs_reference.py", file=sys.stderr)
+        return 1 if old else 0
+    for name in stale():
+        (ROOT / "docs" / name).write_text(PAGES[name](), "utf-8")
+        print(f"docs/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
