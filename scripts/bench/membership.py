@@ -366,6 +366,7 @@ class Bench:
             self.settle()
             victim = self.victim()
             at_s = self.cluster.kill(victim)
+            self.note("kill -9: this process has reaped it", time.monotonic() - at_s)
             took = self.cluster.wait_said("dead", victim, at_s)
             self.note("kill -9: the first survivor knows", took[0])
             self.note("kill -9: the last survivor knows", took[-1])

@@ -2,7 +2,7 @@
 
 Invariants, in clusters of 16 nodes (and 5):
 - 30 % of all datagrams and TCP packets lost for 60 s: no false death;
-- a quarter of the nodes hangs 1 s in every 3, for 60 s: no false death, and every suspicion is refuted;
+- a quarter of the nodes hangs 1 s in every 3, or 3 s in every 6, for 60 s: no false death;
 - slow nodes (everything up to 300 ms late): no false death, and they accuse nobody falsely;
 - delay, doubling, reordering: no false death, hardly a suspicion;
 - one link cut, one way or both: no false death (the others still hear it);
@@ -29,13 +29,14 @@ def test_no_false_death_while_30_percent_is_lost(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(4))
-def test_no_false_death_while_a_quarter_hangs_one_second_in_three(seed: int) -> None:
+@pytest.mark.parametrize(("hang_s", "every_s"), [(1.0, 3.0), (3.0, 6.0)])
+def test_no_false_death_while_a_quarter_hangs_again_and_again(hang_s: float, every_s: float, seed: int) -> None:
     sim = settled(seed, 16)
     for name in ("n2", "n5", "n9", "n14"):
-        offset_s = 2.0 + 3.0 * sim.nodes[name].rng.random()
-        for step in range(20):
-            sim.at(offset_s + 3.0 * step, Pause(name))
-            sim.at(offset_s + 3.0 * step + 1.0, Resume(name))
+        offset_s = 2.0 + every_s * sim.nodes[name].rng.random()
+        for step in range(int(60 / every_s)):
+            sim.at(offset_s + every_s * step, Pause(name))
+            sim.at(offset_s + every_s * step + hang_s, Resume(name))
     sim.run_until(66.0)
     nobody_dies_falsely(sim)
     converges(sim, 1.0)
