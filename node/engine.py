@@ -401,11 +401,14 @@ class Engine:
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_key: str | None = None,
+        idempotency_keys: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> list[Result]:
-        """Store submissions, in order. Raises StoreUnavailable (with `ids` to forward under) when Redis is away."""
+        """Store submissions, in order, each under its key if there are keys.
+
+        Raises StoreUnavailable (with `ids` to forward under) when Redis is away.
+        """
         if self.memory.is_full:
             raise QueueFull(
                 f"Redis uses {self.memory.used_bytes} of its {self.memory.limit_bytes} bytes; nothing was stored.",
@@ -413,7 +416,7 @@ class Engine:
             )
         if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
             await self._refresh_catalog()
-        results = await self.submitting.submit(items, idempotency_key, ids, trace, self.own_load())
+        results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.own_load())
         for n, result in enumerate(results):
             if isinstance(result, Submitted) and not result.is_new:
                 results[n] = await self._first(result)

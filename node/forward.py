@@ -20,11 +20,13 @@ from cluster.config import Config
 from cluster.errors import RumorError, StoreUnavailable
 from cluster.swim.events import State
 from cluster.view import Peer, Redis, View
-from node.wire import Forward, Forwarded, Submission, Submitted
+from node.wire import ErrorJson, Forward, Forwarded, Submission, Submitted
 
 FORWARDED = "Rumor-Forwarded"  # on reads: one hop only
 PATH = "/gossip/submit"
 HINT = "Send it again with the same Idempotency-Key: it cannot be stored twice."
+
+NO_ANSWER = 0  # in place of a status
 
 NOT_READY = StoreUnavailable(
     "this node cannot reach Redis and could not prepare this task; it was not stored.",
@@ -35,6 +37,7 @@ NOT_READY = StoreUnavailable(
 _encode_json = msgspec.json.Encoder().encode
 _encode = msgpack.Encoder().encode
 _answers = msgspec.json.Decoder(list[Forwarded]).decode
+_refusal = msgspec.json.Decoder(ErrorJson).decode
 
 
 class RemoteError(RumorError):
@@ -59,9 +62,13 @@ class Forwarder:
         """The answers in order. Raises StoreUnavailable when no peer gave any before `deadline_s` (loop time)."""
         body = _encode(forward)
         headers = {"Content-Type": "application/msgpack"}
+        maybe = error.may_have_happened
         for peer in candidates(view):
             answer = await self._ask("POST", peer.url + PATH, headers, body, deadline_s)
-            if answer is None or answer[0] != 200:
+            if answer is None:
+                continue
+            maybe = maybe or _maybe_stored(*answer)
+            if answer[0] != 200:
                 continue
             try:
                 results = _answers(answer[1])
@@ -70,14 +77,14 @@ class Forwarder:
             if len(results) == len(forward.ids):
                 return [_result(result) for result in results]
         raise StoreUnavailable(
-            f"{error.message.rstrip('.')}; and no peer that reaches Redis took it over.", HINT, error.may_have_happened
+            f"{error.message.rstrip('.')}; and no peer that reaches Redis took it over.", HINT, maybe
         )
 
     async def read(self, view: View, path: str, deadline_s: float) -> tuple[int, bytes] | None:
         """Status and body of a peer's answer to GET `path`, or None when there is none."""
         for peer in candidates(view):
             answer = await self._ask("GET", peer.url + path, {FORWARDED: "1"}, None, deadline_s)
-            if answer is not None and answer[0] < 500:
+            if answer is not None and NO_ANSWER < answer[0] < 500:
                 return answer
         return None
 
@@ -88,6 +95,7 @@ class Forwarder:
     async def _ask(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, deadline_s: float
     ) -> tuple[int, bytes] | None:
+        """Status and body; NO_ANSWER for what may have arrived all the same; None: it was never sent."""
         try:
             async with (
                 asyncio.timeout_at(deadline_s),
@@ -96,8 +104,10 @@ class Forwarder:
                 ) as response,
             ):
                 return response.status, await response.read()
-        except (TimeoutError, aiohttp.ClientError, OSError):
+        except aiohttp.ClientConnectorError:
             return None
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return NO_ANSWER, b""
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -129,10 +139,21 @@ def candidates(view: View) -> Iterator[Peer]:
 
 
 def outgoing(
-    ids: Sequence[str], items: Sequence[Submission], idempotency_key: str | None, trace: str | None
+    ids: Sequence[str], items: Sequence[Submission], idempotency_keys: Sequence[str] | None, trace: str | None
 ) -> Forward:
     """The request to a peer."""
-    return Forward(list(ids), _encode_json(items), idempotency_key, trace)
+    keys = None if idempotency_keys is None else list(idempotency_keys)
+    return Forward(list(ids), _encode_json(items), keys, trace)
+
+
+def _maybe_stored(status: int, body: bytes) -> bool:
+    """Whether a peer that answered so, or not at all, may have stored what it was given."""
+    if NO_ANSWER < status < 500 and status != 200:
+        return False
+    try:
+        return _refusal(body).error.may_have_happened is not False
+    except msgspec.DecodeError:
+        return True
 
 
 def _result(result: Forwarded) -> Submitted | RumorError:

@@ -82,7 +82,7 @@ class Engine(Protocol):
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_key: str | None = None,
+        idempotency_keys: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> Sequence[Submitted | RumorError]: ...
@@ -142,7 +142,8 @@ class Gateway:
         item = parse.submission(await whole(request, self._body_max), self._nesting_max)
         headers = request.headers
         key = parse.idempotency_key(headers.get("Idempotency-Key"))
-        result = (await self._store([item], key, headers.get("traceparent"), started_s))[0]
+        keys = None if key is None else [key]
+        result = (await self._store([item], keys, parse.trace(headers.get("traceparent")), started_s))[0]
         if isinstance(result, RumorError):
             raise result
         task = result.task
@@ -155,12 +156,12 @@ class Gateway:
     async def submit_batch(self, request: web.Request) -> web.StreamResponse:
         started_s = time.monotonic()
         key = parse.idempotency_key(request.headers.get("Idempotency-Key"))
-        trace = request.headers.get("traceparent")
+        trace = parse.trace(request.headers.get("traceparent"))
         if request.content_type in NDJSON:
             return await self._submit_lines(request, key, trace)
         body = await whole(request, self._config.batch_max_bytes)
         items = parse.batch(body, self._config.batch_max_tasks, self._nesting_max)
-        results = await self._store_valid(items, key, trace, started_s)
+        results = await self._store_valid(items, 0, key, trace, started_s)
         rejected = sum(isinstance(result, ErrorJson) for result in results)
         return as_json(BatchJson(len(results) - rejected, rejected, results))
 
@@ -283,7 +284,10 @@ class Gateway:
         items = parse.batch(wanted.items, self._config.batch_max_tasks, self._nesting_max)
         if len(items) != len(wanted.ids):
             raise BadRequest(f"{len(wanted.ids)} ids for {len(items)} tasks.", "Only nodes call this.")
-        results = await self._engine.submit(items, wanted.idempotency_key, ids=wanted.ids, trace=wanted.trace)
+        keys = wanted.idempotency_keys
+        if keys is not None and len(keys) != len(items):
+            raise BadRequest(f"{len(keys)} keys for {len(items)} tasks.", "Only nodes call this.")
+        results = await self._engine.submit(items, keys, ids=wanted.ids, trace=wanted.trace)
         return as_json([_forwarded(result) for result in results])
 
     async def elsewhere(self, request: web.Request) -> web.Response:
@@ -386,11 +390,11 @@ class Gateway:
             return await self._engine.get(task_id)
 
     async def _store(
-        self, items: Sequence[Submission], key: str | None, trace: str | None, started_s: float
+        self, items: Sequence[Submission], keys: Sequence[str] | None, trace: str | None, started_s: float
     ) -> Sequence[Submitted | RumorError]:
         """Store here, or, when Redis does not answer, through a peer."""
         try:
-            return await self._engine.submit(items, key, trace=trace)
+            return await self._engine.submit(items, keys, trace=trace)
         except StoreUnavailable as error:
             if len(error.ids) != len(items) or not any(error.ids):
                 raise
@@ -399,7 +403,9 @@ class Gateway:
             # An item without an id was not acceptable here; which error it had is not known any more.
             ids = [task_id for task_id in error.ids if task_id]
             ready = [item for task_id, item in zip(error.ids, items, strict=True) if task_id]
-            wanted = forward.outgoing(ids, ready, key, trace)
+            if keys is not None:
+                keys = [key for task_id, key in zip(error.ids, keys, strict=True) if task_id]
+            wanted = forward.outgoing(ids, ready, keys, trace)
             outcome = "failed"
             try:
                 results = iter(await self._forwarder.submit(self._engine.view, wanted, error, deadline_s))
@@ -409,11 +415,24 @@ class Gateway:
             return [next(results) if task_id else forward.NOT_READY for task_id in error.ids]
 
     async def _store_valid(
-        self, items: Sequence[Submission | RumorError], key: str | None, trace: str | None, started_s: float
+        self,
+        items: Sequence[Submission | RumorError],
+        first: int,
+        key: str | None,
+        trace: str | None,
+        started_s: float,
     ) -> list[TaskJson | ErrorJson]:
-        """Store those that are submissions; each result in the place of its item."""
+        """Store those that are submissions; each result in the place of its item.
+
+        `first` is the first item's place in the request. Under an Idempotency-Key each task's own key is made of its
+        place, so that it is the same in every repeat, whatever became of the others and through whichever node.
+        """
         valid = [item for item in items if isinstance(item, Submission)]
-        stored = iter(await self._store(valid, key, trace, started_s) if valid else ())
+        keys = None
+        if key is not None:
+            places = [place for place, item in enumerate(items, first) if isinstance(item, Submission)]
+            keys = [f"{key}\n{place}" for place in places]  # no client's key has a line break
+        stored = iter(await self._store(valid, keys, trace, started_s) if valid else ())
         rejected = self._engine.metrics.rejected
         results: list[TaskJson | ErrorJson] = []
         for item in items:
@@ -431,13 +450,12 @@ class Gateway:
         Trouble with Redis before the first answer is an error of the call; later it is one of each line it hits.
         """
         response = web.StreamResponse(headers={**JSON_HEADERS, hdrs.CONTENT_TYPE: "application/x-ndjson"})
-        first = 1
+        place = 0
         try:
             async for chunk in lines(request, self._body_max):
-                items = parse.lines(chunk, self._nesting_max, first)
-                first += len(chunk)
+                items = parse.lines(chunk, self._nesting_max, place + 1)
                 try:
-                    results = await self._store_valid(items, key, trace, time.monotonic())
+                    results = await self._store_valid(items, place, key, trace, time.monotonic())
                 except StoreUnavailable as error:
                     if not response.prepared:
                         raise
@@ -445,6 +463,7 @@ class Gateway:
                 if not response.prepared:
                     await response.prepare(request)
                 await response.write(b"".join(encode(result) + b"\n" for result in results))
+                place += len(chunk)
         except TooLarge as error:
             if not response.prepared:
                 raise

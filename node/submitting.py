@@ -54,7 +54,7 @@ class Submitting:
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_key: str | None,
+        idempotency_keys: Sequence[str] | None,
         ids: Sequence[str] | None,
         trace: str | None,
         own_load: dict[str, int],
@@ -71,8 +71,9 @@ class Submitting:
                 batch.results[n] = item
                 continue
             task_id = ids[n] if ids else None
+            key = idempotency_keys[n] if idempotency_keys else None
             try:
-                new = self._prepare(n, item, batch, idempotency_key, task_id, trace, own_load, wall_ms, chunk)
+                new = self._prepare(n, item, batch, key, task_id, trace, own_load, wall_ms, chunk)
             except RumorError as error:
                 batch.results[n] = error
                 continue
@@ -83,9 +84,10 @@ class Submitting:
             else:
                 new.on_code(new, away(), 0)
         await batch.wait()
-        if batch.failure is not None:
-            batch.failure.ids = batch.ids
-            raise batch.failure
+        failure = batch.failure
+        if failure is not None:  # an error of its own: a group's failure is one object for all whose calls were in it
+            maybe = batch.maybe or batch.stored > 0
+            raise StoreUnavailable(failure.message, failure.hint, maybe, batch.ids) from failure
         self._metrics.accepted.add(batch.stored)
         return [result for result in batch.results if result is not None]
 
@@ -121,7 +123,7 @@ class Submitting:
         due = _due(item)
         idempotency, lifetime_s, print_ = "", 0.0, ""
         if idempotency_key is not None:
-            idempotency = idempotency_key if batch.size == 1 else f"{idempotency_key}#{n}"
+            idempotency = idempotency_key
             lifetime_s, print_ = self._config.idempotency_s, _fingerprint(item)
         elif item.unique_for_s is not None:
             idempotency, lifetime_s = _unique(item), item.unique_for_s
@@ -218,6 +220,7 @@ class Submitting:
             self._dispatch.release(new.queue)
         if isinstance(code, StoreUnavailable):
             batch.failure = code
+            batch.maybe |= code.may_have_happened
         elif isinstance(code, Exception):
             full = str(code).startswith("OOM")
             batch.results[n] = (
@@ -270,6 +273,7 @@ class _Batch:
         self.waiting = 1  # answers to come, and the end of the preparing
         self.stored = 0
         self.failure: StoreUnavailable | None = None
+        self.maybe = False  # whether any call that failed may have been carried out
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def new(self, n: int, task: TaskJson) -> None:

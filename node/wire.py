@@ -198,7 +198,7 @@ class Forward(Struct, frozen=True):
 
     ids: list[str]
     items: bytes  # JSON array of submissions: their data is JSON and stays as it is
-    idempotency_key: str | None = None
+    idempotency_keys: list[str] | None = None  # one for each item
     trace: str | None = None
 
 

@@ -47,7 +47,9 @@ class FakeEngine:
         self.tasks: dict[str, TaskJson] = {}
         self.keys: dict[str, str] = {}
         self.calls: list[str] = []
+        self.traces: list[str | None] = []
         self.redis_ok = True
+        self.maybe = True  # what it says of a submission that Redis did not answer
         self.ready = True
         self.broken = False
         self.finished = asyncio.Event()
@@ -58,20 +60,24 @@ class FakeEngine:
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_key: str | None = None,
+        idempotency_keys: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> list[Submitted | RumorError]:
         self.calls.append("submit")
+        self.traces.append(trace)
         if self.broken:
             raise ZeroDivisionError("a bug of ours")
         fixed = list(ids) if ids else [self._ids.next(1_800_000_000_000, n % SHARDS) for n in range(len(items))]
         if not self.redis_ok:
             known = [not isinstance(item, RumorError) and item.type in TYPES for item in items]
             raise StoreUnavailable(
-                "Redis gave no answer within 0.8 s.", ids=[i * k for i, k in zip(fixed, known, strict=True)]
+                "Redis gave no answer within 0.8 s.",
+                may_have_happened=self.maybe,
+                ids=[i * k for i, k in zip(fixed, known, strict=True)],
             )
-        return [self._store(item, task_id, idempotency_key) for item, task_id in zip(items, fixed, strict=True)]
+        keys = idempotency_keys or [None] * len(items)
+        return [self._store(*row) for row in zip(items, fixed, keys, strict=True)]
 
     def _store(
         self, item: Submission | RumorError, task_id: str, idempotency_key: str | None

@@ -94,7 +94,7 @@ async def engine(redis_server: Any) -> AsyncIterator[Engine]:
 async def one(engine: Engine, type: str, data: Any = None, **more: Any) -> TaskJson:
     key = more.pop("idempotency_key", None)
     item = Submission(type=type, data=Raw(msgspec.json.encode(data)), **more)
-    result = (await engine.submit([item], key))[0]
+    result = (await engine.submit([item], key and [key]))[0]
     if isinstance(result, RumorError):
         raise result
     return result.task
@@ -449,3 +449,30 @@ async def test_a_full_node_offers_what_waits_to_one_with_free_slots(engine: Engi
     ]
     for task in blockers:
         await engine.cancel(task.id)
+
+
+async def test_submissions_that_fail_in_one_group_each_keep_their_own_ids(engine: Engine, redis_server: Any) -> None:
+    """A group's failure is one error for all; the ids that each may be stored under elsewhere are its own."""
+    await engine.submit([Submission(type="noop")])
+    redis_server.stop()
+    sizes = (1, 3, 2, 1)
+    told = await asyncio.gather(
+        *(engine.submit([Submission(type="noop")] * size) for size in sizes), return_exceptions=True
+    )
+    redis_server.cont()
+    ids = [error.ids for error in told if isinstance(error, StoreUnavailable)]
+    assert tuple(map(len, ids)) == sizes
+    assert len({task_id for one in ids for task_id in one}) == sum(sizes)
+
+
+async def test_a_batch_that_was_stored_in_part_may_have_happened(engine: Engine) -> None:
+    """Also when what failed was certainly not sent: whoever is told that nothing happened makes the rest twice."""
+    items = [Submission(type="noop", key=f"{n}") for n in range(600)]
+    batch = asyncio.create_task(engine.submit(items))
+    await asyncio.sleep(0)  # the first of them wait for their lanes to leave
+    engine.dispatch.lanes[1].is_up = False
+    engine.dispatch._lane_changed(False)
+    with pytest.raises(StoreUnavailable) as told:
+        await batch
+    assert told.value.may_have_happened
+    assert all(told.value.ids)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
@@ -78,6 +79,52 @@ async def test_a_batch_is_forwarded_whole_and_each_error_keeps_its_place(near: T
         assert codes == [None, "invalid", "invalid", "store_unavailable", None]
     finally:
         await client.close()
+
+
+async def test_a_forwarded_task_of_a_batch_keeps_the_key_of_its_place(near: TestServer) -> None:
+    """Sent again through a node that reaches Redis it is the same task, also where another one was left out."""
+    batch = [{"type": "noop", "data": 0}, {"type": "nix"}, {"type": "noop", "data": 2}]
+    headers = {"Idempotency-Key": "k", "Authorization": "Bearer t"}
+    client = await cut_off(peer("n2", near.port or 0))
+    direct = aiohttp.ClientSession(headers=headers)
+    try:
+        ids = []
+        for post, url in ((client.post, "/tasks/batch"), (direct.post, str(near.make_url("/tasks/batch")))):
+            answer = await (await post(url, json=batch, headers=headers)).json()
+            ids.append([row.get("id") for row in answer["results"]])
+        assert ids[0] == ids[1]
+        assert None not in (ids[0][0], ids[0][2])
+    finally:
+        await client.close()
+        await direct.close()
+
+
+async def test_a_503_does_not_say_that_nothing_was_stored_when_a_peer_gave_no_answer() -> None:
+    """Whoever is told that nothing happened sends it again without a second thought."""
+    arrived = asyncio.Event()
+
+    async def take_and_fall_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        arrived.set()
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(take_and_fall_silent, "127.0.0.1", 0)
+    engine = FakeEngine(Config(node_id="n1", port=5001), [peer("n2", silent.sockets[0].getsockname()[1], rtt_s=0.0)])
+    engine.redis_ok = engine.maybe = False
+    client = Client(TestServer(gateway.build(engine)))
+    await client.start_server()
+    try:
+        answer = await client.post("/tasks", json={"type": "noop"})
+        assert answer.status == 503
+        assert arrived.is_set()
+        assert (await answer.json())["error"]["may_have_happened"] is True
+        engine.view = replace(engine.view, members=(peer("n2", unused_port()),))
+        answer = await client.post("/tasks", json={"type": "noop"})
+        assert (await answer.json())["error"]["may_have_happened"] is False, "it was not even sent"
+    finally:
+        await client.close()
+        silent.close()
 
 
 async def test_a_peer_that_does_not_reach_redis_either_never_forwards_again() -> None:

@@ -274,3 +274,48 @@ async def test_a_bug_of_ours_is_500_in_the_error_form_and_shows_no_inside(client
     message = await refused(client, 500, "internal", b'{"type": "noop"}')
     assert "ZeroDivisionError" in message
     assert "a bug of ours" not in message
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson"])
+async def test_each_task_of_a_batch_has_a_key_of_its_own_by_its_place(client: Client, form: str) -> None:
+    """A thousand lines are stored at a time; a later line must not stand for one of the first thousand."""
+    count = 20 if form == "json" else 2500
+    items = [{"type": "noop"}] * count
+    headers = {"Idempotency-Key": "k"}
+    if form == "json":
+        body = json.dumps(items)
+    else:
+        body = "".join(json.dumps(item) + "\n" for item in items)
+        headers["Content-Type"] = "application/x-ndjson"
+    ids = []
+    for _ in range(2):
+        text = await (await client.post("/tasks/batch", data=body, headers=headers)).text()
+        rows = json.loads(text)["results"] if form == "json" else [json.loads(line) for line in text.splitlines()]
+        ids.append([row["id"] for row in rows])
+    assert len(set(ids[0])) == count, "equal tasks of one request are not repeats of each other"
+    assert ids[0] == ids[1], "the request, sent again, is"
+
+
+async def test_a_task_of_a_batch_keeps_its_key_when_what_was_wrong_beside_it_is_put_right(client: Client) -> None:
+    async def ids(second: dict[str, Any]) -> list[str | None]:
+        batch = [{"type": "noop", "data": 0}, second, {"type": "noop", "data": 2}]
+        response = await client.post("/tasks/batch", json=batch, headers={"Idempotency-Key": "k"})
+        return [row.get("id") for row in (await response.json())["results"]]
+
+    first, again = await ids({"type": "noop", "priority": 10}), await ids({"type": "noop", "priority": 1})
+    assert first[1] is None
+    assert again[1] is not None
+    assert (first[0], first[2]) == (again[0], again[2])
+
+
+@pytest.mark.parametrize("trace", ["\udcff", "x" * 5000, "00-0123456789abcdef0123456789abcdef-0123456789abcdef-0G"])
+async def test_a_malformed_traceparent_is_as_good_as_none(client: Client, engine: FakeEngine, trace: str) -> None:
+    response = await client.post("/tasks", json={"type": "noop"}, headers={"traceparent": trace})
+    assert response.status == 202
+    assert engine.traces == [None]
+
+
+async def test_a_traceparent_goes_with_its_task(client: Client, engine: FakeEngine) -> None:
+    trace = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+    await client.post("/tasks", json={"type": "noop"}, headers={"traceparent": trace})
+    assert engine.traces == [trace]
