@@ -534,6 +534,8 @@ class Life:
         name = member.identity.session
         if name == self.session:
             return Redis.LIVE if self.redis_ok else Redis.STALE
+        if member.evidence is Evidence.FENCED:
+            return Redis.GONE  # whoever gossips that has seen the tombstone; our own reading is on its way
         return self._fencing.word(name)
 
     def _age_s(self, member: Member) -> float | None:

@@ -143,7 +143,7 @@ class Engine:
         self.is_draining = True
         self.dispatch.is_claiming = False
         self.publish_load()
-        self._note("node_draining", self.config.name, tasks=len(self.worker.running))
+        self._note("node_draining", self.config.name, session=self.dispatch.session, tasks=len(self.worker.running))
         await self.vitals.leave()
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.config.drain_s

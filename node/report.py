@@ -132,6 +132,7 @@ def _member(peer: Peer) -> dict[str, Any]:
         "redis": peer.redis,
         "redis_age_s": None if peer.redis_age_s is None else round(peer.redis_age_s, 2),
         "verdict": peer.verdict,
+        "slots": None if peer.meta is None else dict(peer.meta.queues),
         "load": None if peer.load is None else _load(peer.load),
     }
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs the tests; sets up all they need (the environment, and a Redis or Valkey server if none is on PATH).
-#   scripts/test.sh             unit, sim and integration tests, and the stress test
+#   scripts/test.sh             unit, sim and integration tests, the stress test, and the page where a Chromium is
 #   scripts/test.sh --fast      unit and sim only: under two minutes
 #   scripts/test.sh --sim       the simulator only, with ten times the seeds: some 4,000 runs, for the night
 #   scripts/test.sh --chaos     processes killed, paused and cut, on this machine
+#   scripts/test.sh --browser   the page in a real Chromium: needs one, and the package playwright
 #   scripts/test.sh --docker    cuts against containers: docker-compose.yml as it stands
 # Everything else goes to pytest: scripts/test.sh -k claim -x. Fails also when no test ran.
 set -euo pipefail
@@ -24,6 +25,7 @@ for word in "$@"; do
       export RUMOR_SIM_SEEDS=${RUMOR_SIM_SEEDS:-10} # times the usual number
       ;;
     --chaos) select+=(tests/chaos tests/netns) ;;
+    --browser) select+=(tests/browser) ;;
     --docker)
       if ! compgen -G "$root/tests/docker/test_*.py" >/dev/null; then
         echo "scripts/test.sh: skipped: there are no tests against containers yet." >&2
@@ -36,14 +38,14 @@ for word in "$@"; do
       select+=(tests/docker)
       ;;
     -h | --help)
-      sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit
       ;;
     *) extra+=("$word") ;;
   esac
 done
 if [[ ${#select[@]} -eq 0 && ! " ${extra[*]:-} " =~ \ tests/ ]]; then
-  select=(tests/unit tests/sim tests/integration tests/stress_test.py)
+  select=(tests/unit tests/sim tests/integration tests/stress_test.py tests/browser)
 fi
 
 bootstrap test

@@ -1,0 +1,172 @@
+"""Screenshots of the dashboard, of a real cluster at work: healthy, 200 ms after a kill, tasks, a failed task.
+
+    python scripts/screenshots.py [--out docs/screenshots] [--only cluster,kill,tasks,task,dead] [--looks desktop-light]
+
+Needs the package playwright and a Chromium (RUMOR_TEST_CHROMIUM, else the one on PATH). Starts a cluster of its own on free
+ports, puts a steady load on it, and ends it. `browser()` is what tests/browser and scripts/bench/dashboard.py use, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.processes import LaunchedCluster  # noqa: E402
+
+VIEWS = ("cluster", "kill", "tasks", "task", "dead")
+SIZES = {"desktop": (1280, 1000), "phone": (390, 844)}
+LOOKS = tuple(f"{size}-{scheme}" for size in SIZES for scheme in ("light", "dark"))
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+AFTER_KILL_S = 0.2
+
+
+def chromium() -> str | None:
+    """The browser to use, if there is one."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return os.environ.get("RUMOR_TEST_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, "--disable-sync"])
+        try:
+            yield one
+        finally:
+            one.close()
+
+
+def page_of(one: Any, look: str, url: str) -> Any:
+    """A new page of this look (`phone-dark`) at that address, once it is live."""
+    size, _, scheme = look.partition("-")
+    width, height = SIZES[size]
+    context = one.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=scheme,
+        device_scale_factor=2 if size == "phone" else 1,
+    )
+    page = context.new_page()
+    page.goto(url)
+    until(page, "net.isLive && cluster.view !== null")
+    return page
+
+
+def until(page: Any, expression: str, limit_s: float = 10.0) -> Any:
+    """The first true value of an expression in the page. Playwright's own waiting needs eval, which it forbids."""
+    end_s = time.monotonic() + limit_s
+    while not (value := page.evaluate(expression)):
+        if time.monotonic() > end_s:
+            raise AssertionError(f"not within {limit_s:g} s: {expression}")
+        time.sleep(0.02)
+    return value
+
+
+class Load:
+    """Submits a mix of tasks until it is stopped: mostly good, some that fail."""
+
+    def __init__(self, cluster: LaunchedCluster) -> None:
+        self._remote = cluster.remote(1)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        batch = [{"type": "sleep", "data": 1.2} for _ in range(9)]
+        batch += [{"type": "process", "data": f"order {n}"} for n in range(12)]
+        batch += [{"type": "noop"} for _ in range(20)]
+        failing = {"type": "fail", "data": {"message": "mail server said 451: try again later"}, "max_attempts": 1}
+        turn = 0
+        while not self._stop.wait(0.2):
+            turn += 1
+            self._remote.call("POST", "/tasks/batch", batch + ([failing] if turn % 12 == 0 else []))
+
+
+def take(cluster: LaunchedCluster, out: Path, views: list[str], looks: list[str]) -> None:
+    """All that is asked for, each as VIEW-LOOK.png."""
+    with Load(cluster), browser() as one:
+        failed = fail_badly(cluster)
+        for look in looks:
+            page = page_of(one, look, cluster.url(1) + "/#/tasks")
+            time.sleep(20.0 if "tasks" in views else 0)
+
+            def shoot(view: str, page: Any = page, look: str = look) -> None:
+                page.screenshot(path=out / f"{view}-{look}.png", full_page=view in ("cluster", "task"))
+                print(out / f"{view}-{look}.png", flush=True)
+
+            for view in views:
+                if view == "kill":
+                    page.goto(cluster.url(1) + "/#/cluster")
+                    time.sleep(1.5)
+                    os.kill(cluster.node(3)["pid"], signal.SIGKILL)
+                    time.sleep(AFTER_KILL_S)
+                    shoot(view)
+                    cluster.restart(3)
+                    continue
+                where = {"task": f"tasks/{failed}", "cluster": "cluster"}.get(view, view)
+                page.goto(f"{cluster.url(1)}/#/{where}")
+                time.sleep(1.5)
+                shoot(view)
+            page.context.close()
+
+
+def fail_badly(cluster: LaunchedCluster) -> str:
+    """A task that loses its node, then runs out of time until it is dead: its id."""
+    remote = cluster.remote(1)
+    wish = {"type": "sleep", "data": 60, "timeout_s": 1.5, "max_attempts": 3, "backoff": {"base_s": 0.1}}
+    victim = cluster.node(5)
+    while True:
+        answer = remote.call("POST", "/tasks/batch", [wish] * 10)[1]
+        for task in answer["results"]:
+            found = remote.call("GET", f"/tasks/{task['id']}")[1]
+            if found["state"] == "running" and found["node_id"] == victim["node_id"]:
+                os.kill(victim["pid"], signal.SIGKILL)
+                cluster.restart(5)
+                remote.call("GET", f"/tasks/{task['id']}?wait_s=30")
+                return str(task["id"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
+    parser.add_argument("--only", default=",".join(VIEWS), help="which views (%(default)s)")
+    parser.add_argument("--looks", default=",".join(LOOKS), help="which sizes and schemes (%(default)s)")
+    options = parser.parse_args()
+    if chromium() is None:
+        sys.exit("No Chromium on PATH. Install one, or set RUMOR_TEST_CHROMIUM.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="rumor-screenshots-"))
+    cluster = LaunchedCluster(folder, 5, queues="default:40,sync:2")
+    try:
+        take(cluster, options.out, options.only.split(","), options.looks.split(","))
+    finally:
+        print(json.dumps(cluster.status(), indent=1), file=sys.stderr)
+        cluster.launch("stop", check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

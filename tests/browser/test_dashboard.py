@@ -1,0 +1,202 @@
+"""What a person sees and does: a kill is shown and explained, tasks are acted on, and the page outlives its node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Page
+from tests.processes import LaunchedCluster
+
+Open = Callable[..., Page]
+Cluster = Callable[..., LaunchedCluster]
+
+WITHIN_S = 1.0  # from the kill to the page that explains it
+
+
+SETTINGS = {"queues": "default:20,sync:1", "backoff_base_s": 0.05, "drain_s": 0.2}
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedCluster]:
+    """Nobody kills its nodes, so that the tests may share it."""
+    one = LaunchedCluster(tmp_path_factory.mktemp("steady"), 2, **SETTINGS)  # type: ignore[arg-type]
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def three(cluster: Cluster) -> LaunchedCluster:
+    return cluster(3, **SETTINGS)
+
+
+def kill(cluster: LaunchedCluster, number: int) -> None:
+    os.kill(cluster.node(number)["pid"], signal.SIGKILL)
+
+
+def test_a_kill_moves_the_arcs_and_is_explained_within_a_second_without_a_reload(
+    three: LaunchedCluster, open_page: Open
+) -> None:
+    page = open_page(three.url(1))
+    page.page.evaluate("window.unreloaded = true")
+    victim = three.node(2)["node_id"]
+    shards = page.until(f"document.querySelectorAll('.arc[data-owner=\"{victim}\"]').length")
+    remote = three.remote(1)
+    ids = [remote.call("POST", "/tasks", {"type": "sleep", "data": 3})[1]["id"] for _ in range(30)]
+    owner = [remote.call("GET", f"/tasks/{task_id}")[1]["node_id"] for task_id in ids]
+    lost = owner.count(victim)
+    assert lost, "it runs some of them"
+
+    pid = three.node(2)["pid"]
+    began_s = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    page.until(f"document.querySelectorAll('.arc[data-owner=\"{victim}\"]').length === 0", WITHIN_S)
+    page.until("document.querySelector('.story[data-tone=bad] .end')", WITHIN_S)
+    assert time.monotonic() - began_s < WITHIN_S
+    story = page.text(".story[data-tone=bad]")
+    for part in ("is gone; its work goes on after", "refused", "hold it dead", "Redis confirms", f"{lost} task"):
+        assert part in story, story
+    assert "+0 ms" in story
+    assert f"{shards} shards are looked after by" in story or "looks after" in story
+    page.until(f"[...document.querySelectorAll('.members tr')].some(tr => tr.textContent.includes('{victim}') "
+               "&& tr.textContent.includes('dead'))", WITHIN_S)  # fmt: skip
+    assert page.page.evaluate("window.unreloaded"), "without a reload"
+
+
+def test_a_task_is_submitted_cancelled_and_its_history_read_from_the_page(
+    steady: LaunchedCluster, open_page: Open
+) -> None:
+    page = open_page(steady.url(1) + "/#/tasks")
+    page.page.get_by_role("button", name="Submit a task").click()
+    page.page.get_by_label("Type", exact=True).last.fill("sleep")
+    page.page.get_by_label("Data, as JSON").fill("60")
+    page.page.get_by_role("button", name="Submit", exact=True).click()
+    page.until("location.hash.startsWith('#/tasks/') && document.querySelector('#task h1')")
+    assert "running" in page.text("#task h1")
+    page.page.get_by_role("button", name="Cancel task").click()
+    page.until("document.querySelector('#task h1').textContent.includes('cancelled')")
+    assert "cancelled" in page.text("#history")
+    page.page.get_by_role("button", name="Run it after all").click()
+    page.until("document.querySelector('#task h1').textContent.includes('running')")
+    assert "Queued again by hand" in page.text("#history")
+
+
+def test_bad_data_is_told_beside_the_form_and_nothing_is_submitted(steady: LaunchedCluster, open_page: Open) -> None:
+    remote = steady.remote(1)
+    before = remote.call("GET", "/tasks")[1]["tasks"]
+    page = open_page(steady.url(1) + "/#/tasks")
+    page.page.get_by_role("button", name="Submit a task").click()
+    page.page.get_by_label("Data, as JSON").fill("{oops")
+    page.page.get_by_role("button", name="Submit", exact=True).click()
+    page.until("document.getElementById('submit-note').textContent.includes('not JSON')")
+    assert [task["id"] for task in remote.call("GET", "/tasks")[1]["tasks"]] == [task["id"] for task in before]
+
+
+def test_dead_letters_are_replayed_one_by_one_and_all_at_once(steady: LaunchedCluster, open_page: Open) -> None:
+    remote = steady.remote(1)
+    wish = {"type": "fail", "data": {"message": "<b>no luck</b>"}, "max_attempts": 1}
+    ids = [remote.call("POST", "/tasks", wish)[1]["id"] for _ in range(3)]
+    for task_id in ids:
+        assert remote.call("GET", f"/tasks/{task_id}?wait_s=10")[1]["state"] == "dead"
+
+    def deliveries() -> list[int]:
+        tasks = [remote.call("GET", f"/tasks/{task_id}?wait_s=5")[1] for task_id in ids]
+        return [task["delivery"] for task in tasks]
+
+    page = open_page(steady.url(1) + "/#/dead")
+    page.until("document.querySelectorAll('#dead-rows tr').length === 3")
+    assert "<b>no luck</b>" in page.text("#dead-rows"), "what a task says is text"
+    assert page.page.locator("#dead-rows b b").count() == 0
+    page.page.get_by_label(f"Select {ids[0]}").check()
+    page.page.get_by_role("button", name="Replay 1 selected").click()
+    page.until("document.getElementById('dead-note').textContent.includes('1 task queued again')")
+    assert deliveries() == [2, 1, 1]
+    page.page.get_by_role("button", name="Replay all").click()
+    page.until("document.getElementById('dead-note').textContent.includes('3 tasks queued again')")
+    assert deliveries() == [3, 2, 2]
+    page.page.get_by_role("button", name="Remove all…").click()
+    page.page.locator("#sure").get_by_role("button", name="Remove all").click()
+    page.until("document.querySelectorAll('#dead-rows tr').length === 0")
+
+
+def test_the_page_goes_on_with_another_node_when_its_own_dies_and_comes_home(
+    three: LaunchedCluster, open_page: Open
+) -> None:
+    page = open_page(three.url(1).replace("127.0.0.1", "localhost"))
+    page.page.evaluate("window.unreloaded = true")
+    kill(three, 1)
+    page.until("net.isLive && net.base !== HOME", 5)
+    page.until("document.querySelector('.story[data-tone=bad] .end, .story[data-tone=bad] h3')", 5)
+    page.until("cluster.view.node_id !== undefined && cluster.view.members.some(m => m.verdict === 'dead')", 5)
+    assert "does not answer" in page.text("#away")
+    other = page.page.evaluate("net.base")
+    assert page.page.get_by_role("link", name="open the page of").get_attribute("href").startswith(other)
+    with pytest.raises(Exception, match="own node is away"):
+        page.page.evaluate("change('POST', '/tasks', {type: 'noop'})")
+    three.restart(1)
+    page.until("net.isLive && net.base === HOME", 15)
+    assert page.page.locator("#away").is_hidden()
+    assert page.page.evaluate("window.unreloaded"), "without a reload"
+
+
+def test_the_page_asks_for_the_token_and_keeps_it_in_the_tab(cluster: Cluster, one_browser: Any) -> None:
+    from scripts.screenshots import until
+
+    token = "a-token-of-this-test"
+    one = cluster(1, api_token=token)
+    context = one_browser.new_context()
+    page = context.new_page()
+    page.goto(one.url(1))
+    until(page, "document.getElementById('door').open")
+    page.get_by_role("textbox", name="Token").fill("wrong")
+    page.get_by_role("button", name="Go on").click()
+    until(page, "document.getElementById('door').open && document.getElementById('door-note').textContent")
+    page.get_by_role("textbox", name="Token").fill(token)
+    page.get_by_role("button", name="Go on").click()
+    until(page, "net.isLive && cluster.view !== null")
+    page.reload()
+    until(page, "net.isLive && cluster.view !== null")
+    assert not page.evaluate("document.getElementById('door').open")
+    context.close()
+
+
+@pytest.mark.parametrize("look", ["desktop-light", "desktop-dark", "phone-light", "phone-dark"])
+def test_every_view_fits_its_screen_and_can_be_named(steady: LaunchedCluster, open_page: Open, look: str) -> None:
+    """No view scrolls sideways; every control has a name; text stands out from its ground (WCAG AA)."""
+    page = open_page(steady.url(1), look)
+    steady.remote(1).call("POST", "/tasks", {"type": "fail", "data": {"message": "x" * 300}, "max_attempts": 1})
+    for view in ("#/cluster", "#/tasks", "#/dead"):
+        page.go(view)
+        time.sleep(0.3)
+        wide = page.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, f"{view} is {wide} px too wide"
+        unnamed = page.page.evaluate(
+            "[...document.querySelectorAll('button, input, select, textarea, a')].filter(one => one.checkVisibility()"
+            " && !(one.textContent.trim() || one.ariaLabel || one.labels?.length)).map(one => one.outerHTML)"
+        )
+        assert unnamed == []
+    for name, ground in (("--soft", "--ground"), ("--ink", "--card"), ("--bad", "--bad-ground"), ("--warn", "--ground"),
+                         ("--accent", "--ground"), ("--good", "--ground"), ("--on-accent", "--accent")):  # fmt: skip
+        ratio = page.page.evaluate(CONTRAST, [name, ground])
+        assert ratio >= 4.5, f"{name} on {ground} has a contrast of {ratio:.2f}"
+
+
+CONTRAST = """
+([name, ground]) => {
+  const light = (name) => {
+    const probe = document.body.appendChild(document.createElement("i"));
+    probe.style.color = `var(${name})`;
+    const rgb = getComputedStyle(probe).color.match(/[\\d.]+/g).slice(0, 3).map((value) => value / 255);
+    probe.remove();
+    const [r, g, b] = rgb.map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const [a, b] = [light(name), light(ground)].sort((x, y) => y - x);
+  return (a + 0.05) / (b + 0.05);
+}
+"""
