@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from node import report
 from scripts import docs_reference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -72,3 +73,13 @@ def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text("utf-8")
     for path in (ROOT / "docs").glob("*.md"):
         assert path.name == "README.md" or f"({path.name})" in index, path.name
+
+
+def test_every_problem_that_health_names_is_explained() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    codes = {verdict.value for verdict in report.CUT}
+    for file in ("report.py", "safety.py", "memory.py"):
+        text = (ROOT / "node" / file).read_text("utf-8")
+        codes |= set(re.findall(r'\bsay\(\s*"(\w+)"', text)) | set(re.findall(r'"code": "(\w+)"', text))
+    assert len(codes) >= 9
+    assert [code for code in sorted(codes) if f"| `{code}` |" not in page] == []
