@@ -1,9 +1,9 @@
 """Screenshots of the dashboard, of a real cluster at work: healthy, 200 ms after a kill, tasks, a failed task.
 
-    python scripts/screenshots.py [--out docs/screenshots] [--only cluster,kill,tasks,task,dead] [--looks desktop-light]
+    python scripts/screenshots.py [--out docs/screenshots] [--only cluster,kill,tasks,task,dead] [--looks phone-dark]
 
-Needs the package playwright and a Chromium (RUMOR_TEST_CHROMIUM, else the one on PATH). Starts a cluster of its own on free
-ports, puts a steady load on it, and ends it. `browser()` is what tests/browser and scripts/bench/dashboard.py use, too.
+Needs the package playwright and a Chromium (RUMOR_TEST_CHROMIUM, else the one on PATH). Starts a cluster of its own on
+free ports, puts a steady load on it, and ends it. `browser()` is what tests/browser and scripts/bench/dashboard.py use.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ const WORDS = {
   peers: { alive: "alive", suspect: "suspected", dead: "dead", leaving: "leaving", left: "left in good order" },
 };
 
-const cluster = { view: null, health: null, events: new Map(), arcs: [], picked: "", order: [] };
+const cluster = { view: null, health: null, healthMs: 0, events: new Map(), arcs: [], picked: "", order: [] };
 
 // ---- the ring
 

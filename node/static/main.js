@@ -2,6 +2,7 @@
 // Which view is shown, and what is asked for when.
 
 const REFRESH_MS = 1000;
+const ELSEWHERE_MS = 3000; // no member is shown: what is wrong now is told by /health
 const HIDDEN_MS = 5000;
 let refreshTimer = 0;
 let refreshing = false;
@@ -29,14 +30,14 @@ async function refresh() {
         showMembers(view);
       }
       showStoriesSoon();
-      if (Date.now() - (cluster.healthMs || 0) > 900) loadHealth();
+      if (Date.now() - cluster.healthMs > 900) loadHealth();
       showNow();
     }
   } catch (error) {
     if (!(error instanceof Refused) && !net.isLive) nobody();
   }
   refreshing = false;
-  refreshTimer = setTimeout(refresh, wanted ? 60 : document.hidden ? HIDDEN_MS : REFRESH_MS);
+  refreshTimer = setTimeout(refresh, wanted ? 60 : document.hidden ? HIDDEN_MS : $("view-cluster").hidden ? ELSEWHERE_MS : REFRESH_MS);
 }
 
 function refreshNow() {

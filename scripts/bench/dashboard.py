@@ -1,0 +1,338 @@
+"""What watching costs: the page with a large cluster, and the queue while somebody looks at it.
+
+    python scripts/bench/dashboard.py [--only page,drain] [--rounds 4] [--tasks 60000] [--seconds 12] [--json FILE]
+
+- page: a node's gateway in front of a made-up engine of 100 nodes and 100,000 tasks, where each second brings a sum of
+  tasks, and every third second a node dies and comes back, told by five nodes. A real Chromium shows it: time to the
+  first view, time between frames, work of one refresh, bytes a second. Needs playwright and a Chromium.
+- drain: N queued no-ops are drained by a node that nobody looks at, by one with a client on /events that also asks for
+  /cluster and /health each second, as the page does, and by one with the page itself. Rounds are interleaved. The page
+  renders on the same cores as all else here, so the first says what watching costs the cluster.
+
+Enforces nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from bed import ROOT, Bed, Meter, levels, markdown, publish, say, spread
+from throughput import queue_tasks, rate, started_ms, wait_drained
+
+from cluster.config import Config
+from cluster.ring import owners
+from node import gateway, listen
+from node.process import port_problem, wait_for
+from node.remote import Remote, Unreachable
+from node.wire import ListQuery, TaskJson
+from scripts.screenshots import browser, page_of, until
+from tests.fake_engine import FakeEngine
+
+NODES = 100
+TASKS = 100_000
+SHARDS = 64
+PORT = next(port for port in range(31_100, 31_200) if not port_problem("127.0.0.1", port))
+
+WATCHING = """
+import asyncio, sys, aiohttp
+async def main(base):
+    async with aiohttp.ClientSession() as http:
+        while True:
+            try:
+                async with http.get(base + "/events") as stream:
+                    async def ask():
+                        while True:
+                            for path in ("/cluster?events=0", "/health"):
+                                async with http.get(base + path) as answer: await answer.read()
+                            await asyncio.sleep(1)
+                    asking = asyncio.create_task(ask())
+                    async for _ in stream.content.iter_any(): pass
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.01)
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+# ---- the page
+
+
+class LargeEngine(FakeEngine):
+    """100 nodes, 100,000 tasks, none of them real."""
+
+    def __init__(self) -> None:
+        super().__init__(Config(node_id=_name(0), port=PORT))
+        self._dead: dict[str, None] = {}
+        self._listed = [
+            TaskJson(id=f"01JDZ6M0X2R5T8V1W4{n:08X}-1f", type="process", state="succeeded", queue="sync", priority=5,
+                     data=b"1", attempt=1, max_attempts=5, delivery=1, queued_at_ms=1, started_at_ms=2,
+                     finished_at_ms=3, node_id=_name(n % NODES))  # type: ignore[arg-type]
+            for n in range(500)
+        ]  # fmt: skip
+
+    def cluster(self, events: int = 500) -> dict[str, Any]:
+        alive = {_name(n): 42 for n in range(NODES) if _name(n) not in self._dead}
+        return {
+            "node_id": _name(0),
+            "session": f"{_name(0)}/1-1",
+            "members": [_member(n, _name(n) in self._dead) for n in range(NODES)],
+            "leader": {"node_id": _name(0), "session": f"{_name(0)}/1-1", "epoch": 7},
+            "epoch": 7,
+            "shards": {str(shard): node for shard, node in enumerate(owners(alive, SHARDS))},
+            "events": self.timeline.own(events),
+        }
+
+    async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
+        return self._listed[: query.limit], self._listed[query.limit - 1].id
+
+    async def live(self) -> None:
+        """A sum each second; a death, told by five, or a return, every third."""
+        victims = cycle(range(3, NODES, 7))
+        for turn in range(1_000_000):
+            await asyncio.sleep(1)
+            at_ms = time.time_ns() // 1_000_000
+            self.timeline.say("task", _sum(at_ms, turn))
+            if turn % 6 == 2:
+                node = _name(next(victims))
+                self._dead[node] = None
+                for kind in ("connection_refused", "member_suspect", "member_dead", "session_fenced", "session_reaped"):
+                    for by in range(1 if kind == "session_fenced" else 5):
+                        event = {"at_ms": at_ms + by, "kind": kind, "node_id": node, "session": f"{node}/1-{turn}"}
+                        self.timeline.add({**event, "by": _name(by), "evidence": "refused", "tasks": 8})
+            elif turn % 6 == 5:
+                node = next(iter(self._dead))
+                del self._dead[node]
+                self.timeline.add(
+                    {"at_ms": at_ms, "kind": "node_started", "node_id": node, "session": f"{node}/2-{turn}"}
+                )
+
+
+def _name(n: int) -> str:
+    return f"10.0.{n // 10}.{n % 10}:5000"
+
+
+def _member(n: int, is_dead: bool) -> dict[str, Any]:
+    now = time.monotonic()
+    queues = {"default": {"free": int(now * 7 + n) % 40, "queued": int(now * 3 + n) % 9, "shards": 1}}
+    return {
+        "node_id": _name(n), "session": f"{_name(n)}/018bcfe5680-00000001", "url": f"http://{_name(n)}",
+        "state": "dead" if is_dead else "alive", "evidence": "refused" if is_dead else "none", "by": "",
+        "incarnation": 2,
+        "rtt_ms": round(0.4 + (now * 13 + n) % 3, 3), "redis": "gone" if is_dead else "live", "redis_age_s": 0.1,
+        "verdict": "dead" if is_dead else "healthy", "slots": {"default": 40, "sync": 2},
+        "load": {"redis": True, "stalled": False, "leaving": False, "running": int(now * 5 + n) % 42, "queues": queues},
+    }  # fmt: skip
+
+
+def _sum(at_ms: int, turn: int) -> dict[str, Any]:
+    done = 900 + turn * 37 % 200
+    spread_ms = {"p50": 4.0 + turn % 3, "p95": 30.0 + turn % 11, "p99": 80.0 + turn % 29}
+    states = {
+        "scheduled": 40,
+        "waiting": 0,
+        "succeeded": TASKS,
+        "dead": 3,
+        "cancelled": 1,
+        "queued": 700,
+        "running": 900,
+    }
+    return {
+        "at_ms": at_ms, "kind": "task_sums", "node_id": _name(0), "window_s": 1.0, "nodes": NODES, "accepted": done,
+        "outcomes": {"succeeded": done, "retrying": 3}, "refused": 0, "reaped": 0,
+        "types": {f"type{n}": {"succeeded": done // 20} for n in range(20)}, "wait_ms": spread_ms, "run_ms": spread_ms,
+        "states": states, "queues": {"default": {"queued": 700}},
+    }  # fmt: skip
+
+
+def serve_large() -> None:
+    """The gateway alone, for ever."""
+
+    async def run() -> None:
+        engine = LargeEngine()
+        await listen.start(gateway.build(engine), engine.config)
+        await engine.live()
+
+    asyncio.run(run())
+
+
+FRAMES = """
+seconds => new Promise(done => {
+  const gaps = []; const work = []; let last = performance.now(); const end = last + 1000 * seconds;
+  const bytes = net.bytes; const sizes = performance.getEntriesByType("resource").length;
+  const note = list => work.push(...list.getEntries().map(one => one.duration));
+  new PerformanceObserver(note).observe({entryTypes: ["longtask"]});
+  const frame = now => {
+    gaps.push(now - last); last = now;
+    if (now < end) return requestAnimationFrame(frame);
+    const asked = performance.getEntriesByType("resource").slice(sizes).reduce((sum, one) => sum + one.transferSize, 0);
+    done({gaps, work, events: (net.bytes - bytes) / seconds, asked: asked / seconds});
+  };
+  requestAnimationFrame(frame);
+})
+"""
+
+
+def page_rounds(seconds: float) -> tuple[str, dict[str, Any]]:
+    """Each view for so long."""
+    server = multiprocessing.get_context("spawn").Process(target=serve_large, daemon=True)
+    server.start()
+    rows, figures = [], {}
+    try:
+        base = f"http://127.0.0.1:{PORT}"
+        wait_until_answers(base)
+        with browser() as one:
+            for look in ("desktop-light", "phone-light"):
+                for view in ("cluster", "tasks"):
+                    began_s = time.perf_counter()
+                    page = page_of(one, look, f"{base}/#/{view}")
+                    until(
+                        page,
+                        "document.querySelectorAll(location.hash === '#/tasks' ? '#rows tr' : '#members tr').length",
+                    )
+                    first_s = time.perf_counter() - began_s
+                    told = page.evaluate(FRAMES, seconds)
+                    page.context.close()
+                    gaps, work = levels(told["gaps"][1:]), told["work"]
+                    figures[f"{view}, {look}"] = {
+                        "first_s": first_s,
+                        "gap_ms": gaps,
+                        "long_ms": work,
+                        **told | {"gaps": 0},
+                    }
+                    cells = (f"{gaps['p50']:.1f} ms", f"{gaps['p99']:.1f} ms", f"{gaps['max']:.0f} ms", str(len(work)))
+                    sizes = (f"{told['events']:,.0f}", f"{told['asked']:,.0f}")
+                    rows.append([f"{view}, {look}", f"{first_s * 1000:,.0f} ms", *cells, *sizes])
+    finally:
+        server.kill()
+        server.join()
+    head = [
+        "100 nodes, 100,000 tasks",
+        "first view",
+        "frame",
+        "p99",
+        "longest",
+        "tasks over 50 ms",
+        "events B/s",
+        "other B/s",
+    ]
+    return markdown(head, rows), figures
+
+
+# ---- the drain
+
+
+@contextmanager
+def nobody(url: str) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def client(url: str) -> Iterator[None]:
+    """All that the page asks for, without a browser."""
+    one = subprocess.Popen([sys.executable, "-c", WATCHING, url], cwd=ROOT)
+    try:
+        yield
+    finally:
+        one.kill()
+        one.wait()
+
+
+@contextmanager
+def dashboard(url: str) -> Iterator[None]:
+    """The page in a browser, opened as soon as the node answers."""
+    stop = threading.Event()
+
+    def show() -> None:
+        with browser() as one:
+            page = one.new_context().new_page()
+            wait_until_answers(url)
+            page.goto(f"{url}/#/tasks")
+            stop.wait()
+
+    thread = threading.Thread(target=show)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def drain_rounds(rounds: int, tasks: int) -> tuple[str, dict[str, Any]]:
+    """Interleaved."""
+    ways: dict[str, Callable[[str], Any]] = {
+        "nobody looks": nobody,
+        "a client": client,
+        "the page, same cores": dashboard,
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for n in range(rounds):
+        for name, way in ways.items():
+            with Bed() as bed:
+                ids = queue_tasks(bed, tasks)
+                with way(f"http://127.0.0.1:{bed.base_port + len(bed.nodes)}"):
+                    time.sleep(1.5 if way is dashboard else 0.3)
+                    node = bed.node(queues="default:100")
+                    meter = Meter(bed, node.child.pid)
+                    wait_drained(bed, tasks)
+                    found[name].append(meter.figures(tasks, 0.0))
+                found[name][-1]["per_s"] = rate(started_ms(bed, ids))
+            say(f"drain {n + 1}, {name}: {found[name][-1]['per_s']:,.0f}/s")
+    rows = []
+    for name, each in found.items():
+        per_s, shares = spread([one["per_s"] for one in each]), []
+        for one, other in zip(each, found["nobody looks"], strict=True):
+            shares.append(one["per_s"] / other["per_s"])
+        share, cpu, redis = (
+            spread(shares),
+            spread([one["cpu_us"] for one in each]),
+            spread([one["redis_us"] for one in each]),
+        )
+        of_it = f"{share['median']:.0%} ({share['min']:.0%} to {share['max']:.0%})"
+        rows.append([name, f"{per_s['median']:,.0f}", of_it, f"{cpu['median']:.1f}", f"{redis['median']:.1f}"])
+    return markdown(["drain while", "tasks/s", "of unwatched", "node CPU µs a task", "Redis CPU µs"], rows), found
+
+
+def wait_until_answers(url: str) -> None:
+    def answers() -> bool:
+        try:
+            Remote(url, timeout_s=1.0).request("GET", "/livez")
+        except Unreachable:
+            return False
+        return True
+
+    if not wait_for(answers, 20.0, 0.01):
+        raise RuntimeError(f"{url} does not answer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="page,drain", help="which (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="of drains (%(default)s)")
+    parser.add_argument("--tasks", type=int, default=60_000, help="of a drain (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="that each view is watched (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    tables, figures = [], {}
+    for name, measure in (
+        ("page", lambda: page_rounds(options.seconds)),
+        ("drain", lambda: drain_rounds(options.rounds, options.tasks)),
+    ):
+        if name in options.only.split(","):
+            table, figures[name] = measure()
+            tables.append(table)
+    publish("Watching", "\n\n".join(tables), figures, options.json)
+
+
+if __name__ == "__main__":
+    main()
