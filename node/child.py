@@ -58,6 +58,7 @@ class _Node:
         self._stream = connection.makefile("rb")
         self._sending = threading.Lock()
         self._calls: queue.SimpleQueue[Claimed | None] = queue.SimpleQueue()
+        self._pid = os.getpid()
 
     def serve(self) -> None:
         hello = msgspec.msgpack.decode(self._read(), type=Hello)
@@ -81,9 +82,17 @@ class _Node:
             context = Context(claimed, hello.node_id, link) if handler.wants_context else None
             ending = run(handler, claimed.data, context)
             link.close()
+            if self._is_a_copy():
+                os._exit(0)  # the handler forked, and both came back: the node waits for one answer
             self.send(Done(ending))
 
+    def _is_a_copy(self) -> bool:
+        """Whether this process was forked by a handler: its socket belongs to the original."""
+        return os.getpid() != self._pid
+
     def send(self, message: Said) -> None:
+        if self._is_a_copy():
+            return
         data = frame(message)
         with self._sending:
             self._connection.sendall(data)

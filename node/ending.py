@@ -60,13 +60,14 @@ def returned(result: Any) -> Ending:
 def raised(error: BaseException) -> Ending:
     """The ending of a handler that raised anything at all, SystemExit and KeyboardInterrupt included."""
     if isinstance(error, Reject):
-        return rejected("Rejected", error.reason)
+        return rejected("Rejected", _reason(error))
     if isinstance(error, Retry):
-        failure = Failure("Retry", _clean(error.reason, MESSAGE_MAX))
-        if error.after_s is None:
+        failure = Failure("Retry", _reason(error))
+        after_s = getattr(error, "after_s", None)
+        if after_s is None:
             return Ending(Kind.FAILED, failure=failure)  # its usual backoff
-        return Ending(Kind.RETRY, failure=failure, retry_after_s=error.after_s)
-    return Ending(Kind.FAILED, failure=Failure(_clean(type(error).__name__, 200), _text(error), _trace(error)))
+        return Ending(Kind.RETRY, failure=failure, retry_after_s=after_s)
+    return Ending(Kind.FAILED, failure=Failure(_name(error), _text(error), _trace(error)))
 
 
 def failed(type_: str, message: str) -> Ending:
@@ -97,7 +98,19 @@ def run(handler: Handler, data: bytes, context: Context | None) -> Ending:
         return raised(error)
 
 
-def _text(error: BaseException) -> str:
+def _name(error: BaseException) -> str:
+    try:
+        return _clean(type(error).__name__, 200)
+    except Exception:  # of a metaclass of the handler's
+        return "Exception"
+
+
+def _reason(error: Reject | Retry) -> str:
+    """Whatever the handler gave as its reason; a subclass may not have any."""
+    return _text(getattr(error, "reason", error))
+
+
+def _text(error: Any) -> str:
     try:
         return _clean(str(error), MESSAGE_MAX)
     except Exception as second:

@@ -20,7 +20,7 @@ from cluster.load import Meta, encode_meta
 from cluster.store import connect
 from cluster.view import View
 from cluster.vitals import Vitals
-from node import listen, logs, safety
+from node import forked, listen, logs, safety
 from node.engine import Engine
 from node.gateway import build
 from node.metrics import Metrics
@@ -119,6 +119,7 @@ async def run(config: Config) -> int:
     for note in notes:
         log.warning(note["code"], message=note["message"], hint=note["hint"])
 
+    forked.guard(client, config.port)
     hooks = Hooks(stop)
     metrics = Metrics()
     engine = Engine(config, registry, metrics, notes)

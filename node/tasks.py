@@ -27,7 +27,7 @@ from cluster.config import QUEUE_NAME, Config
 from cluster.errors import ConfigError
 from cluster.task import LEVEL_MAX, LEVELS, Backoff, Claimed
 
-TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}$")
+TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
 ATTEMPTS_MAX = 1000
 TIMEOUT_MAX_S = 604_800.0
 RETRY_MAX_S = 31_536_000.0

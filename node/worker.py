@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -25,6 +26,7 @@ import msgspec
 
 from cluster.config import Config
 from cluster.task import Claimed, Kind, Outcome
+from node import forked
 from node.ending import Ending, failed, raised, returned, run, unfit
 from node.pool import Pool
 from node.tasks import Context, Executor, Handler, Registry
@@ -216,6 +218,8 @@ class Worker:
 
     def _end(self, running: Running, ending: Ending) -> None:
         """The attempt has really ended: its slot is free."""
+        if forked.is_copy:
+            os._exit(0)  # the handler forked, and both came back: only one of them is a node
         running.is_ended = True
         self._free[running.claimed.spec.queue] += 1
         if running.is_reported:

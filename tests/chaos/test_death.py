@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +79,49 @@ def test_a_node_restarted_at_once_on_its_address_is_another_life_and_its_tasks_r
     more = fleet.spread("chaos.sleep", {"ledger": str(ledger.path)}, each=5)
     check_kept(fleet.wait_ended(more, 10), more, ledger)
     check_ran_once(ledger, more)
+
+
+def test_a_process_that_a_handler_forked_does_not_hide_the_death_of_its_node(
+    make_fleet: Make, ledger: Ledger, redis_server: RedisServer
+) -> None:
+    fleet = make_fleet(3)
+    victim = fleet.nodes[1]
+    work = {"ledger": str(ledger.path), "seconds": 60.0}
+    copies: list[int] = []
+
+    def is_forked_off_the_victim() -> bool:
+        result = victim.task(victim.submit("chaos.fork", work)[0], wait_s=5)["result"]
+        copies.append(result["copy"])
+        return bool(result["pid"] == victim.pid)
+
+    try:
+        wait_until(is_forked_off_the_victim, 10, "the victim itself ran it")
+        ids = fleet.spread("chaos.sleep", work | {"seconds": 2.0}, each=20)
+        wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+        killed_s = time.monotonic()
+        victim.kill()
+        held = ledger.open_on(victim.node_id)
+        os.kill(copies[-1], 0)  # it lives on
+        check_kept(fleet.wait_ended(ids, 20), ids, ledger)
+        again = [run for run in ledger.of(held) if run.delivery == 2]
+        assert {run.task_id for run in again} == held
+        assert max(run.start_s for run in again) - killed_s < TAKEN_OVER_S
+        victim.start()
+        fleet.wait_ready()
+    finally:
+        for copy in copies:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(copy, signal.SIGKILL)
+
+
+def test_a_handler_that_forks_and_returns_twice_makes_no_second_node(make_fleet: Make, ledger: Ledger) -> None:
+    fleet = make_fleet(1)
+    (node,) = fleet.nodes
+    work = {"ledger": str(ledger.path)}
+    for task_id in node.submit("chaos.fork_and_return", work, count=3):
+        task = node.task(task_id, wait_s=5)
+        assert (task["state"], task["result"]["pid"], task["delivery"]) == ("succeeded", node.pid, 1)
+        state = Path(f"/proc/{task['result']['copy']}/stat")
+        wait_until(lambda state=state: ") Z " in state.read_text(), 5, "the copy has ended")  # type: ignore[misc]
+    more = node.submit("chaos.sleep", work, count=20)
+    check_kept(fleet.wait_ended(more, 10), more, ledger)

@@ -84,3 +84,19 @@ def crash_process(work: Work, ctx: Context) -> None:
     """Take the child process down that runs this."""
     note(work, ctx, "start")
     os._exit(86)
+
+
+@task(name="chaos.fork")
+async def fork(work: Work, ctx: Context) -> dict[str, Any]:
+    """Leave a process behind that was forked off the node, as multiprocessing does."""
+    copy = os.fork()
+    if copy == 0:
+        time.sleep(work.seconds)  # noqa: ASYNC251 - a process of its own by now
+        os._exit(0)
+    return outcome(ctx) | {"copy": copy}
+
+
+@task(name="chaos.fork_and_return")
+async def fork_and_return(work: Work, ctx: Context) -> dict[str, Any]:
+    """Come back twice."""
+    return {"copy": os.fork()} | outcome(ctx)

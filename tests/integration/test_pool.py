@@ -56,6 +56,14 @@ HANDLERS = """
         os._exit(5)
 
     @task
+    def fork_and_return(data, ctx: Context):
+        is_copy = os.fork() == 0
+        ctx.progress("copy" if is_copy else "original")
+        if not is_copy: os.wait()
+        if is_copy and data: raise ValueError("of the copy")
+        return "copy" if is_copy else "original"
+
+    @task
     def exit_now(data): os._exit(data)
 
     @task
@@ -398,3 +406,13 @@ def test_it_works_on_uvloop_as_nodes_run_it(shop: Path) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         kinds = runner.run(scenario())
     assert kinds == [Kind.SUCCEEDED, Kind.FAILED, Kind.SUCCEEDED, Kind.FAILED]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_of_a_handler_that_forks_and_returns_twice_the_original_counts(desk: Desk, raises: bool) -> None:
+    """A second answer would be taken for that of the next task, and every later one for that of the task after it."""
+    assert msgspec.json.decode((await desk.outcome_of(claim("fork_and_return", raises))).result or b"") == "original"
+    assert "copy" not in desk.progress
+    for n in range(3):
+        outcome = await desk.outcome_of(claim("add", {"amount": n}))
+        assert outcome.result == b"%d" % (n + 1)

@@ -359,6 +359,36 @@ def test_retry_and_reject_say_what_the_handler_asked_for() -> None:
     assert (never.kind, never.failure) == (Kind.REJECTED, Failure("Rejected", "no such account"))
 
 
+class _Bare(Reject):
+    def __init__(self) -> None: ...
+
+
+class _NamelessKind(type):
+    @property
+    def __name__(cls) -> str:
+        raise RuntimeError("no name")
+
+
+class _Nameless(Exception, metaclass=_NamelessKind): ...
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (Reject(ValueError("card declined")), Kind.REJECTED, "card declined"),  # type: ignore[arg-type]
+        (Reject(None), Kind.REJECTED, "None"),  # type: ignore[arg-type]
+        (Retry(1.0, {"code": 7}), Kind.RETRY, "{'code': 7}"),  # type: ignore[arg-type]
+        (_Bare(), Kind.REJECTED, ""),
+        (_Nameless("lost"), Kind.FAILED, "lost"),
+    ],
+)
+def test_whatever_a_handler_raises_its_attempt_has_an_ending(error: Exception, kind: Kind, message: str) -> None:
+    """One that had none would hold its slot until its time limit, an hour by default."""
+    ending = raised(error)
+    assert ending.failure is not None
+    assert (ending.kind, ending.failure.message) == (kind, message)
+
+
 @pytest.mark.parametrize("after_s", [-1.0, float("nan"), float("inf"), 1e12])
 def test_retry_refuses_a_time_that_cannot_be_waited_for(after_s: float) -> None:
     with pytest.raises(ValueError, match="after_s is"):
