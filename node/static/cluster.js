@@ -137,13 +137,14 @@ function memberRow(nodeId) {
   return row;
 }
 
-function witnesses(member) {
+function witnesses(member, view) {
+  const me = view.members.find((one) => one.node_id === view.node_id);
   const age = member.redis_age_s;
   const redis = {
     live: "live",
     stale: `stale ${age === null ? "" : `for ${age.toFixed(1)} s`}`.trim(),
     gone: "ended",
-    unknown: "not known yet",
+    unknown: !me || me.redis === "live" ? "not known yet" : "cannot be asked from here",
   }[member.redis] || member.redis;
   const evidence = member.state === "suspect" || member.state === "dead" ? ` (${member.evidence}${member.by ? `, by ${names.short(member.by)}` : ""})` : "";
   return `peers: ${WORDS.peers[member.state] || member.state}${evidence} · Redis: ${redis}`;
@@ -169,7 +170,7 @@ function showMembers(view) {
     say(row.session, member.session.slice(member.session.lastIndexOf("/") + 1));
     mark(row.verdict, "class", `verdict ${tone}`);
     say(row.verdict, verdict);
-    say(row.words, [witnesses(member), WORDS.means[isGone && state === "left" ? "healthy" : member.verdict]].filter(Boolean).join(". "));
+    say(row.words, [witnesses(member, view), WORDS.means[isGone && state === "left" ? "healthy" : member.verdict]].filter(Boolean).join(". "));
     const slots = Object.values(member.slots || {}).reduce((sum, n) => sum + n, 0);
     const load = isGone ? null : member.load;
     say(row.load, load ? `${count(load.running)} / ${count(slots)}${load.stalled ? " · blocked" : load.leaving ? " · leaving" : ""}` : "–");

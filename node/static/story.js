@@ -179,8 +179,8 @@ function shardWords(moved) {
   for (const event of moved) for (const [node, n] of Object.entries(event.to || {})) to[node] = (to[node] || 0) + n;
   const total = Object.values(to).reduce((sum, n) => sum + n, 0);
   const who = Object.entries(to).sort((a, b) => b[1] - a[1]);
-  if (!who.length) return `${many(moved[0].shards, "shard")} moved`;
+  if (!who.length) return `nobody looks after ${many(moved.at(-1).shards, "shard")}: no node is able to`;
   if (who.length === 1) return `${names.short(who[0][0])} looks after ${many(total, "shard")} more`;
-  if (who.length > 6) return `its ${many(total, "shard")} are looked after by ${who.length} nodes from now on`;
-  return `${many(total, "shard")} are looked after by ${list(who.map(([node, n]) => `${names.short(node)} (${n})`))} from now on`;
+  if (who.length > 6) return `${who.length} nodes look after ${many(total, "shard")} from now on`;
+  return `${many(total, "shard")} ${total === 1 ? "is" : "are"} looked after by ${list(who.map(([node, n]) => `${names.short(node)} (${n})`))} from now on`;
 }
