@@ -98,6 +98,7 @@ class Life:
         self._echoed_nr = 0
         self._acked_s = boot_s()
         self._enrolled_s = -inf
+        self._not_enrolled = ""  # why our row could not be written, as last logged
         self._told: tuple[object, ...] = ()
         self._told_load = b""
         self._own_load: Load | None = None
@@ -234,10 +235,6 @@ class Life:
             await self._until_listening()
             ttl_ms = int(TTL_LEASES * self.config.lease_s * 1000)
             beat = await self.pulse.beat(name, self._beat_nr, ttl_ms, ECHO + b"%d" % self._beat_nr)
-            if beat.tombstone is None and name == self.session and time.monotonic() - self._enrolled_s >= ENROLL_S:
-                # Again and again: the row may have been taken away together with an earlier life of ours.
-                await self.pulse.enroll(self.config.name, self._record)
-                self._enrolled_s = time.monotonic()
         except StoreUnavailable as error:
             self._stats["beats_failed"] += 1
             self._redis_answers(False, error.message)
@@ -250,6 +247,9 @@ class Life:
         self._stats["beats"] += 1
         self._acked_s = asked_s  # The answer may have lain in its buffer for long: this process may have been stopped.
         self._redis_answers(True)
+        await self._enroll()
+        if name != self.session:
+            return
         if self._was is not None:
             was, self._was = self._was, None
             self.hooks.on_fenced(name)
@@ -260,6 +260,24 @@ class Life:
         ):
             self._stats["deaf"] += 1
             self._relisten.set()
+
+    async def _enroll(self) -> None:
+        """Put our row on the member list. That it cannot be is no sign that Redis is away: our heartbeat is there.
+
+        Again and again, as the row may have been taken away together with an earlier life of ours.
+        """
+        now_s = time.monotonic()
+        if now_s - self._enrolled_s < ENROLL_S:
+            return
+        self._enrolled_s = now_s
+        try:
+            await self.pulse.enroll(self.config.name, self._record)
+            self._not_enrolled = ""
+        except StoreUnavailable as error:
+            self._stats["enrollments_failed"] += 1
+            if error.message != self._not_enrolled:
+                log.warning("not_enrolled", error=error.message)
+            self._not_enrolled = error.message
 
     def _redis_answers(self, is_ok: bool, why: str = "") -> None:
         if is_ok == self.redis_ok:

@@ -23,6 +23,7 @@ from cluster.scripts import Arg
 from cluster.task import Spec
 
 BATCH_MAX = 256  # tasks one script handles; bounds the time Redis is held
+CLAIM_BYTES_MAX = 1_048_576  # of data in the answer to one claim: many claims share one group and its deadline
 OnReply = Callable[[Reply], None]
 TASK_FIELDS = (
     "spec",
@@ -118,7 +119,7 @@ class Calls:
         return Call(
             "claim",
             (keys.never(shard), keys.ready(shard, queue), keys.inflight(shard, session), keys.sessions(shard)),
-            [keys.task_prefix(shard), session, limit, "+inf" if highest is None else highest],
+            [keys.task_prefix(shard), session, limit, "+inf" if highest is None else highest, CLAIM_BYTES_MAX],
             on_reply,
         )
 

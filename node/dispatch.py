@@ -22,7 +22,7 @@ import redis.asyncio
 import structlog
 
 from cluster.config import Config
-from cluster.errors import away
+from cluster.errors import StoreUnavailable, away
 from cluster.lane import Call, Lane, Reply
 from cluster.scripts import Arg
 from cluster.store import BATCH_MAX, Calls, Head, NewTask, heads_of
@@ -33,7 +33,7 @@ from node.worker import Worker
 
 LANES = 2  # one group per lane is under way at a time; two let Redis and Python work at once
 GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far from the deadline of a call
-GROUP_BYTES_MAX = 4_194_304  # of their data
+GROUP_BYTES_MAX = 4_194_304  # of their data, and of the results in one group
 SETTLE_AGAIN_S = 0.25  # after Redis refused a group of outcomes for a reason of its own (full, loading)
 
 log = structlog.get_logger("rumor.dispatch")
@@ -81,6 +81,8 @@ class Dispatcher:
         self._claiming: set[tuple[str, int]] = set()
         self._stores: list[dict[int, list[NewTask]]] = [{} for _ in range(LANES)]
         self._settles: list[dict[tuple[int, str], list[_Item]]] = [{} for _ in range(LANES)]
+        self._refused: dict[tuple[int, str], list[_Item]] = {}  # outcomes that Redis refused, to be sent again
+        self._one_by_one: set[tuple[int, str]] = set()  # (shard, session) of which a group of outcomes was refused
         self._steals: list[dict[tuple[int, str], int]] = [{} for _ in range(LANES)]  # (shard, queue) -> limit
         self.settling = 0  # outcomes that Redis has not answered yet
 
@@ -216,13 +218,7 @@ class Dispatcher:
         """What goes with the group that leaves now: outcomes, new tasks, then claims for the slots that are free."""
         calls: list[Call] = []
         if self._settles[lane] and self.lanes[lane].is_up:
-            settles, self._settles[lane] = self._settles[lane], {}
-            for (shard, session), items in settles.items():
-                for n in range(0, len(items), BATCH_MAX):
-                    chunk = items[n : n + BATCH_MAX]
-                    rows: list[tuple[Arg, ...]] = [(c.id, c.delivery, kind, pay, ms) for c, kind, pay, ms in chunk]
-                    self._metrics.batch_tasks.of["settle"].add(len(rows))
-                    calls.append(self.calls.settle(shard, session, rows, partial(self._settled, shard, chunk)))
+            self._collect_settles(lane, calls)
         if self._stores[lane]:
             self._collect_stores(lane, calls)
         if self.is_claiming and self.lanes[lane].is_up:
@@ -231,6 +227,28 @@ class Dispatcher:
             if not self.is_held_back:
                 self._collect_claims(lane, calls)
         return calls
+
+    def _collect_settles(self, lane: int, calls: list[Call]) -> None:
+        """Outcomes, as many bytes of them as one group may carry within its deadline; the rest goes with the next."""
+        settles = self._settles[lane]
+        left_bytes = GROUP_BYTES_MAX
+        while settles and left_bytes > 0:
+            key = shard, session = next(iter(settles))
+            items = settles[key]
+            part = items[: 1 if key in self._one_by_one else BATCH_MAX]
+            size = sum(len(item[2]) for item in part)
+            while size > left_bytes and len(part) > 1:
+                size -= len(part.pop()[2])
+            if len(part) < len(items):
+                settles[key] = items[len(part) :]
+            else:
+                del settles[key]
+            left_bytes -= size
+            rows: list[tuple[Arg, ...]] = [(c.id, c.delivery, kind, pay, ms) for c, kind, pay, ms in part]
+            self._metrics.batch_tasks.of["settle"].add(len(rows))
+            calls.append(self.calls.settle(shard, session, rows, partial(self._settled, shard, part)))
+        if settles:
+            self.lanes[lane].kick()
 
     def _collect_stores(self, lane: int, calls: list[Call]) -> None:
         """New tasks, as many as one group may carry within its deadline; the rest goes with the next."""
@@ -319,15 +337,13 @@ class Dispatcher:
 
     def _settled(self, shard: int, items: list[_Item], reply: Reply) -> None:
         if isinstance(reply, Exception):
-            self.uncertain.add(shard)
-            log.warning("settle_unanswered", shard=shard, tasks=len(items), error=str(reply))
-            lane = shard % LANES
-            for item in items:
-                self._settles[lane].setdefault((shard, item[0].session), []).append(item)
-            if self.lanes[lane].is_up:
-                asyncio.get_running_loop().call_later(SETTLE_AGAIN_S, self.lanes[lane].kick)
+            self._not_settled(shard, items, reply)
             return
         self.settling -= len(items)
+        if self._one_by_one:
+            key = (shard, items[0][0].session)
+            if key not in self._refused and key not in self._settles[shard % LANES]:
+                self._one_by_one.discard(key)
         held = self.held[shard]
         finished: list[str] = []
         commits: dict[tuple[str, str], int] = {}
@@ -361,6 +377,26 @@ class Dispatcher:
         if finished:
             self._on_finished(finished)
 
+    def _not_settled(self, shard: int, items: list[_Item], reply: Exception) -> None:
+        """Keep outcomes for later: for the next group when none was answered, for a while when Redis refused them."""
+        self.uncertain.add(shard)
+        key = (shard, items[0][0].session)
+        if isinstance(reply, StoreUnavailable):
+            log.warning("settle_unanswered", shard=shard, tasks=len(items), error=str(reply))
+            self._settles[shard % LANES].setdefault(key, []).extend(items)
+            return
+        log.warning("settle_refused", shard=shard, tasks=len(items), error=str(reply))
+        self._one_by_one.add(key)  # the fault may be one task's: it must not hold up those beside it
+        if key not in self._refused:
+            self._refused[key] = []
+            asyncio.get_running_loop().call_later(SETTLE_AGAIN_S, self._settle_again, key)
+        self._refused[key].extend(items)
+
+    def _settle_again(self, key: tuple[int, str]) -> None:
+        lane = key[0] % LANES
+        self._settles[lane].setdefault(key, []).extend(self._refused.pop(key))
+        self.lanes[lane].kick()
+
     def _compared(self, shard: int, session: str, reply: Reply) -> None:
         if isinstance(reply, Exception) or session != self.session:
             return
@@ -373,6 +409,7 @@ class Dispatcher:
                 stub = Claimed(task_id, shard, delivery, 0, _NO_SPEC, b"null", session)
                 self._settle((stub, "g", b"", 0))
         unsettled = {item[0].id for items in self._settles[shard % LANES].values() for item in items}
+        unsettled.update(item[0].id for items in self._refused.values() for item in items)
         for task_id, delivery in list(held.items()):
             if in_redis.get(task_id) != delivery and task_id not in unsettled:
                 del held[task_id]

@@ -27,6 +27,7 @@ from node.wire import AttemptJson, FailureJson, ListQuery, TaskJson
 
 SCAN_MAX = 1_000  # ids one script call looks at
 PAGE_ROUNDS_MAX = 50  # calls per shard for one page; a page may then be short, with a cursor to go on
+ROWS_AT_ONCE = 32  # tasks read together: each may hold 2 MiB, and the answer shares a deadline with everybody's calls
 COUNTS_FRESH_S = 0.25
 SCORED: dict[str, Callable[[int], str]] = {
     State.DEAD: keys.dead,
@@ -154,7 +155,9 @@ class Queries:
             places, cursor = await self._running(query)
         else:
             places, cursor = await self._merged(query)
-        rows = await asyncio.gather(*(self._row(task_id) for _, task_id in places))
+        rows: list[TaskJson | None] = []
+        for n in range(0, len(places), ROWS_AT_ONCE):
+            rows += await asyncio.gather(*(self._row(task_id) for _, task_id in places[n : n + ROWS_AT_ONCE]))
         return [task for task in rows if task is not None], cursor
 
     async def ids(self, state: State, kind: str | None, limit: int, cursor: str | None) -> tuple[list[str], str | None]:

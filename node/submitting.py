@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 from msgspec import Raw
+from redis.exceptions import OutOfMemoryError
 
 from cluster.config import Config
 from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, away
@@ -222,10 +223,9 @@ class Submitting:
             batch.failure = code
             batch.maybe |= code.may_have_happened
         elif isinstance(code, Exception):
-            full = str(code).startswith("OOM")
             batch.results[n] = (
                 QueueFull("Redis is out of memory and refuses to store.", "Raise maxmemory or shorten retention_s.")
-                if full
+                if isinstance(code, OutOfMemoryError)
                 else StoreUnavailable(f"Redis refused: {code}", "See /health.", may_have_happened=False)
             )
         elif code == "c":

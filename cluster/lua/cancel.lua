@@ -19,6 +19,7 @@
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
 -- Repeat   harmless: the state answered is then cancelled
 
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local id = ARGV[1]
 local was = redis.call('HMGET', KEYS[2], 'state', 'session', 'delivery', 'spec')
 local state = was[1]

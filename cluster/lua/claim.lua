@@ -8,6 +8,7 @@
 -- ARGV[2]  session                    claimant
 -- ARGV[3]  limit                      tasks, 1 to 256; bounds the time Redis is held
 -- ARGV[4]  highest score              do not take what is worse than this ("+inf": anything)
+-- ARGV[5]  bytes                      of data that one answer may hold; the first task is taken whatever its size
 -- Touches  {sNN}:task:<id>            one per claimed id, same slot
 --
 -- Returns  {now ms, count left, head score left, {id, delivery, attempt, spec, data, queued-at ms or "", workers lost, …}}
@@ -15,15 +16,18 @@
 --          counted before its handler can start
 -- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session's comparison finds them.
 
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local ids = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local prefix, session = ARGV[1], ARGV[2]
-local out, flight = {}, {}
+local prefix, session, bytes = ARGV[1], ARGV[2], tonumber(ARGV[5])
+local out, flight, taken = {}, {}, {}
 for _, id in ipairs(ids) do
   local key = prefix .. id
   local was = redis.call('HMGET', key, 'spec', 'data', 'attempt', 'delivery', 'queued_at', 'lost')
   if was[1] then
+    bytes = bytes - #was[2]
+    if bytes < 0 and #flight > 0 then break end
     local attempt, delivery = (was[3] or 0) + 1, (was[4] or 0) + 1
     redis.call('HSET', key, 'state', 'running', 'attempt', attempt, 'delivery', delivery, 'started_at', now,
       'session', session)
@@ -33,11 +37,12 @@ for _, id in ipairs(ids) do
     out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5], out[n + 6], out[n + 7] =
       id, delivery, attempt, was[1], was[2], was[5] or '', was[6] or 0
   end
+  taken[#taken + 1] = id
 end
 if #flight > 0 then
   redis.call('HSET', KEYS[3], unpack(flight))
   redis.call('SADD', KEYS[4], session)
 end
-if #ids > 0 then redis.call('ZREM', KEYS[2], unpack(ids)) end
+if #taken > 0 then redis.call('ZREM', KEYS[2], unpack(taken)) end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 return {now, redis.call('ZCARD', KEYS[2]), first[2] or '0', out}

