@@ -86,8 +86,8 @@ class Catalog:
             mapping: dict[Any, Any] = {name: msgspec.msgpack.encode(entry) for name, entry in self._own.items()}
             await client.hset(keys.LEADER_CATALOG, mapping=mapping)
 
-    async def refresh(self, client: redis.asyncio.Redis) -> None:
-        """Read what the others wrote. This node's own types stay as it has them."""
+    async def refresh(self, client: redis.asyncio.Redis) -> bool:
+        """Read what the others wrote. This node's own types stay as it has them; whether all of them stand there."""
         rows: Any = await client.hgetall(keys.LEADER_CATALOG)
         for name, packed in rows.items():
             try:
@@ -98,3 +98,4 @@ class Catalog:
                 known = self._known.get(text)
                 if known is None or known.entry != entry:
                     self._known[text] = Known(text, entry)
+        return all(name.encode() in rows for name in self._own)

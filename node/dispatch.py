@@ -34,6 +34,7 @@ from node.worker import Worker
 LANES = 2  # one group per lane is under way at a time; two let Redis and Python work at once
 GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far from the deadline of a call
 GROUP_BYTES_MAX = 4_194_304  # of their data, and of the results in one group
+RETENTION_MIN_S = 5.0  # a submission may be carried out twice within a second or two: the first one must still be seen
 SETTLE_AGAIN_S = 0.25  # after Redis refused a group of outcomes for a reason of its own (full, loading)
 
 log = structlog.get_logger("rumor.dispatch")
@@ -180,7 +181,7 @@ class Dispatcher:
             retention_s = claimed.spec.retention_s
             if retention_s is None:
                 retention_s = self._config.retention_s
-            item = (claimed, "s", outcome.result or b"null", int(retention_s * 1000))
+            item = (claimed, "s", outcome.result or b"null", int(max(retention_s, RETENTION_MIN_S) * 1000))
         elif kind is Kind.STOPPED:
             held = self.held[claimed.shard]
             if held.get(claimed.id) == claimed.delivery:

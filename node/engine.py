@@ -31,7 +31,7 @@ from cluster.swim.events import State as Gossip
 from cluster.task import TERMINAL, Claimed, State
 from cluster.view import View
 from cluster.vitals import Vitals
-from node import memory, report
+from node import memory, report, safety
 from node.bulletin import Bulletin
 from node.catalog import Catalog
 from node.dispatch import Dispatcher
@@ -388,12 +388,14 @@ class Engine:
             try:
                 async with asyncio.timeout(self.config.redis_timeout_s):
                     if not is_published:
+                        await safety.agree(self.client, self.config)
                         await self.catalog.publish(self.client)
-                        is_published = True
-                    await self.catalog.refresh(self.client)
+                    # A Redis may lose its data without a word: what was written there once has to be looked for.
+                    is_published = await self.catalog.refresh(self.client)
             except UNANSWERED as error:
                 log.debug("catalog_unread", error=str(error))
-                is_published = False  # Redis may have come back without it
+            except RumorError as error:
+                log.error("cluster_facts_differ", error=str(error))
             await asyncio.sleep(CATALOG_INTERVAL_S)
 
     # ---- what the gateway calls

@@ -61,7 +61,9 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
         Meta(description="A repeat within this time (same type, same unique_key, else same data) is the first task."),
     ] = None
     unique_key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished.")] = None
+    retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished; 5 at least.")] = (
+        None
+    )
 
 
 class FailureJson(Struct, frozen=True):

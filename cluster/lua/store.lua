@@ -65,7 +65,7 @@ for i = 1, n do
       code = (print == ARGV[at + 10] and 'i' or 'm') .. first
     end
   end
-  if not code and due == 0 and ARGV[at + 7] ~= '1' and room[queue] <= 0 then code = 'f' end
+  if not code and due >= 0 and due <= now and ARGV[at + 7] ~= '1' and room[queue] <= 0 then code = 'f' end
   if not code then
     if due < 0 then due = now - due end
     if idem ~= '' then

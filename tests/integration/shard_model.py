@@ -191,7 +191,7 @@ class ShardPair:
         if new.idempotency in self.model.keys:
             first, print_ = self.model.keys[new.idempotency]
             return ("i" if print_ == new.fingerprint else "m") + first
-        if new.due == 0 and not new.claim and room[new.queue] <= 0:
+        if 0 <= new.due <= now and not new.claim and room[new.queue] <= 0:
             return "f"
         if new.idempotency:
             self.model.keys[new.idempotency] = (new.id, new.fingerprint)

@@ -476,3 +476,32 @@ async def test_a_batch_that_was_stored_in_part_may_have_happened(engine: Engine)
         await batch
     assert told.value.may_have_happened
     assert all(told.value.ids)
+
+
+async def test_what_a_redis_forgot_without_a_word_is_written_again(
+    redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLUSHALL, or a failover to an empty one: no connection ends. A later node must find this cluster."""
+    monkeypatch.setattr("node.engine.CATALOG_INTERVAL_S", 0.05)
+    engine = Engine(Config(redis_url=redis_server.url, shards=16), load_handlers([]), Metrics(), [])
+    await engine.start(LoneVitals(engine.config, engine.client))  # type: ignore[arg-type]
+    try:
+        for _ in range(2):
+            await wait_until_async(
+                lambda: engine.client.hexists(keys.LEADER_CATALOG, "noop"), 5, "its types stand there"
+            )
+            assert await engine.client.hget(keys.LEADER_CONFIG, "shards") == b"16"  # type: ignore[misc]
+            await engine.client.flushall()
+    finally:
+        await engine.close()
+
+
+async def test_a_task_without_retention_is_there_for_whoever_sends_it_twice(engine: Engine) -> None:
+    """A submission that is forwarded after a time-out may be the second one, and the first may have run by then."""
+    task = await one(engine, "noop", retention_s=0.0)
+    assert (await engine.wait(task.id, 5)).state == "succeeded"
+    engine.house.look(engine.queries.shard(task.id))
+    await wait_until_async(lambda: not engine.house.is_looking(engine.queries.shard(task.id)), 5, "house was kept")
+    again = (await engine.submit([Submission(type="noop")], None, [task.id]))[0]
+    assert isinstance(again, Submitted)
+    assert (await engine.wait(task.id, 5)).delivery == 1
