@@ -140,6 +140,8 @@ async def run(config: Config) -> int:
     hooks.attach(engine)
     engine.on_view(vitals.view)
     runner = await listen.start(build(engine), config, sock)
+    gc.collect()
+    gc.freeze()  # what is here now stays for good: no collection need look at it again
     log.info("started", node=config.name, session=vitals.session, url=f"http://{config.host}:{config.port}")
 
     await stop.wait()
