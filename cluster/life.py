@@ -299,12 +299,15 @@ class Life:
         with contextlib.suppress(StoreUnavailable):
             await self.pulse.load()
 
-    def _go_on_as_another(self, cause: str) -> None:
-        """Our session was fenced: take a new one. It is registered by the next beat, after its subscription."""
+    def _go_on_as_another(self, cause: str, after: str = "") -> None:
+        """Our session was fenced: take a new one. It is registered by the next beat, after its subscription.
+
+        `after`: a session of ours that it must come after, if not this one.
+        """
         if self._is_ending:
             return
         was = self.session
-        at_ms = max(wall_ms(), session.order(was)[0] + 1)
+        at_ms = max(wall_ms(), session.order(after or was)[0] + 1)
         self.session = session.new(self.config.name, at_ms, self._rng)
         log.warning("session_fenced", was=was, now=self.session, cause=cause)
         self._stats["own_fencings"] += 1
@@ -434,7 +437,22 @@ class Life:
             self._event(kind, session.node_of(name), session=name, by=self.config.name)
 
     def _on_conflict(self, conflict: Conflict) -> None:
+        self._nursery.spawn(self._contest(conflict))
+
+    async def _contest(self, conflict: Conflict) -> None:
+        """Another session of our name is newer than ours: give way, unless it is one that has ended.
+
+        Then it is an earlier life, and the clock stepped back since: ours must be named after it, or nobody listens.
+        """
         other = conflict.other
+        with contextlib.suppress(StoreUnavailable):
+            value = (await self.pulse.read([other.session]))[0]
+            if value is not None and keys.is_tombstone(value):
+                fence = Fence(self.session, Path.OWN, b"", Evidence.SUPERSEDED.value)
+                await self.pulse.fence(fence, self._tombstone_ms, self.config.name)
+                if session.is_newer(other.session, than=self.session):
+                    self._go_on_as_another(Evidence.SUPERSEDED.value, after=other.session)
+                return
         message = (
             f"node_id {other.node_id} is used twice: also at {other.host}:{other.port}, as session {other.session}."
         )

@@ -22,7 +22,7 @@ import msgspec
 from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.task import Claimed
-from node import logs
+from node import forked, logs
 from node.ending import failed, run
 from node.pool import HEADER, Done, Hello, Progress, Ready, Said, frame
 from node.tasks import Context, load
@@ -41,6 +41,7 @@ def main(fd: int) -> None:
     # that would be inherited by programs the handler starts.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: None)
+    forked.guard_signals()
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     node = _Node(socket.socket(fileno=fd))

@@ -9,13 +9,17 @@ handlers it keeps. (A program that is executed inherits nothing: these sockets c
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
+import threading
 from collections.abc import Collection, Iterator
 
 import redis.asyncio
 
 FOLDERS = ("/proc/self/fd", "/dev/fd")  # where a process finds its own descriptors
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 Address = tuple[str, int]
 
@@ -32,6 +36,30 @@ def guard(client: redis.asyncio.Redis, port: int) -> None:
         let_go(port, stores)
 
     os.register_at_fork(after_in_child=forked)
+    guard_signals()
+
+
+def guard_signals() -> None:
+    """Have a signal end every process that is forked from now on, as whoever calls `terminate()` expects.
+
+    The handlers of this process stay behind: they would ignore it, or tell the node, whose wake-up socket is inherited
+    too, that it was meant. From before the fork until then signals wait.
+    """
+    were_blocked = threading.local()
+
+    def before() -> None:
+        were_blocked.set = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+    def after() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, were_blocked.set)
+
+    def in_the_copy() -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        after()
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_the_copy)
 
 
 def let_go(port: int, stores: Collection[Address | str]) -> None:

@@ -125,3 +125,13 @@ def test_a_handler_that_forks_and_returns_twice_makes_no_second_node(make_fleet:
         wait_until(lambda state=state: ") Z " in state.read_text(), 5, "the copy has ended")  # type: ignore[misc]
     more = node.submit("chaos.sleep", work, count=20)
     check_kept(fleet.wait_ended(more, 10), more, ledger)
+
+
+def test_the_signal_that_ends_a_forked_process_does_not_reach_its_node(make_fleet: Make, ledger: Ledger) -> None:
+    fleet = make_fleet(1)
+    (node,) = fleet.nodes
+    task = node.task(node.submit("chaos.fork_and_terminate", {"ledger": str(ledger.path)})[0], wait_s=10)
+    assert (task["state"], os.WTERMSIG(task["result"]["status"])) == ("succeeded", signal.SIGTERM)
+    more = node.submit("chaos.sleep", {"ledger": str(ledger.path)}, count=20)
+    check_kept(fleet.wait_ended(more, 10), more, ledger)
+    assert node.is_ready(), "it does not drain"

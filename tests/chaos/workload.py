@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from typing import Any
 
@@ -100,3 +101,15 @@ async def fork(work: Work, ctx: Context) -> dict[str, Any]:
 async def fork_and_return(work: Work, ctx: Context) -> dict[str, Any]:
     """Come back twice."""
     return {"copy": os.fork()} | outcome(ctx)
+
+
+@task(name="chaos.fork_and_terminate")
+async def fork_and_terminate(work: Work, ctx: Context) -> dict[str, Any]:
+    """End what was forked, with the signal that ends a node."""
+    copy = os.fork()
+    if copy == 0:
+        time.sleep(60)  # noqa: ASYNC251 - a process of its own by now
+        os._exit(0)
+    os.kill(copy, signal.SIGTERM)
+    _, status = await asyncio.to_thread(os.waitpid, copy, 0)
+    return {"status": status} | outcome(ctx)

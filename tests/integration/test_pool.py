@@ -29,7 +29,7 @@ from node.worker import Worker
 
 LIMIT_S = 20.0
 HANDLERS = """
-    import asyncio, ctypes, os, signal, subprocess, sys, time
+    import asyncio, ctypes, multiprocessing, os, signal, subprocess, sys, time
     import msgspec
     from node import Context, Reject, Retry, task
 
@@ -62,6 +62,14 @@ HANDLERS = """
         if not is_copy: os.wait()
         if is_copy and data: raise ValueError("of the copy")
         return "copy" if is_copy else "original"
+
+    @task
+    def terminate_fork(data):
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process.start()
+        process.terminate()
+        process.join(10)
+        return process.exitcode
 
     @task
     def exit_now(data): os._exit(data)
@@ -416,3 +424,8 @@ async def test_of_a_handler_that_forks_and_returns_twice_the_original_counts(des
     for n in range(3):
         outcome = await desk.outcome_of(claim("add", {"amount": n}))
         assert outcome.result == b"%d" % (n + 1)
+
+
+async def test_a_handler_can_terminate_what_it_forked(desk: Desk) -> None:
+    """A child ignores SIGTERM, which supervisors send to whole groups; what multiprocessing forks off it must not."""
+    assert (await desk.outcome_of(claim("terminate_fork"))).result == b"%d" % -signal.SIGTERM

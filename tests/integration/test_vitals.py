@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from cluster import keys
+from cluster import keys, session
 from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.witness import Fence
@@ -438,3 +438,22 @@ async def test_a_key_of_somebody_elses_in_the_place_of_a_list_stops_nobody(
         async with asyncio.timeout(LIMIT_S):
             while await client.smembers(keys.WORKERS_ACTIVE) != {b"a", b"b"}:  # type: ignore[misc]
                 await asyncio.sleep(0.05)
+
+
+async def test_a_node_whose_clock_was_set_back_between_two_lives_joins_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its earlier life, ended and forgotten in Redis, is the newer one by its name, and the others remember it."""
+    await cluster.node("a")
+    with monkeypatch.context() as ahead:
+        ahead.setattr("cluster.life.wall_ms", lambda: time.time_ns() // 1_000_000 + 86_400_000)
+        first = await cluster.node("b")
+    await cluster.agree("a", "b")
+    earlier = first.vitals.session
+    await first.stop()
+    cluster.nodes.remove(first)
+    await until(lambda: cluster.nodes[0].state_of("b")[0] == "left", "a knows that it left")
+    second = await cluster.node("b", port=first.config.port, seeds=(f"127.0.0.1:{cluster.nodes[0].config.port}",))
+    await cluster.agree("a", "b")
+    assert not second.conflicts
+    assert session.is_newer(second.vitals.session, than=earlier)
