@@ -168,7 +168,10 @@ def find(kind: str, folder: Path) -> Site:
         else:
             reason = f"No cluster runs in {folder}."
     if kind != "netns":
-        site = site_of_compose()
+        try:
+            site = site_of_compose()
+        except NoSite as error:  # the client is there, and no engine answers it
+            site, reason = None, f"{reason} {error.message}".strip()
         if site is not None:
             return site
         reason = f"{reason} No services of docker-compose.yml run.".strip()
