@@ -95,10 +95,6 @@ class Calls:
         self._queue_limit = queue_limit
         self._dead_ms = int(dead_retention_s * 1000)
 
-    def score(self, queued_at_ms: int, level: int) -> int:
-        """The place in a queue; the lowest is claimed first."""
-        return queued_at_ms - level * self._aging_ms
-
     def store(self, shard: int, session: str, tasks: Sequence[NewTask], on_reply: OnReply) -> Call:
         """store.lua for up to BATCH_MAX tasks of one shard."""
         args: list[Arg] = [
