@@ -17,6 +17,7 @@ from cluster.errors import ConfigError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
+PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 UNSPECIFIED = ("0.0.0.0", "::")  # bound to every address, so none of them says where peers reach this node
 SLOTS_MAX = 100_000
 SHARDS_MAX = 256
@@ -37,6 +38,9 @@ class Config:
     host: str = option("127.0.0.1", "Address to bind for HTTP (TCP) and gossip (UDP).")
     port: int = option(5000, "Port for HTTP (TCP) and gossip (UDP); one number for both.")
     advertise_host: str = option("", "Address at which peers reach this node; default: the bound host.")
+    public_url: str = option(
+        "", "URL at which browsers and clients reach this node, if that is another (published port, proxy)."
+    )
 
     # How it finds the others
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis or Valkey server that holds the queues.", secret=True)
@@ -103,6 +107,9 @@ class Config:
     batch_max_bytes: int = option(16_777_216, "Largest body of a batch, bytes.")
     batch_max_tasks: int = option(10_000, "Most tasks in one batch.")
     nesting_max: int = option(64, "Deepest nesting of task data.")
+    connections_max: int = option(
+        10_000, "HTTP connections at once, if as many files may be open; a further one is told so (503) and ended."
+    )
 
     # Security and operation
     api_token: str = option("", "Bearer token that every HTTP call must carry. Required off loopback.", secret=True)
@@ -185,6 +192,7 @@ POSITIVE = [
     "batch_max_tasks",
     "retention_max_bytes",
     "nesting_max",
+    "connections_max",
 ]
 NOT_NEGATIVE = ["backoff_base_s", "backoff_max_s", "drain_s", "indirect_probes", "watch_peers"]
 ORDERED = (  # (smaller, larger, why the other way round cannot work)
@@ -227,6 +235,11 @@ def check(config: Config) -> None:
         )
     if not NAME.match(config.cluster):
         raise ConfigError(f"cluster is {config.cluster!r}: not a plain name.", "Use letters, digits, '-' and '_'.")
+    if config.public_url and not PUBLIC_URL.fullmatch(config.public_url):
+        raise ConfigError(
+            f"public_url is {config.public_url!r}: not http://HOST[:PORT] or https://HOST[:PORT], at most 120 long.",
+            "Name the node's own place, without a path: what browsers show as its origin.",
+        )
     parse_queues(config.queues)
     if config.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level is {config.log_level!r}.", "Use debug, info, warning or error.")

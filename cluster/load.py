@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import msgspec
 
+from cluster.errors import ConfigError
+
 META_MAX_BYTES = 200
 LOAD_MAX_BYTES = 400
 
 
 class Meta(msgspec.Struct, array_like=True, frozen=True):
-    """Fixed for a session: what it serves and with how many slots."""
+    """Fixed for a session: what it serves and with how many slots, and where callers reach it."""
 
     queues: dict[str, int]
     pid: int = 0
     version: str = ""
     scheme: str = "http"
+    public_url: str = ""
 
 
 class QueueLoad(msgspec.Struct, array_like=True, frozen=True):
@@ -62,10 +65,13 @@ _meta = msgspec.msgpack.Decoder(Meta)
 
 
 def encode_meta(meta: Meta) -> bytes:
-    """Bytes for Identity.meta. Raises ValueError when over META_MAX_BYTES: too many or too long queue names."""
+    """Bytes for Identity.meta. Raises ConfigError when over META_MAX_BYTES: too many or too long names."""
     data = _encode(meta)
     if len(data) > META_MAX_BYTES:
-        raise ValueError(f"the queues of this node take {len(data)} bytes in gossip, at most {META_MAX_BYTES}")
+        raise ConfigError(
+            f"the queues and the public_url of this node take {len(data)} bytes in gossip, at most {META_MAX_BYTES}.",
+            "Serve fewer queues on one node, or give them shorter names.",
+        )
     return data
 
 

@@ -56,8 +56,14 @@ class Peer:
 
     @property
     def url(self) -> str:
-        """Where its HTTP answers."""
-        return f"{self.meta.scheme if self.meta else 'http'}://{self.host}:{self.port}"
+        """Where its HTTP answers its peers."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.meta.scheme if self.meta else 'http'}://{host}:{self.port}"
+
+    @property
+    def public_url(self) -> str:
+        """Where it answers callers and browsers."""
+        return (self.meta and self.meta.public_url) or self.url
 
     @property
     def is_able(self) -> bool:

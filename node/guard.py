@@ -12,6 +12,7 @@ import ipaddress
 import ssl
 from collections.abc import Callable, Mapping
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
@@ -54,7 +55,7 @@ def bearer(token: str) -> Check:
 def local(config: Config) -> Check:
     """No token: the caller is trusted, unless it is a browser acting for somebody else's page."""
     checks_names = config.is_loopback and not config.insecure
-    own_names = {config.host.lower(), config.reachable_host.lower()}
+    own_names = {config.host.lower(), config.reachable_host.lower(), urlsplit(config.public_url).hostname or ""}
     accepted: set[str] = set()
 
     def check(request: web.Request) -> None:
@@ -91,12 +92,11 @@ def neighbourly(origin: str | None, view: View, config: Config) -> Mapping[str, 
     asked = _split_origin(origin) if origin is not None else None
     if origin is None or asked is None:
         return NOBODY
-    scheme, host, port = asked
-    if not config.api_token and host != _plain(config.reachable_host):
+    own_hosts = (_plain(config.reachable_host), _plain(urlsplit(config.public_url).hostname or ""))
+    if not config.api_token and asked[1] not in own_hosts:
         return NOBODY
     for peer in view.members:
-        its = peer.meta.scheme if peer.meta else "http"
-        if peer.port == port and its == scheme and _plain(peer.host) == host:
+        if asked in (_split_origin(peer.url), _split_origin(peer.public_url)):
             return {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.VARY: hdrs.ORIGIN}
     return NOBODY
 
@@ -118,8 +118,9 @@ def origins(view: View) -> list[str]:
 
     Any port, as a node that joins later is not known yet. IPv6 has no place in a policy.
     """
-    hosts = {f"{peer.meta.scheme if peer.meta else 'http'}://{peer.host}:*": None for peer in view.members}
-    return [source for source in hosts if "[" not in source and source.count(":") == 2][:HOSTS_MAX]
+    places = [urlsplit(peer.public_url) for peer in view.members]
+    hosts = {f"{place.scheme}://{place.hostname}:*": None for place in places if ":" not in (place.hostname or "")}
+    return list(hosts)[:HOSTS_MAX]
 
 
 def _split_origin(origin: str) -> tuple[str, str, int] | None:

@@ -106,7 +106,8 @@ async def run(config: Config) -> int:
     keys = gossip_keys(config)
     if not keys and not config.is_loopback:
         log.warning("gossip_unsealed", hint="Anybody who reaches this port can join. Make a key: rumor keygen")
-    meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, "https" if config.tls_cert else "http"))
+    scheme = "https" if config.tls_cert else "http"
+    meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, scheme, config.public_url))
     sock = bind(config)
     client = connect(config.redis_url)
     try:

@@ -50,7 +50,7 @@ def workers(view: View, running: Mapping[str, Sequence[str]]) -> list[dict[str, 
             {
                 "node_id": peer.node_id,
                 "session": peer.session,
-                "url": peer.url,
+                "url": peer.public_url,
                 "pid": peer.meta.pid,
                 "version": peer.meta.version,
                 "state": peer.state,
@@ -123,7 +123,7 @@ def _member(peer: Peer) -> dict[str, Any]:
     return {
         "node_id": peer.node_id,
         "session": peer.session,
-        "url": peer.url,
+        "url": peer.public_url,
         "state": peer.state,
         "evidence": peer.evidence,
         "by": peer.by,

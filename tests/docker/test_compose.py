@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from scripts.screenshots import browser, chromium, until
 from tests.docker.conftest import COUNT, Compose
 from tests.exercises import Ground, across, around, exercise, refused_quickly
 from tests.waiting import wait_until
@@ -106,3 +107,27 @@ def test_a_container_that_starts_anew_has_lost_its_rules_and_gets_them_with_the_
     assert "expected" not in ground.partition("status").stdout
     ground.partition("heal")
     ground.wait_agreed("restart of node 4")
+
+
+def test_the_page_at_a_published_port_goes_on_with_another_node_when_its_own_dies(
+    compose: Compose, ground: Ground
+) -> None:
+    """A browser on the host may not reach the addresses that nodes have among themselves: it goes by public URLs."""
+    pytest.importorskip("playwright")
+    if chromium() is None:
+        pytest.skip("no Chromium on PATH: install one, or set RUMOR_TEST_CHROMIUM")
+    home = f"http://localhost:{compose.environ['NODE1_PORT']}"
+    with browser() as one:
+        page = one.new_page()
+        page.goto(home)
+        until(page, "document.getElementById('door').open")
+        page.get_by_role("textbox", name="Token").fill(ground.node(1).remote.token)
+        page.get_by_role("button", name="Go on").click()
+        until(page, "net.isLive && cluster.view !== null")
+        compose("kill", "node1")
+        until(page, "net.isLive && net.base !== HOME", 10)
+        assert page.evaluate("net.base") in {f"http://localhost:{compose.environ[f'NODE{n}_PORT']}" for n in ALL}
+        until(page, "cluster.view.members.some(m => m.node_id === 'node1' && m.verdict === 'dead')", 10)
+        compose("start", "node1")
+        until(page, "net.isLive && net.base === HOME", 20)
+    ground.wait_agreed("a kill of node 1")

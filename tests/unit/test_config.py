@@ -85,10 +85,21 @@ def test_what_must_be_ordered_is_refused_with_both_values_and_the_reason(small: 
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("tls_cert", "only-one.pem"),
+        ("public_url", "localhost:5000"),
+        ("public_url", "ftp://localhost"),
+        ("public_url", "http://localhost:5000/rumor"),
+        ("public_url", "http://user@host"),
+        ("public_url", f"http://{'x' * 120}"),
+        ("public_url", "http://host\n"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_with_the_setting_named(name: str, text: str) -> None:
     assert name in refused(lambda: from_text({name: text}))
+
+
+@pytest.mark.parametrize("url", ["", "http://localhost:5001", "https://rumor-1.example.com", "http://[fd00::1]:5000"])
+def test_a_public_url_is_the_place_of_a_node(url: str) -> None:
+    assert from_text({"public_url": url}).public_url == url
 
 
 def test_an_unknown_setting_is_refused() -> None:

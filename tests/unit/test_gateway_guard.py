@@ -11,6 +11,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from cluster.config import Config
+from cluster.load import Meta
 from cluster.swim.events import State
 from node import gateway, guard
 from node.routes import CALLERS, ROUTES
@@ -208,3 +209,39 @@ async def test_no_web_page_gossips(method: str, path: str, headers: Mapping[str,
 def test_a_page_may_ask_the_hosts_of_all_members_and_no_others() -> None:
     view = FakeEngine(peers=[*HERE, replace(DEAD, host="fd00::1")]).view
     assert guard.origins(view) == ["http://127.0.0.1:*", "http://10.0.0.9:*"]
+    assert guard.origins(FakeEngine(peers=PUBLISHED).view) == ["http://localhost:*", "https://n2.example.com:*"]
+
+
+# Members of a network of their own, reached by published ports and by a proxy.
+PUBLISHED = [
+    replace(fake_peer("n1", 5000), host="172.18.0.2", meta=Meta({}, public_url="http://localhost:5001")),
+    replace(fake_peer("n2", 5000), host="172.18.0.3", meta=Meta({}, public_url="https://n2.example.com")),
+]
+
+
+@pytest.mark.parametrize(
+    ("origin", "has_token", "may_read"),
+    [
+        ("http://localhost:5001", True, True),
+        ("http://127.0.0.1:5001", True, True),
+        ("https://n2.example.com", True, True),
+        ("https://n2.example.com:443", True, True),
+        ("http://172.18.0.3:5000", True, True),  # the page at the address that peers use
+        ("http://localhost:5000", True, False),
+        ("http://n2.example.com", True, False),
+        ("https://n3.example.com", True, False),
+        ("http://localhost:5001", False, True),  # this node's own public host
+        ("https://n2.example.com", False, False),
+    ],
+)
+def test_the_page_at_a_members_public_url_may_read(origin: str, has_token: bool, may_read: bool) -> None:
+    config = Config(api_token="a-token" if has_token else "", public_url="http://localhost:5001")
+    assert bool(guard.neighbourly(origin, FakeEngine(peers=PUBLISHED).view, config)) is may_read
+
+
+async def test_a_node_behind_a_proxy_answers_to_its_public_name() -> None:
+    named = {"Host": "rumor.example.com"}
+    response, _ = await ask(Config(), "GET", "/cluster", named)
+    assert response.status == 403
+    response, _ = await ask(Config(public_url="https://rumor.example.com"), "GET", "/cluster", named)
+    assert response.status == 200

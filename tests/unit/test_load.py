@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cluster.errors import ConfigError
 from cluster.load import (
     LOAD_MAX_BYTES,
     META_MAX_BYTES,
@@ -51,13 +52,20 @@ def test_a_few_queues_always_fit(load: Load) -> None:
 
 @given(st.dictionaries(NAMES, st.integers(1, 10_000), max_size=8), st.integers(0, 2**31))
 def test_a_meta_comes_back_or_is_refused(queues: dict[str, int], pid: int) -> None:
-    meta = Meta(queues, pid, "1.2.3")
+    meta = Meta(queues, pid, "1.2.3", "http", "http://localhost:5001")
     size = len(msgspec.msgpack.encode(meta))
     if size > META_MAX_BYTES:
-        with pytest.raises(ValueError, match=f"{size} bytes in gossip, at most {META_MAX_BYTES}"):
+        with pytest.raises(ConfigError, match=f"{size} bytes in gossip, at most {META_MAX_BYTES}"):
             encode_meta(meta)
     else:
         assert decode_meta(encode_meta(meta)) == meta
+
+
+def test_old_and_new_nodes_read_each_others_meta() -> None:
+    """Fields are only added: what an older node leaves out has its default, what a newer one adds is passed over."""
+    assert decode_meta(msgspec.msgpack.encode([{"default": 1}, 7, "0.1", "http"])) == Meta({"default": 1}, 7, "0.1")
+    newer = msgspec.msgpack.encode([{"default": 1}, 7, "9.0", "http", "", "something new"])
+    assert decode_meta(newer) == Meta({"default": 1}, 7, "9.0")
 
 
 @given(st.binary(max_size=600))

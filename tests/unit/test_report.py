@@ -55,6 +55,15 @@ def test_a_healthy_cluster_has_no_problems() -> None:
     assert report.status(found) == "ok"
 
 
+def test_callers_are_sent_to_the_public_url_and_peers_to_the_address() -> None:
+    inside = peer(host="172.18.0.3", meta=Meta({"default": 8}, public_url="http://localhost:5001"))
+    assert inside.url == "http://172.18.0.3:5000"
+    [member] = report.cluster(view(inside), [], [])["members"]
+    [worker] = report.workers(view(inside), {})
+    assert member["url"] == worker["url"] == "http://localhost:5001"
+    assert peer(host="fd00::1").url == "http://[fd00::1]:5000"
+
+
 def test_only_the_agreement_of_both_witnesses_is_a_death() -> None:
     """The table of the two witnesses, word by word, as `GET /cluster` says it."""
     words = {
