@@ -86,6 +86,13 @@ class TooLarge(RumorError):
     status = 413
 
 
+class TooSlow(RumorError):
+    """The head or the body of a request did not come in time (408). Nothing happened; of a stream, its rest."""
+
+    code = "too_slow"
+    status = 408
+
+
 class QueueFull(RumorError):
     """A limit was reached or Redis is nearly out of memory (429). Nothing happened; try again later."""
 
@@ -98,6 +105,13 @@ class TooManyListeners(RumorError):
 
     code = "too_many_listeners"
     status = 429
+
+
+class TooManyConnections(RumorError):
+    """A node has no room for another connection (503). Nothing happened; another node may have."""
+
+    code = "too_many_connections"
+    status = 503
 
 
 class Unauthorized(RumorError):

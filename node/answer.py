@@ -5,6 +5,7 @@ Does not know: routes, the engine.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -25,7 +26,12 @@ encode = msgspec.json.Encoder().encode
 
 def as_json(value: Any, status: int = 200) -> web.Response:
     """The value, encoded in one go."""
-    return web.Response(body=encode(value), status=status, headers=JSON_HEADERS)
+    return web.Response(body=line(value), status=status, headers=JSON_HEADERS)
+
+
+def line(value: Any) -> bytes:
+    """The value as JSON with a line break behind it, for whoever reads it in a terminal."""
+    return encode(value) + b"\n"
 
 
 def error_json(error: RumorError) -> ErrorJson:
@@ -39,4 +45,17 @@ def refusal(error: RumorError) -> web.Response:
     headers: dict[str, str] = {**JSON_HEADERS, **STATUS_HEADERS.get(error.status, {})}
     if isinstance(error, MethodNotAllowed):
         headers[hdrs.ALLOW] = ", ".join(error.allowed)
-    return web.Response(body=encode(error_json(error)), status=error.status, headers=headers)
+    return web.Response(body=line(error_json(error)), status=error.status, headers=headers)
+
+
+def raw(error: RumorError) -> bytes:
+    """The same as bytes, for a connection on which there is no request to answer."""
+    body = line(error_json(error))
+    headers = {
+        **JSON_HEADERS,
+        **STATUS_HEADERS.get(error.status, {}),
+        hdrs.CONTENT_LENGTH: str(len(body)),
+        hdrs.CONNECTION: "close",
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{head}\r\n".encode() + body

@@ -1,45 +1,69 @@
 """Request bodies within their limits: refused as soon as they are known to be over, never held beyond.
 
-Does not know: what the bytes mean.
+A body that comes with its head, as nearly all do, costs no timer. Does not know: what the bytes mean.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 
-from cluster.errors import TooLarge
+from cluster.errors import TooLarge, TooSlow
 
 LINES_MAX = 1000  # lines handed on at once
+BODY_S = 20.0  # for a body, and a second more for each RATE_MIN_BYTES of it that came: a slow line is no offence
+RATE_MIN_BYTES = 16_384
+PAUSE_S = 60.0  # between two pieces of a stream of lines, which may last
 
 
 async def whole(request: web.Request, max_bytes: int) -> bytes:
-    """The whole body; over the limit it is refused before it is read."""
+    """The whole body; over the limit it is refused before it is read. Raises TooLarge, TooSlow."""
     content = request.content
     declared = request.headers.get(hdrs.CONTENT_LENGTH)
     if declared is not None and len(declared) > 6 and int(declared) > max_bytes:
         raise _too_large(max_bytes)
+    if not content.is_eof():
+        return await _in_time(content, max_bytes)
     body = await content.readany()
-    if content.at_eof():
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
-    parts = [body]
-    size = len(body)
-    while not content.at_eof():
-        part = await content.readany()
-        size += len(part)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(part)
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return body
+
+
+async def _in_time(content: StreamReader, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    began_s = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(began_s + BODY_S) as limit:
+            while not content.at_eof():
+                part = await content.readany()
+                size += len(part)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                parts.append(part)
+                limit.reschedule(began_s + BODY_S + size / RATE_MIN_BYTES)
+    except TimeoutError:
+        late_s = limit.when() or began_s
+        raise TooSlow(
+            f"only {size:,} bytes of the body came within {late_s - began_s:.0f} s.",
+            f"Send at least {RATE_MIN_BYTES:,} bytes a second.",
+        ) from None
     return b"".join(parts)
 
 
 async def lines(request: web.Request, line_max_bytes: int) -> AsyncIterator[list[bytes]]:
-    """Chunks of non-empty lines, as they arrive."""
+    """Chunks of non-empty lines, as they arrive. Raises TooLarge, TooSlow."""
     rest = b""
-    async for data in request.content.iter_any():
+    content = request.content
+    while not content.at_eof():
+        try:
+            async with asyncio.timeout(PAUSE_S):
+                data = await content.readany()
+        except TimeoutError:
+            raise TooSlow(f"no further line came within {PAUSE_S:g} s.", "Begin a new call for what is left.") from None
         *found, rest = (rest + data).split(b"\n")
         found = [line for line in found if line.strip()]
         for start in range(0, len(found), LINES_MAX):

@@ -19,11 +19,20 @@ from aiohttp import hdrs, web
 from msgspec import msgpack
 
 from cluster.config import Config
-from cluster.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, RumorError, StoreUnavailable, TooLarge
+from cluster.errors import (
+    BadRequest,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    RumorError,
+    StoreUnavailable,
+    TooLarge,
+    TooSlow,
+)
 from cluster.view import View
 from cluster.watch_token import HEADER as WATCH_HEADER
 from node import forward, gauges, guard, openapi, page, parse, sse
-from node.answer import JSON_HEADERS, as_json, encode, error_json, refusal
+from node.answer import JSON_HEADERS, as_json, encode, error_json, line, refusal
 from node.body import lines, whole
 from node.memory import Memory
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -148,7 +157,7 @@ class Gateway:
             raise result
         task = result.task
         return web.Response(
-            body=encode(task),
+            body=line(task),
             status=202 if result.is_new else 200,
             headers={**JSON_HEADERS, hdrs.LOCATION: "/tasks/" + task.id},
         )
@@ -462,12 +471,12 @@ class Gateway:
                     results = [error_json(error)] * len(items)
                 if not response.prepared:
                     await response.prepare(request)
-                await response.write(b"".join(encode(result) + b"\n" for result in results))
+                await response.write(b"".join(map(line, results)))
                 place += len(chunk)
-        except TooLarge as error:
+        except (TooLarge, TooSlow) as error:
             if not response.prepared:
                 raise
-            await response.write(encode(error_json(error)) + b"\n")
+            await response.write(line(error_json(error)))
             response.force_close()  # Where the next line would begin is not known.
         if not response.prepared:
             raise BadRequest("the body is empty.", "Send one JSON task a line.")

@@ -1,22 +1,36 @@
 """The listening socket: HTTP or HTTPS in front of an application, also for what is not HTTP at all.
 
-Does not know: routes, the engine.
+A client has HEAD_S to say what it wants, and there is room for a bounded number of clients. What waits for a head costs
+whoever sends one in time nothing: a deadline is looked at by one timer for all. When there is no room, the connection
+that has been the longest without a request makes it.
+
+Does not know: routes, the engine. How long a body may take is `body`'s to say.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import math
+import resource
 import socket
 
 import structlog
 from aiohttp import web
 
 from cluster.config import Config
-from cluster.errors import BadRequest, RumorError
+from cluster.errors import BadRequest, RumorError, TooManyConnections, TooSlow
 from node import guard
-from node.answer import refusal
+from node.answer import raw, refusal
 
 SHUTDOWN_S = 2.0  # requests under way may end in this time once the node stops
 BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
+HEAD_S = 10.0  # for the whole head of a request, from its first byte, or from the connection's beginning
+LOOK_S = 1.0  # between two looks at who is over it
+LINGER_S = 1.0  # a refused client may still send this long: closed at once, its kernel would drop our answer
+IDLE_S = 30.0  # after which a kept connection makes room, when there is none; otherwise it may stay for an hour
+FILES_KEPT = 256  # open files that are not clients': Redis, gossip, child processes, logs
+ROOM_MIN = 16
 
 _log = structlog.get_logger("rumor.gateway")
 
@@ -27,7 +41,7 @@ async def start(app: web.Application, config: Config, sock: socket.socket | None
     Raises OSError when the port is taken, ConfigError when the certificate cannot be used.
     """
     tls = guard.server_tls(config)
-    runner = Runner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = Runner(app, room_for(config.connections_max))
     await runner.setup()
     site: web.BaseSite
     if sock is not None:
@@ -42,21 +56,155 @@ async def start(app: web.Application, config: Config, sock: socket.socket | None
     return runner
 
 
+def room_for(connections: int) -> int:
+    """For how many connections there is room: as many as wanted, or as this process may have open files.
+
+    The soft limit is raised for it; it is low for the sake of programs that use select().
+    """
+    wanted = connections + FILES_KEPT
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # a kernel may have a lower one than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+        if soft < wanted:
+            connections = max(ROOM_MIN, soft - FILES_KEPT)
+            _log.warning("connections_limited", connections=connections, open_files=soft, hint="Raise ulimit -n.")
+    return connections
+
+
 class Runner(web.AppRunner):
-    """AppRunner whose connections answer malformed HTTP in the error form, too."""
+    """AppRunner whose connections answer malformed HTTP in the error form, too, and do not wait for ever."""
+
+    def __init__(self, app: web.Application, room: int) -> None:
+        super().__init__(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        self._room = room
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made.request_handler, request_factory=made.request_factory, **self._kwargs)
+        return _Server(self._room, made.request_handler, request_factory=made.request_factory, **self._kwargs)
 
 
 class _Server(web.Server):
+    def __init__(self, room: int, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.room = room
+        self.headless: dict[_Connection, float] = {}  # still to say what they want -> when their time is up, in order
+        self._look: asyncio.TimerHandle | None = None
+        self._sought_s = -math.inf
+
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
+    def has_room(self) -> bool:
+        """Whether one more may come: also by ending the connection that has been without a request the longest."""
+        if len(self._connections) < self.room:
+            return True
+        if not self.headless:
+            return self._end_idle()
+        self._end(next(iter(self.headless)), self.full())
+        return True
+
+    def full(self) -> TooManyConnections:
+        """What is said to whoever finds no room."""
+        return TooManyConnections(
+            f"this node holds {self.room:,} connections, its limit.",
+            "Ask another node, close what is idle, or raise connections_max.",
+        )
+
+    def wait_for(self, connection: _Connection) -> None:
+        """It has to say what it wants, from now on."""
+        self.headless[connection] = self._loop.time() + HEAD_S
+        if self._look is None:
+            self._look = self._loop.call_later(LOOK_S, self._end_late)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        await super().shutdown(timeout)
+
+    def _end_late(self) -> None:
+        self._look = None
+        now_s = self._loop.time()
+        while self.headless:
+            connection, until_s = next(iter(self.headless.items()))
+            if until_s > now_s:
+                self._look = self._loop.call_later(LOOK_S, self._end_late)
+                return
+            late = f"the head of the request did not come within {HEAD_S:g} s."
+            self._end(connection, TooSlow(late, "Send it in one go."))
+
+    def _end(self, connection: _Connection, why: RumorError) -> None:
+        del self.headless[connection]
+        connection.end_headless(why)
+
+    def _end_idle(self) -> bool:
+        """End what is kept and was not used of late; whether there was any. It looks at all, so only now and then."""
+        now_s = self._loop.time()
+        if now_s - self._sought_s < LOOK_S:
+            return False
+        self._sought_s = now_s
+        idle = [one for one in self._connections if isinstance(one, _Connection) and one.idle_s(now_s) > IDLE_S]
+        for connection in idle:
+            connection.force_close()
+        return bool(idle)
+
 
 class _Connection(web.RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_has_begun", "_server")
+
+    def __init__(self, server: _Server, **kwargs: object) -> None:
+        super().__init__(server, **kwargs)  # type: ignore[arg-type]
+        self._server = server
+        self._has_begun = False  # a head, which is not complete
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = self._server
+        if not server.has_room():
+            self._refuse(transport)
+            return
+        super().connection_made(transport)
+        server.wait_for(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.headless.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        requests = self._request_count
+        super().data_received(data)
+        if self._request_count != requests:
+            self._has_begun = False
+            self._server.headless.pop(self, None)
+        elif data and self._waiter is not None and not self._waiter.done():
+            self._has_begun = True
+            if self not in self._server.headless:
+                self._server.wait_for(self)
+
+    def end_headless(self, why: RumorError) -> None:
+        """Say why to whoever began a head; others only opened a connection, in advance."""
+        if self._has_begun and self.transport is not None:
+            self.transport.write(raw(why))
+        self.force_close()
+
+    def idle_s(self, now_s: float) -> float:
+        """For how long it has been kept without a request; 0 while there is one."""
+        if self._waiter is None or self._waiter.done():
+            return 0.0
+        return now_s - (self._next_keepalive_close_time - self._keepalive_timeout)
+
+    def _refuse(self, transport: asyncio.BaseTransport) -> None:
+        """Say that there is no room. `transport` is not ours to keep: nothing that this client sends is read."""
+        assert isinstance(transport, asyncio.Transport)
+        self._force_close = True
+        _log.warning("connection_refused", connections=self._server.room)
+        transport.write(raw(self._server.full()))
+        if transport.can_write_eof():
+            transport.write_eof()
+            self._loop.call_later(LINGER_S, transport.abort)
+        else:
+            transport.close()
 
     def handle_error(
         self,

@@ -30,6 +30,7 @@ ERRORS: dict[int, tuple[str, str]] = {  # status -> (code, an example of its mes
     401: ("unauthorized", "this call needs the API token."),
     403: ("forbidden", "a web page of another origin (https://example.com) may not change anything here."),
     404: ("not_found", "there is no task '01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f', or it is past its retention."),
+    408: ("too_slow", "only 0 bytes of the body came within 20 s."),
     409: ("conflict", "task 01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f is succeeded: it has ended."),
     413: ("too_large", "the body is over 1,048,576 bytes (1 MiB)."),
     422: ("invalid", "$.priority is \"urgent\": invalid enum value 'urgent'."),

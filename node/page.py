@@ -37,6 +37,7 @@ class Page:
             "Referrer-Policy": "no-referrer",
             "Cache-Control": "no-cache",
             "Vary": "Accept-Encoding",
+            "Server": "rumor",
         }
         if is_zipped:
             return self.zipped, {**headers, "Content-Encoding": "gzip"}

@@ -88,7 +88,7 @@ ROUTES = (
         {202: wire.TaskJson, 200: wire.TaskJson},
         body=wire.Submission,
         body_example={"type": "process", "data": "Hello World"},
-        errors=(413, 422, 429, 503),
+        errors=(408, 413, 422, 429, 503),
         headers=_SUBMIT,
     ),
     Route(
@@ -99,7 +99,7 @@ ROUTES = (
         {200: wire.BatchJson},
         body=list[wire.Submission],
         body_example=[{"type": "process", "data": n} for n in (1, 2)],
-        errors=(413, 422, 503),
+        errors=(408, 413, 422, 503),
         headers=_SUBMIT,
     ),
     Route(
@@ -133,7 +133,7 @@ ROUTES = (
         {200: wire.Replayed},
         body=wire.Replay,
         body_example={"type": "process", "limit": 100},
-        errors=(413, 422, 503),
+        errors=(408, 413, 422, 503),
     ),
     Route("DELETE", "/dead", "purge_dead", "Remove all dead tasks", {200: wire.Removed}, errors=(503,)),
     Route("GET", "/workers", "workers", "The live nodes and what they run", {200: None}, errors=(503,)),

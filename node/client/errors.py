@@ -24,6 +24,8 @@ BY_CODE: dict[str, type[RumorError]] = {
         errors.NotFound,
         errors.Conflict,
         errors.TooLarge,
+        errors.TooSlow,
+        errors.TooManyConnections,
         errors.QueueFull,
         errors.Unauthorized,
         errors.Forbidden,

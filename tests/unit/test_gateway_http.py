@@ -186,6 +186,7 @@ async def test_a_page_needs_nothing_from_elsewhere(client: Client, path: str) ->
     assert "http://" not in text
     assert "https://" not in text
     assert "unsafe" not in response.headers["Content-Security-Policy"]
+    assert response.headers["Server"] == "rumor"
 
 
 # ---- OpenAPI
