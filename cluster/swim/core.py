@@ -88,6 +88,8 @@ URGENT_DIRECT_MAX = 64  # members told at once by the node that the urgent news 
 RING_REPAIR_S = 2.0  # between pings to a random member held dead, so that healed cuts merge by themselves
 TELL_SHARE = 0.5  # of the probe interval: how often an accuser tells the suspect
 JOIN_PATIENCE_S = 3.0  # after this long without an answer from any address a node counts itself as the first
+TOLD_SPACING_S = 0.05  # between pings to a member held dead that is heard all the same
+HERALD_SHARE = 0.5  # of the shortest suspicion: who was suspect here for less is not held dead for another's silence
 CONFLICTS_MAX = 256
 PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
 TOMBSTONES_MAX = 1024
@@ -268,6 +270,7 @@ class Swim:
                 self._post.send(entry.address, Gossip())
         if self._gossip_s <= now_s and self._post.news:
             self._gossip_s = now_s + self._config.gossip_interval_s
+            self._post.news.drop_old(now_s)
             for entry in self._some(GOSSIP_FANOUT):
                 self._post.send(entry.address, Gossip())
             if len(self._table.live) < 2:
@@ -286,6 +289,7 @@ class Swim:
         self._stats["late_ticks"] += 1
         self._health = health_after(self._health, 1)
         self._probes.clear()
+        self._post.news.drop_old(self._now_s)
         for suspicion in self._suspicions.values():
             suspicion.excused_s += late_s
         self._probe_s = self._now_s  # What changed meanwhile is learned from the answer's digest.
@@ -558,6 +562,9 @@ class Swim:
             return True
         if entry.row.session != row.session:
             return False
+        is_surprising = self._is_surprising(entry, row)
+        if is_surprising:
+            row = msgspec.structs.replace(row, state=State.SUSPECT, age_s=0)
         before, was = entry.row, entry.row.state
         is_older = precedence(row) < precedence(before)
         if not is_older and not is_same_claim(before, row):
@@ -565,7 +572,23 @@ class Swim:
             self._changed(entry, was, before)
         if row.state is State.SUSPECT and entry.row.state is State.SUSPECT:
             self._confirm(entry, row)
+        if is_surprising:
+            self._start_probe(entry, is_urgent=False)  # It is told, again and again, and refutes.
         return not is_older
+
+    def _is_surprising(self, entry: Entry, row: Row) -> bool:
+        """Whether a death is claimed that this node should have heard of before: most likely by who was cut off.
+
+        A death is told within a second. One by silence was a suspicion for seconds before; only who is refused is dead
+        at once. Believed, such a claim would make members that never lost each other hold each other dead when a cut
+        heals. As a suspicion it is refuted in one round trip; where it is true, it soon is a death again.
+        """
+        if not entry.is_live or row.state is not State.DEAD or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED):
+            return False
+        suspicion = self._suspicions.get(row.session)
+        suspect_s = self._now_s - suspicion.started_s if suspicion is not None else 0.0
+        is_heralded = row.evidence is Evidence.REFUSED or suspect_s >= HERALD_SHARE * self._config.suspicion_min_s
+        return row.age_s >= 1 or not is_heralded
 
     def _meet(self, row: Row, old: Entry | None) -> None:
         """A session not known before: a new member, or a new life of one."""
@@ -598,7 +621,7 @@ class Swim:
         row = entry.row
         was_live = was in LIVE
         self._post.out.append(Changed(entry.member(), was, first))
-        self._post.news.add(row if before is None or row.state is State.ALIVE else short(row))
+        self._post.news.add(row if before is None or row.state is State.ALIVE else short(row), self._now_s)
         if not before or was_live != entry.is_live:
             self._ring_changed = True
         suspicion = self._suspicions.get(row.session)
@@ -629,7 +652,7 @@ class Swim:
                 # Enough others look for themselves at once: independent confirmations are what makes a verdict fast.
                 self._start_probe(entry, is_urgent=False)
         if suspicion.confirm(row.by, row.evidence):
-            self._post.news.add(short(row))
+            self._post.news.add(short(row), self._now_s)
             if row.by != self._me.node_id:
                 if row.evidence is Evidence.REFUSED:
                     self._press(entry)
@@ -657,7 +680,7 @@ class Swim:
         if len(self._tombstones) > TOMBSTONES_MAX:
             del self._tombstones[next(iter(self._tombstones))]
         if not is_known and not row.host and self._table.get(node_of(row.session)) is None:
-            self._post.news.add(row)
+            self._post.news.add(row, self._now_s)
 
     # ---- this node
 
@@ -679,7 +702,7 @@ class Swim:
         me = self._me
         row = Row(me.session, incarnation, state, Evidence.NONE, "", me.host, me.port, me.meta)
         self._table.put(row, self._now_s)
-        self._post.news.add(row)
+        self._post.news.add(row, self._now_s)
         self._ring_changed = True
         return row
 
@@ -716,7 +739,7 @@ class Swim:
         if was.evidence is not Evidence.FENCED:
             row = msgspec.structs.replace(was, state=State.DEAD, evidence=Evidence.FENCED)
             self._table.put(row, self._now_s)
-            self._post.news.add(row)
+            self._post.news.add(row, self._now_s)
             self._ring_changed = True
             self._post.out.append(Changed(self._my_entry.member(), was.state, False))
 
@@ -851,6 +874,9 @@ class Swim:
             if (head.incarnation, head.state) != (sender.row.incarnation, sender.row.state) and head.state in LIVE:
                 self._learn(Row(head.session, head.incarnation, head.state))
             self._hear_load(LoadRow(head.session, head.load_seq, head.load))
+            if sender.row.state is State.DEAD and self._now_s - sender.told_s >= TOLD_SPACING_S:
+                sender.told_s = self._now_s
+                self._ping(sender)  # It lives and may not know what is held of it.
         for load in packet.loads:
             self._hear_load(load)
         return lost

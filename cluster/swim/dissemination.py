@@ -2,7 +2,7 @@
 
 News is sent in datagrams that leave anyway, the least told first, each at most `retransmit_limit` times (SWIM §4.1).
 A newer claim about a member replaces the older news of it; suspicions of different accusers stand side by side,
-because each is a confirmation.
+because each is a confirmation. News grows old: who has not heard it by then sees that the tables differ, and asks.
 
 Does not know: who receives, what a row means beyond its state.
 """
@@ -14,11 +14,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cluster.session import node_of
-from cluster.swim.events import State
+from cluster.swim.events import Evidence, State
 from cluster.swim.suspicion import CONFIRMATIONS
 from cluster.swim.wire import Row, encode_row
 
 RETRANSMIT_MULT = 6  # memberlist uses 4; refutations that lose the race against a suspicion were the price of it
+NEWS_S = 10.0  # so long something is news
+DEATH_NEWS_S = 1.0  # and a death that could be refuted: after a cut has healed it would be told as if it were fresh
 LOAD_RELAYS = 3  # times one load of another member is passed on
 
 
@@ -32,6 +34,7 @@ class Item:
     """One piece of news and how often this node has sent it."""
 
     data: bytes
+    old_s: float = math.inf  # when it is not news any more
     sent: int = 0
 
 
@@ -44,21 +47,32 @@ class News:
     def __bool__(self) -> bool:
         return bool(self._items)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, now_s: float) -> None:
         """Tell this from now on, instead of what it supersedes."""
         node_id = node_of(row.session)
+        is_final = row.state is not State.DEAD or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED)
+        item = Item(encode_row(row), now_s + (NEWS_S if is_final else DEATH_NEWS_S))
         if row.state is not State.SUSPECT:
             self._items.pop(node_id, None)
-            self._items[node_id] = {"": Item(encode_row(row))}
+            self._items[node_id] = {"": item}
             return
         about = self._items.setdefault(node_id, {})
         about.pop("", None)
         if len(about) <= CONFIRMATIONS or row.by in about:
-            about[row.by] = Item(encode_row(row))
+            about[row.by] = item
 
     def clear(self) -> None:
         """Nothing is left to tell."""
         self._items.clear()
+
+    def drop_old(self, now_s: float) -> None:
+        """Tell no more what is not news any more."""
+        for node_id, about in list(self._items.items()):
+            kept = {by: item for by, item in about.items() if item.old_s > now_s}
+            if not kept:
+                del self._items[node_id]
+            elif len(kept) < len(about):
+                self._items[node_id] = kept
 
     def take(self, room_bytes: int, limit: int, besides: Collection[bytes] = ()) -> list[bytes]:
         """Rows for one datagram that carries `besides` already: the least sent first. Counts them as sent."""

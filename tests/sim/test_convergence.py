@@ -95,6 +95,22 @@ def test_one_node_cut_off_for_a_minute_comes_back(seed: int) -> None:
     converges(sim, 3.0)
 
 
+@pytest.mark.parametrize("seed", seeds(4))
+@pytest.mark.parametrize("length_s", [3.0, 8.0, 60.0])
+@pytest.mark.parametrize("away", [("n3",), ("n3", "n4", "n5")], ids=["one", "three"])
+def test_who_was_cut_off_makes_the_others_doubt_nobody(away: tuple[str, ...], length_s: float, seed: int) -> None:
+    sim = settled(seed, 16)
+    rest = [name for name in sim.nodes if name not in away]
+    sim.at(2.0, Cut(away, tuple(rest)))
+    sim.run_until(2.0 + length_s)
+    sim.at(sim.now_s, Heal())
+    sim.run_until(sim.now_s + 0.001)
+    converges(sim, 2.0)
+    sim.run_until(sim.now_s + 5.0)
+    among_rest = [s for s in sim.false_deaths() if s.observer in rest and s.change.member.identity.node_id in rest]
+    assert not among_rest, f"{len(among_rest)} deaths, the first: {among_rest[0]}\n{hint(sim)}"
+
+
 @pytest.mark.parametrize("seed", seeds(10))
 def test_a_refutation_wins(seed: int) -> None:
     sim = settled(seed, 16)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cluster.config import Config
 from cluster.swim import wire
 from cluster.swim.core import JOIN_PATIENCE_S, LOAD_FANOUT, Swim
-from cluster.swim.dissemination import LOAD_RELAYS, Loads, News, retransmit_limit
+from cluster.swim.dissemination import DEATH_NEWS_S, LOAD_RELAYS, NEWS_S, Loads, News, retransmit_limit
 from cluster.swim.events import (
     Conflict,
     Datagram,
@@ -344,7 +344,7 @@ def test_a_pull_that_shows_unknown_rows_is_pulled_back_but_not_for_ever() -> Non
 
 def test_a_row_that_is_behind_is_answered_with_the_newer_one_once() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("d"), 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.hear("b", rows=[Row(session_of("d"), 0, State.DEAD, Evidence.REFUSED, "b")])
     for is_final, answers in ((False, [State.DEAD]), (True, [])):
         bench.take()
         bench.hear("a", Rows(False, is_final), rows=[row_of("d")])
@@ -389,7 +389,7 @@ def test_a_push_pull_body_that_is_not_one_gets_no_answer() -> None:
 
 def test_a_member_is_exchanged_with_now_and_then_also_when_dead() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.REFUSED, "b")])
     bench.take()
     bench.pass_s(40 * CONFIG.push_pull_interval_s, answering=["b", "c", "d"])
     asked = [action.target[0] for action in bench.take() if isinstance(action, PushPull)]
@@ -399,7 +399,7 @@ def test_a_member_is_exchanged_with_now_and_then_also_when_dead() -> None:
 
 def test_a_dead_member_is_pinged_now_and_then_and_told() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.REFUSED, "b")])
     bench.take()
     bench.pass_s(10, answering=["b", "c", "d"])
     actions = bench.take()
@@ -410,7 +410,7 @@ def test_a_dead_member_is_pinged_now_and_then_and_told() -> None:
 def test_a_dead_member_is_forgotten_after_its_time() -> None:
     config = Config(forget_s=60.0, push_pull_interval_s=5.0)
     bench = Bench(*PEERS, config=config)
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.REFUSED, "b")])
     bench.pass_s(59, answering=["b", "c", "d"])
     assert bench.state("a") is State.DEAD
     bench.pass_s(10, answering=["b", "c", "d"])
@@ -463,7 +463,7 @@ def test_no_datagram_makes_a_node_raise(data: bytes) -> None:
 
 def test_news_is_told_a_bounded_number_of_times() -> None:
     news = News()
-    news.add(row_of("a"))
+    news.add(row_of("a"), 0.0)
     taken = [news.take(1000, limit=4) for _ in range(10)]
     assert [len(rows) for rows in taken] == [1] * 4 + [0] * 6
     assert not news
@@ -476,28 +476,42 @@ def test_the_limit_grows_with_the_logarithm_of_the_cluster() -> None:
 
 def test_newer_news_of_a_member_replaces_older() -> None:
     news = News()
-    news.add(row_of("a", incarnation=1))
-    news.add(row_of("a", incarnation=2))
+    news.add(row_of("a", incarnation=1), 0.0)
+    news.add(row_of("a", incarnation=2), 0.0)
     assert news.take(1000, 9) == [wire.encode_row(row_of("a", incarnation=2))]
 
 
 def test_suspicions_of_different_accusers_are_all_told_until_one_bound() -> None:
     news = News()
     for by in "bcdefgh":
-        news.add(Row(session_of("a"), 0, State.SUSPECT, Evidence.SILENT, by))
+        news.add(Row(session_of("a"), 0, State.SUSPECT, Evidence.SILENT, by), 0.0)
     assert len(news.take(1000, 9)) == 4
-    news.add(row_of("a", incarnation=1))
+    news.add(row_of("a", incarnation=1), 0.0)
     assert len(news.take(1000, 9)) == 1
 
 
 def test_what_was_told_least_goes_first_and_nothing_exceeds_the_room() -> None:
     news = News()
     for number in range(20):
-        news.add(row_of(f"m{number}"))
+        news.add(row_of(f"m{number}"), 0.0)
     size = len(wire.encode_row(row_of("m1")))
     first, second = news.take(5 * size, 9), news.take(5 * size, 9)
     assert not set(first) & set(second)
     assert len(b"".join(first)) <= 5 * size
+
+
+def test_what_is_old_is_told_no_more_and_a_death_is_old_first() -> None:
+    news = News()
+    for name, state, evidence in (
+        ("a", State.ALIVE, Evidence.NONE),
+        ("b", State.DEAD, Evidence.SILENT),
+        ("c", State.DEAD, Evidence.FENCED),
+    ):
+        news.add(Row(session_of(name), 0, state, evidence, "e"), 5.0)
+    news.drop_old(5.0 + DEATH_NEWS_S)
+    assert len(news.take(1000, 9)) == 2
+    news.drop_old(5.0 + NEWS_S)
+    assert not news
 
 
 def test_gossip_stops_when_there_is_no_news() -> None:
@@ -614,7 +628,7 @@ def test_the_watched_peers_follow_the_live_members() -> None:
     watched = successors(("me", *PEERS), "me", CONFIG.watch_peers)
     gone = watched[0]
     other = next(peer for peer in PEERS if peer != gone)
-    bench.hear(other, rows=[Row(session_of(gone), 0, State.DEAD, Evidence.SILENT, other)])
+    bench.hear(other, rows=[Row(session_of(gone), 0, State.DEAD, Evidence.REFUSED, other)])
     (watch,) = [action for action in bench.take() if isinstance(action, Watch)]
     assert {peer.node_id for peer in watch.peers} == set(PEERS) - {gone}
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.swim.core import HERALD_SHARE
 from cluster.swim.events import Evidence, Fenced, Leave, Send, State
 from cluster.swim.suspicion import CONFIRMATIONS, suspicion_timeout_s, timeout_s
 from cluster.swim.wire import Ack, Gossip, Ping, Row
@@ -207,6 +208,8 @@ def test_a_node_that_drains_refutes_as_one_that_drains() -> None:
 @pytest.mark.parametrize("evidence", [SILENT, STALLED, REFUSED])
 def test_a_dead_member_that_refutes_is_alive_again(evidence: Evidence) -> None:
     bench = Bench(*PEERS)
+    bench.hear("b", rows=[accusation("a", "b", evidence)])
+    bench.pass_s(HERALD_SHARE * CONFIG.suspicion_min_s, answering=OTHERS)
     bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, evidence, "b")])
     assert bench.state("a") is State.DEAD
     bench.hear("c", rows=[row_of("a", incarnation=1)])
@@ -223,7 +226,7 @@ def test_a_fenced_session_cannot_refute() -> None:
 
 def test_a_dead_member_that_pings_is_told_so_that_it_can_refute() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, SILENT, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, REFUSED, "b")])
     bench.take()
     bench.hear("a", Ping(1, session_of("me")))
     ack = next(one for one in bench.take() if isinstance(one, Send) and isinstance(opened(one).body, Ack))
@@ -234,5 +237,52 @@ def test_a_dead_member_that_pings_is_told_so_that_it_can_refute() -> None:
 def test_a_death_is_told_at_once() -> None:
     bench = Bench(*PEERS)
     bench.take()
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, SILENT, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, REFUSED, "b")])
     assert len(told(bench.take(), "a")) >= 3
+
+
+@pytest.mark.parametrize("evidence", [SILENT, STALLED])
+def test_a_death_by_silence_of_which_there_was_no_suspicion_is_one(evidence: Evidence) -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    death = Row(session_of("a"), 0, State.DEAD, evidence, "b")
+    for _ in range(2):  # By the second time it is suspect, but has not been for long.
+        bench.hear("b", rows=[death])
+        assert bench.state("a") is State.SUSPECT
+    assert State.SUSPECT in [row.state for row in told(bench.take(), "a", to="a")]
+    bench.hear("a", rows=[row_of("a", incarnation=1)], incarnation=1)
+    assert bench.state("a") is State.ALIVE
+    assert State.DEAD not in [state for state, _ in changes(bench.actions, "a")]
+
+
+def test_a_death_that_comes_late_is_a_suspicion_whatever_the_evidence() -> None:
+    bench = Bench(*PEERS)
+    bench.take()
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, REFUSED, "b", age_s=1)])
+    assert bench.state("a") is State.SUSPECT
+    assert "a" in targets(bench.take(), Ping)
+
+
+def test_a_death_that_comes_late_and_is_true_is_soon_a_death_again() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, SILENT, "b", age_s=30)])
+    bench.pass_s(CONFIG.suspicion_max_s, answering=OTHERS)
+    assert bench.state("a") is State.DEAD
+
+
+def test_a_tombstone_that_comes_late_is_believed() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.FENCED, "b", age_s=30)])
+    assert bench.state("a") is State.DEAD
+
+
+def test_who_is_held_dead_and_heard_is_told_by_a_ping() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, REFUSED, "b")])
+    bench.take()
+    bench.hear("a", Gossip())
+    actions = bench.take()
+    assert targets(actions, Ping) == ["a"]
+    assert [row.state for row in told(actions, "a", to="a")] == [State.DEAD]
+    bench.hear("a", Gossip())
+    assert targets(bench.take(), Ping) == []
