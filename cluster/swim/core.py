@@ -13,8 +13,8 @@ How a member is found dead, from fast to slow:
 - it is silent but its kernel accepts: suspect, then dead after `stalled_s`.
 
 Any accusation but a tombstone is refuted by a higher incarnation, which only the accused may take. A node that was away
-itself (a late tick) cancels its rounds and accuses nobody. See `table` for what stands when claims differ, `probe` for
-rounds, `suspicion` for how long, `dissemination` for what is told when, `exchange` for how tables become equal,
+itself (a late tick) cancels its rounds and accuses nobody. See `table` for what stands when claims differ, `rounds` for
+who is asked, `suspicion` for how long, `dissemination` for what is told when, `exchange` for how tables become equal,
 `strangers` for who is let in, `post` for what is sent, `wire` for the bytes.
 
 A session that is not in the table is a stranger: nothing it says is taken over until it has answered a ping of ours,
@@ -56,7 +56,6 @@ from cluster.swim.events import (
     SetLoad,
     State,
     Tcp,
-    TcpConnect,
     TcpOutcome,
     Tick,
     Watch,
@@ -64,20 +63,10 @@ from cluster.swim.events import (
 )
 from cluster.swim.exchange import Exchange
 from cluster.swim.post import Post
-from cluster.swim.probe import (
-    AID_SHARE,
-    PINGS_MAX,
-    REFUSAL_GRACE_SHARE,
-    TCP_LOST_S,
-    Probe,
-    Rtt,
-    connect_timeout_s,
-    health_after,
-    spacing_s,
-)
+from cluster.swim.rounds import Rounds
 from cluster.swim.strangers import Challenges, Contest, Contests, Joins
 from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
-from cluster.swim.table import LIVE, Entry, Table, is_same_claim, merge, precedence
+from cluster.swim.table import LIVE, Entry, Table, accusation, is_same_claim, merge, precedence, short
 from cluster.swim.watch import predecessors, successors
 from cluster.swim.wire import Ack, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
 
@@ -91,9 +80,7 @@ JOIN_PATIENCE_S = 3.0  # after this long without an answer from any address a no
 TOLD_SPACING_S = 0.05  # between pings to a member held dead that is heard all the same
 HERALD_SHARE = 0.5  # of the shortest suspicion: who was suspect here for less is not held dead for another's silence
 CONFLICTS_MAX = 256
-PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
 TOMBSTONES_MAX = 1024
-REQUESTERS_MAX = 64  # members for whom one round is run at the same time
 
 COUNTERS = (
     "probes",
@@ -147,11 +134,7 @@ class Swim:
         self._post = Post(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
         self._exchange = Exchange(self._table, self._post, rng, self._stats)
         self._tombstones: dict[str, None] = {}
-        self._probes: dict[str, Probe] = {}  # by session
         self._suspicions: dict[str, Suspicion] = {}  # by session
-        self._pings: dict[int, tuple[str, float]] = {}  # nr -> session, when
-        self._nr = rng.getrandbits(31)
-        self._order: list[str] = []  # node_ids still to be probed in this turn
         self._joins = Joins()
         self._challenges = Challenges()
         self._contests = Contests(config.probe_timeout_s)
@@ -159,12 +142,11 @@ class Swim:
         self._conflicts: dict[str, None] = {}
         self._watched: tuple[Identity, ...] = ()
         self._ring_changed = False
-        self._health = 0
         self._urgent_own: list[Row] = []
         self._urgent_heard: list[Row] = []
 
         self._now_s = self._started_s = now_s
-        self._probe_s = now_s + rng.random() * config.probe_interval_s
+        self._rounds = Rounds(config, me.node_id, self._table, self._post, rng, self._stats, self, now_s)
         self._gossip_s = now_s
         self._push_pull_s = now_s + (0.5 + rng.random()) * config.push_pull_interval_s
         self._ring_repair_s = now_s + (1 + rng.random()) * RING_REPAIR_S
@@ -232,7 +214,7 @@ class Swim:
     @property
     def health(self) -> int:
         """Local health: 0 is well (Lifeguard's local health multiplier, less one)."""
-        return self._health
+        return self._rounds.health
 
     @property
     def stats(self) -> Mapping[str, int]:
@@ -243,27 +225,23 @@ class Swim:
 
     def _next_s(self) -> float:
         return min(
-            self._probe_s,
+            self._rounds.due_s,
             self._gossip_s if self._post.news else inf,
             self._load_told_s,
             self._push_pull_s,
             self._ring_repair_s,
             self._joins.due_s,
-            min((probe.due_s for probe in self._probes.values()), default=inf),
             min((min(s.tell_s, self._suspicion_ends_s(s)) for s in self._suspicions.values()), default=inf),
         )
 
     def _on_tick(self) -> None:
         now_s = self._now_s
-        for probe in [probe for probe in self._probes.values() if probe.due_s <= now_s]:
-            self._advance(probe)
+        self._rounds.advance(now_s)
         for suspicion in list(self._suspicions.values()):
             self._pursue(suspicion)
         for address in self._joins.due(now_s):
-            self._ping_address(address)
-        if self._probe_s <= now_s:
-            self._probe_s = now_s + self._config.probe_interval_s * (1 + self._health)
-            self._probe_next()
+            self._rounds.ping_address(address, self._now_s)
+        self._rounds.go_on(now_s)
         if self._load_told_s <= now_s:
             self._load_told_s, self._load_next_s = inf, now_s + self._config.gossip_interval_s
             for entry in self._some(LOAD_FANOUT):
@@ -278,7 +256,7 @@ class Swim:
         if self._ring_repair_s <= now_s:
             self._ring_repair_s = now_s + RING_REPAIR_S
             if dead := self._table.dead():
-                self._ping(self._rng.choice(dead))
+                self._rounds.ping(self._rng.choice(dead), self._now_s)
         if self._push_pull_s <= now_s:
             self._push_pull_s = now_s + (0.5 + self._rng.random()) * self._config.push_pull_interval_s
             self._table.forget_before(now_s - self._config.forget_s)
@@ -287,203 +265,31 @@ class Swim:
     def _was_away(self, late_s: float) -> None:
         """This node did not run for a while. What it waited for may have come and gone: it accuses nobody for that."""
         self._stats["late_ticks"] += 1
-        self._health = health_after(self._health, 1)
-        self._probes.clear()
+        self._rounds.feel(1)
+        self._rounds.restart(self._now_s)
         self._post.news.drop_old(self._now_s)
         for suspicion in self._suspicions.values():
             suspicion.excused_s += late_s
-        self._probe_s = self._now_s  # What changed meanwhile is learned from the answer's digest.
-
-    # ---- probing
-
-    def _probe_next(self) -> None:
-        """Start a round on the next member in this turn's order (SWIM §4.3: round-robin, shuffled each turn)."""
-        for _ in range(2):
-            while self._order:
-                entry = self._table.live.get(self._order.pop())
-                if entry is not None and entry.row.session != self._me.session:
-                    self._start_probe(entry, is_urgent=False)
-                    return
-            self._order = [node_id for node_id in self._table.live if node_id != self._me.node_id]
-            self._rng.shuffle(self._order)
-
-    def _start_probe(self, entry: Entry, *, is_urgent: bool) -> None:
-        """Begin a round that accuses when it fails, or make one that runs already do so."""
-        if entry.row.session == self._me.session or self._has_left:
-            return
-        probe = self._probes.get(entry.row.session)
-        if probe is None or not probe.accuses or (is_urgent and not probe.is_urgent):
-            requesters = probe.requesters if probe is not None else {}
-            length_s = self._config.probe_timeout_s * (1 + self._health)
-            probe = Probe(entry.row.session, entry.address, self._now_s, self._now_s + length_s, True, is_urgent)
-            probe.requesters = requesters
-            self._probes[probe.session] = probe
-            self._stats["probes"] += 1
-            self._advance(probe)
-
-    def _advance(self, probe: Probe) -> None:
-        """Do what is due in a round."""
-        now_s = self._now_s
-        if probe.refused_s <= now_s:
-            self._believe_refusal(probe)
-        if self._probes.get(probe.session) is not probe:
-            return
-        if probe.ends_s <= now_s:
-            self._fail(probe)
-            return
-        if probe.next_ping_s <= now_s:
-            self._ping_again(probe)
-        if probe.tcp_until_s <= now_s:
-            probe.tcp_lost(now_s)
-        if probe.tcp_next_s <= now_s:
-            self._connect(probe)
-
-    def _ping_again(self, probe: Probe) -> None:
-        """One more direct ping; from the second on (at once when urgent) also a relayed one and a TCP connect."""
-        is_insisting = probe.is_urgent or probe.attempt > 0
-        entry = self._table.of(probe.session)
-        nr = self._number(probe.session)
-        self._post.send(probe.target, Ping(nr, probe.session), self._rows_for(entry))
-        if is_insisting and not probe.tcp_tries:
-            self._connect(probe)
-        if is_insisting and probe.accuses:
-            count = self._config.indirect_probes if probe.attempt < 2 else 1
-            for helper in self._helpers(probe, count):
-                asked_nr = self._number(probe.session)
-                probe.asked.setdefault(helper.node_id, (asked_nr, self._now_s))
-                host, port = probe.target
-                self._post.send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
-        rtt = entry.rtt if entry is not None else Rtt()
-        wait_s = spacing_s(rtt, self._config.probe_timeout_s * (1 + self._health), probe.attempt)
-        probe.attempt += 1
-        probe.next_ping_s = self._now_s + wait_s if probe.attempt < PINGS_MAX else inf
-
-    def _helpers(self, probe: Probe, count: int) -> list[Entry]:
-        """Members to ask: new ones first, then those that were asked already (their answer may have been lost)."""
-        others = [
-            entry
-            for entry in self._table.live.values()
-            if entry.row.session not in (probe.session, self._me.session) and entry.row.state is not State.SUSPECT
-        ]
-        fresh = [entry for entry in others if entry.node_id not in probe.asked]
-        if len(probe.asked) >= 2 * self._config.indirect_probes or not fresh:
-            fresh = [entry for entry in others if entry.node_id in probe.asked]
-        return self._rng.sample(fresh, min(count, len(fresh)))
-
-    def _connect(self, probe: Probe) -> None:
-        probe.tcp_next_s = inf
-        if not probe.tcp_is_open or probe.is_pressed:
-            entry = self._table.of(probe.session)
-            rtt = entry.rtt if entry is not None else Rtt()
-            left_s = probe.ends_s - self._now_s
-            timeout_s = connect_timeout_s(rtt, left_s, probe.tcp_tries, self._config.probe_timeout_s)
-            probe.tcp_until_s = self._now_s + timeout_s + TCP_LOST_S
-            probe.tcp_tries += 1
-            self._post.out.append(TcpConnect(probe.target, probe.session, timeout_s))
-
-    def _number(self, session: str) -> int:
-        """A new number for a ping; its answer counts as that session's."""
-        self._nr += 1
-        self._pings[self._nr] = (session, self._now_s)
-        if len(self._pings) > PINGS_REMEMBERED:
-            del self._pings[next(iter(self._pings))]
-        return self._nr
-
-    def _ping(self, entry: Entry) -> None:
-        """A single ping outside of any round."""
-        self._post.send(entry.address, Ping(self._number(entry.row.session), entry.row.session), self._rows_for(entry))
-
-    def _ping_address(self, address: Address) -> None:
-        """Ask whoever is there; say who we are."""
-        self._post.send(address, Ping(self._number(""), ""), [self._my_row])
-
-    def _answered(self, nr: int, session: str, is_direct: bool) -> None:
-        """An Ack with this number came for `session`."""
-        asked, sent_s = self._pings.pop(nr, (None, 0.0))
-        if asked is None or (asked and asked != session):
-            return
-        entry = self._table.of(session)
-        if entry is None:
-            return
-        entry.answered_s = self._now_s
-        rtt_s = self._now_s - sent_s
-        if is_direct and rtt_s <= self._config.probe_timeout_s:
-            entry.rtt.observe(rtt_s)
-        probe = self._probes.get(session)
-        if probe is None or (probe.is_urgent and sent_s < probe.started_s):
-            return  # Answered before what made the round urgent: it may have died since.
-        del self._probes[session]
-        for address, requested_nr in probe.requesters:
-            self._post.send(address, Ack(requested_nr, session))
-        if probe.accuses:
-            self._health = health_after(self._health, -1)
-
-    def _fail(self, probe: Probe) -> None:
-        """The round is over and nobody answered."""
-        del self._probes[probe.session]
-        self._report(probe, probe.tcp)
-        if not probe.accuses:
-            return
-        self._stats["failed_rounds"] += 1
-        if probe.nacks_missing():
-            self._health = health_after(self._health, 1)
-        self._accuse(probe.session, probe.evidence)
-        if probe.is_refused:
-            # Nobody confirmed it, and these said nothing at all: perhaps whatever ended the one ended them too.
-            for helper in probe.asked:
-                entry = self._table.live.get(helper)
-                if entry is not None and helper not in probe.nacked:
-                    self._start_probe(entry, is_urgent=True)
-
-    def _report(self, probe: Probe, tcp: Tcp | None) -> None:
-        """Tell those on whose behalf the round runs."""
-        for address, nr in probe.requesters:
-            self._post.send(address, Nack(nr, probe.session, tcp))
 
     # ---- evidence
 
     def _on_tcp(self, session: str, outcome: Tcp) -> None:
         entry = self._table.of(session)
-        probe = self._probes.get(session)
-        if probe is not None:
-            probe.tcp_ended(outcome, self._now_s, REFUSAL_GRACE_SHARE * self._config.probe_timeout_s)
+        if self._rounds.connected(session, outcome, self._now_s):
             return
         # Too late for its round: it still tells what kind of silence the suspicion is about.
         suspicion = self._suspicions.get(session)
         if entry is None or suspicion is None or self._me.node_id not in suspicion.accusers:
             return
         if entry.answered_s < suspicion.started_s and outcome is not Tcp.SILENT:
-            self._accuse(session, Evidence.STALLED if outcome is Tcp.ACCEPTED else Evidence.REFUSED)
+            self.accuse(session, Evidence.STALLED if outcome is Tcp.ACCEPTED else Evidence.REFUSED)
 
     def _on_watch_ended(self, session: str) -> None:
         entry = self._table.of(session)
         if entry is not None and entry.is_live:
-            self._start_probe(entry, is_urgent=True)
+            self._rounds.start(entry, self._now_s, is_urgent=True)
 
-    def _believe_refusal(self, probe: Probe) -> None:
-        """Refused, and no answer to the ping that left with it: this node is a witness."""
-        probe.refused_s = inf
-        probe.is_refused = True
-        self._report(probe, Tcp.REFUSED)
-        if probe.accuses:
-            self._accuse(probe.session, Evidence.REFUSED)
-
-    def _on_nack(self, nack: Nack, helper: str) -> None:
-        probe = self._probes.get(nack.subject)
-        if probe is None or probe.asked.get(helper, (None, 0.0))[0] != nack.nr:
-            return
-        probe.nacked[helper] = None
-        match nack.tcp:
-            case Tcp.REFUSED | Tcp.GONE:
-                probe.refused_by[helper] = None
-                probe.press(self._now_s)
-                self._weigh(probe.session)
-            case Tcp.ACCEPTED:
-                probe.is_host_up = True
-            case Tcp.SILENT | None:
-                pass
-
-    def _accuse(self, session: str, evidence: Evidence) -> None:
+    def accuse(self, session: str, evidence: Evidence) -> None:
         """This node suspects a live member."""
         entry = self._table.of(session)
         if entry is None or not entry.is_live or self._has_left:
@@ -494,18 +300,18 @@ class Swim:
         if suspicion is not None:
             suspicion.tell_s = min(suspicion.tell_s, self._now_s)  # Buddy: the suspect is told first.
             self._pursue(suspicion)
-        self._weigh(session)
+        self.weigh(session)
         if evidence is Evidence.REFUSED:
             for other in [other for other in self._suspicions if other != session]:
-                self._weigh(other)  # One fewer could confirm it.
+                self.weigh(other)  # One fewer could confirm it.
 
-    def _weigh(self, session: str) -> None:
+    def weigh(self, session: str) -> None:
         """Declare the member dead if enough different members were refused."""
         entry = self._table.of(session)
         if entry is None or not entry.is_live:
             return
-        suspicion, probe = self._suspicions.get(session), self._probes.get(session)
-        witnesses = {**(suspicion.refusers() if suspicion else {}), **(probe.refused_by if probe else {})}
+        suspicion = self._suspicions.get(session)
+        witnesses = {**(suspicion.refusers() if suspicion else {}), **self._rounds.refused_by(session)}
         if not witnesses:
             return
         able = sum(1 for other in self._table.live.values() if other is not entry and not self._seems_gone(other))
@@ -531,12 +337,12 @@ class Swim:
             return
         if suspicion.tell_s <= self._now_s:
             suspicion.tell_s = self._now_s + TELL_SHARE * self._config.probe_interval_s
-            self._ping(entry)
+            self._rounds.ping(entry, self._now_s)
         if self._suspicion_ends_s(suspicion) <= self._now_s:
             if entry.answered_s > suspicion.started_s:
                 # It answers us, so it lives, and it was told; its refutation is on the way, or the accuser is cut off.
                 suspicion.excused_s += self._config.suspicion_min_s
-                self._ping(entry)
+                self._rounds.ping(entry, self._now_s)
             else:
                 self._declare(entry, suspicion.verdict())
 
@@ -573,7 +379,7 @@ class Swim:
         if row.state is State.SUSPECT and entry.row.state is State.SUSPECT:
             self._confirm(entry, row)
         if is_surprising:
-            self._start_probe(entry, is_urgent=False)  # It is told, again and again, and refutes.
+            self._rounds.start(entry, self._now_s, is_urgent=False)  # It is told, again and again, and refutes.
         return not is_older
 
     def _is_surprising(self, entry: Entry, row: Row) -> bool:
@@ -600,7 +406,7 @@ class Swim:
         if entry is None:
             return
         if row.state in LIVE:
-            self._order.insert(self._rng.randint(0, len(self._order)), entry.node_id)
+            self._rounds.add(entry.node_id)
         self._changed(entry, None, None, first=old is None)
         if row.state is State.SUSPECT:
             self._confirm(entry, row)
@@ -650,25 +456,20 @@ class Swim:
             neighbours = predecessors(self._table.live, entry.node_id, CONFIRMATIONS + 1)
             if row.by != self._me.node_id and self._me.node_id in neighbours:
                 # Enough others look for themselves at once: independent confirmations are what makes a verdict fast.
-                self._start_probe(entry, is_urgent=False)
+                self._rounds.start(entry, self._now_s, is_urgent=False)
         if suspicion.confirm(row.by, row.evidence):
             self._post.news.add(short(row), self._now_s)
             if row.by != self._me.node_id:
                 if row.evidence is Evidence.REFUSED:
-                    self._press(entry)
-                self._weigh(row.session)
-
-    def _press(self, entry: Entry) -> None:
-        """Another member was refused: those that watch it, and those that are looking anyway, look again at once."""
-        probe = self._probes.get(entry.row.session)
-        if probe is not None:
-            probe.press(self._now_s)
-        elif self._me.node_id in predecessors(self._table.live, entry.node_id, self._config.watch_peers):
-            self._start_probe(entry, is_urgent=True)
+                    is_watcher = self._me.node_id in predecessors(
+                        self._table.live, entry.node_id, self._config.watch_peers
+                    )
+                    self._rounds.press(entry, self._now_s, is_watcher=is_watcher)
+                self.weigh(row.session)
 
     def _forget_work(self, session: str) -> None:
         """Nothing is to be found out about this session any more."""
-        self._probes.pop(session, None)
+        self._rounds.drop(session)
         self._suspicions.pop(session, None)
         self._post.loads.drop(session)
 
@@ -686,9 +487,7 @@ class Swim:
 
     @property
     def _my_entry(self) -> Entry:
-        entry = self._table.get(self._me.node_id)
-        assert entry is not None, "a node is always in its own table"
-        return entry
+        return self._table[self._me.node_id]
 
     @property
     def _my_row(self) -> Row:
@@ -716,7 +515,7 @@ class Swim:
                 self._conflict(Identity(node_of(row.session), row.session, row.host, row.port, row.meta))
             elif row.state in LIVE and row.host and (row.host, row.port) != (self._me.host, self._me.port):
                 # An earlier life at another address: if it answers, the name is used twice.
-                self._ping_address((row.host, row.port))
+                self._rounds.ping_address((row.host, row.port), self._now_s)
             return False
         if precedence(row) <= precedence(mine):
             return precedence(row) == precedence(mine)
@@ -725,7 +524,7 @@ class Swim:
         elif row.incarnation < wire.INCARNATION_MAX and not self._has_left and mine.evidence is not Evidence.FENCED:
             # Only the accused may raise it (SWIM §4.2); that is what refutes the rumor.
             self._stats["refutations"] += 1
-            self._health = health_after(self._health, 1)
+            self._rounds.feel(1)
             refutation = self._put_me(row.incarnation + 1, mine.state)
             accuser = self._table.get(row.by)
             if accuser is not None:
@@ -766,7 +565,7 @@ class Swim:
         self._urgent_own.append(row)
         self._post.out.append(Changed(self._my_entry.member(), mine.state, False))
         if done:
-            self._probes.clear()
+            self._rounds.clear()
             self._suspicions.clear()
             self._joins.clear()
 
@@ -787,7 +586,7 @@ class Swim:
         known = {entry.address for entry in self._table.live.values()}  # this node among them
         for address in addresses:
             if address not in known and self._joins.add(address, self._now_s):
-                self._ping_address(address)
+                self._rounds.ping_address(address, self._now_s)
         if not self._joins and len(self._table) == 1:
             self._has_merged = True  # There is nobody to hear.
 
@@ -816,9 +615,9 @@ class Swim:
             self._hear(packet, event.source)
 
     def _is_answer(self, packet: Packet) -> bool:
-        """Whether it answers a ping of ours by itself: only who lives and has the key can know the number."""
+        """Whether it answers a ping of ours by itself."""
         body = packet.body
-        return isinstance(body, Ack) and body.nr in self._pings and body.subject == packet.head.session
+        return isinstance(body, Ack) and body.subject == packet.head.session and self._rounds.is_awaited(body)
 
     def _hear_stranger(self, packet: Packet, source: Address) -> None:
         """Answer, show the table, believe nothing, and ask who is there."""
@@ -830,7 +629,7 @@ class Swim:
             case _:
                 pass
         if self._challenges.is_due(source, self._now_s):
-            self._ping_address(source)
+            self._rounds.ping_address(source, self._now_s)
 
     def _hear(self, packet: Packet, source: Address) -> None:
         head, body = packet.head, packet.body
@@ -839,11 +638,11 @@ class Swim:
             case Ping():
                 self._post.send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
             case Ack():
-                self._answered(body.nr, body.subject, is_direct=body.subject == head.session)
+                self._rounds.answered(body, self._now_s, is_direct=body.subject == head.session)
             case PingReq():
-                self._help(body, source)
+                self._rounds.help(body, source, self._now_s)
             case Nack():
-                self._on_nack(body, node_of(head.session))
+                self._rounds.nacked(body, node_of(head.session), self._now_s)
             case Pull():
                 self._exchange.answer_pull(body, source, self._now_s)
             case Rows():
@@ -876,7 +675,7 @@ class Swim:
             self._hear_load(LoadRow(head.session, head.load_seq, head.load))
             if sender.row.state is State.DEAD and self._now_s - sender.told_s >= TOLD_SPACING_S:
                 sender.told_s = self._now_s
-                self._ping(sender)  # It lives and may not know what is held of it.
+                self._rounds.ping(sender, self._now_s)  # It lives and may not know what is held of it.
         for load in packet.loads:
             self._hear_load(load)
         return lost
@@ -893,7 +692,7 @@ class Swim:
             return False
         contest = self._contests.weigh(row.session, entry.answered_s, self._now_s)
         if contest is Contest.ASK:
-            self._ping(entry)
+            self._rounds.ping(entry, self._now_s)
         return contest is not Contest.OVER
 
     def _hear_load(self, load: LoadRow) -> None:
@@ -905,34 +704,8 @@ class Swim:
     def _answer_rows(self, ping: Ping, head: Head) -> list[Row]:
         """What the sender of a ping is told first: who we are, if it does not know, and what we hold of it, if bad."""
         mine = [] if ping.target == self._me.session else [self._my_row]
-        return mine + self._rows_for(self._table.of(head.session))
-
-    def _rows_for(self, entry: Entry | None) -> list[Row]:
-        """The accusation that is held of this member, so that it can refute."""
-        if entry is None or entry.row.state in (State.ALIVE, State.LEAVING):
-            return []
-        return [short(entry.row)]
-
-    def _help(self, request: PingReq, source: Address) -> None:
-        """Ping a member for another."""
-        probe = self._probes.get(request.target)
-        if request.target == self._me.session or self._has_left:
-            return
-        if probe is None:
-            ends_s = self._now_s + AID_SHARE * self._config.probe_timeout_s
-            target = (request.host, request.port)
-            probe = Probe(request.target, target, self._now_s, ends_s, False, request.is_urgent)
-            self._probes[request.target] = probe
-            probe.requesters[source, request.nr] = None
-            self._advance(probe)
-            return
-        if len(probe.requesters) < REQUESTERS_MAX:
-            probe.requesters[source, request.nr] = None
-        if request.is_urgent and not probe.is_urgent:
-            probe.is_urgent = True
-            self._connect(probe)
-        if probe.is_refused:
-            self._post.send(source, Nack(request.nr, request.target, Tcp.REFUSED))
+        sender = self._table.of(head.session)
+        return mine if sender is None else mine + accusation(sender)
 
     def _compare(self, head: Head, source: Address) -> None:
         """Pull at once if the sender's table differs from ours."""
@@ -988,8 +761,3 @@ class Swim:
         if peers != self._watched:
             self._watched = peers
             self._post.out.append(Watch(peers))
-
-
-def short(row: Row) -> Row:
-    """The claim without what is fixed for the session: enough for those who know the member."""
-    return Row(row.session, row.incarnation, row.state, row.evidence, row.by)

@@ -95,8 +95,7 @@ class Post:
 
     def _head(self) -> Head:
         self._seq += 1
-        me = self._table.get(self._node_id)
-        assert me is not None, "a node is always in its own table"
+        me = self._table[self._node_id]
         return Head(
             session=me.row.session,
             incarnation=me.row.incarnation,

@@ -75,6 +75,11 @@ def fingerprint(row: Row) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
+def short(row: Row) -> Row:
+    """The claim without what is fixed for the session: enough for those who know the member."""
+    return Row(row.session, row.incarnation, row.state, row.evidence, row.by)
+
+
 @dataclass(slots=True)
 class Entry:
     """One member and what this node knows of it. `row` is replaced through `Table.put` only."""
@@ -148,6 +153,10 @@ class Table:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __getitem__(self, node_id: str) -> Entry:
+        """The entry of a name that is known to be there: this node's own."""
+        return self._entries[node_id]
+
     def get(self, node_id: str) -> Entry | None:
         """The entry of that name."""
         return self._entries.get(node_id)
@@ -214,3 +223,8 @@ class Table:
         live = self._live.pop(node_id, None)
         if live is not None:
             self._hash ^= live.print
+
+
+def accusation(entry: Entry) -> list[Row]:
+    """What is held against this member, if anything: what it has to hear so that it can refute."""
+    return [] if entry.row.state in (State.ALIVE, State.LEAVING) else [short(entry.row)]

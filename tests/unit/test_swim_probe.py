@@ -28,7 +28,7 @@ def test_each_turn_probes_each_member_once_in_a_shuffled_order() -> None:
     orders = set()
     for seed in range(8):
         bench = Bench(*PEERS, seed=seed)
-        while bench.swim._order:  # what is left of the turn in which they joined
+        while bench.swim._rounds._order:  # what is left of the turn in which they joined
             bench.pass_s(CONFIG.probe_interval_s, answering=PEERS)
         bench.take()
         bench.pass_s(3 * len(PEERS) * CONFIG.probe_interval_s, answering=PEERS)
@@ -147,8 +147,8 @@ def test_a_helper_pings_and_passes_the_answer_on() -> None:
 
 def test_a_helper_that_gets_no_answer_says_so_in_time_and_accuses_nobody() -> None:
     bench = Bench(*PEERS, seed=3)
-    bench.pass_s(bench.swim._probe_s - bench.now_s - 0.001)
-    bench.swim._probe_s += 10  # no round of its own in between
+    bench.pass_s(bench.swim._rounds._next_s - bench.now_s - 0.001)
+    bench.swim._rounds._next_s += 10  # no round of its own in between
     bench.take()
     bench.hear("a", PingReq(77, session_of("b"), "b.test", 5000, False))
     bench.pass_s(0.7 * CONFIG.probe_timeout_s)
@@ -210,7 +210,7 @@ def test_a_round_whose_helpers_all_nack_is_not_this_nodes_fault() -> None:
 
 def test_a_node_that_doubts_itself_takes_longer_rounds_and_recovers_by_answers() -> None:
     bench = Bench(*PEERS)
-    bench.swim._health = 3
+    bench.swim._rounds.health = 3
     name, _ = first_ping(bench)
     bench.pass_s(3.9 * CONFIG.probe_timeout_s)
     assert bench.state(name) is State.ALIVE

@@ -50,9 +50,9 @@ def test_one_accuser_that_reached_the_kernel_is_enough_to_wait_for_a_hung_proces
 
 def test_a_suspect_that_nobody_else_accuses_is_dead_after_the_longest_time() -> None:
     bench = suspected()
-    bench.swim._order = []
-    bench.swim._probe_s += 100  # nobody else looks
-    bench.swim._probes.clear()
+    bench.swim._rounds._order = []
+    bench.swim._rounds._next_s += 100  # nobody else looks
+    bench.swim._rounds._probes.clear()
     bench.pass_s(CONFIG.suspicion_max_s - 0.01)
     assert bench.state("a") is State.SUSPECT
     bench.pass_s(0.02)

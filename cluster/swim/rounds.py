@@ -1,0 +1,338 @@
+"""Rounds: who is asked whether it answers, when, and with whose help. What comes of it is told to the `Judge`.
+
+Each member is probed once in a turn, in a shuffled order (SWIM §4.3); whatever makes a member doubtful starts a round
+on it at once. The answers are collected here, with each peer's round trip and this node's own health (Lifeguard).
+
+Does not know: suspicions, which claim stands, who is told what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from random import Random
+from typing import Protocol
+
+from cluster.config import Config
+from cluster.session import node_of
+from cluster.swim.events import Address, Evidence, State, Tcp, TcpConnect
+from cluster.swim.post import Post
+from cluster.swim.probe import (
+    AID_SHARE,
+    PINGS_MAX,
+    REFUSAL_GRACE_SHARE,
+    TCP_LOST_S,
+    Probe,
+    Rtt,
+    connect_timeout_s,
+    health_after,
+    spacing_s,
+)
+from cluster.swim.table import Entry, Table, accusation
+from cluster.swim.wire import Ack, Nack, Ping, PingReq
+
+PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
+REQUESTERS_MAX = 64  # members for whom one round is run at the same time
+
+
+class Judge(Protocol):
+    """Who draws the conclusions."""
+
+    def accuse(self, session: str, evidence: Evidence) -> None:
+        """A round on this live member failed, or it was refused."""
+
+    def weigh(self, session: str) -> None:
+        """A helper was refused by this member."""
+
+
+class Rounds:
+    """The rounds that run, on whoever's behalf."""
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        table: Table,
+        post: Post,
+        rng: Random,
+        stats: dict[str, int],
+        judge: Judge,
+        now_s: float,
+    ) -> None:
+        self.health = 0  # 0 is well; Lifeguard's local health multiplier, less one
+        self._config = config
+        self._name = name
+        self._table = table
+        self._post = post
+        self._rng = rng
+        self._stats = stats
+        self._judge = judge
+        self._probes: dict[str, Probe] = {}  # by session
+        self._pings: dict[int, tuple[str, float]] = {}  # nr -> session, when
+        self._nr = rng.getrandbits(31)
+        self._order: list[str] = []  # node_ids still to be probed in this turn
+        self._next_s = now_s + rng.random() * config.probe_interval_s
+
+    @property
+    def due_s(self) -> float:
+        """When there is something to do."""
+        return min(self._next_s, min((probe.due_s for probe in self._probes.values()), default=inf))
+
+    def advance(self, now_s: float) -> None:
+        """Do what is due in the rounds that run."""
+        for probe in [probe for probe in self._probes.values() if probe.due_s <= now_s]:
+            self._advance(probe, now_s)
+
+    def go_on(self, now_s: float) -> None:
+        """Start the turn's next round if it is time."""
+        if self._next_s <= now_s:
+            self._next_s = now_s + self._config.probe_interval_s * (1 + self.health)
+            self._probe_next(now_s)
+
+    def restart(self, now_s: float) -> None:
+        """This node was away: the answers to its rounds may have come and gone."""
+        self._probes.clear()
+        self._next_s = now_s  # What changed meanwhile is learned from the answer's digest.
+
+    def clear(self) -> None:
+        """End all rounds."""
+        self._probes.clear()
+
+    def drop(self, session: str) -> None:
+        """Nothing is to be found out about this session any more."""
+        self._probes.pop(session, None)
+
+    def add(self, node_id: str) -> None:
+        """A new member takes its place in this turn."""
+        self._order.insert(self._rng.randint(0, len(self._order)), node_id)
+
+    def feel(self, change: int) -> None:
+        """This node's own health got better (-1) or worse (1)."""
+        self.health = health_after(self.health, change)
+
+    def start(self, entry: Entry, now_s: float, *, is_urgent: bool) -> None:
+        """Begin a round that accuses when it fails, or make one that runs already do so."""
+        if entry.node_id == self._name or self._has_left:
+            return
+        probe = self._probes.get(entry.row.session)
+        if probe is None or not probe.accuses or (is_urgent and not probe.is_urgent):
+            requesters = probe.requesters if probe is not None else {}
+            probe = Probe(entry.row.session, entry.address, now_s, now_s + self._length_s, True, is_urgent)
+            probe.requesters = requesters
+            self._probes[probe.session] = probe
+            self._stats["probes"] += 1
+            self._advance(probe, now_s)
+
+    def ping(self, entry: Entry, now_s: float) -> None:
+        """A single ping outside of any round."""
+        ping = Ping(self._number(entry.row.session, now_s), entry.row.session)
+        self._post.send(entry.address, ping, accusation(entry))
+
+    def ping_address(self, address: Address, now_s: float) -> None:
+        """Ask whoever is there; say who we are."""
+        self._post.send(address, Ping(self._number("", now_s), ""), [self._table[self._name].row])
+
+    def press(self, entry: Entry, now_s: float, *, is_watcher: bool) -> None:
+        """Another member was refused by it: those that watch it, and those that look anyway, look again at once."""
+        probe = self._probes.get(entry.row.session)
+        if probe is not None:
+            probe.press(now_s)
+        elif is_watcher:
+            self.start(entry, now_s, is_urgent=True)
+
+    def refused_by(self, session: str) -> Mapping[str, None]:
+        """Helpers whose connect was refused in the round that runs on this session."""
+        probe = self._probes.get(session)
+        return probe.refused_by if probe is not None else {}
+
+    # ---- what comes back
+
+    def is_awaited(self, answer: Ack) -> bool:
+        """Whether it bears the number of a ping of ours: only who lives and has the key can know it."""
+        return answer.nr in self._pings
+
+    def answered(self, answer: Ack, now_s: float, *, is_direct: bool) -> None:
+        """An answer came for a session, by itself or through a helper."""
+        session = answer.subject
+        asked, sent_s = self._pings.pop(answer.nr, (None, 0.0))
+        if asked is None or (asked and asked != session):
+            return
+        entry = self._table.of(session)
+        if entry is None:
+            return
+        entry.answered_s = now_s
+        rtt_s = now_s - sent_s
+        if is_direct and rtt_s <= self._config.probe_timeout_s:
+            entry.rtt.observe(rtt_s)
+        probe = self._probes.get(session)
+        if probe is None or (probe.is_urgent and sent_s < probe.started_s):
+            return  # Answered before what made the round urgent: it may have died since.
+        del self._probes[session]
+        for address, requested_nr in probe.requesters:
+            self._post.send(address, Ack(requested_nr, session))
+        if probe.accuses:
+            self.feel(-1)
+
+    def nacked(self, nack: Nack, helper: str, now_s: float) -> None:
+        """A helper got no answer, and says what its connect told it."""
+        probe = self._probes.get(nack.subject)
+        if probe is None or probe.asked.get(helper, (None, 0.0))[0] != nack.nr:
+            return
+        probe.nacked[helper] = None
+        match nack.tcp:
+            case Tcp.REFUSED | Tcp.GONE:
+                probe.refused_by[helper] = None
+                probe.press(now_s)
+                self._judge.weigh(probe.session)
+            case Tcp.ACCEPTED:
+                probe.is_host_up = True
+            case Tcp.SILENT | None:
+                pass
+
+    def connected(self, session: str, outcome: Tcp, now_s: float) -> bool:
+        """A connect ended. False: no round runs that it could belong to."""
+        probe = self._probes.get(session)
+        if probe is None:
+            return False
+        probe.tcp_ended(outcome, now_s, REFUSAL_GRACE_SHARE * self._config.probe_timeout_s)
+        return True
+
+    def help(self, request: PingReq, source: Address, now_s: float) -> None:
+        """Ping a member for another."""
+        probe = self._probes.get(request.target)
+        if node_of(request.target) == self._name or self._has_left:
+            return
+        if probe is None:
+            ends_s = now_s + AID_SHARE * self._config.probe_timeout_s
+            target = (request.host, request.port)
+            probe = Probe(request.target, target, now_s, ends_s, False, request.is_urgent)
+            self._probes[request.target] = probe
+            probe.requesters[source, request.nr] = None
+            self._advance(probe, now_s)
+            return
+        if len(probe.requesters) < REQUESTERS_MAX:
+            probe.requesters[source, request.nr] = None
+        if request.is_urgent and not probe.is_urgent:
+            probe.is_urgent = True
+            self._connect(probe, now_s)
+        if probe.is_refused:
+            self._post.send(source, Nack(request.nr, request.target, Tcp.REFUSED))
+
+    # ---- inside a round
+
+    @property
+    def _has_left(self) -> bool:
+        return self._table[self._name].row.state is State.LEFT
+
+    @property
+    def _length_s(self) -> float:
+        return self._config.probe_timeout_s * (1 + self.health)
+
+    def _probe_next(self, now_s: float) -> None:
+        for _ in range(2):
+            while self._order:
+                entry = self._table.live.get(self._order.pop())
+                if entry is not None and entry.node_id != self._name:
+                    self.start(entry, now_s, is_urgent=False)
+                    return
+            self._order = [node_id for node_id in self._table.live if node_id != self._name]
+            self._rng.shuffle(self._order)
+
+    def _advance(self, probe: Probe, now_s: float) -> None:
+        """Do what is due in a round."""
+        if probe.refused_s <= now_s:
+            self._believe_refusal(probe)
+        if self._probes.get(probe.session) is not probe:
+            return
+        if probe.ends_s <= now_s:
+            self._fail(probe, now_s)
+            return
+        if probe.next_ping_s <= now_s:
+            self._ping_again(probe, now_s)
+        if probe.tcp_until_s <= now_s:
+            probe.tcp_lost(now_s)
+        if probe.tcp_next_s <= now_s:
+            self._connect(probe, now_s)
+
+    def _ping_again(self, probe: Probe, now_s: float) -> None:
+        """One more direct ping; from the second on (at once when urgent) also a relayed one and a TCP connect."""
+        is_insisting = probe.is_urgent or probe.attempt > 0
+        entry = self._table.of(probe.session)
+        nr = self._number(probe.session, now_s)
+        self._post.send(probe.target, Ping(nr, probe.session), accusation(entry) if entry is not None else ())
+        if is_insisting and not probe.tcp_tries:
+            self._connect(probe, now_s)
+        if is_insisting and probe.accuses:
+            count = self._config.indirect_probes if probe.attempt < 2 else 1
+            for helper in self._helpers(probe, count):
+                asked_nr = self._number(probe.session, now_s)
+                probe.asked.setdefault(helper.node_id, (asked_nr, now_s))
+                host, port = probe.target
+                self._post.send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
+        rtt = entry.rtt if entry is not None else Rtt()
+        wait_s = spacing_s(rtt, self._length_s, probe.attempt)
+        probe.attempt += 1
+        probe.next_ping_s = now_s + wait_s if probe.attempt < PINGS_MAX else inf
+
+    def _helpers(self, probe: Probe, count: int) -> list[Entry]:
+        """Members to ask: new ones first, then those that were asked already (their answer may have been lost)."""
+        others = [
+            entry
+            for entry in self._table.live.values()
+            if entry.row.session != probe.session
+            and entry.node_id != self._name
+            and entry.row.state is not State.SUSPECT
+        ]
+        fresh = [entry for entry in others if entry.node_id not in probe.asked]
+        if len(probe.asked) >= 2 * self._config.indirect_probes or not fresh:
+            fresh = [entry for entry in others if entry.node_id in probe.asked]
+        return self._rng.sample(fresh, min(count, len(fresh)))
+
+    def _connect(self, probe: Probe, now_s: float) -> None:
+        probe.tcp_next_s = inf
+        if not probe.tcp_is_open or probe.is_pressed:
+            entry = self._table.of(probe.session)
+            rtt = entry.rtt if entry is not None else Rtt()
+            left_s = probe.ends_s - now_s
+            timeout_s = connect_timeout_s(rtt, left_s, probe.tcp_tries, self._config.probe_timeout_s)
+            probe.tcp_until_s = now_s + timeout_s + TCP_LOST_S
+            probe.tcp_tries += 1
+            self._post.out.append(TcpConnect(probe.target, probe.session, timeout_s))
+
+    def _number(self, session: str, now_s: float) -> int:
+        """A new number for a ping; its answer counts as that session's."""
+        self._nr += 1
+        self._pings[self._nr] = (session, now_s)
+        if len(self._pings) > PINGS_REMEMBERED:
+            del self._pings[next(iter(self._pings))]
+        return self._nr
+
+    def _believe_refusal(self, probe: Probe) -> None:
+        """Refused, and no answer to the ping that left with it: this node is a witness."""
+        probe.refused_s = inf
+        probe.is_refused = True
+        self._report(probe, Tcp.REFUSED)
+        if probe.accuses:
+            self._judge.accuse(probe.session, Evidence.REFUSED)
+
+    def _fail(self, probe: Probe, now_s: float) -> None:
+        """The round is over and nobody answered."""
+        del self._probes[probe.session]
+        self._report(probe, probe.tcp)
+        if not probe.accuses:
+            return
+        self._stats["failed_rounds"] += 1
+        if probe.nacks_missing():
+            self.feel(1)
+        self._judge.accuse(probe.session, probe.evidence)
+        if probe.is_refused:
+            # Nobody confirmed it, and these said nothing at all: perhaps whatever ended the one ended them too.
+            for helper in probe.asked:
+                entry = self._table.live.get(helper)
+                if entry is not None and helper not in probe.nacked:
+                    self.start(entry, now_s, is_urgent=True)
+
+    def _report(self, probe: Probe, tcp: Tcp | None) -> None:
+        """Tell those on whose behalf the round runs."""
+        for address, nr in probe.requesters:
+            self._post.send(address, Nack(nr, probe.session, tcp))
