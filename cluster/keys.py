@@ -22,6 +22,11 @@ TIMELINE_NEVER = "{timeline}:never"  # never exists: the guard of the script in 
 TIMELINE_CHANNEL = "{timeline}:told"  # channel: the same events as they are told, and sums of tasks while watched
 
 
+def timeline_sum(step: int) -> str:
+    """Hash: counter -> how many, of the whole cluster in one step of time; PX."""
+    return f"{{timeline}}:sum:{step}"
+
+
 def tag(shard: int) -> str:
     """The hash tag of a shard, braces included: `{s1f}`."""
     return f"{{s{shard:02x}}}"

@@ -6,7 +6,7 @@ caller's `on_reply` as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,6 +278,17 @@ class Calls:
     def timeline(self, on_reply: OnReply) -> Call:
         """What the cluster's timeline holds: a JSON object an event, oldest first."""
         return Call("", ("LRANGE", keys.TIMELINE), [0, -1], on_reply)
+
+    def add(self, step: int, counters: Mapping[str, int], ttl_ms: int, on_reply: OnReply) -> Call:
+        """add.lua: what this node counted in a step, for charts."""
+        args: list[Arg] = [ttl_ms]
+        for name, count in counters.items():
+            args += (name, count)
+        return Call("add", (keys.timeline_sum(step), keys.TIMELINE_NEVER), args, on_reply)
+
+    def summed(self, step: int, on_reply: OnReply) -> Call:
+        """What all nodes counted in a step: flat counter, how many, …; empty when nothing happened."""
+        return Call("", ("HGETALL", keys.timeline_sum(step)), [], on_reply)
 
     def announce(self, message: bytes, on_reply: OnReply) -> Call:
         """A message on the timeline's channel that is not kept; answers how many heard it."""

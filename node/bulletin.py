@@ -1,9 +1,10 @@
 """The bulletin: what nodes tell the whole cluster through Redis, for people who watch.
 
 Two things go over one channel. Events: each node tells what it saw or did first-hand; they are kept in a bounded list,
-so that a page opened later knows what happened. Sums of tasks: one a second from each node that has something to say,
-kept nowhere. Observing costs next to nothing while nobody observes: only a node that somebody listens to subscribes,
-and a node whose sums nobody hears tells them rarely.
+so that a page opened later knows what happened. Sums of tasks: one a second from each node that has something to say.
+Of those only the counts of a step are kept, for some minutes, for charts; a step in which Redis is away has a hole, and
+what a node counted in the step of its end is lost. Observing costs next to nothing while nobody observes: only a node
+that somebody listens to subscribes, and a node whose sums nobody hears tells them rarely.
 
 With Redis away a node goes on with its own events, and tells them when it is back. Decides nothing.
 """
@@ -35,6 +36,7 @@ INTERVAL_S = 1.0  # of sums
 UNTOLD_MAX = 200  # events that wait for Redis
 TELL_MAX = 50  # in one call
 TTL_MS = 7 * 86_400_000
+STEP_TTL_MS = 1_000 * sums.STEP_S * (sums.STEPS_KEPT + 2)
 UNHEARD_TICKS = 3  # sums that nobody heard: this many are left out before the next try
 SUMS_MAX = 1_000  # of one interval: a sum from each node
 MESSAGE_MAX_BYTES = 262_144
@@ -75,6 +77,8 @@ class Bulletin:
         self._is_telling = False
         self._unheard_ticks = 0
         self._sums: list[Sum] = []  # of other nodes, since the last tick
+        self._step = 0
+        self._counted: dict[str, int] = {}  # by this node in that step
         self._wanted = asyncio.Event()  # somebody listens
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -144,6 +148,7 @@ class Bulletin:
             is_watched = self._timeline.listeners > 0
             others, self._sums = self._sums, []
             self._announce(own)
+            self._count(own, int(time.time() // sums.STEP_S))
             if is_watched:
                 await self._say(own, others)
             else:
@@ -160,6 +165,16 @@ class Bulletin:
             self._unheard_ticks = UNHEARD_TICKS if reply == 0 else 0
 
         self._dispatch.lanes[0].add(self._dispatch.calls.announce(_encode(_Message(sum=own)), told))
+
+    def _count(self, own: Sum, step: int) -> None:
+        """Keep it for charts: added up here, and to the cluster's counts when the step is over."""
+        if step != self._step:
+            if self._counted and self._dispatch.is_up:
+                self._dispatch.lanes[0].add(
+                    self._dispatch.calls.add(self._step, self._counted, STEP_TTL_MS, lambda reply: None)
+                )
+            self._step, self._counted = step, {}
+        sums.count(own, self._counted)
 
     async def _say(self, own: Sum, others: list[Sum]) -> None:
         try:

@@ -539,6 +539,10 @@ class Engine:
         """Tasks by state and queue."""
         return await self.queries.counts()
 
+    async def sums(self) -> dict[str, Any]:
+        """What was done in each of the last steps of time."""
+        return await self.queries.sums()
+
     async def workers(self) -> list[dict[str, Any]]:
         """Live nodes and what each runs."""
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from cluster.errors import BadRequest, NotFound, StoreUnavailable, away
 from cluster.lane import Call, Reply
 from cluster.store import TASK_FIELDS
 from cluster.task import Spec, State, made_at_ms, shard_of
+from node import sums
 from node.dispatch import Dispatcher
 from node.wire import AttemptJson, FailureJson, ListQuery, TaskJson
 
@@ -181,6 +183,18 @@ class Queries:
             states["queued"] = sum(queues.values())
             self._counts = (now_s, {"states": states, "queues": {q: {"queued": n} for q, n in sorted(queues.items())}})
         return self._counts[1]
+
+    async def sums(self) -> dict[str, Any]:
+        """What the cluster did in each of the last steps, oldest first, as the stream's sums have it."""
+        told = []
+        steps = sums.steps(time.time())
+        replies = await asyncio.gather(*(self.ask(0, partial(self._dispatch.calls.summed, step)) for step in steps))
+        for step, reply in zip(steps, replies, strict=True):
+            counters = {reply[n].decode(): int(reply[n + 1]) for n in range(0, len(reply), 2)}
+            found = sums.report([sums.counted(counters)])
+            del found["types"]
+            told.append({"at_ms": 1_000 * sums.STEP_S * (step + 1), "window_s": sums.STEP_S, **found})
+        return {"sums": told}
 
     async def running(self) -> dict[str, list[str]]:
         """Ids in flight by session."""

@@ -2,14 +2,15 @@
 
 Pure: counters are read and the difference to the last reading is the sum. It merges with others' by adding. Percentiles
 come from the histograms that `/metrics` has anyway, so that watching costs nothing for each task; between two bounds
-they are interpolated, which is as exact as a chart needs.
+they are interpolated, which is as exact as a chart needs. For charts that begin before somebody looked, the cluster
+keeps sums of longer steps as plain counters, to which each node adds its own.
 
 Does not know: Redis, HTTP, the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -17,6 +18,9 @@ from msgspec import Struct
 from node.metrics import OTHER, SECONDS, Labels, Metrics
 
 TYPES_MAX = 20  # in one sum; what is beyond is counted as OTHER
+STEP_S = 5  # of what is kept for charts
+STEPS_KEPT = 120
+SETTLED_S = 2.0  # after its end all nodes have told what they counted in a step
 
 
 class Sum(Struct, omit_defaults=True):
@@ -35,6 +39,35 @@ class Sum(Struct, omit_defaults=True):
     def is_empty(self) -> bool:
         """Nothing happened."""
         return not (self.accepted or self.outcomes or self.refused or self.reaped or self.wait or self.run)
+
+
+def count(one: Sum, into: dict[str, int]) -> None:
+    """Add a sum to plain counters, as the cluster keeps them; types are left out."""
+    told = {"accepted": one.accepted, "refused": one.refused, "reaped": one.reaped}
+    told |= {f"outcome:{name}": n for name, n in one.outcomes.items()}
+    told |= {f"wait:{bucket}": n for bucket, n in one.wait.items()}
+    told |= {f"run:{bucket}": n for bucket, n in one.run.items()}
+    _add(into, {name: n for name, n in told.items() if n})
+
+
+def counted(counters: Mapping[str, int]) -> Sum:
+    """The sum that such counters are. What another version wrote, and is not known here, is passed over."""
+    found = Sum(by="")
+    for name, n in counters.items():
+        kind, _, of = name.partition(":")
+        if kind in ("accepted", "refused", "reaped") and not of:
+            setattr(found, kind, n)
+        elif kind == "outcome":
+            found.outcomes[of] = n
+        elif kind in ("wait", "run") and of.isascii() and of.isdigit():
+            getattr(found, kind)[int(of)] = n
+    return found
+
+
+def steps(now_s: float) -> range:
+    """The steps that are kept and over, oldest first. A step's number is its start by the clock, in steps."""
+    end = int((now_s - SETTLED_S) // STEP_S)
+    return range(end - STEPS_KEPT, end)
 
 
 class Summing:

@@ -75,6 +75,10 @@ Fields are only ever added to these.
   accused, `rtt_ms` and `load`; `leader` with its `epoch`, or null; `shards`, number to owner; `events`, the timeline.
 - **`GET /workers`**: `workers`, each with `node_id`, `session`, `url`, `pid`, `queues` (slots and how many are taken)
   and `tasks`, the ids that it runs.
+- **`GET /sums`**: `sums`, one for each step of `window_s` seconds that is over, oldest first, `at_ms` being its end:
+  `accepted` tasks, `outcomes` of attempts by kind, `refused` outcomes, tasks `reaped`, and `wait_ms` and `run_ms`
+  (`p50`, `p95`, `p99`, or null when nothing ran), of the whole cluster. The stream of `/events` goes on where they end,
+  in steps of a second. Each node adds its counts when a step is over; those of a node killed meanwhile are lost.
 - **`GET /health`**: `status` (`ok`, `degraded`, `unavailable`), `ready` and why not, and `problems`, worst first,
   each with `code`, `severity`, `message` and `hint`: [what each means](operating.md#what-each-problem-means).
 """

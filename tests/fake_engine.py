@@ -165,6 +165,9 @@ class FakeEngine:
     async def counts(self) -> dict[str, Any]:
         return {"states": {"queued": len(self.tasks)}, "queues": {"default": {"queued": len(self.tasks)}}}
 
+    async def sums(self) -> dict[str, Any]:
+        return {"sums": []}
+
     async def workers(self) -> Sequence[dict[str, Any]]:
         return [{"node_id": "n1"}]
 

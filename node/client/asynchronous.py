@@ -169,6 +169,12 @@ class Client:
         """The cluster as the node that answers sees it; with at most so many of the events that it saw itself."""
         return await self._do(calls.read(self._asker(within_s), "/cluster", {"events": events}))
 
+    async def sums(self, *, within_s: float | None = None) -> Sequence[dict[str, Any]]:
+        """What the cluster did in the last minutes, in steps of some seconds, oldest first; for charts."""
+        answer = await self._do(calls.read(self._asker(within_s), "/sums"))
+        sums: Sequence[dict[str, Any]] = answer["sums"]
+        return sums
+
     async def health(self, *, within_s: float | None = None) -> dict[str, Any]:
         """How the node that answers is, and what is wrong; also when it says that it is unusable."""
         return await self._do(calls.read(self._asker(within_s), "/health", accepts=(503,)))

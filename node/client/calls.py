@@ -182,7 +182,7 @@ class Pages:
 def read(
     asker: Asker, path: str, query: Mapping[str, Any] = NO_QUERY, accepts: tuple[int, ...] = ()
 ) -> Steps[dict[str, Any]]:
-    """One of the calls that answer an object of no fixed form: /workers, /cluster, /health."""
+    """One of the calls that answer an object of no fixed form: /workers, /cluster, /sums, /health."""
     answer: dict[str, Any] = yield from asker.ask(Call("GET", path, query, accepts=accepts))
     return answer
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from cluster import keys
 from cluster.config import Config
 from node.engine import Engine
 from node.metrics import Metrics
+from node.sums import STEP_S, STEPS_KEPT, Sum
 from node.tasks import load
 from node.timeline import EVENTS_MAX, Listener
 from tests.integration.test_engine import LoneVitals, one
@@ -116,6 +119,37 @@ async def test_a_listener_gets_the_sums_of_all_nodes_and_the_counts(engines: lis
         assert succeeded["noop"] >= 2
         assert last[-1]["states"]["queued"] == 0
         assert set(last[-1]["queues"]) <= {"default"}
+
+
+async def test_what_all_nodes_did_is_kept_in_steps_for_whoever_comes_later(engines: list[Engine]) -> None:
+    now = int(time.time())
+    for n, engine in enumerate(engines):
+        counted = Sum(by=f"n{n}", accepted=2, outcomes={"succeeded": 3}, run={1: 3})
+        engine.bulletin._count(counted, now // STEP_S - 3)
+        engine.bulletin._count(counted, now // STEP_S - 3)
+        engine.bulletin._count(Sum(by=f"n{n}"), now // STEP_S - 2)  # the step is over, and what was counted is told
+
+    async def is_told() -> bool:
+        return any(step["accepted"] for step in (await engines[0].sums())["sums"])
+
+    await wait_until_async(is_told, 5, "the counts are in Redis")
+    told = (await engines[1].sums())["sums"]
+    (step,) = [step for step in told if step["accepted"]]
+    assert (step["accepted"], step["outcomes"], step["window_s"]) == (8, {"succeeded": 12}, STEP_S)
+    assert step["wait_ms"] is None
+    assert step["run_ms"]["p50"] > 0
+    assert [b["at_ms"] - a["at_ms"] for a, b in pairwise(told)] == [1_000 * STEP_S] * (len(told) - 1)
+    (key,) = await engines[0].client.keys("{timeline}:sum:*")
+    assert 0 < await engines[0].client.pttl(key) <= 1_000 * STEP_S * (STEPS_KEPT + 2)
+
+
+async def test_a_node_counts_by_itself(engines: list[Engine]) -> None:
+    assert (await one(engines[0], "noop")).id
+
+    async def is_counted() -> bool:
+        return any(step["accepted"] for step in (await engines[1].sums())["sums"])
+
+    await wait_until_async(is_counted, 20, "the step in which it was accepted is over, and told")
 
 
 async def test_nobody_is_subscribed_while_nobody_listens(engines: list[Engine]) -> None:

@@ -209,6 +209,7 @@ async def test_the_cluster_is_told(use: Callable[..., Used], url: str, engine: F
     call = use(url)
     assert await call("workers") == [{"node_id": "n1"}]
     assert (await call("cluster"))["node_id"] == "n1"
+    assert await call("sums") == []
     engine.redis_ok = False
     assert (await call("health"))["status"] == "unavailable"
 

@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.metrics import OTHER, SECONDS, Metrics
-from node.sums import TYPES_MAX, Sum, Summing, percentiles_ms, quantile, report
+from node.sums import (
+    SETTLED_S,
+    STEP_S,
+    STEPS_KEPT,
+    TYPES_MAX,
+    Sum,
+    Summing,
+    count,
+    counted,
+    percentiles_ms,
+    quantile,
+    report,
+    steps,
+)
 
 
 def test_a_sum_is_what_happened_since_the_last_one() -> None:
@@ -24,6 +37,28 @@ def test_a_sum_is_what_happened_since_the_last_one() -> None:
     assert (one.accepted, one.outcomes, one.types) == (2, {"succeeded": 3}, {"mail": {"succeeded": 3}})
     assert one.run == {bisect_left(SECONDS, 0.004): 1}
     assert summing.take().is_empty
+
+
+@given(st.lists(st.builds(
+    Sum, by=st.text(), accepted=st.integers(0, 9), refused=st.integers(0, 9), reaped=st.integers(0, 9),
+    outcomes=st.dictionaries(st.sampled_from(["succeeded", "dead"]), st.integers(1, 9)),
+    wait=st.dictionaries(st.integers(0, len(SECONDS)), st.integers(1, 9)),
+    run=st.dictionaries(st.integers(0, len(SECONDS)), st.integers(1, 9)),
+)))  # fmt: skip
+def test_counters_to_which_sums_were_added_are_their_sum(sums: list[Sum]) -> None:
+    counters: dict[str, int] = {}
+    for one in sums:
+        count(one, counters)
+    assert report([counted(counters)]) == report(sums)
+
+
+def test_counters_of_another_version_are_passed_over() -> None:
+    assert counted({"outcome:succeeded": 2, "wait:x": 1, "by": 7, "more": 1, "run:²": 1}).outcomes == {"succeeded": 2}
+
+
+def test_a_step_is_told_once_all_nodes_have_told_it() -> None:
+    assert steps(1000.0 + SETTLED_S)[-1] == steps(1004.9 + SETTLED_S)[-1] == 1000 // STEP_S - 1
+    assert len(steps(1000.0)) == STEPS_KEPT
 
 
 def test_types_are_bounded_and_nothing_is_left_out() -> None:
