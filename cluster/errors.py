@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cluster.refusal import Refusal, refusal
+
 
 class RumorError(Exception):
     """Base of all reported errors. `status` is the HTTP status a gateway answers with."""
@@ -143,6 +145,7 @@ class StoreUnavailable(RumorError):
     """Redis gave no answer in time, or refused the connection.
 
     `may_have_happened` tells the two apart: a call that left this node and got no answer may have been carried out.
+    `refusal`: it did answer, and this is why it would not do it.
     `ids` are the ids that a submission had fixed before its first call, one for each task in order: with them another
     node can carry the same submission out without making two.
     """
@@ -150,10 +153,24 @@ class StoreUnavailable(RumorError):
     code = "store_unavailable"
     status = 503
 
-    def __init__(self, message: str, hint: str = "", may_have_happened: bool = True, ids: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        may_have_happened: bool = True,
+        ids: Sequence[str] = (),
+        refusal: Refusal | None = None,
+    ) -> None:
         super().__init__(message, hint)
         self.may_have_happened = may_have_happened
         self.ids = list(ids)
+        self.refusal = refusal
+
+
+def refused(error: Exception) -> StoreUnavailable:
+    """Redis answered so: it did nothing."""
+    why = refusal(str(error))
+    return StoreUnavailable(f"Redis refuses: {why.words}.", why.hint, may_have_happened=False, refusal=why)
 
 
 def away() -> StoreUnavailable:

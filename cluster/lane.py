@@ -21,6 +21,7 @@ from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from cluster.errors import StoreUnavailable
+from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
 
 Reply = Any  # what Redis answered, or the exception that this call met
@@ -195,8 +196,8 @@ class Lane:
         while not self.is_up:
             try:
                 reply = (await self._within_deadline(self._ping()))[0]
-                if isinstance(reply, ResponseError):
-                    raise reply
+                if isinstance(reply, ResponseError) and not refusal(str(reply)).is_of_all:
+                    raise reply  # A Redis that refuses to write refuses even this, and can be read.
                 self._set_up(True)
             except UNANSWERED:
                 await self._connection.disconnect(nowait=True)

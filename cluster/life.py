@@ -35,6 +35,7 @@ from cluster.lease import Lease, Term
 from cluster.load import Load, encode_load
 from cluster.nursery import Nursery, wait_for
 from cluster.pulse import Pulse, Record
+from cluster.refusal import Refusal
 from cluster.stall import MainLoop
 from cluster.swim.core import Swim
 from cluster.swim.events import (
@@ -88,6 +89,7 @@ class Life:
         self._lease = Lease(self.session, config.leader_lease_s)
         self._told_leader: Term | None = None
         self.redis_ok = False
+        self._refusal: Refusal | None = None  # why, when Redis answers
         self._is_leaving = False
         self._is_stalled = False
         self._is_ending = False
@@ -237,7 +239,7 @@ class Life:
             beat = await self.pulse.beat(name, self._beat_nr, ttl_ms, ECHO + b"%d" % self._beat_nr)
         except StoreUnavailable as error:
             self._stats["beats_failed"] += 1
-            self._redis_answers(False, error.message)
+            self._redis_answers(False, error.message, error.refusal)
             return
         if name != self.session:
             return
@@ -279,7 +281,13 @@ class Life:
                 log.warning("not_enrolled", error=error.message)
             self._not_enrolled = error.message
 
-    def _redis_answers(self, is_ok: bool, why: str = "") -> None:
+    def _redis_answers(self, is_ok: bool, why: str = "", refusal: Refusal | None = None) -> None:
+        """Redis took our heartbeat, or why not."""
+        if refusal != self._refusal:
+            self._refusal = refusal
+            self._show_soon()
+            if refusal is not None:
+                log.error("redis_refuses", words=refusal.words, hint=refusal.hint)
         if is_ok == self.redis_ok:
             return
         self.redis_ok = is_ok
@@ -287,7 +295,8 @@ class Life:
             log.info("redis_answers")
             self._nursery.spawn(self._redis_is_back())
         else:
-            log.warning("redis_away", error=why)
+            if refusal is None:
+                log.warning("redis_away", error=why)
             self._enrolled_s = -inf
         self._watch_broke()
         self.hooks.on_redis(is_ok)
@@ -307,6 +316,7 @@ class Life:
         if self._is_ending:
             return
         was = self.session
+        self.hooks.on_disowned(was)  # The new session may have to wait for Redis; what runs must not.
         at_ms = max(wall_ms(), session.order(after or was)[0] + 1)
         self.session = session.new(self.config.name, at_ms, self._rng)
         log.warning("session_fenced", was=was, now=self.session, cause=cause)
@@ -448,6 +458,7 @@ class Life:
         with contextlib.suppress(StoreUnavailable):
             value = (await self.pulse.read([other.session]))[0]
             if value is not None and keys.is_tombstone(value):
+                self.hooks.on_disowned(self.session)  # Before anybody can run its tasks again.
                 fence = Fence(self.session, Path.OWN, b"", Evidence.SUPERSEDED.value)
                 await self.pulse.fence(fence, self._tombstone_ms, self.config.name)
                 if session.is_newer(other.session, than=self.session):
@@ -559,6 +570,7 @@ class Life:
             epoch=max(self._swim.epoch, self._lease.epoch),
             redis_ok=self.redis_ok,
             is_synced=self._swim.is_synced,
+            refusal=self._refusal,
         )
         self.view = view
         essence = outlook.essence(view)

@@ -61,7 +61,7 @@ def essence(view: View) -> tuple[object, ...]:
         (p.session, p.state, p.evidence, p.incarnation, p.redis, p.verdict, p.load, p.host, p.port)
         for p in view.members
     )
-    return view.session, rows, view.leader, view.epoch, view.redis_ok, view.is_synced
+    return view.session, rows, view.leader, view.epoch, view.redis_ok, view.refusal, view.is_synced
 
 
 def addresses(seeds: Iterable[tuple[str, int]], known: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:

@@ -4,8 +4,8 @@ Three small pools, so that nothing important waits behind something slow: beats 
 connection there restarts the watch, so it is reported); fences. The subscriber is a plain connection under our control,
 since a client that reconnects by itself hides that it was deaf.
 
-Every failure (no answer in time, no connection, a refusal by Redis) is one exception: StoreUnavailable.
-Decides nothing.
+Every failure (no answer in time, no connection, a refusal by Redis) is one exception, StoreUnavailable; it carries the
+refusal, if it was one. Decides nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import redis.asyncio
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from cluster import keys, scripts, session
-from cluster.errors import StoreUnavailable
+from cluster.errors import StoreUnavailable, refused
 from cluster.lease import Acquire, Renew, Takeover, Term, Wish
 from cluster.witness import Fence
 
@@ -204,6 +204,8 @@ class Pulse:
                     return task.result()
         except NoScriptError as error:
             raise StoreUnavailable(f"Redis lost a script: {error}", may_have_happened=False) from error
+        except ResponseError as error:
+            raise refused(error) from error
         except scripts.UNANSWERED as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
         finally:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.load import Load, Meta
+from cluster.refusal import Refusal
 from cluster.swim.events import Evidence, State
 
 
@@ -99,6 +100,18 @@ class View:
     epoch: int
     redis_ok: bool
     is_synced: bool  # heard of the others: seeds and the list in Redis have answered or were given up
+    refusal: Refusal | None = None  # why Redis will not take our heartbeat, although it answers
+
+    @property
+    def is_refused_like_all(self) -> bool:
+        """Whether Redis takes no writes of anybody: it says so, and no member says that it does.
+
+        Nobody can fence this session there meanwhile, and nobody who writes elsewhere is in sight.
+        """
+        if self.refusal is None or not self.refusal.is_of_all:
+            return False
+        gone = (State.DEAD, State.LEFT)
+        return not any(peer.load and peer.load.redis for peer in self.members if peer.state not in gone)
 
     def me(self) -> Peer | None:
         """This node's own row."""

@@ -39,6 +39,9 @@ class Hooks(Protocol):
     def on_dead(self, session: str, cause: str) -> None:
         """Its tombstone is written (by anyone): reap all its shards now."""
 
+    def on_disowned(self, session: str) -> None:
+        """OUR session has ended, or is about to: nothing of it may commit, so nothing of it should go on."""
+
     def on_fenced(self, session: str) -> None:
         """OUR session was fenced; `session` is our new one, registered already."""
 
@@ -70,6 +73,9 @@ class _OnMainLoop:
 
     def on_dead(self, session: str, cause: str) -> None:
         self._tell(self._hooks.on_dead, session, cause)
+
+    def on_disowned(self, session: str) -> None:
+        self._tell(self._hooks.on_disowned, session)
 
     def on_fenced(self, session: str) -> None:
         self._tell(self._hooks.on_fenced, session)

@@ -386,7 +386,8 @@ class Dispatcher:
             log.warning("settle_unanswered", shard=shard, tasks=len(items), error=str(reply))
             self._settles[shard % LANES].setdefault(key, []).extend(items)
             return
-        log.warning("settle_refused", shard=shard, tasks=len(items), error=str(reply))
+        if key not in self._one_by_one:
+            log.warning("settle_refused", shard=shard, tasks=len(items), error=str(reply))
         self._one_by_one.add(key)  # the fault may be one task's: it must not hold up those beside it
         if key not in self._refused:
             self._refused[key] = []

@@ -84,7 +84,8 @@ class Engine:
         self._stole_s: dict[str, float] = {}
         self._offered_s: dict[str, float] = {}
         self._load: Load | None = None
-        self._redis_lost_s: float | None = None
+        self._beats_ok = True
+        self._redis_lost_s: float | None = None  # since when Redis may have taken the word of others and not ours
         self._tasks: list[asyncio.Task[None]] = []
         calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
         self.waiting = Waiting(self.client)
@@ -197,6 +198,11 @@ class Engine:
             del self._sessions[node_of(session)]  # the view that says so may still be under way
         self.house.reap(session, range(self.config.shards))
 
+    def on_disowned(self, session: str) -> None:
+        """This node's own session is over: what it claimed under it stops now, whether or not Redis answers."""
+        if session == self.dispatch.session:
+            self.worker.stop_all("fenced")
+
     def on_fenced(self, session: str) -> None:
         """This node's own session was fenced; it goes on under this one."""
         log.warning("fenced", was=self.dispatch.session, now=session)
@@ -235,11 +241,12 @@ class Engine:
 
     def on_redis(self, is_ok: bool) -> None:
         """Vitals' heartbeat is (not) answered."""
+        self._beats_ok = is_ok
         self._redis_changed(is_ok and self.dispatch.is_up)
 
     def _lanes_changed(self, is_up: bool) -> None:
         log.info("redis_back" if is_up else "redis_away")
-        self._redis_changed(is_up)
+        self._redis_changed(is_up and self._beats_ok)
         self.publish_load()
 
     def _redis_changed(self, is_up: bool) -> None:
@@ -365,10 +372,17 @@ class Engine:
             # A slot may have been given back late, by a thread that ran on after it was stopped: nobody says so.
             if self.dispatch.is_held_back or not all(self.dispatch.backlog.is_empty(queue) for queue in hungry):
                 self.dispatch.kick()
-            lost_s = self._redis_lost_s
-            if lost_s is not None and time.monotonic() - lost_s > self.config.lease_s and self.worker.running:
-                log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
-                self.worker.stop_all("lease")
+            self._mind_the_lease(time.monotonic())
+
+    def _mind_the_lease(self, now_s: float) -> None:
+        """What Redis has not been able to vouch for during lease_s may be somebody else's by now: stop it."""
+        if self._redis_lost_s is None:
+            return
+        if self.dispatch.is_up and self.view.is_refused_like_all:
+            self._redis_lost_s = now_s
+        elif now_s - self._redis_lost_s > self.config.lease_s and self.worker.running:
+            log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
+            self.worker.stop_all("lease")
 
     async def _watch_memory(self) -> None:
         while True:
@@ -565,15 +579,19 @@ class Engine:
             return False, "draining"
         loop_s = asyncio.get_running_loop().time()
         late = [n for n, lane in enumerate(self.dispatch.lanes) if loop_s - lane.last_answer_s > READY_WITHIN_S]
+        if self.view.refusal is not None:
+            return False, f"Redis refuses: {self.view.refusal.words}"
         if not self.dispatch.is_up or late:
             return False, "Redis does not answer"
+        if not self.view.redis_ok:
+            return False, "Redis does not take this node's heartbeat"
         if not self.view.is_synced:
             return False, "joining"
         return True, "ready"
 
     def health(self) -> dict[str, Any]:
         """How this node and the cluster are; what is wrong, worst first, in words."""
-        is_up = self.dispatch.is_up
+        is_up = self.dispatch.is_up and self.view.redis_ok
         notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
         problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes)
         is_ready, why = self.is_ready()

@@ -54,6 +54,10 @@ class Hooks:
         if self.engine is not None:
             self.engine.on_dead(session, cause)
 
+    def on_disowned(self, session: str) -> None:
+        if self.engine is not None:
+            self.engine.on_disowned(session)
+
     def on_fenced(self, session: str) -> None:
         if self.engine is not None:
             self.engine.on_fenced(session)

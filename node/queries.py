@@ -19,7 +19,7 @@ from msgspec import Raw
 
 from cluster import keys, session
 from cluster.config import Config
-from cluster.errors import BadRequest, NotFound, StoreUnavailable, away
+from cluster.errors import BadRequest, NotFound, StoreUnavailable, away, refused
 from cluster.lane import Call, Reply
 from cluster.store import TASK_FIELDS
 from cluster.task import Spec, State, made_at_ms, shard_of
@@ -276,7 +276,7 @@ def _answer(future: asyncio.Future[Any], reply: Reply) -> None:
     if isinstance(reply, StoreUnavailable):
         future.set_exception(reply)
     elif isinstance(reply, Exception):
-        future.set_exception(StoreUnavailable(f"Redis refused: {reply}", "See /health.", may_have_happened=False))
+        future.set_exception(refused(reply))
     else:
         future.set_result(reply)
 

@@ -77,7 +77,15 @@ def problems(
     def say(code: str, severity: str, message: str, hint: str) -> None:
         found.append({"code": code, "severity": severity, "message": message, "hint": hint})
 
-    if not is_redis_up:
+    refusal = view.refusal
+    if refusal is not None:
+        say(
+            "redis_refuses",
+            FATAL,
+            f"Redis answers and refuses to write: {refusal.words}.",
+            f"{refusal.hint} What runs goes on, and nothing is lost; nothing is accepted and nothing starts meanwhile.",
+        )
+    elif not is_redis_up:
         say(
             "redis_away",
             FATAL,
@@ -85,7 +93,7 @@ def problems(
             "Is it running, and reachable from here? Submissions are forwarded or get 503 meanwhile.",
         )
     if view.leader is None:
-        say("no_leader", ERROR, "There is no leader.", "One is elected as soon as Redis answers.")
+        say("no_leader", ERROR, "There is no leader.", "One is elected as soon as Redis takes what nodes write.")
     for peer in view.members:
         if peer.verdict in CUT and is_redis_up:
             say(

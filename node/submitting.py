@@ -17,7 +17,7 @@ from msgspec import Raw
 from redis.exceptions import OutOfMemoryError
 
 from cluster.config import Config
-from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, away
+from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, away, refused
 from cluster.session import node_of
 from cluster.store import NewTask
 from cluster.task import LEVELS, Backoff, Claimed, Ids, Spec, State, shard_of
@@ -226,7 +226,7 @@ class Submitting:
             batch.results[n] = (
                 QueueFull("Redis is out of memory and refuses to store.", "Raise maxmemory or shorten retention_s.")
                 if isinstance(code, OutOfMemoryError)
-                else StoreUnavailable(f"Redis refused: {code}", "See /health.", may_have_happened=False)
+                else refused(code)
             )
         elif code == "c":
             session = self._dispatch.session

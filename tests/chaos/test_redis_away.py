@@ -1,15 +1,19 @@
-"""A Redis that is silent or gone for a while, under load: refused quickly, nothing lost, nobody blamed."""
+"""A Redis that is silent, gone or refuses for a while: refused quickly, nothing lost, nobody blamed."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import redis
 
 from tests.chaos.ledger import Ledger, check_kept, check_ran_once
-from tests.chaos.nodes import Fleet
+from tests.chaos.nodes import Fleet, Node
 from tests.chaos.stream import Stream
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until
@@ -63,3 +67,54 @@ def test_a_redis_that_was_away_loses_nothing_and_fences_nobody(
     assert not slow, f"answered late: {slow}"
     assert [node.session for node in fleet.nodes] == sessions, f"nobody was fenced ({took_s:.1f} s to come back)"
     assert fleet.fences() == 0
+
+
+@pytest.mark.parametrize("kind", ["NOREPLICAS", "MISCONF"])
+def test_a_redis_that_refuses_to_write_for_longer_than_the_lease_stops_no_task_and_fences_nobody(
+    make_fleet: Callable[..., Fleet], ledger: Ledger, redis_server: RedisServer, kind: str
+) -> None:
+    lease_s = 2.0
+    fleet = make_fleet(2, lease_s=lease_s)
+    sessions = [node.session for node in fleet.nodes]
+    ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 3 * lease_s}, each=5)
+    ids += fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": lease_s}, each=5)  # these end meanwhile
+    wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+    with redis.Redis.from_url(redis_server.url) as client:
+        refuse(client, redis_server, kind)
+        for node in fleet.nodes:
+            wait_until(
+                lambda node=node: kind in said(node, "/readyz")["reason"], 5, "it says that it is not ready, and why"
+            )
+        problems = said(fleet.nodes[0], "/health")["problems"]
+        assert problems[0]["code"] == "redis_refuses"
+        assert kind in problems[0]["message"]
+        assert "CONFIG SET" in problems[0]["hint"]
+        threading.Event().wait(2 * lease_s)
+        for name, value in (("min-replicas-to-write", 0), ("stop-writes-on-bgsave-error", "no")):
+            client.config_set(name, value)
+    for node in fleet.nodes:
+        wait_until(node.is_ready, 10, f"node {node.number} works again by itself")
+    tasks = fleet.wait_ended(ids, 30)
+    check_kept(tasks, ids, ledger)
+    check_ran_once(ledger, ids)
+    assert {task["delivery"] for task in tasks} == {1}
+    assert [node.session for node in fleet.nodes] == sessions
+    assert fleet.fences() == 0
+
+
+def said(node: Node, path: str) -> dict[str, Any]:
+    """What is answered with 503 as well."""
+    return dict(json.loads(node.remote.request("GET", path)[1]))
+
+
+def refuse(client: redis.Redis, server: RedisServer, kind: str) -> None:
+    """Have the server refuse writes."""
+    if kind == "NOREPLICAS":
+        client.config_set("min-replicas-to-write", 1)
+        return
+    client.config_set("appendonly", "no")
+    client.config_set("save", "3600 1")
+    client.config_set("stop-writes-on-bgsave-error", "yes")
+    shutil.rmtree(server.directory)  # its working directory: there is no place for a snapshot
+    client.bgsave()
+    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 5, "a snapshot failed")

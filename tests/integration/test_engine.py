@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Iterable
 from random import Random
 from typing import Any
@@ -25,6 +26,7 @@ from cluster.errors import (
     UnknownType,
 )
 from cluster.load import Load, Meta, QueueLoad
+from cluster.refusal import refusal
 from cluster.store import Head
 from cluster.swim.events import Evidence, State
 from cluster.task import State as TaskState
@@ -350,6 +352,42 @@ async def test_a_reaped_session_gives_its_tasks_back_at_once_and_its_late_outcom
         assert (done.state, done.delivery) == ("succeeded", 2)
     engine.on_fenced(new)
     assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
+
+
+async def test_what_was_claimed_under_a_session_that_is_over_stops_at_once(engine: Engine) -> None:
+    task = await one(engine, "sleep", 60)
+    engine.on_disowned("another/0-0")
+    assert task.id in engine.worker.running
+    engine.on_disowned(engine.dispatch.session)
+    await wait_until_async(lambda: not engine.worker.running, 5, "it has ended, and no word of Redis was waited for")
+
+
+async def test_a_node_is_ready_while_its_heartbeat_is_taken(engine: Engine) -> None:
+    await wait_until_async(lambda: engine.is_ready()[0], 5, "its lanes were answered")
+    why = refusal("NOREPLICAS Not enough good replicas to write.")
+    for change, said in (({"refusal": why}, "NOREPLICAS"), ({}, "does not take this node's heartbeat")):
+        engine.view = dataclasses.replace(engine.vitals.view, redis_ok=False, **change)  # type: ignore[arg-type]
+        ready, reason = engine.is_ready()
+        assert not ready
+        assert said in reason
+        assert engine.health()["status"] == "unavailable"
+
+
+async def test_the_lease_stands_still_only_while_redis_refuses_everybody(engine: Engine) -> None:
+    why = refusal("NOREPLICAS Not enough good replicas to write.")
+    task = await one(engine, "sleep", 60)
+    engine.on_redis(False)
+    lease_s = engine.config.lease_s
+    now_s = time.monotonic()
+    mine = dataclasses.replace(engine.vitals.view.members[0], load=Load(False, False, False, {}))
+    engine.view = dataclasses.replace(engine.vitals.view, members=(mine,), redis_ok=False, refusal=why)
+    engine._mind_the_lease(now_s + lease_s + 1)
+    assert task.id in engine.worker.running
+    engine.view = dataclasses.replace(engine.view, refusal=None)
+    engine._mind_the_lease(now_s + 2 * lease_s)
+    assert task.id in engine.worker.running, "it is counted from the last refusal"
+    engine._mind_the_lease(now_s + 2 * lease_s + 2)
+    await wait_until_async(lambda: not engine.worker.running, 5, "the lease is over")
 
 
 async def test_while_memory_is_short_finished_tasks_go_before_their_time_and_others_stay(engine: Engine) -> None:

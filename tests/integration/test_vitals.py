@@ -457,3 +457,38 @@ async def test_a_node_whose_clock_was_set_back_between_two_lives_joins_again(
     await cluster.agree("a", "b")
     assert not second.conflicts
     assert session.is_newer(second.vitals.session, than=earlier)
+
+
+async def test_while_redis_refuses_writes_everybody_knows_why_and_nobody_is_fenced(
+    cluster: Cluster, client: Any
+) -> None:
+    nodes = [await cluster.node(name, lease_s=1.5) for name in ("n1", "n2")]
+    await cluster.agree("n1", "n2")
+    sessions = [node.vitals.session for node in nodes]
+    await client.config_set("min-replicas-to-write", 1)
+    await until(lambda: all(node.vitals.view.is_refused_like_all for node in nodes), "both know that all are refused")
+    assert all("NOREPLICAS" in node.vitals.view.refusal.words for node in nodes)  # type: ignore[union-attr]
+    failed = nodes[0].vitals.stats["beats_failed"]
+    await until(lambda: nodes[0].vitals.stats["beats_failed"] > failed + 12, "twice the lease has passed")
+    await client.config_set("min-replicas-to-write", 0)
+    await cluster.agree("n1", "n2")
+    assert [node.vitals.session for node in nodes] == sessions
+    assert not any(node.vitals.view.refusal for node in nodes)
+    assert not any(node.dead or node.disowned for node in nodes)
+
+
+async def test_a_fenced_node_drops_its_tasks_at_once_although_redis_does_not_take_its_new_name(
+    cluster: Cluster, client: Any
+) -> None:
+    one, _ = await cluster.node("n1"), await cluster.node("n2")
+    await cluster.agree("n1", "n2")
+    was = one.vitals.session
+    await client.config_set("min-replicas-to-write", 1)
+    await until(lambda: one.vitals.view.refusal, "it is refused")
+    # As by the word of those who found its tombstone, on a server that this node does not see.
+    life = one.vitals._life
+    one.vitals._loop.call_soon_threadsafe(life._go_on_as_another, "fenced")  # type: ignore[union-attr]
+    await until(lambda: one.disowned == [was], "what runs is to stop")
+    assert one.fenced == [], "its new session is not registered"
+    await client.config_set("min-replicas-to-write", 0)
+    await until(lambda: one.fenced == [one.vitals.session], "it goes on")

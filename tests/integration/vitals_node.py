@@ -31,6 +31,7 @@ class VitalsNode:
         self.config = config
         self.views: list[View] = []
         self.dead: dict[str, tuple[str, float]] = {}  # session -> (cause, when)
+        self.disowned: list[str] = []
         self.fenced: list[str] = []
         self.wakes: list[bytes] = []
         self.events: list[dict[str, Any]] = []
@@ -77,6 +78,9 @@ class VitalsNode:
     def on_dead(self, session: str, cause: str) -> None:
         self.dead.setdefault(session, (cause, time.monotonic()))
         self._on_told("dead", session)
+
+    def on_disowned(self, session: str) -> None:
+        self.disowned.append(session)
 
     def on_fenced(self, session: str) -> None:
         self.fenced.append(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.load import Load, Meta, QueueLoad
+from cluster.refusal import refusal
 from cluster.swim.events import Evidence, State
 from cluster.view import VERDICT, Leader, Peer, Redis, Verdict, View
 from node import report
@@ -100,6 +102,16 @@ def test_what_is_wrong_is_said_once_and_the_worst_first() -> None:
     assert codes(found) == ["redis_away", "no_leader", "stalled", "queue_unserved", "no_aof"]
     assert [one["severity"] for one in found] == ["fatal", "error", "error", "error", "warning"]
     assert "'gpu'" in found[3]["message"]
+
+
+def test_a_redis_that_refuses_to_write_is_said_with_its_words_and_blames_no_member() -> None:
+    cut = [peer(name, verdict=Verdict.CUT_FROM_REDIS) for name in ("n1", "n2")]
+    why = refusal("NOREPLICAS Not enough good replicas to write.")
+    found = report.problems(replace(view(*cut, leader=None), redis_ok=False, refusal=why), False, [], [])
+    assert codes(found) == ["redis_refuses", "no_leader"]
+    assert why.words in found[0]["message"]
+    assert why.hint in found[0]["hint"]
+    assert report.status(found) == "unavailable"
 
 
 def test_a_queue_is_served_only_by_a_member_that_is_able() -> None:

@@ -1,0 +1,67 @@
+"""What an error of Redis means, and when nobody at all can write there."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import refused
+from cluster.load import Load
+from cluster.refusal import refusal
+from cluster.swim.events import State
+from cluster.view import View
+from tests.unit.test_report import peer, view
+
+REPLICAS = "NOREPLICAS Not enough good replicas to write."
+DISK = (
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands that "
+    "may modify the data set are disabled."
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        REPLICAS,
+        f"{REPLICAS} script: cc95fff2c1b24d5f45720e15cbe31ed7596c8de3, on @user_script:50.",
+        f"ERR Error running script (call to f_cc95fff2): @user_script:50: @user_script: 50: -{REPLICAS}",
+    ],
+    ids=["plain", "7", "6.2"],
+)
+def test_the_words_are_redis_s_own_without_the_place_in_a_script(text: str) -> None:
+    why = refusal(text)
+    assert why.words == "NOREPLICAS Not enough good replicas to write"
+    assert "min-replicas-to-write" in why.hint
+
+
+def test_only_what_the_server_says_of_itself_is_said_to_everybody() -> None:
+    assert refusal(REPLICAS).is_of_all
+    assert refusal(DISK).is_of_all
+    assert refusal(DISK).words.endswith("unable to persist to disk")
+    for text in ("NOPERM No permissions to access a key", "READONLY You can't write against a read only replica.", "x"):
+        assert not refusal(text).is_of_all
+
+
+def test_the_error_certainly_did_not_happen_and_says_what_to_do() -> None:
+    error = refused(Exception(REPLICAS))
+    assert (error.message, error.may_have_happened) == (
+        "Redis refuses: NOREPLICAS Not enough good replicas to write.",
+        False,
+    )
+    assert error.refusal == refusal(REPLICAS)
+
+
+def refused_view(text: str, *others: State) -> View:
+    """Of a node that is refused; the others say that Redis takes what they write."""
+    cut = peer(load=Load(False, False, False, {}))
+    rows = [peer(f"n{n}", state=state) for n, state in enumerate(others, 2)]
+    base = view(cut, *rows)
+    return View(base.node_id, base.session, base.members, None, 0, False, True, refusal(text))
+
+
+def test_all_are_refused_while_redis_says_so_and_no_living_member_says_otherwise() -> None:
+    assert refused_view(REPLICAS).is_refused_like_all
+    assert refused_view(REPLICAS, State.DEAD, State.LEFT).is_refused_like_all
+    assert not refused_view(REPLICAS, State.ALIVE).is_refused_like_all, "there is another master: it can fence"
+    assert not refused_view(REPLICAS, State.SUSPECT).is_refused_like_all
+    assert not refused_view("NOPERM no").is_refused_like_all
+    assert not view().is_refused_like_all
