@@ -20,6 +20,7 @@ QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
 PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 UNSPECIFIED = ("0.0.0.0", "::")  # bound to every address, so none of them says where peers reach this node
 SLOTS_MAX = 100_000
+TRACE_ID = "{trace_id}"
 SHARDS_MAX = 256
 
 
@@ -117,6 +118,10 @@ class Config:
     insecure_redis: bool = option(False, "Start although Redis may evict or lose tasks (maxmemory-policy).")
     tls_cert: str = option("", "Certificate chain (PEM) for HTTPS.")
     tls_key: str = option("", "Private key (PEM) for HTTPS.")
+    trace_url: str = option(
+        "",
+        "Where one looks at a trace, with {trace_id} in it: tasks that have one link to it.",
+    )
     log_level: str = option("info", "debug, info, warning or error.")
     log_format: str = option("auto", "console, json, or auto (console on a terminal).")
 
@@ -241,6 +246,11 @@ def check(config: Config) -> None:
             "Name the node's own place, without a path: what browsers show as its origin.",
         )
     parse_queues(config.queues)
+    if config.trace_url and not (config.trace_url.startswith(("http://", "https://")) and TRACE_ID in config.trace_url):
+        raise ConfigError(
+            f"trace_url is {config.trace_url!r}: not a web address with {TRACE_ID} in it.",
+            f"Write it like https://jaeger.example/trace/{TRACE_ID}",
+        )
     if config.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level is {config.log_level!r}.", "Use debug, info, warning or error.")
     if config.log_format not in ("auto", "console", "json"):

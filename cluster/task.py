@@ -52,7 +52,7 @@ class Spec(msgspec.Struct, array_like=True, frozen=True):
     backoff: Backoff
     key: str | None = None
     retention_s: float | None = None
-    trace: str | None = None
+    trace: str | None = None  # W3C traceparent, and behind a space the tracestate if there is one
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -66,6 +66,14 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     data: bytes  # JSON, as submitted
     session: str = ""  # that claimed it
     lost: int = 0  # workers that died while running it
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """A traced delivery whose session was fenced while it ran, and what became of the task."""
+
+    claimed: Claimed
+    ran_s: float  # from its claim to its being queued again, by Redis's clock
+    outcome: str  # queued, retrying or dead
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):

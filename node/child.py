@@ -26,9 +26,12 @@ from node import forked, logs
 from node.ending import failed, run
 from node.pool import HEADER, Done, Hello, Progress, Ready, Said, frame
 from node.tasks import Context, load
+from node.tracing import OFF
+from node.tracing import start as start_tracing
 
 PROGRESS_INTERVAL_S = 0.25
 ORPHAN_GRACE_S = 1.0
+SPANS_GRACE_S = 0.8  # of it, for what a collector has not got yet
 _PR_SET_PDEATHSIG = 1
 
 
@@ -71,6 +74,7 @@ class _Node:
             self.send(Ready(error.message))
             return
         threading.Thread(target=self._listen, name="rumor-node", daemon=True).start()
+        tracing = start_tracing(hello.node_id) if hello.is_traced else OFF
         self.send(Ready())
         while (claimed := self._calls.get()) is not None:
             handler = registry.get(claimed.spec.type)
@@ -81,11 +85,14 @@ class _Node:
                 continue
             link = _ChildLink(self)
             context = Context(claimed, hello.node_id, link) if handler.wants_context else None
-            ending = run(handler, claimed.data, context)
+            logs.attempt.set(claimed)
+            with tracing.inside(claimed):
+                ending = run(handler, claimed.data, context)
             link.close()
             if self._is_a_copy():
                 os._exit(0)  # the handler forked, and both came back: the node waits for one answer
             self.send(Done(ending))
+        tracing.close(SPANS_GRACE_S)
 
     def _is_a_copy(self) -> bool:
         """Whether this process was forked by a handler: its socket belongs to the original."""

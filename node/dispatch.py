@@ -27,8 +27,10 @@ from cluster.lane import Call, Lane, Reply
 from cluster.scripts import Arg
 from cluster.store import BATCH_MAX, Calls, Head, NewTask, heads_of
 from cluster.task import Backoff, Claimed, Failure, Kind, Outcome, Spec, backoff_s
+from node import logs
 from node.backlog import Backlog
 from node.metrics import Metrics
+from node.tracing import OFF, Tracing
 from node.worker import Worker
 
 LANES = 2  # one group per lane is under way at a time; two let Redis and Python work at once
@@ -57,6 +59,7 @@ class Dispatcher:
         on_finished: Callable[[Sequence[str]], None],
         on_redis: Callable[[bool], None],
         on_due: Callable[[int, float], None],
+        tracing: Tracing = OFF,
     ) -> None:
         self._config = config
         self.calls = calls
@@ -65,6 +68,7 @@ class Dispatcher:
         self._on_finished = on_finished
         self._on_redis = on_redis
         self.on_due = on_due  # something in a shard is due in that many seconds
+        self._tracing = tracing
         self._rng = Random()
         self.worker: Worker
         self.session = ""
@@ -314,7 +318,10 @@ class Dispatcher:
                     Claimed(task_id, shard, flat[n + 1], flat[n + 2], spec, flat[n + 4], session, int(flat[n + 6]))
                 )
                 if flat[n + 5]:
-                    self._metrics.wait_s.add(max(0.0, (now_ms - float(flat[n + 5])) / 1000))
+                    wait_s = max(0.0, (now_ms - float(flat[n + 5])) / 1000)
+                    self._metrics.wait_s.add(wait_s)
+                    if spec.trace is not None:
+                        self._tracing.waited(tasks[-1], wait_s)
             self._metrics.batch_tasks.of["claim"].add(len(tasks))
             self._metrics.claims.add(source, len(tasks))
             self.begin(tasks)
@@ -366,7 +373,7 @@ class Dispatcher:
                 self._metrics.refused.add(reason)
                 log.warning(
                     "outcome_refused",
-                    task=claimed.id,
+                    **logs.ids_of(claimed),
                     delivery=claimed.delivery,
                     session=claimed.session,
                     state=code,

@@ -28,7 +28,7 @@ from cluster.scripts import UNANSWERED
 from cluster.session import node_of
 from cluster.store import BATCH_MAX, Calls, Head, connect, heads_of
 from cluster.swim.events import State as Gossip
-from cluster.task import TERMINAL, Claimed, State
+from cluster.task import TERMINAL, Claimed, Lost, State
 from cluster.view import View
 from cluster.vitals import Vitals
 from node import memory, report, safety
@@ -44,6 +44,7 @@ from node.submitting import Result, Submitting
 from node.sums import Summing
 from node.tasks import Registry
 from node.timeline import EVENTS_MAX, Listener, Timeline
+from node.tracing import OFF, Tracing
 from node.waiting import LOOK_INTERVAL_S, Waiting
 from node.wakes import Cancelled, Due, Wakes, Work, parse_wake
 from node.wire import ListQuery, Submission, Submitted, TaskJson
@@ -63,9 +64,15 @@ class Engine:
     """What a node does with tasks."""
 
     def __init__(
-        self, config: Config, registry: Registry, metrics: Metrics, shards_note: Sequence[dict[str, str]]
+        self,
+        config: Config,
+        registry: Registry,
+        metrics: Metrics,
+        shards_note: Sequence[dict[str, str]],
+        tracing: Tracing = OFF,
     ) -> None:
         self.config = config
+        self.tracing = tracing
         self.metrics = metrics
         self.client: redis.asyncio.Redis = connect(config.redis_url)
         self.vitals: Vitals
@@ -98,6 +105,7 @@ class Engine:
             on_finished=self.waiting.finished,
             on_redis=self._lanes_changed,
             on_due=self._on_due,
+            tracing=tracing,
         )
         self.house = House(
             config,
@@ -106,6 +114,7 @@ class Engine:
             on_heads=self.on_heads,
             on_strangers=lambda sessions: self.vitals.consider(sessions),
             on_reaped=self._on_reaped,
+            on_lost=self._on_lost,
         )
         self.wakes = Wakes(self.dispatch)
         self.catalog = Catalog(registry, config)
@@ -120,7 +129,7 @@ class Engine:
             Summing(config.name, metrics),
         )
         self.submitting = Submitting(config, self.dispatch, self.catalog, self.placement, metrics)
-        self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress)
+        self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
 
     # ---- life
 
@@ -238,6 +247,9 @@ class Engine:
         if took_s is not None:
             self.metrics.recovery_s.add(took_s)
         self._note("session_reaped", node_of(session), session=session, tasks=tasks)
+
+    def _on_lost(self, session: str, lost: Sequence[Lost]) -> None:
+        self.tracing.recovered(session, lost, self._signs.ago_s(session, time.monotonic()))
 
     def on_redis(self, is_ok: bool) -> None:
         """Vitals' heartbeat is (not) answered."""

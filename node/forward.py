@@ -20,6 +20,7 @@ from cluster.config import Config
 from cluster.errors import RumorError, StoreUnavailable
 from cluster.swim.events import State
 from cluster.view import Peer, Redis, View
+from node import trace_context
 from node.wire import ErrorJson, Forward, Forwarded, Submission, Submitted
 
 FORWARDED = "Rumor-Forwarded"  # on reads: one hop only
@@ -61,7 +62,7 @@ class Forwarder:
     ) -> list[Submitted | RumorError]:
         """The answers in order. Raises StoreUnavailable when no peer gave any before `deadline_s` (loop time)."""
         body = _encode(forward)
-        headers = {"Content-Type": "application/msgpack"}
+        headers = {"Content-Type": "application/msgpack", **trace_context.current()}
         maybe = error.may_have_happened
         for peer in candidates(view):
             answer = await self._ask("POST", peer.url + PATH, headers, body, deadline_s)

@@ -31,7 +31,7 @@ from cluster.errors import (
 )
 from cluster.view import View
 from cluster.watch_token import HEADER as WATCH_HEADER
-from node import forward, gauges, guard, openapi, page, parse, sse
+from node import forward, gauges, guard, openapi, page, parse, sse, trace_context
 from node.answer import JSON_HEADERS, as_json, encode, error_json, line, refusal
 from node.body import lines, whole
 from node.memory import Memory
@@ -39,6 +39,7 @@ from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.metrics import Metrics
 from node.routes import CALLERS, ROUTES, Route, methods_of
 from node.timeline import Listener
+from node.tracing import Tracing
 from node.wire import (
     BatchJson,
     ClusterQuery,
@@ -88,6 +89,8 @@ class Engine(Protocol):
     def metrics(self) -> Metrics: ...
     @property
     def memory(self) -> Memory: ...
+    @property
+    def tracing(self) -> Tracing: ...
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
@@ -137,6 +140,8 @@ class Gateway:
         self._body_max = engine.config.body_max_bytes
         self._check = guard.guard(engine.config)
         self._forwarder = forward.Forwarder(engine.config)
+        self._store = engine.tracing.sending(self._store_or_forward)
+        self._forward = engine.tracing.forwarding(self._forwarder.submit)
         self._answers: dict[tuple[str, ...], float] = {}
         self._held: set[asyncio.Timeout] = set()
         self._closing = False
@@ -153,27 +158,28 @@ class Gateway:
         headers = request.headers
         key = parse.idempotency_key(headers.get("Idempotency-Key"))
         keys = None if key is None else [key]
-        result = (await self._store([item], keys, parse.trace(headers.get("traceparent")), started_s))[0]
+        result = (await self._store([item], keys, trace_context.received(headers), started_s))[0]
         if isinstance(result, RumorError):
             raise result
         task = result.task
-        return web.Response(
-            body=line(task),
-            status=202 if result.is_new else 200,
-            headers={**JSON_HEADERS, hdrs.LOCATION: "/tasks/" + task.id},
-        )
+        told = {**JSON_HEADERS, hdrs.LOCATION: "/tasks/" + task.id}
+        if task.traceparent:
+            told.update(_context([task]))
+        return web.Response(body=line(task), status=202 if result.is_new else 200, headers=told)
 
     async def submit_batch(self, request: web.Request) -> web.StreamResponse:
         started_s = time.monotonic()
         key = parse.idempotency_key(request.headers.get("Idempotency-Key"))
-        trace = parse.trace(request.headers.get("traceparent"))
+        trace = trace_context.received(request.headers)
         if request.content_type in NDJSON:
             return await self._submit_lines(request, key, trace)
         body = await whole(request, self._config.batch_max_bytes)
         items = parse.batch(body, self._config.batch_max_tasks, self._nesting_max)
         results = await self._store_valid(items, 0, key, trace, started_s)
         rejected = sum(isinstance(result, ErrorJson) for result in results)
-        return as_json(BatchJson(len(results) - rejected, rejected, results))
+        response = as_json(BatchJson(len(results) - rejected, rejected, results))
+        response.headers.update(_context(results))
+        return response
 
     async def list_tasks(self, request: web.Request) -> web.Response:
         tasks, cursor = await self._engine.list_tasks(parse.query(ListQuery, request.query))
@@ -300,7 +306,8 @@ class Gateway:
         keys = wanted.idempotency_keys
         if keys is not None and len(keys) != len(items):
             raise BadRequest(f"{len(keys)} keys for {len(items)} tasks.", "Only nodes call this.")
-        results = await self._engine.submit(items, keys, ids=wanted.ids, trace=wanted.trace)
+        with self._engine.tracing.receiving(request.headers):
+            results = await self._engine.submit(items, keys, ids=wanted.ids, trace=wanted.trace)
         return as_json([_forwarded(result) for result in results])
 
     async def elsewhere(self, request: web.Request) -> web.Response:
@@ -402,7 +409,7 @@ class Gateway:
         except TimeoutError:
             return await self._engine.get(task_id)
 
-    async def _store(
+    async def _store_or_forward(
         self, items: Sequence[Submission], keys: Sequence[str] | None, trace: str | None, started_s: float
     ) -> Sequence[Submitted | RumorError]:
         """Store here, or, when Redis does not answer, through a peer."""
@@ -421,7 +428,7 @@ class Gateway:
             wanted = forward.outgoing(ids, ready, keys, trace)
             outcome = "failed"
             try:
-                results = iter(await self._forwarder.submit(self._engine.view, wanted, error, deadline_s))
+                results = iter(await self._forward(self._engine.view, wanted, error, deadline_s))
                 outcome = "ok"
             finally:
                 self._engine.metrics.forwarded.add(outcome, len(ready))
@@ -474,6 +481,7 @@ class Gateway:
                         raise
                     results = [error_json(error)] * len(items)
                 if not response.prepared:
+                    response.headers.update(_context(results))
                     await response.prepare(request)
                 await response.write(b"".join(map(line, results)))
                 place += len(chunk)
@@ -485,6 +493,15 @@ class Gateway:
         if not response.prepared:
             raise BadRequest("the body is empty.", "Send one JSON task a line.")
         return response
+
+
+def _context(results: Sequence[TaskJson | ErrorJson]) -> Mapping[str, str]:
+    """Headers with the trace context of what was submitted in one call: that of its first task."""
+    first = next((result for result in results if isinstance(result, TaskJson)), None)
+    if first is None or not first.traceparent:
+        return {}
+    headers = {trace_context.TRACEPARENT: first.traceparent}
+    return headers | {trace_context.TRACESTATE: first.tracestate} if first.tracestate else headers
 
 
 def _forwarded(result: Submitted | RumorError) -> Forwarded:

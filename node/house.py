@@ -13,13 +13,16 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
+from typing import Any
 
+import msgspec
 import structlog
 
 from cluster import keys
 from cluster.config import Config
 from cluster.lane import Reply
 from cluster.store import BATCH_MAX, Head, heads_of
+from cluster.task import Claimed, Lost, Spec
 from node.dispatch import Dispatcher
 from node.metrics import Metrics
 
@@ -28,6 +31,8 @@ RETENTION_MIN_S = 60.0  # longer than any client goes on asking for a result or 
 COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in use are compared each sweep
 
 log = structlog.get_logger("rumor.house")
+
+_decode_spec = msgspec.msgpack.Decoder(Spec).decode
 
 
 class House:
@@ -41,6 +46,7 @@ class House:
         on_heads: Callable[[int, Sequence[Head]], None],
         on_strangers: Callable[[Iterable[str]], None],
         on_reaped: Callable[[str, int], None],
+        on_lost: Callable[[str, Sequence[Lost]], None],
     ) -> None:
         self._config = config
         self._dispatch = dispatch
@@ -48,6 +54,7 @@ class House:
         self._on_heads = on_heads
         self._on_strangers = on_strangers
         self._on_reaped = on_reaped
+        self._on_lost = on_lost
         self._rng = Random()
         self._look = asyncio.Event()
         self._due: dict[int, float] = {}  # shard -> loop time at which something there is due
@@ -174,7 +181,7 @@ class House:
     def _reaped(self, shard: int, session: str, reply: Reply) -> None:
         left, tasks = self._reaping.pop(session)
         if not isinstance(reply, Exception):
-            in_flight, queued, scheduled, dead, heads = reply
+            in_flight, queued, scheduled, dead, heads, traced = reply
             moved = queued + scheduled + dead
             tasks += moved
             if moved:
@@ -187,8 +194,17 @@ class House:
                 self.look(shard)
             if heads:
                 self._on_heads(shard, heads_of(heads))
+            if traced:
+                self._on_lost(session, [_lost(shard, session, traced[n : n + 6]) for n in range(0, len(traced), 6)])
         if left > 1:
             self._reaping[session] = (left - 1, tasks)
         elif tasks:
             log.info("session_reaped", session=session, tasks=tasks)
             self._on_reaped(session, tasks)
+
+
+def _lost(shard: int, session: str, row: Sequence[Any]) -> Lost:
+    """One delivery as reap.lua tells of it."""
+    task_id, delivery, attempt, ran_ms, spec, outcome = row
+    claimed = Claimed(task_id.decode(), shard, delivery, attempt, _decode_spec(spec), b"null", session)
+    return Lost(claimed, ran_ms / 1000, outcome.decode())

@@ -20,7 +20,7 @@ from cluster.load import Meta, encode_meta
 from cluster.store import connect
 from cluster.view import View
 from cluster.vitals import Vitals
-from node import forked, listen, logs, safety
+from node import forked, listen, logs, safety, tracing
 from node.engine import Engine
 from node.gateway import build
 from node.metrics import Metrics
@@ -28,6 +28,7 @@ from node.tasks import load
 
 EXIT_CONFIG = 2
 EXIT_CONFLICT = 3
+SPANS_GRACE_S = 2.0  # at the end of a node, for what a collector has not got yet
 log = structlog.get_logger("rumor.node")
 
 
@@ -127,7 +128,8 @@ async def run(config: Config) -> int:
     forked.guard(client, config.port)
     hooks = Hooks(stop)
     metrics = Metrics()
-    engine = Engine(config, registry, metrics, notes)
+    spans = tracing.start(config.name)
+    engine = Engine(config, registry, metrics, notes, spans)
     vitals = Vitals(config, keys, meta, hooks, loop)
 
     def on_signal(number: int) -> None:
@@ -158,6 +160,7 @@ async def run(config: Config) -> int:
     await vitals.stop()
     await runner.cleanup()
     await engine.close()
+    spans.close(SPANS_GRACE_S)
     log.info("stopped", node=config.name)
     return EXIT_CONFLICT if hooks.conflict else 0
 

@@ -102,11 +102,6 @@ def idempotency_key(text: str | None) -> str | None:
     return text
 
 
-def trace(text: str | None) -> str | None:
-    """The traceparent header. A malformed one is as good as none (W3C Trace Context, 3.2.2.3)."""
-    return text if text is not None and _TRACEPARENT.match(text) else None
-
-
 def depth_is_over(text: bytes, limit: int) -> bool:
     """Whether valid JSON nests deeper than `limit` levels.
 
@@ -123,7 +118,6 @@ def depth_is_over(text: bytes, limit: int) -> bool:
     return True
 
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _ONE_KIND = bytes.maketrans(b"[]", b"{}")
 _NO_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")

@@ -47,6 +47,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     node_id: str
     log_level: str
     log_format: str
+    is_traced: bool = False
 
 
 class Ready(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -168,8 +169,11 @@ class Child:
 class Pool:
     """Up to `limit` children. `run` waits for one; cancelling it kills the child that runs the task."""
 
-    def __init__(self, config: Config, modules: Sequence[str], node_id: str, limit: int) -> None:
+    def __init__(
+        self, config: Config, modules: Sequence[str], node_id: str, limit: int, is_traced: bool = False
+    ) -> None:
         self._config = config
+        self._is_traced = is_traced
         self._modules = list(modules)
         self._node_id = node_id
         self._room = asyncio.Semaphore(max(1, min(limit, CHILDREN_MAX)))
@@ -236,7 +240,8 @@ class Pool:
         return child
 
     def _hello(self) -> Hello:
-        return Hello(sys.path, self._modules, self._node_id, self._config.log_level, self._config.log_format)
+        config = self._config
+        return Hello(sys.path, self._modules, self._node_id, config.log_level, config.log_format, self._is_traced)
 
     async def _end(self, child: Child) -> None:
         child.kill()

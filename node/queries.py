@@ -18,12 +18,12 @@ import msgspec
 from msgspec import Raw
 
 from cluster import keys, session
-from cluster.config import Config
+from cluster.config import TRACE_ID, Config
 from cluster.errors import BadRequest, NotFound, StoreUnavailable, away, refused
 from cluster.lane import Call, Reply
 from cluster.store import TASK_FIELDS
 from cluster.task import Spec, State, made_at_ms, shard_of
-from node import sums
+from node import sums, trace_context
 from node.dispatch import Dispatcher
 from node.wire import AttemptJson, FailureJson, ListQuery, TaskJson
 
@@ -66,7 +66,7 @@ def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
         return None
     spec = _decode_spec(spec_b)
     name = state.decode()
-    return TaskJson(
+    task = TaskJson(
         id=task_id,
         type=spec.type,
         state=name,
@@ -88,6 +88,15 @@ def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
         key=spec.key,
         history=history_json(more[0] or b"") if more else msgspec.UNSET,
     )
+    if spec.trace is not None:
+        carry(task, spec.trace)
+    return task
+
+
+def carry(task: TaskJson, context: str) -> None:
+    """Put a trace context into a task's JSON."""
+    task.traceparent = trace_context.traceparent(context)
+    task.tracestate = trace_context.tracestate(context) or msgspec.UNSET
 
 
 def history_json(lines: bytes) -> list[AttemptJson]:
@@ -147,6 +156,9 @@ class Queries:
         task = task_json(task_id, row)
         if task is None:
             raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        if with_history and self._config.trace_url and task.traceparent:
+            trace_id = trace_context.trace_id(task.traceparent)
+            task.trace_url = self._config.trace_url.replace(TRACE_ID, trace_id)
         return task
 
     async def page(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:

@@ -39,6 +39,9 @@ EXAMPLE_TASK = {
     "error": None,
     "progress": None,
     "key": None,
+    "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "tracestate": "rojo=00f067aa0ba902b7",
+    "trace_url": "https://jaeger.example/trace/4bf92f3577b34da6a3ce929d0e0e4736",
     "history": [
         {
             "outcome": "retrying",
@@ -77,7 +80,11 @@ class Route:
         return re.compile(re.sub(r"\{[a-z_]+\}", "[^/]+", self.path))
 
 
-_SUBMIT = {"Idempotency-Key": "The same key gives the same task, whichever node it reaches; 1 to 255 characters."}
+_SUBMIT = {
+    "Idempotency-Key": "The same key gives the same task, whichever node it reaches; 1 to 255 characters.",
+    "traceparent": "W3C trace context that the task is part of; a malformed one is as good as none.",
+    "tracestate": "Goes with it.",
+}
 
 ROUTES = (
     Route(

@@ -32,6 +32,10 @@ class Signs:
         elif event["kind"] in RECOVERED:
             self._first_s.pop(session, None)
 
+    def ago_s(self, session: str, now_s: float) -> float:
+        """Seconds since the first sign; 0 if there was none."""
+        return now_s - self._first_s.get(session, now_s)
+
     def took_s(self, session: str, now_s: float) -> float | None:
         """Seconds since the first sign, for the reaping; None if there was none, or this was asked before."""
         first_s = self._first_s.pop(session, None)

@@ -25,6 +25,7 @@ from node.catalog import Catalog, Known
 from node.dispatch import Dispatcher
 from node.metrics import Metrics
 from node.placement import Placement, shard_of_key
+from node.queries import carry
 from node.wire import BackoffJson, Submission, Submitted, TaskJson, run_at_ms
 
 SLICE = 256  # tasks of a batch prepared in one turn of the loop
@@ -168,6 +169,8 @@ class Submitting:
             delivery=0,
             key=item.key,
         )
+        if trace is not None:
+            carry(task, trace)
         return NewTask(
             id=task_id,
             shard=shard,

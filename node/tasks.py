@@ -26,6 +26,7 @@ import msgspec
 from cluster.config import QUEUE_NAME, Config
 from cluster.errors import ConfigError
 from cluster.task import LEVEL_MAX, LEVELS, Backoff, Claimed
+from node import trace_context
 
 TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
 ATTEMPTS_MAX = 1000
@@ -108,8 +109,9 @@ class Context:
 
     @property
     def trace(self) -> str | None:
-        """The trace context (W3C traceparent) that came with the submission."""
-        return self._claimed.spec.trace
+        """The task's trace context (W3C traceparent): that of its submission."""
+        context = self._claimed.spec.trace
+        return None if context is None else trace_context.traceparent(context)
 
     @property
     def cancelled(self) -> bool:
@@ -133,12 +135,14 @@ class Context:
 
     @property
     def log(self) -> Any:
-        """A structlog logger with the task's id, type and attempt bound."""
+        """A structlog logger with the task's id, type and attempt bound, and that of its trace."""
         if self._log is None:
             import structlog
 
+            from node import logs
+
             self._log = structlog.get_logger("rumor.task").bind(
-                task_id=self.task_id, type=self.type, attempt=self.attempt
+                **logs.ids_of(self._claimed), type=self.type, attempt=self.attempt
             )
         return self._log
 

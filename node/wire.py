@@ -110,6 +110,11 @@ class TaskJson(Struct, kw_only=True, gc=False):
     error: Raw = NULL
     progress: Raw = NULL
     key: str | None = None
+    traceparent: Annotated[
+        str | UnsetType, Meta(description="Only of a task with a trace context (W3C), and what its spans descend from.")
+    ] = UNSET
+    tracestate: Annotated[str | UnsetType, Meta(description="Only where one came with the submission.")] = UNSET
+    trace_url: Annotated[str | UnsetType, Meta(description="Only of one task, where trace_url is configured.")] = UNSET
     history: Annotated[
         list[AttemptJson] | UnsetType, Meta(description="Only of one task: its last attempts that did not succeed.")
     ] = UNSET
@@ -201,7 +206,7 @@ class Forward(Struct, frozen=True):
     ids: list[str]
     items: bytes  # JSON array of submissions: their data is JSON and stays as it is
     idempotency_keys: list[str] | None = None  # one for each item
-    trace: str | None = None
+    trace: str | None = None  # as in a task's spec
 
 
 class Forwarded(Struct, frozen=True):

@@ -21,15 +21,17 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
 from cluster.config import Config
 from cluster.task import Claimed, Kind, Outcome
-from node import forked
+from node import forked, logs
 from node.ending import Ending, failed, raised, returned, run, unfit
 from node.pool import Pool
 from node.tasks import Context, Executor, Handler, Registry
+from node.tracing import OFF, Tracing
 
 STOP_GRACE_S = 1.0
 ISOLATE_AFTER_LOST = 2  # a task that two workers died of runs in a child process, whatever it is: one may be chance
@@ -56,8 +58,10 @@ class Running:
         "late_progress",
         "progress_at_s",
         "report_by_s",
+        "span",
         "started_at_s",
         "stop_as",
+        "stopped_by",
     )
 
     def __init__(self, claimed: Claimed, started_at_s: float, deadline_s: float) -> None:
@@ -65,7 +69,9 @@ class Running:
         self.started_at_s = started_at_s  # loop.time(), which is monotonic
         self.deadline_s = deadline_s
         self.job: asyncio.Task[None] | None = None  # None for a thread
+        self.span: Any = None  # of an attempt that is traced
         self.stop_as: Ending | None = None  # set once its right to commit has ended: what will be reported
+        self.stopped_by = ""
         self.report_by_s = _NEVER
         self.progress_at_s = -_NEVER  # when the next progress may be passed on
         self.late_progress: bytes | None = None
@@ -83,6 +89,7 @@ class Worker:
         node_id: str,
         on_outcome: Callable[[Outcome], None],
         on_progress: Callable[[Claimed, bytes], None],
+        tracing: Tracing = OFF,
     ) -> None:
         self._node_id = node_id
         self._handler = registry.get
@@ -90,10 +97,12 @@ class Worker:
         self._on_progress = on_progress
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()  # each attempt gets a copy: what a handler sets, no other sees
+        self._tracing = tracing
+        tracing.shield(self._context)
         self._free = dict(config.queue_slots)
         self._running: dict[str, Running] = {}
         self._lingering: dict[Running, None] = {}
-        self._pool = Pool(config, registry.modules, node_id, limit=sum(self._free.values()))
+        self._pool = Pool(config, registry.modules, node_id, sum(self._free.values()), tracing.is_on)
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at_s = _NEVER
         self._swept_at_s = -_NEVER
@@ -123,16 +132,19 @@ class Worker:
             running = Running(claimed, now_s, now_s + spec.timeout_s)
             self._running[claimed.id] = running
             self._free[spec.queue] = self._free.get(spec.queue, 0) - 1
+            context = self._context.copy()
+            if spec.trace is not None:
+                running.span = self._tracing.begin(claimed, context)
             executor = handler.executor if claimed.lost < ISOLATE_AFTER_LOST else Executor.PROCESS
             if executor is _LOOP:
                 running.job = asyncio.Task(
-                    self._on_loop(running, handler), loop=self._loop, name=claimed.id, context=self._context.copy()
+                    self._on_loop(running, handler), loop=self._loop, name=claimed.id, context=context
                 )
             elif executor is Executor.PROCESS:
                 running.deadline_s = _NEVER  # until a child has it
                 running.job = self._loop.create_task(self._in_child(running), name=claimed.id)
             else:
-                self._in_thread(running, handler)
+                self._in_thread(running, handler, context)
             if running.deadline_s < self._wake_at_s:
                 self._wake_by(running.deadline_s)
 
@@ -173,6 +185,7 @@ class Worker:
 
     async def _on_loop(self, running: Running, handler: Handler) -> None:
         claimed = running.claimed
+        logs.attempt.set(claimed)
         try:
             data = handler.decode(claimed.data)
         except msgspec.MsgspecError as error:
@@ -197,11 +210,12 @@ class Worker:
             ending = raised(error)
         self._end(running, ending)
 
-    def _in_thread(self, running: Running, handler: Handler) -> None:
+    def _in_thread(self, running: Running, handler: Handler, isolated: contextvars.Context) -> None:
         claimed = running.claimed
         context = Context(claimed, self._node_id, _ThreadLink(self, running)) if handler.wants_context else None
 
         def attempt() -> None:
+            logs.attempt.set(claimed)
             ending = run(handler, claimed.data, context)
             try:
                 self._loop.call_soon_threadsafe(self._end, running, ending)
@@ -209,7 +223,6 @@ class Worker:
                 pass  # the loop is closed: nobody waits for this any more
 
         # A daemon: a handler that never returns must not keep the node from exiting.
-        isolated = self._context.copy()
         thread = threading.Thread(target=isolated.run, args=(attempt,), name=claimed.id, daemon=True)
         try:
             thread.start()
@@ -238,7 +251,10 @@ class Worker:
         if not running.is_ended:
             self._lingering[running] = None
         run_s = self._loop.time() - running.started_at_s
-        self._on_outcome(Outcome(claimed, ending.kind, ending.result, ending.failure, ending.retry_after_s, run_s))
+        outcome = Outcome(claimed, ending.kind, ending.result, ending.failure, ending.retry_after_s, run_s)
+        if running.span is not None:
+            self._tracing.end(running.span, outcome, running.stopped_by)
+        self._on_outcome(outcome)
 
     # Stopping
 
@@ -248,6 +264,7 @@ class Worker:
                 running.stop_as = ending  # whatever was to be reported, it may not be committed any more
             return
         running.stop_as = ending
+        running.stopped_by = reason
         running.report_by_s = self._loop.time() + STOP_GRACE_S
         self._wake_by(running.report_by_s)
         if running.job is not None:

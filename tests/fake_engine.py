@@ -16,7 +16,9 @@ from cluster.task import LEVELS, Ids
 from cluster.view import Peer, Redis, Verdict, View
 from node.memory import Memory
 from node.metrics import Metrics
+from node.queries import carry
 from node.timeline import Listener, Timeline
+from node.tracing import OFF
 from node.wire import ListQuery, Submission, Submitted, TaskJson, run_at_ms
 
 SHARDS = 64
@@ -43,6 +45,7 @@ class FakeEngine:
         self.config = config or Config(node_id="n1", port=5001)
         self.metrics = Metrics()
         self.memory = Memory()
+        self.tracing = OFF
         self.vitals = FakeVitals()
         self.tasks: dict[str, TaskJson] = {}
         self.keys: dict[str, str] = {}
@@ -77,10 +80,10 @@ class FakeEngine:
                 ids=[i * k for i, k in zip(fixed, known, strict=True)],
             )
         keys = idempotency_keys or [None] * len(items)
-        return [self._store(*row) for row in zip(items, fixed, keys, strict=True)]
+        return [self._store(*row, trace) for row in zip(items, fixed, keys, strict=True)]
 
     def _store(
-        self, item: Submission | RumorError, task_id: str, idempotency_key: str | None
+        self, item: Submission | RumorError, task_id: str, idempotency_key: str | None, trace: str | None
     ) -> Submitted | RumorError:
         if isinstance(item, RumorError):
             return item
@@ -105,6 +108,8 @@ class FakeEngine:
             max_attempts=5,
             delivery=0,
         )
+        if trace is not None:
+            carry(task, trace)
         self.tasks[task_id] = task
         if idempotency_key is not None:
             self.keys[idempotency_key] = task_id

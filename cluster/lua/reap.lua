@@ -18,7 +18,8 @@
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua
 --
--- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …}}
+-- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …},
+--          {id, delivery, attempt, ms since its claim, spec, outcome, … of tasks that carry a trace context}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; attempts stay
 --          counted: a task that kills its workers ends in dead
 -- Repeat   harmless
@@ -30,17 +31,18 @@ local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[3], tonumber
 local limit, jitter = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local all = redis.call('HKEYS', KEYS[2])
-local ids, finished, queues, order = {}, {}, {}, {}
+local ids, finished, queues, order, traced = {}, {}, {}, {}, {}
 local queued, scheduled, dead = 0, 0, 0
 for i = 1, math.min(#all, limit) do
   local id = all[i]
   local key = prefix .. id
   ids[i] = id
-  local was = redis.call('HMGET', key, 'spec', 'attempt', 'lost', 'queued_at')
+  local was = redis.call('HMGET', key, 'spec', 'attempt', 'lost', 'queued_at', 'delivery', 'started_at')
   if was[1] then
     local spec = cmsgpack.unpack(was[1])
     local queue, level, max_attempts, backoff = spec[2], spec[3], spec[4], spec[6]
     local attempt, lost = tonumber(was[2]), (was[3] or 0) + 1
+    local outcome = 'queued'
     if attempt >= max_attempts then
       local message = 'its worker died while running it; attempt ' .. attempt .. ' of ' .. max_attempts
         .. ', worker lost ' .. lost .. (lost == 1 and ' time' or ' times')
@@ -49,6 +51,7 @@ for i = 1, math.min(#all, limit) do
         'error', cjson.encode({type = 'WorkerLost', message = message, session = session}))
       redis.call('ZADD', KEYS[5], now + ARGV[7], id)
       finished[#finished + 1] = id
+      outcome = 'dead'
       dead = dead + 1
     elseif lost == 1 then -- a crash elsewhere is not the task's failure until it repeats
       remember(key, 'lost', now, '', '')
@@ -65,7 +68,13 @@ for i = 1, math.min(#all, limit) do
       remember(key, 'lost', now, '', '')
       redis.call('HSET', key, 'state', 'retrying', 'lost', lost, 'due', now + wait)
       redis.call('ZADD', KEYS[4], now + wait, id)
+      outcome = 'retrying'
       scheduled = scheduled + 1
+    end
+    if spec[9] then
+      local n = #traced
+      traced[n + 1], traced[n + 2], traced[n + 3], traced[n + 4], traced[n + 5], traced[n + 6] =
+        id, tonumber(was[5]), attempt, now - (was[6] or now), was[1], outcome
     end
   end
 end
@@ -79,4 +88,4 @@ for _, queue in ipairs(order) do
   heads[#heads + 1] = redis.call('ZCARD', ready_prefix .. queue)
   heads[#heads + 1] = first[2] or '0'
 end
-return {#all - #ids, queued, scheduled, dead, heads}
+return {#all - #ids, queued, scheduled, dead, heads, traced}

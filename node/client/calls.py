@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthorized
+from node import trace_context
 from node.client.asking import ATTEMPT_S, Call, Pause, Steps, carry_out
 from node.client.errors import NotFinished, error_of
 from node.client.nodes import Nodes
@@ -75,7 +76,7 @@ class Asker:
 
 def submit(asker: Asker, type: str, data: Any, key: str | None, options: Mapping[str, Any]) -> Steps[Task[Any]]:
     body = encoded({"type": type, "data": data, **options})
-    return task_of((yield from asker.ask(Call("POST", "/tasks", body=body, headers=_keyed(key or new_key())))))
+    return task_of((yield from asker.ask(Call("POST", "/tasks", body=body, headers=_headers(key or new_key())))))
 
 
 def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[list[Result]]:
@@ -93,7 +94,7 @@ def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[l
             "POST",
             "/tasks/batch",
             body=b"[" + b",".join(part) + b"]",
-            headers=_keyed(f"{base}/{len(results)}"),
+            headers=_headers(f"{base}/{len(results)}"),
             attempt_s=BATCH_ATTEMPT_S,
         )
         try:
@@ -206,8 +207,9 @@ def _plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def _keyed(key: str) -> dict[str, str]:
-    return {"Idempotency-Key": key}
+def _headers(key: str) -> dict[str, str]:
+    """With the caller's trace, if it has one."""
+    return {"Idempotency-Key": key, **trace_context.current()}
 
 
 def _task(task_id: str) -> str:

@@ -51,6 +51,8 @@ class Task(Generic[T]):
     error: Failure | None = None
     progress: Any = None
     key: str | None = None
+    traceparent: str | None = None  # of a task that has a trace context
+    trace_url: str | None = None  # where to look at its trace; only where one task was asked for
     history: tuple[Mapping[str, Any], ...] = ()  # attempts that did not succeed; only where one task was asked for
     told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -272,13 +272,18 @@ function showTask(task) {
     task.progress === null || TERMINAL.includes(task.state) ? "" : progressBar(task.progress),
     el("dl", { class: "facts" },
       fact("Queue", task.queue), fact("Priority", task.priority), fact("Node", task.node_id), fact("Attempt", `${task.attempt} of ${task.max_attempts}`), fact("Deliveries", task.delivery),
-      fact("Queued", task.queued_at_ms && clock(task.queued_at_ms)), fact("Runs at", task.run_at_ms && clock(task.run_at_ms)), fact("Waited", wait !== null && wait >= 0 ? span(wait) : null), fact("Ran for", took(task) === null ? null : span(took(task))), fact("Key", task.key)),
+      fact("Queued", task.queued_at_ms && clock(task.queued_at_ms)), fact("Runs at", task.run_at_ms && clock(task.run_at_ms)), fact("Waited", wait !== null && wait >= 0 ? span(wait) : null), fact("Ran for", took(task) === null ? null : span(took(task))), fact("Key", task.key), task.traceparent && el("div", {}, el("dt", {}, "Trace"), el("dd", { class: "mono" }, traceOf(task)))),
     el("div", { class: "blocks" },
       el("div", {}, el("h2", {}, "History"), el("ol", { class: "history", id: "history" }, ...historyOf(task))),
       el("div", {}, el("h2", {}, "Data"), pre(task.data),
         task.error !== null && el("h2", {}, "Error"), task.error !== null && errorBlock(task.error),
         task.state === "succeeded" && el("h2", {}, "Result"), task.state === "succeeded" && pre(task.result))));
   if (focused && $(focused)) $(focused).focus();
+}
+
+function traceOf(task) {
+  const id = task.traceparent.split("-")[1];
+  return task.trace_url ? el("a", { href: task.trace_url, target: "_blank", rel: "noopener" }, id) : id;
 }
 
 function progressBar(progress) {

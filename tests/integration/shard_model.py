@@ -275,7 +275,8 @@ class ShardPair:
         call = self._calls.reap(SHARD, session, jitter, _nobody)
         assert call.args[4] == 256
         call.args[4] = limit
-        left, queued, scheduled, dead, heads = self._call(call)
+        left, queued, scheduled, dead, heads, traced = self._call(call)
+        assert traced == [], "no task here has a trace context"
         held = self.model.inflight[session]
         still = {raw.decode() for raw in self._talk([("HKEYS", keys.inflight(SHARD, session))])[0]}
         taken = [self.model.tasks[task_id] for task_id in held if task_id not in still]

@@ -361,7 +361,7 @@ async def test_what_a_handler_prints_and_logs_comes_out_of_the_node(
     out, err = capfd.readouterr()
     assert out == "printed in A\n"
     line = msgspec.json.decode(err)
-    assert (line["event"], line["task_id"], line["place"]) == ("logged", "A", "child")
+    assert (line["event"], line["task"], line["place"]) == ("logged", "A", "child")
 
 
 async def test_modules_that_only_a_child_cannot_import_fail_the_task_with_the_cause(desk: Desk, shop: Path) -> None:
