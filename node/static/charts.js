@@ -1,8 +1,9 @@
 "use strict";
-// Lines over time, by hand: a few hundred points each, drawn once a second into one path a line.
+// Lines over time, by hand: some hundred points each, drawn once a second into one path a line.
 
-const WIDTH = 300; // seconds shown at most
-const LEAST = 60; // and at least
+const SHOWN_S = 600; // at most
+const LEAST_S = 60; // and at least
+const WIDTH = 300;
 const HEIGHT = 100;
 
 function drawLines(id, sums, lines, { isLog = false, format = count, unit = "" }) {
@@ -10,7 +11,7 @@ function drawLines(id, sums, lines, { isLog = false, format = count, unit = "" }
   const now = sums.length ? sums.at(-1).at_ms : Date.now();
   const values = lines.flatMap(({ of }) => sums.map(of)).filter((value) => value > 0);
   const top = niceTop(Math.max(isLog ? 10 : 5, ...values));
-  const shownS = Math.min(WIDTH, Math.max(LEAST, sums.length ? (now - sums[0].at_ms) / 1000 : 0));
+  const shownS = Math.min(SHOWN_S, Math.max(LEAST_S, sums.length ? (now - sums[0].at_ms) / 1000 : 0));
   const low = isLog ? Math.min(1, ...values) : 0;
   const y = (value) => {
     const share = isLog ? (value <= low ? 0 : Math.log(value / low) / Math.log(top / low)) : value / top;
@@ -20,7 +21,7 @@ function drawLines(id, sums, lines, { isLog = false, format = count, unit = "" }
     mark(chart, "viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     const box = el("div", { class: "chart-box" });
     chart.replaceWith(box);
-    box.append(el("span", { class: "axis" }), el("span", { class: "axis" }), chart);
+    box.append(el("span", { class: "axis" }), el("span", { class: "axis" }), chart, el("p", { class: "time", "aria-hidden": "true" }, el("span"), el("span", {}, "now")));
     for (const at of [0.5, 50, 99.5]) chart.append(svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: at, y2: at }));
     for (const { key } of lines) chart.append(svg("path", { class: `line ${key}` }));
   }
@@ -44,6 +45,7 @@ function drawLines(id, sums, lines, { isLog = false, format = count, unit = "" }
   middleText.style.top = "50%";
   say(topText, format(top) + unit);
   say(middleText, format(isLog ? Math.sqrt(top * low) : top / 2) + unit);
+  say(chart.parentElement.querySelector(".time span"), `${shownS < 100 ? `${Math.round(shownS)} s` : `${Math.round(shownS / 60)} min`} ago`);
   const last = sums.at(-1);
   mark(chart, "aria-label", last ? lines.map(({ name, of }) => `${name}: ${of(last) === null || of(last) === undefined ? "none" : format(of(last)) + unit}`).join(", ") : "No data yet");
 }
@@ -64,9 +66,9 @@ function legend(id, sums, lines, format, unit) {
 }
 
 const RATE = [
-  { name: "succeeded", key: "k0", of: (sum) => sum.outcomes.succeeded || 0 },
-  { name: "failed", key: "k1", of: (sum) => (sum.outcomes.dead || 0) + (sum.outcomes.retrying || 0) },
-  { name: "submitted", key: "k4", of: (sum) => sum.accepted },
+  { name: "succeeded", key: "k0", of: (sum) => (sum.outcomes.succeeded || 0) / sum.window_s },
+  { name: "failed", key: "k1", of: (sum) => ((sum.outcomes.dead || 0) + (sum.outcomes.retrying || 0)) / sum.window_s },
+  { name: "submitted", key: "k4", of: (sum) => sum.accepted / sum.window_s },
 ];
 const spread = (of) => [
   { name: "p50", key: "k2", of: (sum) => (of(sum) ? of(sum).p50 : null) },
@@ -77,7 +79,8 @@ const WAIT = spread((sum) => sum.wait_ms);
 const RUN = spread((sum) => sum.run_ms);
 
 function showCharts(sums) {
-  const shown = sums.slice(-WIDTH);
+  const from = sums.length ? sums.at(-1).at_ms - 1000 * SHOWN_S : 0;
+  const shown = sums.filter((sum) => sum.at_ms > from);
   const each = [["rate", RATE, { format: (n) => count(Math.round(n)) }], ["wait", WAIT, { isLog: true, format: span }], ["run", RUN, { isLog: true, format: span }]];
   for (const [name, lines, how] of each) {
     drawLines(`chart-${name}`, shown, lines, how);

@@ -86,7 +86,10 @@ net.onEvent = (name, data) => {
   afterTimer = setTimeout(refreshNow, 130);
 };
 
+let wasLive = false;
 net.onState = () => {
+  if (net.isLive && !wasLive) loadPast();
+  wasLive = net.isLive;
   const where = net.base.split("//")[1];
   mark($("link-dot"), "data-tone", net.isLive ? (net.base === HOME ? "good" : "warn") : "bad");
   say($("link-text"), net.isLive ? `live, by ${where}` : `connecting to ${where}…`);

@@ -1,7 +1,7 @@
 "use strict";
 // Tasks: counts, charts, lists, one task with its history, and everything that changes them.
 
-const SUMS_MAX = 600; // seconds kept
+const SUMS_MAX = 720; // those heard in ten minutes, and those of before
 const PAGE = 30;
 const TONE = { succeeded: "good", dead: "bad", cancelled: "dim", running: "", queued: "", scheduled: "dim", retrying: "warn", waiting: "dim" };
 const STATES = ["queued", "running", "scheduled", "succeeded", "dead", "cancelled"];
@@ -55,6 +55,24 @@ function takeSum(sum) {
   if (!$("view-dead").hidden && sum.states && tasks.dead.known !== sum.states.dead && tasks.dead.page === 0 && !tasks.dead.picked.size) loadDead();
 }
 
+// What was done before this page listened, or while it could not. A step of which it heard a part itself is left out.
+async function loadPast() {
+  let past;
+  try {
+    past = (await read("/sums")).sums;
+  } catch {
+    return; // the charts begin now
+  }
+  if (!past.length) return;
+  const step = (sum) => Math.ceil(sum.at_ms / (1000 * past[0].window_s));
+  const live = tasks.sums.filter((sum) => !sum.isPast);
+  const heard = new Set(live.map(step));
+  const begin = past.findIndex((sum) => sum.accepted || Object.keys(sum.outcomes).length);
+  const missing = begin < 0 ? [] : past.slice(begin).filter((sum) => !heard.has(step(sum)));
+  tasks.sums = [...missing.map((sum) => ({ ...sum, isPast: true })), ...live].sort((a, b) => a.at_ms - b.at_ms);
+  if (!document.hidden && !$("view-tasks").hidden) showCharts(tasks.sums);
+}
+
 function learnType(type) {
   if (tasks.types.has(type) && $("types").children.length) return;
   tasks.types.add(type);
@@ -72,6 +90,7 @@ async function loadList(cursor = "") {
   try {
     page = await read(`/tasks?${query}`);
   } catch (error) {
+    $("rows-pager").hidden = false;
     say($("rows-note"), error.message);
     return;
   }
@@ -83,6 +102,7 @@ async function loadList(cursor = "") {
       el("td", {}, idLink(task)), el("td", {}, task.type), el("td", { class: TONE[task.state] }, task.state), el("td", { class: "more" }, task.node_id ? names.short(task.node_id) : "–"),
       el("td", { class: "n more" }, `${task.attempt} of ${task.max_attempts}`), el("td", { class: "n more" }, task.queued_at_ms ? clock(task.queued_at_ms) : "–"), el("td", { class: "n" }, span(took(task))));
   }]));
+  $("rows-pager").hidden = false;
   $("older").hidden = !page.cursor;
   $("newest").hidden = tasks.page === 0;
   const what = [tasks.filter.state, tasks.filter.type && `type ${tasks.filter.type}`, tasks.filter.key && `key ${tasks.filter.key}`].filter(Boolean).join(", ");
@@ -148,6 +168,7 @@ async function loadDead(cursor = "") {
       el("td", { class: "wrap" }, el("b", { class: "bad" }, error.type || "Error"), " ", shorten(String(error.message || ""), 240)),
       el("td", { class: "n more" }, String(task.attempt)), el("td", { class: "n more" }, task.finished_at_ms ? clock(task.finished_at_ms) : "–"));
   }]));
+  $("dead-pager").hidden = false;
   $("dead-older").hidden = !page.cursor;
   $("dead-newest").hidden = dead.page === 0;
   $("replay-all").disabled = $("purge").disabled = !page.tasks.length && dead.page === 0;

@@ -1,13 +1,16 @@
 """What watching costs: the page with a large cluster, and the queue while somebody looks at it.
 
-    python scripts/bench/dashboard.py [--only page,drain] [--rounds 4] [--tasks 60000] [--seconds 12] [--json FILE]
+    python scripts/bench/dashboard.py [--only page,drain] [--rounds 4] [--tasks 200000] [--seconds 12] [--json FILE]
 
 - page: a node's gateway in front of a made-up engine of 100 nodes and 100,000 tasks, where each second brings a sum of
-  tasks, and every third second a node dies and comes back, told by five nodes. A real Chromium shows it: time to the
-  first view, time between frames, work of one refresh, bytes a second. Needs playwright and a Chromium.
+  tasks, and every third second a node dies or comes back, told by five nodes. A real Chromium shows it: time to the
+  first view, layout that shifted, CPU of the whole browser to open it and a second (beside a page with nothing on it),
+  time between frames, bytes a second. Needs playwright and a Chromium; reads /proc.
 - drain: N queued no-ops are drained by a node that nobody looks at, by one with a client on /events that also asks for
   /cluster and /health each second, as the page does, and by one with the page itself. Rounds are interleaved. The page
-  renders on the same cores as all else here, so the first says what watching costs the cluster.
+  renders on the same cores as all else here, so the client says what watching costs the cluster, and the page what it
+  costs this machine. A browser spends most of a second of CPU on opening any page, so the rate is told for the whole
+  drain, the opening included, and for its last part, when the page stands.
 
 Enforces nothing.
 """
@@ -17,12 +20,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,9 @@ from tests.fake_engine import FakeEngine
 NODES = 100
 TASKS = 100_000
 SHARDS = 64
+SETTLE_S = 4.0
+OPEN_S = 1.5  # after the first view: what is still done belongs to opening it
+STANDS = 0.6  # of a drain, its end: the page has been opened by then
 PORT = next(port for port in range(31_100, 31_200) if not port_problem("127.0.0.1", port))
 
 WATCHING = """
@@ -168,14 +175,18 @@ def serve_large() -> None:
 FRAMES = """
 seconds => new Promise(done => {
   const gaps = []; const work = []; let last = performance.now(); const end = last + 1000 * seconds;
-  const bytes = net.bytes; const sizes = performance.getEntriesByType("resource").length;
+  const received = () => (typeof net === "undefined" ? 0 : net.bytes);
+  const bytes = received(); const sizes = performance.getEntriesByType("resource").length;
   const note = list => work.push(...list.getEntries().map(one => one.duration));
   new PerformanceObserver(note).observe({entryTypes: ["longtask"]});
+  let shifted = 0; // since the page was opened
+  const add = list => list.getEntries().forEach(one => (shifted += one.value));
+  new PerformanceObserver(add).observe({type: "layout-shift", buffered: true});
   const frame = now => {
     gaps.push(now - last); last = now;
     if (now < end) return requestAnimationFrame(frame);
     const asked = performance.getEntriesByType("resource").slice(sizes).reduce((sum, one) => sum + one.transferSize, 0);
-    done({gaps, work, events: (net.bytes - bytes) / seconds, asked: asked / seconds});
+    done({gaps, work, shift: shifted, events: (received() - bytes) / seconds, asked: asked / seconds});
   };
   requestAnimationFrame(frame);
 })
@@ -191,41 +202,68 @@ def page_rounds(seconds: float) -> tuple[str, dict[str, Any]]:
         base = f"http://127.0.0.1:{PORT}"
         wait_until_answers(base)
         with browser() as one:
-            for look in ("desktop-light", "phone-light"):
-                for view in ("cluster", "tasks"):
-                    began_s = time.perf_counter()
-                    page = page_of(one, look, f"{base}/#/{view}")
-                    until(
-                        page,
-                        "document.querySelectorAll(location.hash === '#/tasks' ? '#rows tr' : '#members tr').length",
-                    )
-                    first_s = time.perf_counter() - began_s
-                    told = page.evaluate(FRAMES, seconds)
-                    page.context.close()
-                    gaps, work = levels(told["gaps"][1:]), told["work"]
-                    figures[f"{view}, {look}"] = {
-                        "first_s": first_s,
-                        "gap_ms": gaps,
-                        "long_ms": work,
-                        **told | {"gaps": 0},
-                    }
-                    cells = (f"{gaps['p50']:.1f} ms", f"{gaps['p99']:.1f} ms", f"{gaps['max']:.0f} ms", str(len(work)))
-                    sizes = (f"{told['events']:,.0f}", f"{told['asked']:,.0f}")
-                    rows.append([f"{view}, {look}", f"{first_s * 1000:,.0f} ms", *cells, *sizes])
+            time.sleep(SETTLE_S)  # it has work of its own after its start
+            for name, look, where in [
+                ("nothing", "desktop-light", "/livez"),
+                *(
+                    (f"{view}, {look}", look, f"/#/{view}")
+                    for look in ("desktop-light", "phone-light")
+                    for view in ("cluster", "tasks")
+                ),
+            ]:
+                figures[name] = told = watch(one, look, base + where, seconds, server.pid)
+                gaps = [told["gap_ms"][level] for level in ("p50", "p99", "max")]
+                ms = [told["first_s"] * 1000, told["open_cpu_s"] * 1000, told["cpu"] * 1000, *gaps]
+                rows.append([name, *(f"{one:,.0f} ms" for one in ms), str(told["long"]), f"{told['shift']:.3f}",
+                             f"{told['events']:,.0f}", f"{told['asked']:,.0f}"])  # fmt: skip
     finally:
         server.kill()
         server.join()
-    head = [
-        "100 nodes, 100,000 tasks",
-        "first view",
-        "frame",
-        "p99",
-        "longest",
-        "tasks over 50 ms",
-        "events B/s",
-        "other B/s",
-    ]
+    head = ["100 nodes, 100,000 tasks", "first view", "CPU to open", "CPU a second", "frame", "p99", "longest",
+            "tasks over 50 ms", "layout shift", "events B/s", "other B/s"]  # fmt: skip
     return markdown(head, rows), figures
+
+
+def watch(one: Any, look: str, url: str, seconds: float, server: int | None) -> dict[str, Any]:
+    """Open a page and look at it: what it cost, and how it moved."""
+    is_ours = "#" in url
+    before, began_s = browser_cpu_s(server), time.perf_counter()
+    page = page_of(one, look, url) if is_ours else empty(one, url)
+    if is_ours:
+        until(page, "document.querySelectorAll(location.hash === '#/tasks' ? '#rows tr' : '#members tr').length")
+    first_s = time.perf_counter() - began_s
+    time.sleep(OPEN_S)
+    opened, opened_s = browser_cpu_s(server), time.perf_counter()
+    page.wait_for_timeout(seconds * 1000)  # frames are not asked for: that alone would make the browser draw
+    cpu = since(opened, browser_cpu_s(server)) / (time.perf_counter() - opened_s)
+    told = page.evaluate(FRAMES, seconds)
+    page.context.close()
+    gaps, long = levels(told.pop("gaps")[1:]), len(told.pop("work"))
+    return {"first_s": first_s, "open_cpu_s": since(before, opened), "cpu": cpu, "gap_ms": gaps, "long": long, **told}
+
+
+def empty(one: Any, url: str) -> Any:
+    page = one.new_context().new_page()
+    page.goto(url)
+    return page
+
+
+def browser_cpu_s(without: int | None) -> dict[int, float]:
+    """What each child of this process has spent, the browser's and theirs, but for one."""
+    told: dict[int, tuple[int, float]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text("utf-8").rpartition(")")[2].split()
+            told[int(path.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    found = {os.getpid()}
+    while more := {pid for pid, (parent, _) in told.items() if parent in found and pid != without} - found:
+        found |= more
+    return {pid: told[pid][1] for pid in found - {os.getpid()}}
+
+
+def since(before: dict[int, float], now: dict[int, float]) -> float:
+    """Spent meanwhile. What a process spent that has ended by now is not known: the page before this one."""
+    return sum(spent - before.get(pid, 0.0) for pid, spent in now.items())
 
 
 # ---- the drain
@@ -286,21 +324,21 @@ def drain_rounds(rounds: int, tasks: int) -> tuple[str, dict[str, Any]]:
                     meter = Meter(bed, node.child.pid)
                     wait_drained(bed, tasks)
                     found[name].append(meter.figures(tasks, 0.0))
-                found[name][-1]["per_s"] = rate(started_ms(bed, ids))
-            say(f"drain {n + 1}, {name}: {found[name][-1]['per_s']:,.0f}/s")
+                at_ms = sorted(started_ms(bed, ids))
+                found[name][-1] |= {"per_s": rate(at_ms), "late_per_s": rate(at_ms[-int(tasks * STANDS) :])}
+            told = found[name][-1]
+            say(f"drain {n + 1}, {name}: {told['per_s']:,.0f}/s, at the end {told['late_per_s']:,.0f}/s")
     rows = []
     for name, each in found.items():
-        per_s, shares = spread([one["per_s"] for one in each]), []
-        for one, other in zip(each, found["nobody looks"], strict=True):
-            shares.append(one["per_s"] / other["per_s"])
-        share, cpu, redis = (
-            spread(shares),
-            spread([one["cpu_us"] for one in each]),
-            spread([one["redis_us"] for one in each]),
-        )
-        of_it = f"{share['median']:.0%} ({share['min']:.0%} to {share['max']:.0%})"
-        rows.append([name, f"{per_s['median']:,.0f}", of_it, f"{cpu['median']:.1f}", f"{redis['median']:.1f}"])
-    return markdown(["drain while", "tasks/s", "of unwatched", "node CPU µs a task", "Redis CPU µs"], rows), found
+        cells = []
+        for field in ("per_s", "late_per_s"):
+            rates = spread([one[field] for one in each])
+            share = spread([one[field] / other[field] for one, other in zip(each, found["nobody looks"], strict=True)])
+            cells += [f"{rates['median']:,.0f}", f"{share['median']:.0%} ({share['min']:.0%} to {share['max']:.0%})"]
+        cpu, redis = (spread([one[field] for one in each])["median"] for field in ("cpu_us", "redis_us"))
+        rows.append([name, *cells, f"{cpu:.1f}", f"{redis:.1f}"])
+    head = ["drain while", "tasks/s", "of unwatched", f"its last {STANDS:.0%}", "of unwatched", "node CPU µs a task"]
+    return markdown([*head, "Redis CPU µs"], rows), found
 
 
 def wait_until_answers(url: str) -> None:
@@ -319,7 +357,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="page,drain", help="which (%(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="of drains (%(default)s)")
-    parser.add_argument("--tasks", type=int, default=60_000, help="of a drain (%(default)s)")
+    parser.add_argument("--tasks", type=int, default=200_000, help="of a drain (%(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0, help="that each view is watched (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
