@@ -19,6 +19,11 @@ class Refusal:
     hint: str
     is_of_all: bool
 
+    @property
+    def is_of_one_key(self) -> bool:
+        """Whether it is about one key alone: something else stands where ours should."""
+        return self.words.startswith("WRONGTYPE")
+
 
 KNOWN = {  # code of Redis -> (what to do, is it said to everybody)
     "MISCONF": (

@@ -23,6 +23,7 @@ from cluster.scripts import Arg
 from cluster.task import Spec
 
 BATCH_MAX = 256  # tasks one script handles; bounds the time Redis is held
+RETENTION_MIN_S = 5.0  # a submission may be carried out twice within a second or two: the first one must still be seen
 CLAIM_BYTES_MAX = 1_048_576  # of data in the answer to one claim: many claims share one group and its deadline
 OnReply = Callable[[Reply], None]
 TASK_FIELDS = (
@@ -169,7 +170,7 @@ class Calls:
         )
 
     def cancel(self, shard: int, task_id: str, retention_ms: int, on_reply: OnReply) -> Call:
-        """cancel.lua."""
+        """cancel.lua; `retention_ms` for a task that brought none of its own."""
         return Call(
             "cancel",
             (
@@ -186,6 +187,7 @@ class Calls:
                 keys.inflight_prefix(shard),
                 retention_ms,
                 keys.finished_channel(shard),
+                int(RETENTION_MIN_S * 1000),
             ],
             on_reply,
         )
@@ -203,8 +205,8 @@ class Calls:
         """Put all dead tasks of a shard past their retention, for keep.lua to drop; answers their number."""
         return Call("", ("ZUNIONSTORE", keys.dead(shard)), [1, keys.dead(shard), "WEIGHTS", 0], on_reply)
 
-    def keep(self, shard: int, early_ms: int, on_reply: OnReply) -> Call:
-        """keep.lua; `early_ms`: how long before their time finished tasks are dropped, 0 while memory is not short."""
+    def keep(self, shard: int, age_ms: int, on_reply: OnReply) -> Call:
+        """keep.lua; `age_ms`: tasks that finished so long ago go before their time, -1 while memory is not short."""
         return Call(
             "keep",
             (
@@ -217,7 +219,7 @@ class Calls:
                 keys.sessions(shard),
                 keys.queues(shard),
             ),
-            [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX, early_ms],
+            [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX, age_ms],
             on_reply,
         )
 

@@ -25,7 +25,7 @@ from cluster.config import Config
 from cluster.errors import StoreUnavailable, away
 from cluster.lane import Call, Lane, Reply
 from cluster.scripts import Arg
-from cluster.store import BATCH_MAX, Calls, Head, NewTask, heads_of
+from cluster.store import BATCH_MAX, RETENTION_MIN_S, Calls, Head, NewTask, heads_of
 from cluster.task import Backoff, Claimed, Failure, Kind, Outcome, Spec, backoff_s
 from node import logs
 from node.backlog import Backlog
@@ -36,7 +36,6 @@ from node.worker import Worker
 LANES = 2  # one group per lane is under way at a time; two let Redis and Python work at once
 GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far from the deadline of a call
 GROUP_BYTES_MAX = 4_194_304  # of their data, and of the results in one group
-RETENTION_MIN_S = 5.0  # a submission may be carried out twice within a second or two: the first one must still be seen
 SETTLE_AGAIN_S = 0.25  # after Redis refused a group of outcomes for a reason of its own (full, loading)
 
 log = structlog.get_logger("rumor.dispatch")

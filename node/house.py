@@ -27,7 +27,7 @@ from node.dispatch import Dispatcher
 from node.metrics import Metrics
 
 STRAY_EVERY = 3  # sweeps between two looks at a shard that somebody else owns
-RETENTION_MIN_S = 60.0  # longer than any client goes on asking for a result or repeating a submission
+READABLE_S = 60.0  # however short memory is: longer than any client asks for a result or repeats a submission
 COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in use are compared each sweep
 
 log = structlog.get_logger("rumor.house")
@@ -88,15 +88,15 @@ class House:
             self._looking[shard] = True
             return
         self._looking[shard] = False
-        self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, self._early_ms(), partial(self._kept, shard)))
+        self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, self._age_ms(), partial(self._kept, shard)))
 
     def is_looking(self, shard: int) -> bool:
         """Whether an answer about the shard is awaited."""
         return shard in self._looking
 
-    def _early_ms(self) -> int:
+    def _age_ms(self) -> int:
         """While memory is short a finished task is readable for as long as a client may retry, and no longer."""
-        return int(max(0.0, self._config.retention_s - RETENTION_MIN_S) * 1000) if self.is_memory_short else 0
+        return int(READABLE_S * 1000) if self.is_memory_short else -1
 
     def reap(self, session: str, shards: Iterable[int]) -> None:
         """Queue again what a fenced session holds in these shards."""

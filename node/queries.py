@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec import Raw
 
 from cluster import keys, session
@@ -38,6 +39,8 @@ SCORED: dict[str, Callable[[int], str]] = {
     State.SCHEDULED: keys.scheduled,
     State.RETRYING: keys.scheduled,
 }
+
+log = structlog.get_logger("rumor.queries")
 
 _NULL = Raw(b"null")
 _decode_spec = msgspec.msgpack.Decoder(Spec).decode
@@ -229,6 +232,11 @@ class Queries:
             return await self.get(task_id)
         except NotFound:
             return None  # dropped since the page was made
+        except StoreUnavailable as error:
+            if error.refusal is None or not error.refusal.is_of_one_key:
+                raise
+            log.error("task_unreadable", task=task_id, error=error.refusal.words)
+            return None
 
     async def _running(self, query: ListQuery) -> tuple[list[tuple[str, str]], str | None]:
         """What is in flight is bounded by the slots: take all of it."""

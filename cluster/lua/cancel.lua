@@ -9,8 +9,9 @@
 -- ARGV[1]  id                         of the task
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  inflight prefix            {sNN}:inflight:
--- ARGV[4]  retention ms               of the cancelled task
+-- ARGV[4]  retention ms               of a task that brought none of its own
 -- ARGV[5]  channel                    {sNN}:finished, where terminal ids are published
+-- ARGV[6]  least ms                   that a task stays, whatever it brought
 -- Touches  {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
 -- Uses     include/history.lua
 --
@@ -29,10 +30,11 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 remember(KEYS[2], 'cancelled', now, '', 'it was ' .. state)
 redis.call('HSET', KEYS[2], 'state', 'cancelled', 'finished_at', now)
-redis.call('ZADD', KEYS[5], now + ARGV[4], id)
+local spec = cmsgpack.unpack(was[4])
+redis.call('ZADD', KEYS[5], now + (spec[8] and math.max(math.floor(spec[8] * 1000), ARGV[6]) or ARGV[4]), id)
 local session = ''
 if state == 'queued' then
-  redis.call('ZREM', ARGV[2] .. cmsgpack.unpack(was[4])[2], id)
+  redis.call('ZREM', ARGV[2] .. spec[2], id)
 elseif state == 'running' then
   session = was[2] or ''
   redis.call('HDEL', ARGV[3] .. session, id)

@@ -24,8 +24,8 @@ local prefix, session, bytes = ARGV[1], ARGV[2], tonumber(ARGV[5])
 local out, flight, taken = {}, {}, {}
 for _, id in ipairs(ids) do
   local key = prefix .. id
-  local was = redis.call('HMGET', key, 'spec', 'data', 'attempt', 'delivery', 'queued_at', 'lost')
-  if was[1] then
+  local was = redis.pcall('HMGET', key, 'spec', 'data', 'attempt', 'delivery', 'queued_at', 'lost')
+  if was[1] and was[2] then
     bytes = bytes - #was[2]
     if bytes < 0 and #flight > 0 then break end
     local attempt, delivery = (was[3] or 0) + 1, (was[4] or 0) + 1

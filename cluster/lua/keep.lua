@@ -12,8 +12,10 @@
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  aging_ms                   milliseconds of waiting that are worth one priority level
 -- ARGV[4]  limit                      tasks promoted, and dropped of each kind, in one call, 1 to 256
--- ARGV[5]  early ms                   memory is short: drop succeeded and cancelled tasks this long before their time
+-- ARGV[5]  age ms                     memory is short: succeeded and cancelled tasks that ended so long ago go before
+--                                     their time; -1 while it is not
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+-- Uses     include/heads.lua
 --
 -- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; call it again at
 --          once when promoted or dropped reached the limit
@@ -23,11 +25,29 @@
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local age = tonumber(ARGV[5])
+
+local function ended_before(key, at_ms)
+  local old = {}
+  local first = redis.call('ZRANGE', key, 0, ARGV[4] - 1, 'WITHSCORES')
+  for i = 1, #first, 2 do
+    local ended = redis.pcall('HGET', ARGV[1] .. first[i], 'finished_at')
+    if tonumber(first[i + 1]) <= now or type(ended) ~= 'string' or tonumber(ended) <= at_ms then
+      old[#old + 1] = first[i]
+    end
+  end
+  return old
+end
+
 -- Drop first: promoting needs memory, dropping gives it back.
 local dropped = 0
 for k = 3, 5 do
-  local until_ms = k == 4 and now or now + ARGV[5] -- the dead stay: somebody has to look at them
-  local old = redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', until_ms, 'LIMIT', 0, ARGV[4])
+  local old
+  if age < 0 or k == 4 then -- the dead stay: somebody has to look at them
+    old = redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', now, 'LIMIT', 0, ARGV[4])
+  else
+    old = ended_before(KEYS[k], now - age)
+  end
   if #old > 0 then
     local keys = {}
     for i, id in ipairs(old) do keys[i] = ARGV[1] .. id end
@@ -41,8 +61,8 @@ end
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[4])
 for _, id in ipairs(due) do
   local key = ARGV[1] .. id
-  local packed = redis.call('HGET', key, 'spec')
-  if packed then
+  local packed = redis.pcall('HGET', key, 'spec')
+  if type(packed) == 'string' then
     local spec = cmsgpack.unpack(packed)
     redis.call('HSET', key, 'state', 'queued', 'queued_at', now)
     redis.call('ZADD', ARGV[2] .. spec[2], now - spec[3] * ARGV[3], id)
@@ -51,12 +71,6 @@ for _, id in ipairs(due) do
 end
 if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
 
-local heads = {}
-for _, queue in ipairs(redis.call('SMEMBERS', KEYS[8])) do
-  local first = redis.call('ZRANGE', ARGV[2] .. queue, 0, 0, 'WITHSCORES')
-  heads[#heads + 1] = queue
-  heads[#heads + 1] = redis.call('ZCARD', ARGV[2] .. queue)
-  heads[#heads + 1] = first[2] or '0'
-end
+local heads = heads_of(ARGV[2], redis.call('SMEMBERS', KEYS[8]))
 local next_due = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 return {now, #due, dropped, tonumber(next_due or 0), redis.call('SMEMBERS', KEYS[7]), heads}

@@ -7,33 +7,26 @@
 -- ARGV[2]  epoch           the term to renew, 0 to acquire a new one
 -- ARGV[3]  ttl_ms          length of the lease
 -- ARGV[4]  heard           highest epoch that gossip carries: after a failover Redis may know less
+-- Uses     include/epoch.lua
 --
 -- Returns  {1, session, epoch} the caller's own term; {0, session, epoch} another's; {0, '', epoch} the named term is over
 -- Keeps    an epoch is given out once, and each is above every one known to Redis or to the caller
 -- Repeat   harmless: a lost reply of 'acquire' leaves a term that nobody renews; it runs out, or is found held by the
 --          caller's own session, which takes it with a new epoch
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
-local holder = redis.call('GET', KEYS[1])
-local known = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[4]))
-local owner, term = '', '0'
-if holder then
-  owner, term = string.match(holder, '^(.*)|(%d+)$')
-  -- A lease that this script did not write is nobody's.
-  if not owner then
-    owner, term = '', '0'
-  end
-end
+local owner, term = holder_of(KEYS[1])
+local known = math.max(highest(KEYS[2]), tonumber(ARGV[4]))
 if ARGV[2] ~= '0' then
-  if owner ~= ARGV[1] or term ~= ARGV[2] or known > tonumber(term) then
-    return {0, owner ~= ARGV[1] and owner or '', tonumber(term)}
+  if owner ~= ARGV[1] or term ~= tonumber(ARGV[2]) or known > term then
+    return {0, owner ~= ARGV[1] and owner or '', term}
   end
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  return {1, owner, tonumber(term)}
+  return {1, owner, term}
 end
 if owner ~= '' and owner ~= ARGV[1] then
-  return {0, owner, tonumber(term)}
+  return {0, owner, term}
 end
-local epoch = string.format('%d', math.max(known, tonumber(term)) + 1)
+local epoch = string.format('%d', math.max(known, term) + 1)
 redis.call('SET', KEYS[2], epoch)
 redis.call('SET', KEYS[1], ARGV[1] .. '|' .. epoch, 'PX', ARGV[3])
 return {1, ARGV[1], tonumber(epoch)}

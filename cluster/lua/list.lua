@@ -45,7 +45,7 @@ local out, reached = {}, ''
 for i, row in ipairs(rows) do
   local keep = true
   if ARGV[6] ~= '' or ARGV[7] ~= '' or ARGV[8] ~= '' then
-    local was = redis.call('HMGET', prefix .. row[2], 'state', 'spec')
+    local was = redis.pcall('HMGET', prefix .. row[2], 'state', 'spec')
     keep = was[1] and (ARGV[6] == '' or was[1] == ARGV[6])
     if keep and (ARGV[7] ~= '' or ARGV[8] ~= '') then
       local spec = cmsgpack.unpack(was[2])

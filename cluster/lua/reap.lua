@@ -17,6 +17,7 @@
 -- ARGV[8]  channel                    {sNN}:finished, where terminal ids are published
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua
+-- Uses     include/heads.lua
 --
 -- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …},
 --          {id, delivery, attempt, ms since its claim, spec, outcome, … of tasks that carry a trace context}}
@@ -25,6 +26,7 @@
 -- Repeat   harmless
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+local GROWTHS_MAX = 30 -- of a backoff: 0 times infinity is no number
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -37,7 +39,7 @@ for i = 1, math.min(#all, limit) do
   local id = all[i]
   local key = prefix .. id
   ids[i] = id
-  local was = redis.call('HMGET', key, 'spec', 'attempt', 'lost', 'queued_at', 'delivery', 'started_at')
+  local was = redis.pcall('HMGET', key, 'spec', 'attempt', 'lost', 'queued_at', 'delivery', 'started_at')
   if was[1] then
     local spec = cmsgpack.unpack(was[1])
     local queue, level, max_attempts, backoff = spec[2], spec[3], spec[4], spec[6]
@@ -64,7 +66,7 @@ for i = 1, math.min(#all, limit) do
       queued = queued + 1
     else
       jitter = (jitter + 0.618033988749895) % 1
-      local wait = math.floor(1000 * jitter * math.min(backoff[3], backoff[1] * backoff[2] ^ (lost - 2)))
+      local wait = math.floor(1000 * jitter * math.min(backoff[3], backoff[1] * backoff[2] ^ math.min(lost - 2, GROWTHS_MAX)))
       remember(key, 'lost', now, '', '')
       redis.call('HSET', key, 'state', 'retrying', 'lost', lost, 'due', now + wait)
       redis.call('ZADD', KEYS[4], now + wait, id)
@@ -81,11 +83,4 @@ end
 if #ids > 0 then redis.call('HDEL', KEYS[2], unpack(ids)) end
 if #all <= limit then redis.call('SREM', KEYS[3], session) end
 if #finished > 0 then redis.call('PUBLISH', ARGV[8], table.concat(finished, ' ')) end
-local heads = {}
-for _, queue in ipairs(order) do
-  local first = redis.call('ZRANGE', ready_prefix .. queue, 0, 0, 'WITHSCORES')
-  heads[#heads + 1] = queue
-  heads[#heads + 1] = redis.call('ZCARD', ready_prefix .. queue)
-  heads[#heads + 1] = first[2] or '0'
-end
-return {#all - #ids, queued, scheduled, dead, heads, traced}
+return {#all - #ids, queued, scheduled, dead, heads_of(ready_prefix, order), traced}

@@ -9,6 +9,7 @@
 -- ARGV[4…] ids                        at most 256
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua
+-- Uses     include/heads.lua
 --
 -- Returns  {{code per id: "1" queued, "" no such task, else its state}, {queue, count, head score, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
@@ -37,11 +38,4 @@ for i = 4, #ARGV do
     codes[#codes + 1] = was[1] or ''
   end
 end
-local heads = {}
-for _, queue in ipairs(order) do
-  local first = redis.call('ZRANGE', ARGV[2] .. queue, 0, 0, 'WITHSCORES')
-  heads[#heads + 1] = queue
-  heads[#heads + 1] = redis.call('ZCARD', ARGV[2] .. queue)
-  heads[#heads + 1] = first[2] or '0'
-end
-return {codes, heads}
+return {codes, heads_of(ARGV[2], order)}

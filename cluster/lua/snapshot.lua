@@ -6,11 +6,12 @@
 -- ARGV[1]  epoch              of the leader that writes
 -- ARGV[2]  table              JSON
 -- ARGV[3]  ttl_ms             how long it is kept
+-- Uses     include/epoch.lua
 --
 -- Returns  1 written, 0 refused: a higher epoch exists
 -- Keeps    what an old leader writes late is never seen
 -- Repeat   harmless
-if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then
+if highest(KEYS[2]) > tonumber(ARGV[1]) then
   return 0
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])

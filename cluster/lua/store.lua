@@ -15,6 +15,7 @@
 -- ARGV[7…] per task, 10 each: id, queue, level, due (0 now, < 0 that many ms from now, > 0 at that ms), spec, data,
 --          claim (1 or 0), idempotency key or "", its lifetime ms, fingerprint of the submission
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
+-- Uses     include/heads.lua
 --
 -- Returns  {now ms, {code per task}, {queue, count, head score, …}}; codes: "q" queued, "s" scheduled, "c" claimed,
 --          "x" this id was stored before, "i<id>" repeat of that task, "m<id>" same key with another body, "f" queue full
@@ -106,13 +107,7 @@ if #flight > 0 then
   redis.call('SADD', KEYS[4], session)
 end
 if #order > 0 then redis.call('SADD', KEYS[6], unpack(order)) end
-local heads = {}
 for _, queue in ipairs(order) do
-  local key, list = ready_prefix .. queue, ready[queue]
-  if #list > 0 then redis.call('ZADD', key, unpack(list)) end
-  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  heads[#heads + 1] = queue
-  heads[#heads + 1] = redis.call('ZCARD', key)
-  heads[#heads + 1] = first[2] or '0'
+  if #ready[queue] > 0 then redis.call('ZADD', ready_prefix .. queue, unpack(ready[queue])) end
 end
-return {now, codes, heads}
+return {now, codes, heads_of(ready_prefix, order)}

@@ -7,20 +7,17 @@
 -- ARGV[2]  dead            the fenced session
 -- ARGV[3]  ttl_ms          length of the lease
 -- ARGV[4]  heard           highest epoch that gossip carries
+-- Uses     include/epoch.lua
 --
 -- Returns  {1, session, epoch} the caller leads; {0, session, epoch} somebody else does; {0, '', 0} nobody does now
 -- Keeps    only the lease of the dead session is taken away: of many who ask, one succeeds
 -- Repeat   harmless: the second call finds the new holder
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
-local holder = redis.call('GET', KEYS[1])
-if not holder then
-  return {0, '', 0}
-end
-local owner, term = string.match(holder, '^(.*)|(%d+)$')
+local owner, term = holder_of(KEYS[1])
 if owner ~= ARGV[2] then
-  return {0, owner or '', tonumber(term or '0')}
+  return {0, owner, term}
 end
-local known = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[4]), tonumber(term))
+local known = math.max(highest(KEYS[2]), tonumber(ARGV[4]), term)
 local epoch = string.format('%d', known + 1)
 redis.call('SET', KEYS[2], epoch)
 redis.call('SET', KEYS[1], ARGV[1] .. '|' .. epoch, 'PX', ARGV[3])

@@ -28,7 +28,7 @@ from redis.connection import Connection
 from cluster import keys
 from cluster.lane import Call
 from cluster.scripts import script
-from cluster.store import Calls, NewTask
+from cluster.store import RETENTION_MIN_S, Calls, NewTask
 from cluster.task import Backoff, Ids, Spec, shard_of
 from node.queries import history_json
 
@@ -72,6 +72,7 @@ class Task:
     queued_at: int | None = None
     due: int | None = None
     drop_at: int | None = None  # of a terminal task
+    ended_at: int = 0  # likewise
     result: bytes | None = None
     progress: bytes | None = None
     history: list[tuple[str, int, int, str]] = field(default_factory=list)  # outcome, attempt, delivery, session
@@ -120,9 +121,9 @@ class Model:
         task.delivery += 1
         self.inflight[session][task.id] = task.delivery
 
-    def finish(self, task: Task, state: str, drop_at: int) -> None:
-        """It is terminal now."""
-        task.state, task.drop_at = state, drop_at
+    def finish(self, task: Task, state: str, drop_at: int, ms: int) -> None:
+        """It is terminal now, to be dropped `ms` later."""
+        task.state, task.drop_at, task.ended_at = state, drop_at, drop_at - ms
         self.published.append(task.id)
 
 
@@ -174,7 +175,9 @@ class ShardPair:
         due = rng.choice((0, 0, 0, 0, 1, -1, -2, -LONG_MS, 4_000_000_000_000))
         queue, level, key = rng.choice(QUEUES), rng.randint(0, 9), rng.choice((None, "user:1"))
         wait_s = rng.choice((0.0, 0.001, 1000.0))
-        spec = Spec(rng.choice(("noop", "mail")), queue, level, rng.randint(1, 3), 60.0, Backoff(wait_s, 2.0, 1e6), key)
+        backoff, retention_s = Backoff(wait_s, 2.0, 1e6), rng.choice((None, None, 0.0, 1e6))
+        kind, attempts = rng.choice(("noop", "mail")), rng.randint(1, 3)
+        spec = Spec(kind, queue, level, attempts, 60.0, backoff, key, retention_s)
         data = b'{"n": %d}' % rng.randint(0, 9)
         idempotency = rng.choice((*KEYS, "", "", "", ""))
         print_ = rng.choice(("f1", "f1", "f2 with space"))
@@ -258,9 +261,9 @@ class ShardPair:
             task.remember({"d": "dead", "r": "retrying", "g": "released"}[kind])
         if kind == "s":
             task.result = payload
-            self.model.finish(task, "succeeded", self._time_of("done", task, ms))
+            self.model.finish(task, "succeeded", self._time_of("done", task, ms), ms)
         elif kind == "d":
-            self.model.finish(task, "dead", self._time_of("dead", task, ms))
+            self.model.finish(task, "dead", self._time_of("dead", task, ms), ms)
         elif kind == "r" or ms > 0:
             task.state, task.due = "retrying", self._time_of("scheduled", task, ms)
             task.attempt -= kind == "g"
@@ -289,7 +292,7 @@ class ShardPair:
             task.lost += 1
             task.remember("dead" if task.attempt >= task.spec.max_attempts else "lost")
             if task.attempt >= task.spec.max_attempts:
-                self.model.finish(task, "dead", self._time_of("dead", task, LONG_MS))
+                self.model.finish(task, "dead", self._time_of("dead", task, LONG_MS), LONG_MS)
             elif task.lost == 1:
                 task.state = "queued"
             else:
@@ -314,7 +317,13 @@ class ShardPair:
         if is_running:
             del self.model.inflight[task.session][task_id]
         task.remember("cancelled")
-        self.model.finish(task, "cancelled", self._time_of("cancelled", task, ms))
+        self._cancelled(task, ms)
+
+    def _cancelled(self, task: Task, ms: int) -> None:
+        """What a task brought of its own counts, down to the least that all stay."""
+        if task.spec.retention_s is not None:
+            ms = max(int(1000 * task.spec.retention_s), int(1000 * RETENTION_MIN_S))
+        self.model.finish(task, "cancelled", self._time_of("cancelled", task, ms), ms)
 
     def replay(self, rng: Random) -> None:
         """Dead and cancelled tasks, and some that are neither."""
@@ -338,10 +347,10 @@ class ShardPair:
         assert [code.decode() for code in codes] == expected
         self._expect_heads(heads, queues)
 
-    def keep(self, rng: Random, early_ms: int | None = None) -> None:
+    def keep(self, rng: Random, age_ms: int | None = None) -> None:
         """Promote and drop, often in small steps."""
-        early_ms = rng.choice((0, 0, 0, LONG_MS + 60_000)) if early_ms is None else early_ms
-        call = self._calls.keep(SHARD, early_ms, _nobody)
+        age_ms = rng.choice((-1, -1, -1, 0, 2, LONG_MS)) if age_ms is None else age_ms
+        call = self._calls.keep(SHARD, age_ms, _nobody)
         assert call.args[3] == 256
         limit = call.args[3] = rng.choice((1, 2, 256, 256))
         now, promoted, dropped, next_due, sessions, heads = self._call(call)
@@ -352,9 +361,9 @@ class ShardPair:
             task.state, task.queued_at = "queued", now
         most = 0
         for state in TERMINAL:
-            until = now if state == "dead" else now + early_ms
-            old = sorted((t for t in self.model.where(state)), key=lambda t: (t.drop_at, t.id))
-            old = [task for task in old if task.drop_at is not None and task.drop_at <= until][:limit]
+            old = sorted((t for t in self.model.where(state)), key=lambda t: (t.drop_at, t.id))[:limit]
+            ended_by = -1 if state == "dead" or age_ms < 0 else now - age_ms
+            old = [t for t in old if t.ended_at <= ended_by or (t.drop_at is not None and t.drop_at <= now)]
             most = max(most, len(old))
             for task in old:
                 del self.model.tasks[task.id]
@@ -451,12 +460,12 @@ class ShardPair:
                 if task.state == "running":
                     del self.model.inflight[task.session][task.id]
                 task.remember("cancelled")
-                self.model.finish(task, "cancelled", self._time_of("cancelled", task, 0))
+                self._cancelled(task, 0)
         self.check()
         rng = Random(1)
         self.expire_dead(rng)
         while self.model.tasks:
-            self.keep(rng, LONG_MS + 60_000)
+            self.keep(rng, 0)
         self._talk([("DEL", *(keys.idempotency(SHARD, key) for key in KEYS))])
         self.model.keys.clear()
         self.check()

@@ -373,6 +373,17 @@ async def test_a_node_is_ready_while_its_heartbeat_is_taken(engine: Engine) -> N
         assert engine.health()["status"] == "unavailable"
 
 
+async def test_a_key_of_another_type_in_a_task_s_place_does_not_hide_the_others(engine: Engine) -> None:
+    tasks = [await one(engine, "noop", delay_s=60) for _ in range(3)]
+    spoilt = keys.task(engine.queries.shard(tasks[1].id), tasks[1].id)
+    await engine.client.delete(spoilt)
+    await engine.client.rpush(spoilt, "not a hash")  # type: ignore[misc]
+    found, _ = await engine.list_tasks(ListQuery())
+    assert [task.id for task in found] == [tasks[2].id, tasks[0].id]
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        await engine.get(tasks[1].id)
+
+
 async def test_the_lease_stands_still_only_while_redis_refuses_everybody(engine: Engine) -> None:
     why = refusal("NOREPLICAS Not enough good replicas to write.")
     task = await one(engine, "sleep", 60)
@@ -395,7 +406,7 @@ async def test_while_memory_is_short_finished_tasks_go_before_their_time_and_oth
     dead = await engine.wait((await one(engine, "fail", max_attempts=1)).id, 5)
     later = await one(engine, "noop", delay_s=60)
     engine.house.is_memory_short = True
-    engine.house._early_ms = lambda: int(engine.config.retention_s * 1000)  # type: ignore[method-assign]
+    engine.house._age_ms = lambda: 0  # type: ignore[method-assign]
     engine.house.look(engine.queries.shard(done.id))
     engine.house.look(engine.queries.shard(dead.id))
     async with asyncio.timeout(5):

@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from cluster import keys
 from cluster.config import Config
 from cluster.lane import Call
-from cluster.lease import Acquire, Takeover, Term
+from cluster.lease import Acquire, Renew, Takeover, Term
 from cluster.pulse import Pulse
 from cluster.store import Calls, NewTask, connect
 from cluster.task import Backoff, Claimed, Ids, Spec
@@ -63,7 +63,7 @@ async def test_a_full_redis_still_drops_what_is_past_its_time_although_something
         await do(client, CALLS.store(SHARD, SESSION, [new()], nobody))
 
     async def kept() -> bool:
-        _, promoted, dropped, *_ = await do(client, CALLS.keep(SHARD, 0, nobody))
+        _, promoted, dropped, *_ = await do(client, CALLS.keep(SHARD, -1, nobody))
         return bool(promoted and dropped)
 
     assert await wait_until_async(kept, 5, "the finished task is dropped, and the due one queued")
@@ -154,3 +154,79 @@ async def test_one_outcome_that_redis_refuses_does_not_hold_up_those_beside_it()
     await wait_until_async(lambda: one._settles[0], 2 * SETTLE_AGAIN_S + 1, "again after a while")
     assert len(answer()) == 2, "each by itself"
     assert one.settling == 1
+
+
+async def test_a_key_of_another_type_in_a_task_s_place_harms_that_task_alone(client: redis.asyncio.Redis) -> None:
+    """Something else wrote into the database: its neighbours are claimed, promoted, listed and reaped as ever."""
+    tasks, due = [new() for _ in range(5)], [new(due=-1) for _ in range(2)]
+    await do(client, CALLS.store(SHARD, SESSION, [*tasks, *due], nobody))
+    for spoilt in (tasks[0], due[0]):
+        await client.delete(keys.task(SHARD, spoilt.id))
+        await client.rpush(keys.task(SHARD, spoilt.id), "not a hash")  # type: ignore[misc]
+    found = await do(client, CALLS.list(SHARD, None, "", 10, 100, ("queued", "", ""), nobody))
+    assert {row.decode() for row in found[1][1::2]} == {task.id for task in tasks[1:]}
+    claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 3, None, nobody))
+    assert claimed[3][0::7] == [task.id.encode() for task in tasks[1:3]]
+
+    async def promoted() -> bool:
+        return bool((await do(client, CALLS.keep(SHARD, -1, nobody)))[1])
+
+    await wait_until_async(promoted, 5, "what is due is promoted")
+    assert await client.hget(keys.task(SHARD, due[1].id), "state") == b"queued"  # type: ignore[misc]
+    await client.delete(keys.task(SHARD, tasks[1].id))
+    await client.rpush(keys.task(SHARD, tasks[1].id), "not a hash")  # type: ignore[misc]
+    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody)))[:2] == [0, 1]
+
+
+async def test_however_short_memory_is_a_task_stays_for_as_long_as_somebody_may_ask(
+    client: redis.asyncio.Redis,
+) -> None:
+    """Also one with a retention of its own, which is near its end although it has just finished."""
+    own, usual = new(), new()
+    await do(client, CALLS.store(SHARD, SESSION, [own, usual], nobody))
+    await do(client, CALLS.claim(SHARD, "default", SESSION, 2, None, nobody))
+    outcomes = [(own.id, 1, "s", b"1", 100_000), (usual.id, 1, "s", b"1", 86_400_000)]
+    await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody))
+    assert (await do(client, CALLS.keep(SHARD, 60_000, nobody)))[2] == 0
+    await client.hincrby(keys.task(SHARD, usual.id), "finished_at", -60_000)  # type: ignore[misc]
+    assert (await do(client, CALLS.keep(SHARD, 60_000, nobody)))[2] == 1
+    assert await client.exists(keys.task(SHARD, own.id))
+
+
+async def test_a_backoff_of_nothing_is_nothing_however_often_its_workers_died(client: redis.asyncio.Redis) -> None:
+    spec = Spec("noop", "default", 5, 1000, 60.0, Backoff(0.0, 100.0, 300.0))
+    task = msgspec.structs.replace(new(), spec=spec, spec_bytes=msgspec.msgpack.encode(spec))
+    await do(client, CALLS.store(SHARD, SESSION, [task], nobody))
+    await do(client, CALLS.claim(SHARD, "default", SESSION, 1, None, nobody))
+    await client.hset(keys.task(SHARD, task.id), "lost", "156")  # type: ignore[misc]
+    before_ms = int((await client.time())[0]) * 1000
+    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.9, nobody)))[2] == 1
+    due_ms = await client.zscore(keys.scheduled(SHARD), task.id)
+    assert due_ms is not None
+    assert due_ms - before_ms < 5_000
+
+
+@pytest.mark.parametrize(
+    "lease", ["garbage", "b/018bcfe5680-00000001|7", "x|99999999999999999999", ["a", "list"], None]
+)
+@pytest.mark.parametrize("epoch", ["garbage", "9" * 40, "nan", ["a", "list"], None])
+async def test_garbage_in_the_leader_s_place_keeps_nobody_from_leading(
+    client: redis.asyncio.Redis, redis_server: RedisServer, lease: Any, epoch: Any
+) -> None:
+    for key, value in ((keys.LEADER_LEASE, lease), (keys.LEADER_EPOCH, epoch)):
+        if isinstance(value, list):
+            await client.rpush(key, *value)  # type: ignore[misc]
+        elif value is not None:
+            await client.set(key, value)
+    pulse = Pulse(redis_server.url, 1.0, lambda: None)
+    try:
+        term = await pulse.lease(Acquire(SESSION), 5_000, 3)
+        assert term is not None
+        assert term.session == SESSION
+        assert term.epoch >= 4
+        await client.delete(keys.LEADER_EPOCH)
+        await client.rpush(keys.LEADER_EPOCH, "again")  # type: ignore[misc]
+        assert await pulse.lease(Renew(term), 5_000, 3) == term
+        assert await pulse.snapshot(term.epoch, b"{}", 1000)
+    finally:
+        await pulse.close()
