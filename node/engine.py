@@ -22,6 +22,7 @@ import structlog
 from cluster import ring
 from cluster.config import Config
 from cluster.errors import Conflict, NotFound, QueueFull, RumorError, StoreUnavailable
+from cluster.keyring import gossip_keys
 from cluster.lane import Reply
 from cluster.load import Load, QueueLoad
 from cluster.scripts import UNANSWERED
@@ -73,6 +74,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.tracing = tracing
+        self._keys = gossip_keys(config)
         self.metrics = metrics
         self.client: redis.asyncio.Redis = connect(config.redis_url)
         self.vitals: Vitals
@@ -415,6 +417,7 @@ class Engine:
                 async with asyncio.timeout(self.config.redis_timeout_s):
                     if not is_published:
                         await safety.agree(self.client, self.config)
+                        await safety.sign(self.client, self.config, self._keys)
                         await self.catalog.publish(self.client)
                     # A Redis may lose its data without a word: what was written there once has to be looked for.
                     is_published = await self.catalog.refresh(self.client)
@@ -475,11 +478,11 @@ class Engine:
         until_s = loop.time() + wait_s
         async with self.waiting.one(task_id, self.queries.shard(task_id)) as event:
             while True:
+                event.clear()  # Before the reading: what is told during it may be newer than what is read.
                 task = await self.queries.get(task_id, with_history=True)
                 left_s = until_s - loop.time()
                 if task.state in TERMINAL or left_s <= 0 or self.is_stopping:
                     return task
-                event.clear()
                 try:
                     async with asyncio.timeout(min(left_s, LOOK_INTERVAL_S)):
                         await event.wait()

@@ -113,7 +113,13 @@ async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[b
             "they could not hear each other.",
             "Give it theirs: --gossip-key-file, or RUMOR_GOSSIP_KEYS.",
         )
-    await client.hset(keys.LEADER_KEYS, config.name, " ".join(mine))
+    await sign(client, config, ring)
+
+
+async def sign(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> None:
+    """Write the fingerprints of this node's gossip keys, the one that seals first."""
+    prints = [_fingerprint(key) for key in ring] or ["none"]
+    await client.hset(keys.LEADER_KEYS, config.name, " ".join(prints))
 
 
 def _fingerprint(key: bytes) -> str:

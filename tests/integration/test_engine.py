@@ -540,9 +540,48 @@ async def test_what_a_redis_forgot_without_a_word_is_written_again(
                 lambda: engine.client.hexists(keys.LEADER_CATALOG, "noop"), 5, "its types stand there"
             )
             assert await engine.client.hget(keys.LEADER_CONFIG, "shards") == b"16"  # type: ignore[misc]
+            assert await engine.client.hget(keys.LEADER_KEYS, engine.config.name) == b"none"  # type: ignore[misc]
             await engine.client.flushall()
     finally:
         await engine.close()
+
+
+async def test_what_is_told_while_a_waiter_reads_is_not_missed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.engine.LOOK_INTERVAL_S", 60.0)
+    task = await one(engine, "noop", delay_s=60)
+    read = engine.queries.get
+    states: list[str] = []
+
+    async def slow(task_id: str, with_history: bool = False) -> TaskJson:
+        found = await read(task_id, with_history)
+        states.append(found.state)
+        if len(states) == 1:
+            await engine.cancel(task_id)  # it ends, and is told, after it was read and before the answer is here
+        return found
+
+    monkeypatch.setattr(engine.queries, "get", slow)
+    async with asyncio.timeout(10):
+        assert (await engine.wait(task.id, 30)).state == "cancelled"
+    assert states[0] == "scheduled"
+
+
+async def test_a_waiter_looks_again_when_redis_has_confirmed_its_subscription(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends on another node after the reading and before the subscription counts is told to nobody."""
+    monkeypatch.setattr("node.engine.LOOK_INTERVAL_S", 60.0)
+    task = await one(engine, "noop", delay_s=60)
+    shard = engine.queries.shard(task.id)
+    async with engine.waiting.one(task.id, shard) as event:
+        async with asyncio.timeout(10):
+            await event.wait()
+        event.clear()
+        async with engine.client.client() as other:  # as after a reconnection
+            await other.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        async with asyncio.timeout(10):
+            await event.wait()
 
 
 async def test_a_task_without_retention_is_there_for_whoever_sends_it_twice(engine: Engine) -> None:
