@@ -171,7 +171,7 @@ class Exercise:
     def submit(self, through: Sequence[int], each: int = 5, seconds: float = 0.5) -> list[str]:
         """More tasks, `each` through these nodes."""
         work = self.ground.work(self.ledger, seconds)
-        ids = [i for number in through for i in self.ground.node(number).submit("chaos.sleep", work, each)]
+        ids = [i for number in through for i in self.ground.node(number).submit_surely("chaos.sleep", work, each)]
         self.ids += ids
         return ids
 

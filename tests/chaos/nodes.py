@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import RumorError
+from node import SyncClient
 from node.remote import Remote, Unreachable
 from tests.processes import ROOT, TRACEBACK, clean_environ, free_base_port
 from tests.waiting import wait_until
@@ -164,6 +165,14 @@ class Node:
         _, answer = self.remote.call("POST", "/tasks/batch", [item] * count)
         assert answer["accepted"] == count, answer["results"][:3]
         return [result["id"] for result in answer["results"]]
+
+    def submit_surely(self, type: str, data: Any = None, count: int = 1) -> list[str]:
+        """The same as clients do it where the network is bad: to this node, under one key, until it answers."""
+        with SyncClient(self.remote.url, token=self.remote.token, learn=False) as client:
+            results = client.submit_many([(type, data)] * count)
+        refused = [one for one in results if isinstance(one, RumorError)]
+        assert not refused, refused[:3]
+        return [one.id for one in results if not isinstance(one, RumorError)]
 
     def task(self, task_id: str, wait_s: float = 0.0) -> dict[str, Any]:
         found: dict[str, Any] = self.get(f"/tasks/{task_id}", wait_s=wait_s or None)
