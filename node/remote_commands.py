@@ -31,9 +31,23 @@ EACH_CHUNK = calls.BATCH_TASKS
 ENDED_BADLY = ("dead", "cancelled")
 TIME_IS_UP = 3
 STATES = ("scheduled", "waiting", "queued", "running", "retrying", "succeeded", "dead", "cancelled")
+EVENT_NAMES = ("member", "leader", "shards", "fence", "task")
 COMPLETE_WITHIN_S = 1.0
 COMPLETE_TASKS = 50
 SHELLS = ("bash", "zsh", "fish")
+
+
+def level(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:
+    """A priority by its name or its number."""
+    if value is None:
+        return None
+    from cluster.task import LEVEL_MAX, LEVELS  # a tenth of a start, for those who give one
+
+    if value in LEVELS:
+        return value
+    if value.isascii() and value.isdigit() and int(value) <= LEVEL_MAX:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is not one of {', '.join(LEVELS)}, or 0 to {LEVEL_MAX}.")
 
 
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -92,12 +106,18 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
 @click.argument("task_type", metavar="TYPE")
 @click.argument("data", default="null", metavar="[DATA]")
 @click.option("--queue", help="Another queue than the type's own.")
-@click.option("--priority", help="low, normal, high, or 0 to 9.")
+@click.option("--priority", callback=level, metavar="LEVEL", help="low, normal, high, or 0 to 9.")
 @click.option("--key", help="Tasks of one key go to one shard.")
 @click.option("--delay-s", type=float, help="Run it this much later.")
-@click.option("--max-attempts", type=int)
-@click.option("--timeout-s", type=float)
+@click.option("--run-at", metavar="TIME", help="Run it then: RFC 3339 with an offset, 2030-01-31T08:00:00+01:00.")
+@click.option("--max-attempts", type=int, help="Attempts before it is dead.")
+@click.option("--timeout-s", type=float, help="Seconds that one attempt may run.")
+@click.option("--backoff-base-s", type=float, help="Seconds before the second attempt, at most.")
+@click.option("--backoff-factor", type=float, help="So much longer before each further one.")
+@click.option("--backoff-max-s", type=float, help="And never longer than this.")
+@click.option("--retention-s", type=float, help="Seconds it stays readable once finished.")
 @click.option("--unique-for-s", type=float, help="The same type and data within this time is the same task.")
+@click.option("--unique-key", help="With --unique-for-s: the same key instead of the same data.")
 @click.option("--idempotency-key", help="The same key is the same task, whichever node it reaches.")
 @click.option("--each", is_flag=True, help="One task for each line of standard input, its data being the line.")
 @click.option("--wait", is_flag=True, help="Wait for the outcome; status 1 if it is dead or cancelled.")
@@ -106,7 +126,9 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
 def submit(
     task_type: str,
     data: str,
-    priority: str | None,
+    backoff_base_s: float | None,
+    backoff_factor: float | None,
+    backoff_max_s: float | None,
     idempotency_key: str | None,
     each: bool,
     wait: bool,
@@ -118,8 +140,9 @@ def submit(
 ) -> int:
     """Submit a task. DATA is JSON, or a text if it is no JSON; - reads it from standard input."""
     options = {name: value for name, value in fields.items() if value is not None}
-    if priority is not None:
-        options["priority"] = int(priority) if priority.isdigit() else priority
+    backoff = {"base_s": backoff_base_s, "factor": backoff_factor, "max_s": backoff_max_s}
+    if backoff := {name: value for name, value in backoff.items() if value is not None}:
+        options["backoff"] = backoff
     waits = wait or wait_s is not None
     if each and waits:
         raise click.UsageError("--each does not wait: `rumor tasks --state dead` shows what failed.")
@@ -195,6 +218,45 @@ def replay(
         with show.waiting("replaying the dead letter queue", quiet=as_json):
             replayed = client.replay(type=task_type, limit=limit, within_s=REPLAY_WITHIN_S)
     show.as_json({"replayed": replayed}) if as_json else click.echo(f"replayed {replayed}")
+    return 0
+
+
+@click.command()
+@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+@remote_options
+def purge(is_sure: bool, url: str, ca_file: str, as_json: bool) -> int:
+    """Remove all dead tasks, with their data and errors. Asks first; without a terminal it needs --yes."""
+    if not is_sure:
+        if not sys.stdin.isatty():
+            raise click.UsageError("It removes all dead tasks for good, and there is nobody to ask: say --yes.")
+        click.confirm("Remove all dead tasks, their data and errors?", abort=True, err=True)
+    with connect(url, ca_file) as client:
+        removed = client.purge_dead()
+    show.as_json({"removed": removed}) if as_json else click.echo(f"removed {removed}")
+    return 0
+
+
+@click.command()
+@remote_options
+def workers(url: str, ca_file: str, as_json: bool) -> int:
+    """List the live nodes and what they run: for each queue the slots that are taken, of how many."""
+    with connect(url, ca_file) as client:
+        found = client.workers()
+    if as_json:
+        show.as_json({"workers": list(found)})
+        return 0
+    show.table(show.WORKER_HEAD, [show.worker_row(one) for one in found], show.WORKER_STYLES)
+    return 0
+
+
+@click.command()
+@click.option("--name", "names", multiple=True, type=click.Choice(EVENT_NAMES), help="Only these; may be given again.")
+@node_options
+def events(names: tuple[str, ...], url: str, ca_file: str) -> int:
+    """Print what happened in the cluster, then what happens: a JSON object a line, until Ctrl-C."""
+    with connect(url, ca_file) as client:
+        for event in client.events(names=names):
+            click.echo(json.dumps({"event": event.name, **event.data}))
     return 0
 
 

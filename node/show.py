@@ -31,8 +31,10 @@ STATE_STYLES = {
 }
 TASK_HEAD = ("id", "type", "state", "attempt", "node", "queue", "age")
 TASK_STYLES: Styles = {2: STATE_STYLES}
-NUMBERS = ("rtt ms", "shards", "running", "free", "attempt", "age")
-MAY_WRAP = ("type", "queue", "url")
+WORKER_HEAD = ("node", "gossip", "verdict", "running", "queues", "pid", "version")
+WORKER_STYLES: Styles = {1: MEMBER_STYLES[1], 2: MEMBER_STYLES[3]}
+NUMBERS = ("rtt ms", "shards", "running", "free", "attempt", "age", "pid")
+MAY_WRAP = ("type", "queue", "queues", "url")
 ENDED_FIELDS = ("error", "history", "data", "result")  # shown after the others, in parts of their own
 SEVERITY_STYLES = {"fatal": "bold red", "error": "red", "warning": "yellow"}
 
@@ -64,6 +66,14 @@ def member_rows(view: Mapping[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def worker_row(worker: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row under WORKER_HEAD."""
+    queues = ", ".join(f"{name} {queue['running']}/{queue['slots']}" for name, queue in worker["queues"].items())
+    told = (worker.get(name, "") for name in ("node_id", "state", "verdict", "running"))
+    node, state, verdict, running = map(str, told)
+    return node, state, verdict, running, queues, str(worker.get("pid", "")), worker.get("version", "")
 
 
 def task_row(task: Task[Any]) -> tuple[str, ...]:

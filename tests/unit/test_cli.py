@@ -18,6 +18,7 @@ import pytest
 
 from node import cli
 from node.private_redis import without_secret
+from node.wire import Submission
 
 TASK = {"id": "01A-1f", "type": "noop", "state": "succeeded", "attempt": 1, "max_attempts": 5, "result": {"n": 1}}
 RUNNING = {**TASK, "id": "01R-1f", "state": "running", "result": None, "node_id": "n1", "progress": 0.5}
@@ -32,6 +33,10 @@ VIEW = {
         {"node_id": "n2", "state": "dead", "redis": "gone", "verdict": "dead", "rtt_ms": 1.25, "url": "http://n2"},
     ],
 }
+WORKER = {
+    **{"node_id": "n1", "state": "alive", "verdict": "healthy", "pid": 7, "version": "1.0", "running": 3, "tasks": []},
+    "queues": {"default": {"slots": 40, "running": 2}, "sync": {"slots": 2, "running": 1}},
+}
 ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/tasks"): (202, TASK),
     ("GET", "/tasks"): (200, {"tasks": [TASK, DEAD], "cursor": "c2"}),
@@ -44,6 +49,8 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("DELETE", "/tasks/01A-1f"): (200, {**TASK, "state": "cancelled"}),
     ("POST", "/tasks/01B-1f/retry"): (200, {**DEAD, "state": "queued"}),
     ("POST", "/dead/replay"): (200, {"replayed": 3}),
+    ("DELETE", "/dead"): (200, {"removed": 4}),
+    ("GET", "/workers"): (200, {"workers": [WORKER]}),
     ("GET", "/cluster"): (200, VIEW),
     ("GET", "/health"): (200, {"status": "ok", "problems": []}),
 }
@@ -106,6 +113,59 @@ def test_submit_sends_json_where_it_is_json_and_text_where_it_is_not(
     ]
     assert asked[0]["headers"]["Idempotency-Key"] == "k"
     assert capsys.readouterr().out == "01A-1f\n" * 3
+
+
+def test_submit_takes_every_field_of_a_submission(asked: list[dict[str, Any]]) -> None:
+    words = [
+        "--queue",
+        "mail",
+        "--key",
+        "k1",
+        "--run-at",
+        "2030-01-31T08:00:00Z",
+        "--max-attempts",
+        "3",
+        "--timeout-s",
+        "9",
+    ]
+    words += ["--backoff-base-s", "1", "--backoff-factor", "3", "--backoff-max-s", "60", "--retention-s", "100"]
+    assert run("submit", "noop", *words, "--unique-for-s", "5", "--unique-key", "u", "--priority", "low") == 0
+    sent = json.loads(asked[0]["body"])
+    assert sent["backoff"] == {"base_s": 1.0, "factor": 3.0, "max_s": 60.0}
+    assert set(sent) | {"delay_s"} == set(Submission.__struct_fields__), "or the two differ"
+
+
+def test_a_word_that_is_none_of_those_allowed_is_answered_with_them(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, allowed in (
+        (("submit", "noop", "--priority", "urgent"), "low, normal, high, or 0 to 9"),
+        (("submit", "noop", "--priority", "10"), "low, normal, high, or 0 to 9"),
+        (("tasks", "--state", "done"), "'succeeded'"),
+        (("events", "--name", "x"), "'member'"),
+    ):
+        assert run(*words) == 2
+        assert allowed in capsys.readouterr().err
+    assert not asked
+
+
+def test_purge_asks_and_without_a_terminal_wants_yes(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert run("purge") == 2
+    assert "--yes" in capsys.readouterr().err
+    assert not asked
+    assert run("purge", "--yes") == 0
+    assert capsys.readouterr().out == "removed 4\n"
+    assert asked[0]["call"] == ("DELETE", "/dead")
+
+
+def test_workers_are_listed_with_their_slots(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("workers") == 0
+    assert capsys.readouterr().out == "n1\talive\thealthy\t3\tdefault 2/40, sync 1/2\t7\t1.0\n"
+    assert run("workers", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"workers": [WORKER]}
 
 
 def test_submit_can_wait_for_the_outcome(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
