@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from cluster.errors import ConfigError, RumorError
 from node import cuts, launch, lookout, network
@@ -216,15 +217,25 @@ def site_of_compose() -> Site | None:
         ),
         key=lambda place: place.number,
     )
-    redis = by_service.get("redis")
+    redis = by_service.get(redis_host(containers))
     if not places or redis is None:
         raise NoSite(f"Of the project {project}, not even Redis and one node run.", "See `docker compose ps`.")
     return Site(f"docker compose, project {project}", tuple(places), address_of(redis))
 
 
+def redis_host(containers: Sequence[Mapping[str, Any]]) -> str:
+    """The service that the nodes' Redis URL names."""
+    urls = (environ_of(one).get("RUMOR_REDIS_URL") for one in containers)
+    return next((urlsplit(url).hostname or "" for url in urls if url), "redis")
+
+
+def environ_of(container: Mapping[str, Any]) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in container["Config"]["Env"])
+
+
 def place_of(number: int, container: Mapping[str, Any]) -> Place:
     """A node's container as Docker describes it."""
-    environ = dict(line.partition("=")[::2] for line in container["Config"]["Env"])
+    environ = environ_of(container)
     port = environ.get("RUMOR_PORT", "5000")
     published = (container["NetworkSettings"]["Ports"].get(f"{port}/tcp") or [None])[0]
     address = address_of(container)

@@ -62,6 +62,8 @@ class Shell:
 
     folder: Path
     base: int
+    where: Path = ROOT
+    limit_s: float = PAGE_LIMIT_S
 
     @property
     def environ(self) -> dict[str, str]:
@@ -85,13 +87,13 @@ class Shell:
         script = "".join(f"{self.here(block.commands)}\nprintf '\\n%s %s\\n' '{MARK}' $?\n" for block in page)
         done = subprocess.run(
             ["bash", "-c", script],
-            cwd=ROOT,
+            cwd=self.where,
             env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=PAGE_LIMIT_S,
+            timeout=self.limit_s,
             check=False,
         )
         parts = re.split(rf"^{MARK} (\d+)\n", done.stdout, flags=re.MULTILINE)
