@@ -86,10 +86,10 @@ async def agree(client: redis.asyncio.Redis, config: Config) -> None:
 async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> None:
     """Compare fingerprints of gossip keys with those of the nodes that live, then write one's own.
 
-    A node whose key nobody has hears nobody: it would hold itself for a cluster of its own, beside one that works on
-    the same Redis. Raises ConfigError then.
+    A node that nobody can open, or that can open nobody, would hold itself for a cluster of its own, beside one that
+    works on the same Redis. Raises ConfigError then. The first key of each seals, all of them open.
     """
-    mine = sorted({_fingerprint(key) for key in ring}) or ["none"]
+    mine = [_fingerprint(key) for key in ring] or ["none"]
     others: Any = await client.hgetall(keys.LEADER_KEYS)
     rows: Any = await client.hgetall(keys.LEADER_MEMBERS)
     strangers: list[str] = []
@@ -103,15 +103,16 @@ async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[b
         except (msgspec.DecodeError, IndexError, TypeError):
             continue  # another version's row
         if told and told[0][1] > 0:
-            if set(prints.decode().split()) & set(mine):
+            theirs = prints.decode().split()
+            if mine[0] in theirs and theirs[0] in mine:
                 strangers = []
                 break
             strangers.append(node_id)
     if strangers:
         raise ConfigError(
-            f"this node's gossip key ({', '.join(mine)}) is none that {', '.join(sorted(strangers))} has: "
-            "they could not hear each other.",
-            "Give it theirs: --gossip-key-file, or RUMOR_GOSSIP_KEYS.",
+            f"what this node seals ({mine[0]}) or opens ({', '.join(mine)}) does not fit the gossip keys of "
+            f"{', '.join(sorted(strangers))}: they could not hear each other.",
+            "Give it theirs (--gossip-key-file, or RUMOR_GOSSIP_KEYS). To rotate: OLD,NEW on all, NEW,OLD on all, NEW.",
         )
     await sign(client, config, ring)
 

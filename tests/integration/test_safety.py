@@ -30,7 +30,9 @@ async def test_a_node_whose_gossip_key_no_live_node_has_does_not_start(redis_ser
             with pytest.raises(ConfigError, match="n1:1") as caught:
                 await safety.same_key(client, second, ring)
             assert KEY.decode() not in str(caught.value)
-        await safety.same_key(client, second, [OTHER, KEY])  # while keys rotate, one in common is enough
+        await safety.same_key(client, second, [KEY, OTHER])  # the first round of a rotation: OLD,NEW
+        with pytest.raises(ConfigError, match="OLD,NEW on all"):
+            await safety.same_key(client, second, [OTHER, KEY])  # n1 could not open what it seals
         await safety.same_key(client, first, [OTHER])  # its own row is no witness
     await client.aclose()
 
