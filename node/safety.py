@@ -51,7 +51,7 @@ async def examine(client: redis.asyncio.Redis, config: Config) -> list[Note]:
             {
                 "code": "redis_no_replica",
                 "message": "Redis has no replica: while it is down, nothing is accepted and nothing starts.",
-                "hint": "Add a replica with Sentinel for production.",
+                "hint": "Add a replica, and something that moves the address in redis_url to it.",
             }
         )
     return notes
