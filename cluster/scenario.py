@@ -54,7 +54,7 @@ from cluster.sim import (
 from cluster.swim.events import Leave, State
 
 SETTLE_S = 3.0  # from the start until the first fault may come
-CONVERGE_S = 12.0  # after the last fault is over; a member held dead is asked every 2 s, full tables go every 15 s
+CONVERGE_S = 12.0  # after the last fault is over; a member held dead is asked every second, full tables go every 15 s
 REFUSED_BOUND_S = 1.0  # a killed process, on a good network
 TRAFFIC_MAX_BYTES_S = 16_384
 PAUSE_MAX_S = 3.0  # hangs up to this kill nobody

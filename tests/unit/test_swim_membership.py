@@ -403,7 +403,7 @@ def test_a_dead_member_is_pinged_now_and_then_and_told() -> None:
     bench.take()
     bench.pass_s(10, answering=["b", "c", "d"])
     actions = bench.take()
-    assert 3 <= len(sent(actions, Ping, "a")) <= 8
+    assert 8 <= len(sent(actions, Ping, "a")) <= 13
     assert State.DEAD in [row.state for row in told(actions, "a", to="a")]
 
 
