@@ -171,9 +171,23 @@ def main_node(config: Config) -> int:
     gc.set_threshold(25_000, 20, 50)  # tasks come and go by the ten thousand, and hardly anything here is a cycle
     sys.setswitchinterval(0.001)  # vitals shares the interpreter with handlers: it should not wait 5 ms for its turn
     try:
-        import uvloop
-
-        return uvloop.run(run(config))
+        return _to_its_end(config)
     except RumorError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG if isinstance(error, ConfigError) else 1
+
+
+def _to_its_end(config: Config) -> int:
+    """`run`, whatever a handler leaves behind: what it left and calls exit stops the loop, and not the node."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        loop = runner.get_loop()
+        node = loop.create_task(run(config))
+        while True:
+            try:
+                return loop.run_until_complete(node)
+            except SystemExit as error:
+                if node.done():
+                    raise
+                log.error("exit_ignored", status=error.code, hint="Something that a handler left behind called exit.")

@@ -74,3 +74,18 @@ def test_a_task_that_kills_its_child_process_ends_dead_and_the_node_stays_up(
     assert (node.pid, node.session, node.is_running) == (pid, session, True)
     ids = node.submit("chaos.sleep", {"ledger": str(ledger.path)}, 10)
     check_kept(fleet.wait_ended(ids, 10), ids, ledger)
+
+
+def test_what_a_handler_leaves_behind_may_exit_and_the_node_stays_up(
+    make_fleet: Callable[..., Fleet], ledger: Ledger
+) -> None:
+    fleet = make_fleet(1)
+    (node,) = fleet.nodes
+    fleet.expected.append("SystemExit")
+    running = node.submit("chaos.sleep", {"ledger": str(ledger.path), "seconds": 2.0}, 5)
+    leaking = node.submit("chaos.leave_exits_behind", {"ledger": str(ledger.path)}, 3)
+    wait_until(lambda: "exit_ignored" in node.log(), 10, "it is told")
+    assert {task["state"] for task in fleet.wait_ended([*running, *leaking], 10)} == {"succeeded"}
+    check_ran_once(ledger, running)
+    node.terminate()
+    assert node.wait() == 0, "and it drains when it is told to"

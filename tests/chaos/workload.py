@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -113,3 +114,19 @@ async def fork_and_terminate(work: Work, ctx: Context) -> dict[str, Any]:
     os.kill(copy, signal.SIGTERM)
     _, status = await asyncio.to_thread(os.waitpid, copy, 0)
     return {"status": status} | outcome(ctx)
+
+
+@task(name="chaos.leave_exits_behind")
+async def leave_exits_behind(work: Work, ctx: Context) -> dict[str, Any]:
+    """Leave a task and a callback behind that exit."""
+
+    async def exits() -> None:
+        raise SystemExit(3)
+
+    loop = asyncio.get_running_loop()
+    left.append(loop.create_task(exits()))
+    loop.call_soon(sys.exit, 4)
+    return outcome(ctx)
+
+
+left: list[asyncio.Task[None]] = []  # as a reference is all that keeps a task alive
