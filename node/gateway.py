@@ -346,7 +346,8 @@ class Gateway:
                     rejected.add(error.code)
                 response = refusal(error)
             except web.RequestPayloadError as error:
-                response = refusal(BadRequest(f"the body cannot be read: {error}.", "Check its encoding and length."))
+                what = " ".join(str(error).split()).removeprefix("400, message: ")
+                response = refusal(BadRequest(f"the body cannot be read: {what}.", "Check its encoding and length."))
             except (asyncio.CancelledError, ConnectionError):
                 raise  # The client or this node is going; there is nobody to answer.
             except Exception as error:

@@ -206,6 +206,11 @@ class _Connection(web.RequestHandler):
         else:
             transport.close()
 
+    def log_exception(self, *args: object, **kwargs: object) -> None:
+        """A body that cannot be read was answered already; aiohttp meets its error again when it reads the rest."""
+        if not isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kwargs)
+
     def handle_error(
         self,
         request: web.BaseRequest,
