@@ -52,7 +52,7 @@ async def resolve_all(host: str, port: int) -> list[Address]:
         return [(str(ipaddress.ip_address(host)), port)]  # Nothing to look up, and no thread to do it.
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, UnicodeError):  # not there (now), or no name at all
         return []
     return [(str(address[4][0]), port) for address in found[:RESOLVED_MAX]]
 

@@ -17,6 +17,7 @@ from cluster.errors import ConfigError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
+SEED = re.compile(r"([^\s\[\]]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
 PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 UNSPECIFIED = ("0.0.0.0", "::")  # bound to every address, so none of them says where peers reach this node
 SLOTS_MAX = 100_000
@@ -245,6 +246,10 @@ def check(config: Config) -> None:
             f"public_url is {config.public_url!r}: not http://HOST[:PORT] or https://HOST[:PORT], at most 120 long.",
             "Name the node's own place, without a path: what browsers show as its origin.",
         )
+    for seed in config.seeds:
+        match = SEED.fullmatch(seed)
+        if match is None or not 1 <= int(match[2]) <= 65_535:
+            raise ConfigError(f"seeds has {seed!r}: not HOST:PORT.", "For example: 10.0.0.1:5000 or [fd00::1]:5000")
     parse_queues(config.queues)
     if config.trace_url and not (config.trace_url.startswith(("http://", "https://")) and TRACE_ID in config.trace_url):
         raise ConfigError(

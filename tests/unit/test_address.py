@@ -37,6 +37,12 @@ async def test_a_seed_may_stand_for_many_members() -> None:
     assert found == [("10.0.0.1", 5000), ("10.0.0.2", 5000), ("10.0.0.3", 5000), ("::1", 7)]
 
 
+async def test_a_seed_whose_name_is_none_hides_no_other() -> None:
+    assert await address.seed_addresses(["rumor..nodes:5000", f"{'x' * 64}:5000", "10.0.0.2:5000"]) == [
+        ("10.0.0.2", 5000)
+    ]
+
+
 @pytest.mark.usefixtures("names")
 async def test_the_advertised_host_is_what_peers_are_told() -> None:
     assert await address.own_host(bound_to_all(advertise_host="10.1.1.1")) == "10.1.1.1"

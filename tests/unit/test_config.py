@@ -85,6 +85,11 @@ def test_what_must_be_ordered_is_refused_with_both_values_and_the_reason(small: 
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("tls_cert", "only-one.pem"),
+        ("seeds", "10.0.0.1"),
+        ("seeds", "10.0.0.1:5000,10.0.0.2:99999"),
+        ("seeds", "10.0.0.1:0"),
+        ("seeds", "[::1:5000"),
+        ("seeds", "10.0.0.1:\u00b2"),
         ("public_url", "localhost:5000"),
         ("public_url", "ftp://localhost"),
         ("public_url", "http://localhost:5000/rumor"),
@@ -95,6 +100,11 @@ def test_what_must_be_ordered_is_refused_with_both_values_and_the_reason(small: 
 )
 def test_a_value_that_makes_no_sense_is_refused_with_the_setting_named(name: str, text: str) -> None:
     assert name in refused(lambda: from_text({name: text}))
+
+
+@pytest.mark.parametrize("seed", ["10.0.0.1:5000", "rumor-nodes.default.svc:5000", "[fd00::1]:5000", "::1:5000"])
+def test_a_seed_is_a_host_and_a_port(seed: str) -> None:
+    assert from_text({"seeds": seed}).seeds == (seed,)
 
 
 @pytest.mark.parametrize("url", ["", "http://localhost:5001", "https://rumor-1.example.com", "http://[fd00::1]:5000"])
