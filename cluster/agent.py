@@ -164,10 +164,10 @@ def events(state: State, was: State | None) -> list[str]:
 
 
 def tell(event: str, subject: str, **more: object) -> None:
-    """One line on stdout. Nobody there to read it: then there is nothing to run for either."""
+    """One line on stdout. That nobody reads it, or no room is left for it, changes nothing for the other members."""
     line = json.dumps({"t": round(time.monotonic(), 6), "event": event, "subject": subject, **more})
-    with contextlib.suppress(BrokenPipeError):
-        os.write(sys.stdout.fileno(), line.encode() + b"\n")
+    with contextlib.suppress(OSError):
+        os.write(1, line.encode() + b"\n")
 
 
 def watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

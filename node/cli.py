@@ -44,6 +44,7 @@ COMMANDS = {  # name -> where it is, and as what; in the order of the help
 
 def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
     """Run a command line and exit. Without a subcommand it is `default`, if there is one."""
+    open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if default is not None and (not words or words[0].startswith("-")) and words[:1] not in (["--help"], ["--version"]):
         words.insert(0, default)
@@ -61,6 +62,14 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def open_standard_streams() -> None:
+    """Those that whoever started this closed: sockets would get their numbers, and be read and written as streams."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        mode = "r" if number == 0 else "w"
+        setattr(sys, ("stdin", "stdout", "stderr")[number], open(number, mode, encoding="utf-8"))
+    os.close(number)
 
 
 class Commands(click.Group):

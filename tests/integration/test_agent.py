@@ -206,6 +206,22 @@ def test_what_cannot_be_is_refused_before_anything_runs(start: Start, words: tup
         one.wait("ready", "a")  # An empty seed is none.
 
 
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "2>&- >&-", ">/dev/full"])
+def test_it_is_a_member_without_anything_to_write_to(start: Start, streams: str) -> None:
+    first = start("a")
+    words = [sys.executable, "-m", "node", "agent", "--name", "b", "--port", str(free_port())]
+    words += ["--seed", f"127.0.0.1:{first.port}"]
+    with subprocess.Popen(["sh", "-c", f'exec "$@" {streams}', "sh", *words], cwd=ROOT, stdin=subprocess.PIPE) as mute:
+        try:
+            first.wait("join", "b")
+            assert mute.stdin is not None
+            mute.stdin.close()
+            assert mute.wait(LIMIT_S) == 0
+            first.wait("left", "b")
+        finally:
+            mute.kill()
+
+
 def test_the_benchmark_of_membership_runs(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/bench/membership.py", "--nodes=4", "--trials=1", "--scenarios=start,kill"]
     done = subprocess.run(
