@@ -6,6 +6,7 @@ skipped. That alerts and dashboard name existing metrics is always tested.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -20,9 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
+from redis.exceptions import RedisError
 
 from cluster.config import Config
+from cluster.store import connect
+from node import safety
+from tests.integration.conftest import find_binary, free_port
 from tests.processes import ROOT, LaunchedCluster, free_base_port
 from tests.waiting import wait_until
 
@@ -239,6 +245,19 @@ def test_the_manifests_fit_the_schemas_of_kubernetes() -> None:
     assert {"StatefulSet", "Service", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler"} <= set(kinds)
 
 
+def test_kustomize_puts_all_of_it_together() -> None:
+    yaml = pytest.importorskip("yaml")
+    kubectl = tool("kubectl")
+    made = list(yaml.safe_load_all(run(kubectl, "kustomize", str(DEPLOY / "kubernetes"))))
+    listed = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text("utf-8"))
+    written = [document for name, document in manifests() if name in listed["resources"]]
+    assert sorted((one["kind"], one["metadata"]["name"]) for one in made) == sorted(
+        (one["kind"], one["metadata"]["name"]) for one in written
+    )
+    pod = next(one for one in made if one["kind"] == "StatefulSet")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"].startswith("registry.example.com/rumor:")
+
+
 def test_a_pod_may_take_as_long_to_end_as_its_node_does() -> None:
     pod = stateful_set()["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -273,6 +292,32 @@ def test_every_object_is_selected_by_the_same_label() -> None:
                 assert spec["selector"]["matchLabels"] == label
             case "NetworkPolicy":
                 assert spec["podSelector"]["matchLabels"] == label
+
+
+# ---- Redis
+
+
+async def test_a_redis_with_the_given_configuration_has_nothing_to_mend_but_a_replica(tmp_path: Path) -> None:
+    port = free_port()
+    command = [find_binary(), str(DEPLOY / "redis" / "redis.conf"), "--port", str(port), "--dir", str(tmp_path)]
+    client = connect(f"redis://127.0.0.1:{port}/0")
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(10):
+            while (notes := await examined(client)) is None:
+                await asyncio.sleep(0.05)
+        assert [note["code"] for note in notes] == ["redis_no_replica"]
+    finally:
+        process.kill()
+        await process.wait()
+        await client.aclose()
+
+
+async def examined(client: redis.asyncio.Redis) -> list[safety.Note] | None:
+    try:
+        return await safety.examine(client, Config())
+    except RedisError:
+        return None
 
 
 # ---- systemd
