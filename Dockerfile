@@ -15,21 +15,30 @@ RUN mkdir cluster node \
 COPY README.md LICENSE ./
 COPY cluster cluster
 COPY node node
-RUN /opt/rumor/bin/pip install --no-cache-dir --no-deps .
+# pip stays, for images that are built FROM this one.
+RUN /opt/rumor/bin/pip install --no-cache-dir --no-deps . && /opt/rumor/bin/pip uninstall --yes setuptools
 
 FROM ${BASE_IMAGE}
-# For scripts/partition.sh, which cuts a node off by its own firewall. Without NET_ADMIN, as usual, it can do nothing.
-RUN command -v iptables >/dev/null \
+# For scripts/partition.sh, which cuts a node off by its own firewall; docker-compose.yml asks for it, production does not.
+ARG WITH_IPTABLES=
+RUN [ -z "$WITH_IPTABLES" ] || command -v iptables >/dev/null \
     || (apt-get update && apt-get install -y --no-install-recommends iptables && rm -rf /var/lib/apt/lists/*)
-RUN useradd --system --uid 10001 --create-home rumor
+RUN groupadd --gid 10001 rumor && useradd --uid 10001 --gid rumor --create-home rumor
 COPY --from=build /opt/rumor /opt/rumor
 ENV PATH=/opt/rumor/bin:$PATH PYTHONUNBUFFERED=1 RUMOR_HOST=0.0.0.0
 # Task modules are found here: mount them, or build an image of your own FROM this one. RUMOR_TASKS names them.
 WORKDIR /app
-USER rumor
+# By number, so that Kubernetes sees that it is not root.
+USER 10001:10001
 EXPOSE 5000/tcp 5000/udp
-HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('RUMOR_PORT', '5000') + '/livez', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 CMD ["python3", "-Ic", "\
+import http.client, os, ssl; \
+place = ('127.0.0.1', int(os.environ.get('RUMOR_PORT', '5000'))); \
+tls = os.environ.get('RUMOR_TLS_CERT'); \
+one = http.client.HTTPSConnection(*place, timeout=2, context=ssl._create_unverified_context()) if tls \
+    else http.client.HTTPConnection(*place, timeout=2); \
+one.request('GET', '/livez'); \
+raise SystemExit(one.getresponse().status != 200)"]
 # Exec form: the node is process 1 and gets SIGTERM, which drains it.
 ENTRYPOINT ["rumor"]
 CMD ["node"]

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from scripts.screenshots import browser, chromium, until
+from tests.chaos.ledger import check_kept, check_ran_once
 from tests.docker.conftest import COUNT, Compose
 from tests.exercises import Ground, across, around, exercise, refused_quickly
 from tests.waiting import wait_until
@@ -131,3 +132,24 @@ def test_the_page_at_a_published_port_goes_on_with_another_node_when_its_own_die
         compose("start", "node1")
         until(page, "net.isLive && net.base === HOME", 20)
     ground.wait_agreed("a kill of node 1")
+
+
+def test_stop_drains_a_node_and_its_file_system_is_read_only(compose: Compose, ground: Ground) -> None:
+    name = container(compose, "node5")
+    assert "Read-only" in inside(name, "touch", "/app/x").stderr
+    run_as = subprocess.run(["docker", "exec", name, "id", "-u"], capture_output=True, text=True, check=True)
+    assert run_as.stdout.strip() == "10001"
+    ledger = ground.new_ledger()
+    ids = ground.node(5).submit("chaos.sleep", ground.work(ledger, 4.0), 30)
+    wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+    assert ledger.open_on("node5"), "some of them on the node that is stopped"
+    compose("stop", "node5")
+    stopped = subprocess.run(
+        ["docker", "inspect", "--format", "{{.State.ExitCode}}", name], capture_output=True, text=True, check=True
+    )
+    assert stopped.stdout.strip() == "0"
+    tasks = ground.fleet.wait_ended(ids, 20)
+    check_kept(tasks, ids, ledger)
+    check_ran_once(ledger, ids)
+    compose("start", "node5")
+    ground.wait_agreed("a stop of node 5")
