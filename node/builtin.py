@@ -103,8 +103,8 @@ def cpu(data: Sleep | Seconds | None, ctx: Context) -> dict[str, float]:
 
 @task
 async def crash(data: Crash | None) -> None:
-    """Kill the node that runs it, at once and without goodbye. Each node that takes it over dies too, until its
-    attempts are used up."""
+    """Kill the node that runs it, at once and without goodbye, and so the next one. After that it runs in a child
+    process, and dies there until its attempts are used up."""
     os._exit(CRASH_CODE if data is None else data.code)
 
 
