@@ -421,8 +421,9 @@ class Dispatcher:
         for task_id, delivery in list(held.items()):
             if in_redis.get(task_id) != delivery and task_id not in unsettled:
                 del held[task_id]
-                if self.worker.stop(task_id, delivery, "gone"):
-                    log.warning("task_gone", task=task_id, delivery=delivery)
+                running = self.worker.running.get(task_id)
+                if running is not None and self.worker.stop(task_id, delivery, "gone"):
+                    log.warning("task_gone", **logs.ids_of(running.claimed), delivery=delivery)
 
     def _lost(self, shard: int, what: str, error: Exception) -> None:
         self.uncertain.add(shard)

@@ -11,10 +11,11 @@ The only module that imports OpenTelemetry's SDK. Spans are sent by a thread of 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context as Variables
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,14 @@ from node.wire import Submission, Submitted
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
 
-# Where the environment does not say: sooner than the SDK's 5 s, as a killed process takes along what it has not sent;
-# and room for a batch of 10,000.
-SEND_EVERY_MS = 1_000
-WAITING_MAX = 32_768
+# Where the environment does not say.
+SEND_EVERY_MS = 1_000  # the SDK's 5 s lose more with a process that is killed
+WAITING_MAX = 16_384  # spans of some 3.5 KB: room for a burst
 TEXT_MAX = 300  # characters of an error's message
 TOLD_BY_OTHERS = ("fenced", "lease")  # why an attempt was stopped whose span the node that reaps it makes
 FAILED = (Kind.FAILED, Kind.RETRY, Kind.REJECTED)
+
+_log = logging.getLogger("opentelemetry.rumor")  # one of those that `logs` keeps from repeating themselves
 
 # The parent of what belongs to no trace: not sampled, by whichever sampler.
 _NOBODY = with_span(NonRecordingSpan(SpanContext((1 << 128) - 1, (1 << 64) - 1, False, TraceFlags(0))), Context())
@@ -71,7 +73,7 @@ class Otel:
         tracer = self._provider.get_tracer("rumor", __version__)
         self._ids = _Ids(self._provider.id_generator)
         tracer.id_generator = self._ids  # type: ignore[attr-defined]
-        self._start = tracer.start_span
+        self._tracer = tracer
 
     def sending(self, store: Store) -> Store:
         async def traced(
@@ -85,12 +87,8 @@ class Otel:
             )
             if not span.is_recording():
                 return await store(items, keys, context, started_s)
-            with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-                try:
-                    results = await store(items, keys, _context_of(span), started_s)
-                except RumorError as error:
-                    _fail(span, error.code, error.message)
-                    raise
+            with _around(span):
+                results = await store(items, keys, _context_of(span), started_s)
                 _describe(span, results)
                 return results
 
@@ -100,33 +98,24 @@ class Otel:
         async def traced(*args: Any) -> list[Submitted | RumorError]:
             if not trace.get_current_span().is_recording():
                 return await submit(*args)
-            span = self._start("forward", kind=SpanKind.CLIENT, attributes=_operation("forward", "send"))
-            with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-                try:
-                    return await submit(*args)
-                except RumorError as error:
-                    _fail(span, error.code, error.message)
-                    raise
+            with _around(self._start("forward", None, SpanKind.CLIENT, _operation("forward", "send"))):
+                return await submit(*args)
 
         return traced
 
-    @contextmanager
-    def receiving(self, headers: CIMultiDictProxy[str]) -> Iterator[None]:
+    def receiving(self, headers: CIMultiDictProxy[str]) -> AbstractContextManager[None]:
         context = trace_context.received(headers)
         if context is None:
-            yield
-            return
-        span = self._start("take over", _parent(context), SpanKind.SERVER, _operation("take over", "send"))
-        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-            yield
+            return nullcontext()
+        return _around(self._start("take over", _parent(context), SpanKind.SERVER, _operation("take over", "send")))
 
     def shield(self, context: Variables) -> None:
         context.run(attach, _NOBODY)
 
     def waited(self, claimed: Claimed, wait_s: float) -> None:
-        """From when it was queued; without what was lost or given back, as that began earlier."""
+        """From when it was queued. Not of what was lost or given back: that was queued before its earlier attempt."""
         context = claimed.spec.trace
-        if context is None or claimed.lost or claimed.delivery != claimed.attempt:
+        if context is None or wait_s == 0 or claimed.lost or claimed.delivery != claimed.attempt:
             return
         now_ns = time.time_ns()
         span = self._start(
@@ -135,7 +124,7 @@ class Otel:
             attributes=_about(claimed, "wait"),
             start_time=now_ns - int(wait_s * 1e9),
         )
-        span.end(now_ns)
+        _end(span, now_ns)
 
     def begin(self, claimed: Claimed, context: Variables) -> trace.Span | None:
         span = self._attempt(claimed, _about(claimed, "process"))
@@ -150,7 +139,7 @@ class Otel:
             span.set_attribute("rumor.task.stopped_by", why)
         if outcome.kind in FAILED:
             _fail_attempt(span, outcome.failure or Failure("Error", "no reason given"))
-        span.end()
+        _end(span)
 
     def recovered(self, session: str, lost: Sequence[Lost], since_s: float) -> None:
         """A span for each attempt that its own node cannot tell of any more, and one for what was done about it."""
@@ -165,7 +154,7 @@ class Otel:
             attempt = self._attempt(claimed, {**_about(claimed, "process"), **where}, began_ns)
             attempt.set_attribute("rumor.task.outcome", "lost")
             _fail(attempt, "WorkerLost", f"its node {node_of(session)} was lost while it ran")
-            attempt.end(noticed_ns)
+            _end(attempt, noticed_ns)
             span = self._start(
                 f"recover {claimed.spec.type}",
                 _parent(claimed.spec.trace),
@@ -173,7 +162,7 @@ class Otel:
                 links=[Link(attempt.get_span_context())],
                 start_time=noticed_ns,
             )
-            span.end(now_ns)
+            _end(span, now_ns)
 
     def inside(self, claimed: Claimed) -> AbstractContextManager[None]:
         context = claimed.spec.trace
@@ -186,6 +175,21 @@ class Otel:
         closing = threading.Thread(target=self._provider.shutdown, name="rumor-spans", daemon=True)
         closing.start()
         closing.join(within_s)
+
+    def _start(
+        self,
+        name: str,
+        parent: Context | None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Mapping[str, Any] | None = None,
+        links: Sequence[Link] = (),
+        start_time: int | None = None,
+    ) -> trace.Span:
+        try:
+            return self._tracer.start_span(name, parent, kind, attributes, links, start_time)
+        except Exception:  # of a sampler or a processor that somebody has put in
+            _log.exception("a span could not begin")
+            return trace.INVALID_SPAN
 
     def _attempt(self, claimed: Claimed, attributes: dict[str, Any], began_ns: int | None = None) -> trace.Span:
         context = claimed.spec.trace or ""
@@ -274,6 +278,26 @@ def _context_of(span: trace.Span) -> str:
     line = f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}"
     state = of.trace_state.to_header()
     return f"{line} {state}" if state else line
+
+
+def _end(span: trace.Span, at_ns: int | None = None) -> None:
+    try:
+        span.end(at_ns)
+    except Exception:  # of a processor that somebody has put in
+        _log.exception("a span was lost")
+
+
+@contextmanager
+def _around(span: trace.Span) -> Iterator[None]:
+    """It is the current one in here, and ends with it."""
+    try:
+        with trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
+            yield
+    except RumorError as error:
+        _fail(span, error.code, error.message)
+        raise
+    finally:
+        _end(span)
 
 
 @contextmanager

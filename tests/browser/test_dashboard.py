@@ -19,7 +19,8 @@ Cluster = Callable[..., LaunchedCluster]
 WITHIN_S = 1.0  # from the kill to the page that explains it
 
 
-SETTINGS = {"queues": "default:20,sync:1", "backoff_base_s": 0.05, "drain_s": 0.2}
+TRACE_URL = "https://traces.example/t/{trace_id}"
+SETTINGS = {"queues": "default:20,sync:1", "backoff_base_s": 0.05, "drain_s": 0.2, "trace_url": TRACE_URL}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,16 @@ def test_a_task_is_submitted_cancelled_and_its_history_read_from_the_page(
     page.page.get_by_role("button", name="Run it after all").click()
     page.until("document.querySelector('#task h1').textContent.includes('running')")
     assert "Queued again by hand" in page.text("#history")
+
+
+def test_a_task_that_is_part_of_a_trace_links_to_it(steady: LaunchedCluster, open_page: Open) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    task = steady.remote(1).call("POST", "/tasks", {"type": "noop"}, headers=headers)[1]
+    page = open_page(f"{steady.url(2)}/#/tasks/{task['id']}")
+    page.until("document.querySelector('.facts a')")
+    assert page.text(".facts a") == trace_id
+    assert page.page.evaluate("document.querySelector('.facts a').href") == TRACE_URL.format(trace_id=trace_id)
 
 
 def test_bad_data_is_told_beside_the_form_and_nothing_is_submitted(steady: LaunchedCluster, open_page: Open) -> None:

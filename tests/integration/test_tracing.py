@@ -142,7 +142,7 @@ def test_every_retry_is_linked_to_the_attempt_before(collector: Collector, nodes
 def test_a_killed_nodes_attempt_is_told_by_who_recovers_it(collector: Collector, nodes: Callable[..., Fleet]) -> None:
     made = nodes(3)
     trace = Trace()
-    task = submit(made.nodes[0], trace, "slow", 2.0)
+    task = submit(made.nodes[0], trace, "slow", 4.0)
     where = wait_until(lambda: made.nodes[0].task(task["id"])["node_id"], 5, "it runs somewhere")
     victim = next(node for node in made.nodes if node.node_id == where)
     wait_until(lambda: collector.of(trace.id), ARRIVES_S, "what was sent has arrived")

@@ -52,6 +52,15 @@ def test_an_environment_that_cannot_be_read_switches_it_off(monkeypatch: pytest.
 def test_what_is_off_imports_nothing() -> None:
     """redis-py imports OpenTelemetry's metrics by itself where they are installed; nothing of ours does."""
     code = (
+        "import sys; from node import child, cli, gateway, main, tracing; tracing.start('n1')\n"
+        "heavy = ('opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
+        "print([name for name in sys.modules if name.startswith(heavy)])"
+    )
+    assert run(code, {}) == "[]"
+
+
+def test_a_node_runs_where_the_package_is_not_installed() -> None:
+    code = (
         "import sys\n"
         "class Watch:\n"
         "    def find_spec(self, name, *_):\n"
@@ -74,6 +83,39 @@ def test_the_handlers_own_provider_is_used() -> None:
         "print(tracing.start('n1').is_on)"
     )
     assert run(code, {}).split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("broken", ["on_start", "on_end"])
+def test_a_broken_processor_costs_spans_and_no_task(broken: str) -> None:
+    code = f"""
+import asyncio, contextvars
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from cluster.task import Backoff, Claimed, Kind, Lost, Outcome, Spec
+from node import tracing
+
+class Broken(SpanProcessor):
+    def {broken}(self, *_):
+        raise ZeroDivisionError
+
+provider = TracerProvider()
+provider.add_span_processor(Broken())
+trace.set_tracer_provider(provider)
+spans = tracing.start("n1")
+spec = Spec("t", "default", 5, 5, 60.0, Backoff(1.0, 2.0, 300.0), trace="00-{"a" * 32}-{"b" * 16}-01")
+claimed = Claimed("01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f", 31, 1, 1, spec, b"null")
+span = spans.begin(claimed, contextvars.copy_context())
+if span is not None:
+    spans.end(span, Outcome(claimed, Kind.SUCCEEDED), "")
+spans.waited(claimed, 1.0)
+spans.recovered("n1/1-1", [Lost(claimed, 1.0, "queued")], 0.1)
+
+async def store(items, keys, context, started_s):
+    return ["stored"]
+
+print(asyncio.run(spans.sending(store)([], None, None, 0.0)))
+"""
+    assert run(code, {}) == "['stored']"
 
 
 def test_an_attempts_span_has_the_same_id_wherever_it_is_asked_for() -> None:
