@@ -68,7 +68,7 @@ def open_standard_streams() -> None:
     """Those that whoever started this closed: sockets would get their numbers, and be read and written as streams."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         mode = "r" if number == 0 else "w"
-        setattr(sys, ("stdin", "stdout", "stderr")[number], open(number, mode, encoding="utf-8"))
+        setattr(sys, ("stdin", "stdout", "stderr")[number], os.fdopen(number, mode, encoding="utf-8"))
     os.close(number)
 
 
