@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import nlargest
 from math import inf
 from random import Random
 
@@ -74,7 +75,9 @@ LOAD_FANOUT = 4  # members told at once of a load that others should act on
 GOSSIP_FANOUT = 3  # members told at each gossip interval while there is news
 URGENT_FANOUT = 3  # members told at once by a node that heard urgent news
 URGENT_DIRECT_MAX = 64  # members told at once by the node that the urgent news comes from
-RING_REPAIR_S = 1.0  # between pings to a random member held dead, so that healed cuts merge by themselves
+RING_REPAIR_S = 1.0  # between pings to a member held dead, so that healed cuts merge by themselves
+SOUGHT_MAX = 4  # pings to members held dead at once, where more than one is due
+SOUGHT_SHARE = 0.05  # of the time it has been dead: then it is due again, however many others there are
 TELL_SHARE = 0.5  # of the probe interval: how often an accuser tells the suspect
 JOIN_PATIENCE_S = 3.0  # after this long without an answer from any address a node counts itself as the first
 TOLD_SPACING_S = 0.05  # between pings to a member held dead that is heard all the same
@@ -255,12 +258,25 @@ class Swim:
                 self._post.news.clear()  # Nobody to tell: whoever comes gets the table.
         if self._ring_repair_s <= now_s:
             self._ring_repair_s = now_s + RING_REPAIR_S
-            if dead := self._table.dead():
-                self._rounds.ping(self._rng.choice(dead), self._now_s)
+            self._seek_the_dead()
         if self._push_pull_s <= now_s:
             self._push_pull_s = now_s + (0.5 + self._rng.random()) * self._config.push_pull_interval_s
             self._table.forget_before(now_s - self._config.forget_s)
             self._exchange.anti_entropy(self._others(), now_s)
+
+    def _seek_the_dead(self) -> None:
+        """Ask whom nobody asked for the longest, measured by how long it has been dead: one, or several that are due.
+
+        So who was just cut off is not lost among all that ended long ago.
+        """
+
+        def overdue(entry: Entry) -> float:
+            return (self._now_s - entry.told_s) / max(self._now_s - entry.since_s, RING_REPAIR_S / SOUGHT_SHARE)
+
+        first = nlargest(SOUGHT_MAX, self._table.dead(), key=lambda entry: (overdue(entry), self._rng.random()))
+        for entry in first[:1] + [entry for entry in first[1:] if overdue(entry) >= SOUGHT_SHARE]:
+            entry.told_s = self._now_s
+            self._rounds.ping(entry, self._now_s)
 
     def _was_away(self, late_s: float) -> None:
         """This node did not run for a while. What it waited for may have come and gone: it accuses nobody for that."""

@@ -96,6 +96,22 @@ def test_one_node_cut_off_for_a_minute_comes_back(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(4))
+def test_who_was_cut_off_is_found_among_many_that_are_gone(seed: int) -> None:
+    sim = settled(seed, 3)
+    for number in range(60):
+        sim.add(f"gone{number}")
+        sim.at(2.0 + number / 10, Start(f"gone{number}", seeds=("n1",)))
+        sim.at(2.5 + number / 10, Crash(f"gone{number}"))
+    sim.run_until(300.0)
+    sim.at(300.0, Cut(("n3",), ("n1", "n2")))
+    sim.run_until(360.0)
+    assert set(sim.views_of("n3").values()) == {State.DEAD}, hint(sim)
+    sim.at(360.0, Heal())
+    sim.run_until(360.001)
+    converges(sim, 4.0)
+
+
+@pytest.mark.parametrize("seed", seeds(4))
 @pytest.mark.parametrize("length_s", [3.0, 8.0, 60.0])
 @pytest.mark.parametrize("away", [("n3",), ("n3", "n4", "n5")], ids=["one", "three"])
 def test_who_was_cut_off_makes_the_others_doubt_nobody(away: tuple[str, ...], length_s: float, seed: int) -> None:
