@@ -7,6 +7,7 @@ and its row in the docs come from that line. Units are in the names.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
 SEED = re.compile(r"([^\s\[\]]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
 PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 UNSPECIFIED = ("0.0.0.0", "::")  # bound to every address, so none of them says where peers reach this node
+OTHER_VARIABLES = re.compile(  # of the client, the launcher, the tests; and what Kubernetes sets for a service "rumor"
+    r"RUMOR_((URL|CA_FILE|BASE_PORT|DATA_DIR|LAUNCH_ID|LAUNCHER|COMPLETE)|(TEST|SIM|BENCH)_.*"
+    r"|(.*_)?SERVICE_(HOST|PORT.*)|(.*_)?PORT_\d+_.*)\Z"
+)
 SLOTS_MAX = 100_000
 TRACE_ID = "{trace_id}"
 SHARDS_MAX = 256
@@ -298,6 +303,18 @@ def from_text(values: Mapping[str, str]) -> Config:
             raise ConfigError(f"{name} is not a setting.", "rumor node --help lists them.")
         parsed[name] = parse(name, types[name], text)
     return Config(**parsed)
+
+
+def strangers(environ: Mapping[str, str]) -> dict[str, str]:
+    """RUMOR_… variables that nobody reads -> what to do about each."""
+    known = [f.name for f in dataclasses.fields(Config)]
+    found: dict[str, str] = {}
+    for name in environ:
+        meant = name.removeprefix("RUMOR_").lower()
+        if name.startswith("RUMOR_") and meant not in known and not OTHER_VARIABLES.match(name):
+            near = difflib.get_close_matches(meant, known, 1)
+            found[name] = f"Did you mean {variable(near[0])}?" if near else "rumor node --help names all settings."
+    return found
 
 
 def from_env(environ: Mapping[str, str], over: Mapping[str, str] | None = None) -> Config:

@@ -173,9 +173,10 @@ def refused(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"Redis refuses: {why.words}.", why.hint, may_have_happened=False, refusal=why)
 
 
-def away() -> StoreUnavailable:
+def away(storing: bool = False) -> StoreUnavailable:
     """Redis is known to be away, so nothing was sent to it."""
-    return StoreUnavailable("Redis does not answer; nothing was stored.", "Try again soon.", may_have_happened=False)
+    message = "Redis does not answer; nothing was stored." if storing else "Redis does not answer."
+    return StoreUnavailable(message, "Try again soon.", may_have_happened=False)
 
 
 class StoreUnsafe(RumorError):

@@ -144,7 +144,7 @@ class Lane:
                 log.exception("group_not_sent", scripts=sorted({call.script for call in calls}))
             await self._connection.disconnect(nowait=True)
             self._set_up(False)
-            what = str(error) or f"no answer within {self._timeout_s} s"
+            what = str(error).rstrip(".") or f"no answer within {self._timeout_s} s"
             failure = StoreUnavailable(
                 f"Redis: {what}; the call {'may have been' if sent else 'was not'} carried out.",
                 "Send it again with the same Idempotency-Key: it cannot be stored twice.",

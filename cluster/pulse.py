@@ -207,7 +207,7 @@ class Pulse:
         except ResponseError as error:
             raise refused(error) from error
         except scripts.UNANSWERED as error:
-            raise StoreUnavailable(f"Redis did not answer: {error}") from error
+            raise StoreUnavailable(f"Redis did not answer: {str(error).rstrip('.')}.") from error
         finally:
             if not task.done():
                 task.cancel()

@@ -91,7 +91,7 @@ class Board:
         there = sum(member.get("state") not in ("dead", "left") for member in members)
         head = Text.assemble(
             ("Rumor ", "bold"),
-            f"{there} of {len(members)} nodes",
+            f"{there} of {len(members)} node{'' if len(members) == 1 else 's'}",
             ("  leader ", "dim"),
             no_wrap=True,
             overflow="ellipsis",

@@ -136,7 +136,7 @@ class Dispatcher:
         """Send a new task with the next group; refused at once while Redis is known to be away."""
         lane = new.shard % LANES
         if not self.lanes[lane].is_up:
-            new.on_code(new, away(), 0)
+            new.on_code(new, away(storing=True), 0)
             return
         shard = self._stores[lane].get(new.shard)
         if shard is None:
@@ -437,7 +437,7 @@ class Dispatcher:
                 self._stores[lane] = {}
                 for tasks in stores.values():
                     for new in tasks:
-                        new.on_code(new, away(), 0)
+                        new.on_code(new, away(storing=True), 0)
         self._on_redis(self.is_up)
 
 

@@ -251,6 +251,8 @@ def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base
         )
     if netns:
         network.refuse_if_unable()
+    for name, hint in settings.strangers(os.environ).items():
+        say(f"{name} is not read by anything. {hint}")
     signals = Signals()
     with locked(folder):
         old = load(folder)
@@ -668,6 +670,8 @@ def locked(folder: Path) -> Iterator[None]:
         file = (folder / "lock").open("a")
     except PermissionError:
         raise not_yours(folder) from None
+    except OSError as error:
+        raise LaunchFailed(f"{folder} cannot be made: {error.strerror}.", "Set RUMOR_DATA_DIR to another.") from None
     with file as lock:
 
         def is_mine() -> bool:
@@ -772,6 +776,11 @@ def partition_program() -> str:
     return str(Path(launcher).parent / "partition.sh") if launcher.endswith(".sh") else "rumor partition"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 def indent(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
@@ -786,7 +795,7 @@ def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
     record = cluster.record
     first, second = record.nodes[0], record.nodes[min(1, len(record.nodes) - 1)]
     token = ' -H "Authorization: Bearer $RUMOR_API_TOKEN"' if record.told.get("api_token") else ""
-    lines = [f"Rumor is ready: {len(record.nodes)} nodes, {took_s:.1f} s.", ""]
+    lines = [f"Rumor is ready: {counted(len(record.nodes), 'node')}, {took_s:.1f} s.", ""]
     lines += [f"  {node.label:<8} {node.url}  (pid {node.pid})" for node in record.nodes]
     owner = f"  (pid {record.redis.pid})" if record.redis.is_own else ""
     lines += [f"  redis    {private_redis.without_secret(record.redis.url)}{owner}", f"  data     {cluster.folder}", ""]

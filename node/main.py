@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from cluster import __version__
-from cluster.config import Config
+from cluster.config import Config, strangers
 from cluster.errors import ConfigError, RumorError
 from cluster.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
@@ -108,6 +108,8 @@ async def run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     registry = load(config.tasks)
+    for name, origin in registry.replaced.items():
+        log.warning("builtin_replaced", type=name, by=origin, hint="Give it another name if that is not meant.")
     keys = gossip_keys(config)
     if not keys and not config.is_loopback:
         log.warning("gossip_unsealed", hint="Anybody who reaches this port can join. Make a key: rumor keygen")
@@ -168,6 +170,8 @@ async def run(config: Config) -> int:
 def main_node(config: Config) -> int:
     """Run one node in this process; the exit status."""
     logs.configure(config)
+    for name, hint in strangers(os.environ).items():
+        log.warning("variable_ignored", variable=name, hint=hint)
     gc.set_threshold(25_000, 20, 50)  # tasks come and go by the ten thousand, and hardly anything here is a cycle
     sys.setswitchinterval(0.001)  # vitals shares the interpreter with handlers: it should not wait 5 ms for its turn
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, inspect
 
 from cluster.errors import BadRequest, Invalid, RumorError, TooLarge
 from node.wire import BackoffJson, Replay, Submission
@@ -23,6 +23,7 @@ T = TypeVar("T", bound=Struct)
 SHOWN_MAX = 80  # characters of a value or of malformed JSON that an error repeats
 IDEMPOTENCY_KEY_MAX = 255
 EXAMPLE = 'Send JSON like {"type": "process", "data": "Hello World"}.'
+EXAMPLES: dict[Any, str] = {Replay: 'Send JSON like {"type": "process", "limit": 100}, or nothing for all.'}
 
 _json = msgspec.json.Decoder().decode
 _submission = msgspec.json.Decoder(Submission).decode
@@ -65,7 +66,7 @@ def lines(chunk: list[bytes], nesting_max: int, first: int) -> list[Submission |
 
 def replay(body: bytes) -> Replay:
     """The body of a replay, which may be empty."""
-    return _decoded(_replay, body, 1, "$") if body.strip() else Replay()
+    return _decoded(_replay, body, 1, "$", Replay) if body.strip() else Replay()
 
 
 def query(kind: type[T], pairs: Mapping[str, str]) -> T:
@@ -79,9 +80,10 @@ def query(kind: type[T], pairs: Mapping[str, str]) -> T:
     except msgspec.ValidationError as error:
         what, path = _split(error)
         name = path.removeprefix("$.")
-        raise BadRequest(
-            f"{name} is {_shown(pairs.get(name, ''))}: {_lower(what)}.", f"Change or leave out {name}."
-        ) from None
+        hint = f"Change or leave out {name}."
+        if what.startswith("Invalid enum value"):
+            hint = f"Use one of {', '.join(_choices(kind, name))}, or none."
+        raise BadRequest(f"{name} is {_shown(pairs.get(name, ''))}: {_lower(what)}.", hint) from None
 
 
 def no_query(pairs: Mapping[str, str]) -> None:
@@ -154,7 +156,9 @@ def _or_error(text: bytes, nesting_max: int, root: str) -> Submission | RumorErr
         return error
 
 
-def _decoded(decode: Callable[[bytes], T | Any], body: bytes, nesting_max: int, root: str) -> Any:
+def _decoded(
+    decode: Callable[[bytes], T | Any], body: bytes, nesting_max: int, root: str, kind: type[Struct] = Submission
+) -> Any:
     try:
         return decode(body)
     except RecursionError:
@@ -162,9 +166,9 @@ def _decoded(decode: Callable[[bytes], T | Any], body: bytes, nesting_max: int, 
     except UnicodeDecodeError as error:
         raise BadRequest(f"{_place(root)} is not UTF-8: {error.reason}.", "Encode the body as UTF-8.") from None
     except msgspec.ValidationError as error:
-        raise _misfit(error, body, root) from None
+        raise _misfit(error, body, root, kind) from None
     except msgspec.DecodeError as error:
-        raise _malformed(error, body, root) from None
+        raise _malformed(error, body, root, EXAMPLES.get(kind, EXAMPLE)) from None
 
 
 def _too_deep(nesting_max: int, path: str) -> Invalid:
@@ -174,36 +178,67 @@ def _too_deep(nesting_max: int, path: str) -> Invalid:
     )
 
 
-def _malformed(error: msgspec.DecodeError, body: bytes, root: str) -> BadRequest:
+def _malformed(error: msgspec.DecodeError, body: bytes, root: str, example: str) -> BadRequest:
     """About where the JSON breaks, with what stands there."""
     if not body.strip():
-        return BadRequest(f"{_place(root)} is empty.", EXAMPLE)
+        return BadRequest(f"{_place(root)} is empty.", example)
     what = str(error)
     found = _AT_BYTE.search(what)
+    if found is None and (half := _HALF.search(body)):
+        shown = half[0].decode("ascii")
+        return BadRequest(f"{_place(root)} is not JSON: {shown} is half of a surrogate pair.", "Send the other, too.")
     if found is None:
-        return BadRequest(f"{_place(root)} is not JSON: it ends too early ({len(body)} bytes).", EXAMPLE)
+        return BadRequest(f"{_place(root)} is not JSON: it ends too early ({len(body)} bytes).", example)
     at = min(int(found[1]), len(body))
     line, column = body.count(b"\n", 0, at) + 1, at - (body.rfind(b"\n", 0, at) + 1) + 1
     near = body[max(0, at - 20) : at + 20].decode("utf-8", "replace")
     what = _AT_BYTE.sub("", what.removeprefix("JSON is malformed: "))
     # msgspec counts the byte it stopped at, which may be a few past the one that is wrong: hence "near".
-    return BadRequest(f"{_place(root)} is not JSON: {what} near line {line}, column {column}: {near!r}.", EXAMPLE)
+    return BadRequest(f"{_place(root)} is not JSON: {what} near line {line}, column {column}: {near!r}.", example)
 
 
-def _misfit(error: msgspec.ValidationError, body: bytes, root: str) -> Invalid:
+def _misfit(error: msgspec.ValidationError, body: bytes, root: str, kind: type[Struct]) -> Invalid:
     """Which field does not fit, its value, and what would."""
     what, path = _split(error)
     unknown = _UNKNOWN_FIELD.search(what)
     if unknown is not None:
-        known = BackoffJson.__struct_fields__ if path.endswith("backoff") else Submission.__struct_fields__
+        known = BackoffJson.__struct_fields__ if path.endswith("backoff") else kind.__struct_fields__
         return Invalid(f"{root}{path[1:]} has an unknown field {unknown[1]!r}.", _known(unknown[1], known))
     value = _value_at(body, path)
     if what.startswith("Object missing"):
         return Invalid(f"{root}{path[1:]}: {_lower(what)}.", EXAMPLE)
-    return Invalid(f"{root}{path[1:]} is {value}: {_lower(what)}.", "GET /openapi.json describes every field.")
+    hint = "GET /openapi.json describes every field."
+    if what.startswith("Invalid enum value"):
+        hint = f"Use one of {', '.join(_choices(kind, path.rpartition('.')[2]))}."
+    return Invalid(f"{root}{path[1:]} is {value}: {_lower(what)}.", hint)
+
+
+def _choices(kind: type[Struct], field: str) -> list[str]:
+    """The words, and the range of numbers, that a field of this type takes."""
+    found: list[str] = []
+
+    def look(at: Any) -> None:
+        match at:
+            case inspect.LiteralType():
+                found.extend(map(str, at.values))
+            case inspect.EnumType():
+                found.extend(str(one.value) for one in at.cls)
+            case inspect.IntType(ge=int(), le=int()):
+                found.append(f"{at.ge} to {at.le}")
+            case inspect.UnionType():
+                for one in at.types:
+                    look(one)
+            case inspect.Metadata():
+                look(at.type)
+
+    for one in getattr(inspect.type_info(kind), "fields", ()):
+        if one.encode_name == field:
+            look(one.type)
+    return found
 
 
 _AT_BYTE = re.compile(r" \(byte (\d+)\)")
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?=\"|[^\\])")  # msgspec only says that its other half is missing
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 

@@ -136,6 +136,7 @@ async def ready(client: redis.asyncio.Redis, config: Config, ring: Sequence[byte
         await same_key(client, config, ring)
     except (RedisError, OSError, TimeoutError) as error:
         raise ConfigError(
-            f"Redis gives no answer at start: {error}.", "Is redis_url right, and is the server running?"
+            f"Redis gives no answer at start: {str(error).rstrip('.')}.",
+            "Is redis_url right, and is the server running?",
         ) from None
     return notes

@@ -84,7 +84,7 @@ class Submitting:
             if is_up:
                 self._dispatch.store(new)
             else:
-                new.on_code(new, away(), 0)
+                new.on_code(new, away(storing=True), 0)
         await batch.wait()
         failure = batch.failure
         if failure is not None:  # an error of its own: a group's failure is one object for all whose calls were in it

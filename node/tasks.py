@@ -53,6 +53,8 @@ class Retry(Exception):
     """
 
     def __init__(self, after_s: float | None = None, reason: str = "the handler asked for another attempt") -> None:
+        if after_s is not None and not isinstance(after_s, (int, float)):
+            raise TypeError(f"Retry: after_s is {after_s!r}: it must be seconds; the reason is named: Retry(reason=…)")
         if after_s is not None and not 0 <= after_s <= RETRY_MAX_S:
             raise ValueError(f"Retry: after_s is {after_s!r}: it must be 0 to {RETRY_MAX_S:.0f} seconds")
         super().__init__(reason)
@@ -186,11 +188,17 @@ class Handler:
 
 
 class Registry:
-    """The handlers of this process by name. `modules` is what a child process must import to have the same."""
+    """The handlers of this process by name. `modules` is what a child process must import to have the same.
 
-    def __init__(self, handlers: Iterable[Handler] = (), modules: Sequence[str] = ()) -> None:
+    `replaced`: built-in names that gave way to a handler of those modules -> where that one is.
+    """
+
+    def __init__(
+        self, handlers: Iterable[Handler] = (), modules: Sequence[str] = (), replaced: Mapping[str, str] | None = None
+    ) -> None:
         self._handlers = {handler.name: handler for handler in handlers}
         self.modules = tuple(modules)
+        self.replaced = replaced or {}
         self.get: Callable[[str], Handler | None] = self._handlers.get
 
     def __iter__(self) -> Iterator[Handler]:
@@ -327,7 +335,12 @@ def load(modules: Sequence[str]) -> Registry:
                 f"two handlers are called {declaration.name!r}: {other.origin} and {declaration.origin}.",
                 "Give one of them another name: @task(name=…).",
             )
-    return Registry((bind(declaration) for declaration in chosen.values()), modules)
+    replaced = {
+        one.name: chosen[one.name].origin
+        for one in declared.values()
+        if one.function.__module__ == BUILTIN and chosen[one.name] is not one
+    }
+    return Registry((bind(declaration) for declaration in chosen.values()), modules, replaced)
 
 
 def _import(module: str) -> None:
@@ -388,7 +401,8 @@ def bind(declaration: Declaration) -> Handler:
 def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str | None, str | None, Any]:
     """(name of the data parameter, of the context parameter, type of data).
 
-    The context is what is annotated as one, else a second parameter without annotation.
+    The context is what is annotated as one, else a second parameter without annotation. No more can be given by
+    position: who writes (a: int, b: int = 2) means to get both.
     """
     data: str | None = None
     context: str | None = None
@@ -404,10 +418,11 @@ def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str
             data, kind = name, annotation
         elif context is None and annotation is Any and is_required:
             context = name
-        elif is_required:
+        elif is_required or parameter.kind is not parameter.KEYWORD_ONLY:
             raise ConfigError(
-                f"{declaration.origin} takes {name!r}, and a handler gets its data and a Context, no more.",
-                "Put what it needs into data, or give the parameter a default.",
+                f"{declaration.origin} takes {name!r}, and a handler gets its data, as one value, and a Context.",
+                "Put what it needs into data: a dataclass or TypedDict has many fields. What no task sets may stand "
+                f"behind a *, with a default: (data, *, {name}=…).",
             )
     return data, context, kind
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from node.process import Process, of_pid, with_variable
-from tests.processes import ROOT, LaunchedCluster, clean_environ, free_base_port, launch
+from tests.processes import ROOT, TRACEBACK, LaunchedCluster, clean_environ, free_base_port, launch
 from tests.waiting import wait_until
 
 Make = Callable[..., LaunchedCluster]
@@ -152,6 +152,14 @@ def test_a_node_that_cannot_start_fails_the_launch_with_its_own_words_and_leaves
     assert "no_such_module_anywhere" in done.stderr
     assert "ended before it was ready" in done.stderr
     assert launch("status", environ=environ).returncode == 1
+
+
+def test_a_folder_that_cannot_be_made_and_a_setting_that_nobody_reads_are_named(environ: dict[str, str]) -> None:
+    done = launch("1", "--detach", environ=environ | {"RUMOR_DATA_DIR": "/dev/null/x", "RUMOR_LEAS_S": "3"})
+    assert done.returncode == 1
+    assert "/dev/null/x cannot be made: Not a directory." in done.stderr
+    assert "RUMOR_LEAS_S is not read by anything. Did you mean RUMOR_LEASE_S?" in done.stderr
+    assert TRACEBACK not in done.stderr
 
 
 def test_ctrl_c_ends_the_whole_cluster(environ: dict[str, str]) -> None:

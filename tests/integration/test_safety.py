@@ -37,6 +37,16 @@ async def test_a_node_whose_gossip_key_no_live_node_has_does_not_start(redis_ser
     await client.aclose()
 
 
+async def test_a_server_that_is_not_there_is_told_in_one_sentence() -> None:
+    class Gone:
+        async def info(self, section: str) -> None:
+            raise ConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused.")
+
+    with pytest.raises(ConfigError) as caught:
+        await safety.ready(Gone(), Config(), [])  # type: ignore[arg-type]
+    assert caught.value.message.endswith(":1. Connection refused.")
+
+
 async def test_a_server_that_may_evict_is_refused_unless_told_otherwise(redis_server: Any) -> None:
     client = connect(redis_server.url)
     await client.config_set("maxmemory-policy", "allkeys-lru")

@@ -108,7 +108,7 @@ def test_ctrl_c_leaves_nothing(environ: dict[str, str]) -> None:
     while not said or not said[-1].startswith("Stop with"):
         said.append(child.stdout.readline())
         assert said[-1], said
-    assert said[0].startswith("Rumor is ready: 1 nodes")
+    assert said[0].startswith("Rumor is ready: 1 node,")
     assert any("export RUMOR_API_TOKEN=$(cat " in line for line in said)
     mark = record(environ)["network"]["mark"]
     assert names(mark)

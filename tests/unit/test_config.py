@@ -171,6 +171,15 @@ def test_no_text_at_all_makes_the_queues_fail_otherwise_than_in_words(text: str)
     assert repr(text) in told
 
 
+def test_a_variable_that_nobody_reads_is_named_with_what_it_may_have_meant() -> None:
+    ours = dict.fromkeys(("RUMOR_LEASE_S", "RUMOR_URL", "RUMOR_DATA_DIR", "RUMOR_TEST_MARK", "PATH"), "")
+    service = dict.fromkeys(("RUMOR_SERVICE_HOST", "RUMOR_PORT_5000_TCP", "RUMOR_PORT_5000_TCP_ADDR"), "")
+    assert config.strangers(ours | service) == {}
+    found = config.strangers({"RUMOR_LEAS_S": "3", "RUMOR_XYZZY": ""})
+    assert found["RUMOR_LEAS_S"] == "Did you mean RUMOR_LEASE_S?"
+    assert "--help" in found["RUMOR_XYZZY"]
+
+
 def test_every_setting_has_its_own_variable() -> None:
     assert len({variable(field.name) for field in FIELDS}) == len(FIELDS)
 

@@ -76,6 +76,7 @@ async def test_an_idempotency_key_has_1_to_255_printable_characters(client: Clie
         (b'{"type": "noop",\n "data": [1, 2,]}', "near line 2, column 16"),
         (b"type=noop", "near line 1"),
         (b'{"type": "noop"', "ends too early"),
+        (b'{"type": "noop", "data": "\\ud800"}', r"\ud800 is half of a surrogate pair"),
         (b'{"type": "noop"} x', "trailing characters near line 1"),
         (b'{"type": "noop", "data": NaN}', "near"),
         (b'{"type": "noop", "data": [Infinity]}', "near"),
@@ -123,6 +124,20 @@ async def test_a_field_that_does_not_fit_is_422_and_named_with_its_value(
 async def test_a_misspelt_field_is_told_its_neighbour(client: Client) -> None:
     answer = await (await client.post("/tasks", json={"type": "noop", "prority": 5})).json()
     assert answer["error"]["hint"].startswith("Did you mean priority?")
+
+
+async def test_a_word_that_is_none_of_a_few_is_told_them(client: Client) -> None:
+    answer = await (await client.post("/tasks", json={"type": "noop", "priority": "urgent"})).json()
+    assert answer["error"]["hint"] == "Use one of high, low, normal, 0 to 9."
+    answer = await (await client.get("/tasks?state=broken")).json()
+    assert answer["error"]["hint"].startswith("Use one of scheduled, waiting, queued,")
+
+
+async def test_a_misspelt_field_of_a_replay_is_told_those_of_a_replay(client: Client) -> None:
+    answer = await (await client.post("/dead/replay", json={"typ": "noop"})).json()
+    assert answer["error"]["hint"] == "Did you mean type? Known here: type, limit."
+    answer = await (await client.post("/dead/replay", data="{")).json()
+    assert '"limit"' in answer["error"]["hint"]
 
 
 async def test_an_unknown_type_is_422(client: Client) -> None:

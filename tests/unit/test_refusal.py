@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.errors import refused
+from cluster.errors import away, refused
 from cluster.load import Load
 from cluster.refusal import refusal
 from cluster.swim.events import State
@@ -48,6 +48,11 @@ def test_the_error_certainly_did_not_happen_and_says_what_to_do() -> None:
         False,
     )
     assert error.refusal == refusal(REPLICAS)
+
+
+def test_only_who_stores_is_told_that_nothing_was_stored() -> None:
+    assert away().message == "Redis does not answer."
+    assert away(storing=True).message == "Redis does not answer; nothing was stored."
 
 
 def refused_view(text: str, *others: State) -> View:

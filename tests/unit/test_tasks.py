@@ -163,7 +163,7 @@ async def _positional_only(data: Any, ctx: Context, /) -> Any:
     return data, ctx.task_id
 
 
-async def _optional_extra(data: Any, ctx: Context | None = None, extra: int = 4) -> Any:
+async def _optional_extra(data: Any, ctx: Context | None = None, *, extra: int = 4) -> Any:
     return data, ctx.task_id if ctx else None
 
 
@@ -194,6 +194,13 @@ def test_a_handler_that_takes_more_than_data_and_context_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="database"):
         of(greedy)
+
+    @task
+    async def hopeful(a: int, b: int = 2) -> None: ...
+
+    with pytest.raises(ConfigError, match="takes 'b', and a handler gets its data, as one value") as caught:
+        of(hopeful)
+    assert "(data, *, b=…)" in caught.value.hint
 
 
 async def test_an_async_function_behind_a_decorator_that_hides_it_runs_on_the_loop_when_asked_for() -> None:
@@ -395,6 +402,11 @@ def test_retry_refuses_a_time_that_cannot_be_waited_for(after_s: float) -> None:
         Retry(after_s)
 
 
+def test_retry_given_a_reason_first_says_how_to_give_it() -> None:
+    with pytest.raises(TypeError, match=r"after_s is 'busy'.*Retry\(reason=…\)"):
+        Retry("busy")  # type: ignore[arg-type]
+
+
 # Context
 
 
@@ -445,7 +457,9 @@ def test_annotations_may_name_types_that_stand_further_down(tmp_path: Path, monk
 def test_a_users_handler_may_take_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _module(tmp_path, "shop_c", "from node import task\n@task\nasync def process(data): ...\n")
     monkeypatch.chdir(tmp_path)
-    handler = load(["shop_c"]).get("process")
+    registry = load(["shop_c"])
+    assert registry.replaced == {"process": "shop_c.process"}, "the node says so at start"
+    handler = registry.get("process")
     assert handler is not None
     assert handler.origin == "shop_c.process"
 
