@@ -6,7 +6,7 @@ What is wrong stands first. Pure: the time and the size of the terminal are hand
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,9 @@ from node.show import MEMBER_STYLES, SEVERITY_STYLES, STATE_STYLES
 
 EVENTS_KEPT = 200
 RATES_KEPT = 60  # seconds
+NARROW = 100  # columns; below, names go without the host that all of them share, and what can be spared is left out
+SPARK_MAX = RATES_KEPT
+NEWS_S = 120.0  # a death is told among what is wrong for so long, while the node is not back
 GROWS_AFTER_S = 5  # a queue that grew in each of the last seconds grows
 PROBLEMS_MAX = 4
 EVENTS_MIN = 3
@@ -27,6 +30,7 @@ SUMS_FRESH_S = 3.0
 BAR = 10
 BLOCKS = "▁▂▃▄▅▆▇█"
 STATES = ("queued", "running", "scheduled", "waiting", "succeeded", "dead", "cancelled")
+SILENT_AT_ZERO = ("scheduled", "waiting", "cancelled")
 REDIS_SAYS = {"live": "live", "stale": "silent", "gone": "gone", "unknown": "not known"}
 VERDICTS = {
     "healthy": "healthy",
@@ -54,10 +58,18 @@ class Board:
         self.url = ""
         self.trouble = ""  # why there is nothing new
         self._summed_s = 0.0
+        self._shared = ""  # the host and colon with which all names begin, where they are not shown
         self._events: deque[Mapping[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._accepted: deque[int] = deque(maxlen=RATES_KEPT)
         self._ended: deque[int] = deque(maxlen=RATES_KEPT)
         self._queued: deque[int] = deque(maxlen=RATES_KEPT)
+
+    def begin(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """What was done before somebody looked: the answer of GET /sums."""
+        for step in steps:
+            seconds = int(step["window_s"])
+            self._accepted.extend([round(step["accepted"] / seconds)] * seconds)
+            self._ended.extend([round(sum(step["outcomes"].values()) / seconds)] * seconds)
 
     def take(self, event: Event, now_s: float) -> None:
         """An event of the stream."""
@@ -72,11 +84,13 @@ class Board:
         if event.data.get("states"):
             self._queued.append(event.data["states"].get("queued", 0))
 
-    def picture(self, now_s: float, clock: str, height: int) -> Group:
+    def picture(self, now_s: float, clock: str, height: int, width: int = 2 * NARROW) -> Group:
         """All of it, cut to the height."""
+        is_narrow = width < NARROW
+        self._shared = shared([member["node_id"] for member in self.view.get("members", ())]) if is_narrow else ""
         wrong = self._wrong()
-        members = self._members()
-        tasks = self._tasks(now_s)
+        members = self._members(is_narrow)
+        tasks = self._tasks(now_s, min(SPARK_MAX, max(12, (width - 44) // 2)))
         queues = self._queues()
         rest = height - 9 - len(wrong) - members.row_count - queues.row_count
         parts: list[RenderableType] = [self._head(clock), *wrong, Text(), members, Text(), tasks, Text()]
@@ -97,17 +111,18 @@ class Board:
             overflow="ellipsis",
         )
         if leader:
-            head.append(f"{leader['node_id']}", "bold")
+            head.append(self._name(leader["node_id"]), "bold")
             head.append(f" epoch {leader.get('epoch', '?')}", "dim")
         else:
             head.append("none", "bold red")
-        head.append(f"  seen by {self.view.get('node_id', self.url)}  {clock}  q ends", "dim")
+        head.append(f"  seen by {self._name(self.view.get('node_id', self.url))}  {clock}  q ends", "dim")
         return head
 
     def _wrong(self) -> list[Text]:
         found: list[tuple[str, str, str]] = []
         if self.trouble:
             found.append(("fatal", self.trouble, "What stands below is old."))
+        found += self._died()
         if self._grows():
             found.append(
                 (
@@ -119,7 +134,11 @@ class Board:
         dead = (self.sums.get("states") or {}).get("dead", 0)
         if dead:
             found.append(
-                ("warning", f"{dead:,} tasks are dead.", "rumor tasks --state dead shows them, rumor replay runs them.")
+                (
+                    "warning",
+                    "1 task is dead." if dead == 1 else f"{dead:,} tasks are dead.",
+                    "rumor tasks --state dead shows, rumor replay runs again.",
+                )
             )
         for one in self.health.get("problems", ()):
             found.append((str(one.get("severity")), str(one.get("message")), str(one.get("hint", ""))))
@@ -137,13 +156,42 @@ class Board:
             lines.append(Text(f"  and {len(found) - PROBLEMS_MAX} more: rumor status", "dim"))
         return lines
 
+    def _died(self) -> list[tuple[str, str, str]]:
+        """Members that both witnesses hold dead, while that is news."""
+        gone = {member.get("session") for member in self.view.get("members", ()) if member.get("verdict") == "dead"}
+        told = {}
+        for event in self._events:
+            if event.get("kind") == "session_fenced" and event.get("session") in gone:
+                told[event["session"]] = event
+        newest = max([self.sums.get("at_ms", 0), *(event.get("at_ms", 0) for event in self._events)])
+        return [
+            (
+                "error",
+                f"{self._name(event['node_id'])} is gone: both witnesses agree.",
+                "Others have its shards and tasks.",
+            )
+            for event in told.values()
+            if newest - event.get("at_ms", 0) < 1000 * NEWS_S
+        ]
+
+    def _name(self, node_id: str) -> str:
+        return node_id.removeprefix(self._shared[:-1]) if self._shared else node_id
+
+    def _named(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The event, its nodes by their short names."""
+        if not self._shared:
+            return event
+        names = {key: self._name(str(event[key])) for key in ("node_id", "by") if event.get(key)}
+        to = {self._name(node): count for node, count in (event.get("to") or {}).items()}
+        return {**event, **names, "to": to}
+
     def _grows(self) -> bool:
         last = list(self._queued)[-GROWS_AFTER_S - 1 :]
         return len(last) > GROWS_AFTER_S and all(b > a for a, b in pairwise(last))
 
-    def _members(self) -> Table:
+    def _members(self, is_narrow: bool) -> Table:
         table = _table("node", "peers say", "Redis says", "so it is")
-        for name in ("rtt ms", "running", "", "shards", "queued"):
+        for name in ("rtt ms", "running", *(() if is_narrow else ("",)), "shards", "queued"):
             table.add_column(name, justify="left" if not name else "right", no_wrap=True)
         leader = (self.view.get("leader") or {}).get("node_id")
         shards: dict[str, int] = {}
@@ -157,7 +205,7 @@ class Board:
             redis, age_s = member.get("redis", "unknown"), member.get("redis_age_s")
             silent = f" {age_s:.1f} s" if redis == "stale" and age_s is not None else ""
             verdict = member.get("verdict", "")
-            who = Text(member["node_id"], "dim" if is_gone else "")
+            who = Text(self._name(member["node_id"]), "dim" if is_gone else "")
             if member["node_id"] == leader:
                 who.append(" ★", "yellow")
             marks = [word for word in ("stalled", "leaving") if load.get(word) and not is_gone]
@@ -168,13 +216,13 @@ class Board:
                 Text(", ".join([VERDICTS.get(verdict, verdict), *marks]), MEMBER_STYLES[3].get(verdict, "")),
                 "" if member.get("rtt_ms") is None or is_gone else f"{member['rtt_ms']:.1f}",
                 "" if is_gone else f"{running}/{running + free}",
-                Text() if is_gone else bar(running, running + free),
+                *(() if is_narrow else (Text() if is_gone else bar(running, running + free),)),
                 str(shards.get(member["node_id"], 0) or ""),
                 "" if is_gone else str(sum(queue.get("queued", 0) for queue in load.get("queues", {}).values())),
             )
         return table
 
-    def _tasks(self, now_s: float) -> Group:
+    def _tasks(self, now_s: float, width: int) -> Group:
         states = self.sums.get("states")
         line = Text(no_wrap=True, overflow="ellipsis")
         if states is None:
@@ -182,6 +230,8 @@ class Board:
         else:
             for name in STATES:
                 count = states.get(name, 0)
+                if not count and name in SILENT_AT_ZERO:
+                    continue
                 line.append(f"{count:,} ", f"bold {STATE_STYLES.get(name, '')}" if count else "dim")
                 line.append(f"{name}   ", "" if count else "dim")
         rates = Text(no_wrap=True, overflow="ellipsis")
@@ -189,7 +239,7 @@ class Board:
         for name, values in (("accepted", self._accepted), ("ended", self._ended)):
             rates.append(f"{name} ", "dim")
             rates.append(f"{values[-1] if values and is_fresh else 0:,}/s ", "bold")
-            rates.append(f"{sparkline(values, 16)}   ", "cyan")
+            rates.append(f"{sparkline(values, width)}   ", "cyan")
         times = Text(no_wrap=True, overflow="ellipsis")
         for name, field in (("waited", "wait_ms"), ("ran", "run_ms")):
             found = self.sums.get(field) if is_fresh else None
@@ -225,13 +275,13 @@ class Board:
 
     def _happened(self, rows: int) -> Table:
         table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, style="dim")
+        table.add_column(no_wrap=True, style="dim", min_width=12)
         table.add_column(no_wrap=True, overflow="ellipsis")
         seen: set[tuple[Any, ...]] = set()
         told = []
         for event in sorted(self._events, key=lambda event: event.get("at_ms", 0), reverse=True):
             # Every node computes shards and hears of members for itself: once is enough here.
-            text = in_words(event)
+            text = in_words(self._named(event))
             key = (text.plain, event.get("at_ms", 0) // 1000)
             if key not in seen:
                 seen.add(key)
@@ -289,6 +339,13 @@ def in_words(event: Mapping[str, Any]) -> Text:
             return Text(f"{node}'s event loop ticks again", "green")
         case kind:
             return Text(f"{kind} {node}")
+
+
+def shared(node_ids: Sequence[str]) -> str:
+    """The host and colon with which all these names begin; "" where they differ."""
+    hosts = {node_id.rpartition(":")[0] for node_id in node_ids}
+    host = hosts.pop() if len(hosts) == 1 and len(node_ids) > 1 else ""
+    return f"{host}:" if host else ""
 
 
 def bar(part: int, whole: int) -> Text:

@@ -13,7 +13,7 @@ import termios
 import time
 import tty
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console, ConsoleRenderable
 from rich.live import Live
@@ -48,7 +48,7 @@ class Top:
     async def once(self) -> int:
         """Print it once."""
         async with self._client:
-            await self._ask()
+            await self._begin()
             try:
                 async with asyncio.timeout(ONCE_LISTENS_S):
                     await self._listen()
@@ -64,7 +64,7 @@ class Top:
                 "rumor top needs a terminal.", "rumor top --once prints it; rumor status --json is for programs."
             )
         async with self._client:
-            await self._ask()  # An address without a node, or a wrong token, is an error and no picture.
+            await self._begin()  # An address without a node, or a wrong token, is an error and no picture.
             with keys(self._end), Live(console=self._console, screen=True, auto_refresh=False) as live:
                 tasks = [asyncio.create_task(one) for one in (self._keep_asking(), self._listen(), self._draw(live))]
                 end = asyncio.create_task(self._end.wait())
@@ -78,6 +78,11 @@ class Top:
             if isinstance(outcome, Exception):
                 raise outcome
         return 0
+
+    async def _begin(self) -> None:
+        await self._ask()
+        with suppress(RumorError):  # while Redis is away nobody knows
+            self._board.begin(await self._client.sums())
 
     async def _keep_asking(self) -> None:
         while True:
@@ -120,7 +125,7 @@ class Top:
                 pass
 
     def _picture(self, height: int) -> ConsoleRenderable:
-        return self._board.picture(time.monotonic(), time.strftime("%H:%M:%S"), height)
+        return self._board.picture(time.monotonic(), time.strftime("%H:%M:%S"), height, self._console.width)
 
 
 @contextmanager

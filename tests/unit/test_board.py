@@ -49,7 +49,7 @@ def sums(at_s: float, **more: Any) -> tuple[Event, float]:
 
 def drawn(made: Board, now_s: float = 100.0, height: int = 40, width: int = 140) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(made.picture(now_s, "12:00:00", height))
+    console.print(made.picture(now_s, "12:00:00", height, width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -78,6 +78,39 @@ def test_what_is_wrong_stands_first_and_worst_first() -> None:
     assert "1,200 tasks are dead" in lines[2]
     assert "rumor replay" in lines[2]
     assert "no replica  add one" in lines[3]
+
+
+def test_a_death_is_told_first_while_it_is_news_and_the_node_is_not_back() -> None:
+    made = board()
+    made.view["members"][3]["session"] = "n4/1"
+    made.take(Event("fence", {"kind": "session_fenced", "node_id": "n4", "session": "n4/1", "at_ms": 1_000}), 0.0)
+    assert "n4 is gone: both witnesses agree." in drawn(made).splitlines()[1]
+    made.take(*sums(99.5, at_ms=500_000))
+    assert "n4 is gone" not in drawn(made)
+
+
+def test_a_narrow_terminal_gets_whole_names_and_numbers() -> None:
+    made = board()
+    names = [f"10.0.0.1:500{n}" for n in range(3)]
+    made.view = {"leader": {"node_id": names[1], "epoch": 1}, "members": [member(name) for name in names]}
+    told = {"kind": "shards_moved", "node_id": names[0], "shards": 3, "to": {names[2]: 3}, "at_ms": 1_800_000_000_000}
+    made.take(Event("shards", told), 0.0)
+    text = drawn(made, width=80)
+    assert "…" not in text
+    assert row(text, ":5001 ★").split()[2:5] == ["alive", "live", "healthy"]
+    assert "3 shards moved to :5002 (3)" in text
+    assert names[0] in drawn(made, width=160)
+    made.view["members"].append(member("10.0.0.2:5000"))
+    assert names[0] in drawn(made, width=80), "names of several hosts are told apart"
+
+
+def test_it_begins_with_what_was_done_before_somebody_looked() -> None:
+    made = board()
+    made.begin([{"window_s": 5, "accepted": 50, "outcomes": {"succeeded": 20, "dead": 5}}] * 2)
+    made.take(*sums(99.5))
+    text = drawn(made)
+    assert "accepted 200/s" in text
+    assert "▁" * 10 + "█" in text.replace("▂", "▁")
 
 
 def test_a_queue_that_nobody_serves_or_that_grows_is_told() -> None:
