@@ -21,13 +21,12 @@ import pytest
 import uvloop
 
 import node.builtin  # noqa: F401 - declared once, outside of any test's own declarations
-from cluster.config import Config
-from cluster.task import Backoff, Claimed, Kind, Outcome, Spec
+from cluster.task import Claimed, Kind
 from node import tasks
 from node.tasks import load
-from node.worker import Worker
+from tests.desk import LIMIT_S, Desk
+from tests.desk import claim as claim_of
 
-LIMIT_S = 20.0
 HANDLERS = """
     import asyncio, ctypes, multiprocessing, os, signal, subprocess, sys, time
     import msgspec
@@ -120,42 +119,12 @@ HANDLERS = """
 """
 
 
-def claim(type_: str, data: Any = None, *, id_: str = "A", timeout_s: float = 60.0) -> Claimed:
-    spec = Spec(type_, "sync", 5, 5, timeout_s, Backoff(1.0, 2.0, 300.0))
-    return Claimed(id_, 0, 1, 1, spec, msgspec.json.encode(data))
+def claim(type_: str, data: Any = None, **more: Any) -> Claimed:
+    return claim_of(type_, data, queue="sync", **more)
 
 
-class Desk:
-    """A worker and what it reported."""
-
-    def __init__(self, queues: str = "default:2,sync:2") -> None:
-        self.outcomes: list[Outcome] = []
-        self.progress: list[Any] = []
-        self._changed = asyncio.Event()
-        self.worker = Worker(Config(queues=queues), load(["shop_handlers"]), "n1", self._ended, self._progressed)
-
-    def _ended(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self._changed.set()
-
-    def _progressed(self, claimed: Claimed, value: bytes) -> None:
-        self.progress.append(msgspec.json.decode(value))
-        self._changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition that an outcome or progress brings about."""
-        async with asyncio.timeout(LIMIT_S):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def outcome_of(self, claimed: Claimed) -> Outcome:
-        self.worker.start([claimed])
-        return await self.next()
-
-    async def next(self) -> Outcome:
-        await self.until(lambda: bool(self.outcomes))
-        return self.outcomes.pop(0)
+def shop_desk(queues: str = "default:2,sync:2") -> Desk:
+    return Desk(load(["shop_handlers"]), queues)
 
 
 @pytest.fixture
@@ -171,7 +140,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 async def desk(shop: Path) -> AsyncIterator[Desk]:
-    one = Desk()
+    one = shop_desk()
     yield one
     await one.worker.close()
 
@@ -334,7 +303,7 @@ async def test_signals_to_the_group_leave_a_child_to_finish_its_task(desk: Desk,
 
 
 async def test_no_more_children_run_than_the_node_has_slots(shop: Path) -> None:
-    one = Desk("sync:1")
+    one = shop_desk("sync:1")
     try:
         one.worker.start([claim("pid", id_=name) for name in "ABCDEF"])
         await one.until(lambda: len(one.outcomes) == 6)
@@ -345,7 +314,7 @@ async def test_no_more_children_run_than_the_node_has_slots(shop: Path) -> None:
 
 
 async def test_closing_leaves_no_child_behind(shop: Path) -> None:
-    one = Desk()
+    one = shop_desk()
     idle = int((await one.outcome_of(claim("pid"))).result or b"0")
     one.worker.start([claim("hang", id_="A"), claim("hang", id_="B")])
     await one.until(lambda: len(one.progress) == 2)
@@ -377,9 +346,9 @@ def test_children_end_with_a_node_that_is_killed(shop: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     script = """
         import asyncio, sys
-        from tests.integration.test_pool import Desk, claim
+        from tests.integration.test_pool import claim, shop_desk
         async def main():
-            one = Desk()
+            one = shop_desk()
             one.worker.start([claim("hang")])
             await one.until(lambda: bool(one.progress))
             print(one.progress[0], flush=True)
@@ -405,7 +374,7 @@ def test_children_end_with_a_node_that_is_killed(shop: Path) -> None:
 
 def test_it_works_on_uvloop_as_nodes_run_it(shop: Path) -> None:
     async def scenario() -> list[Kind]:
-        one = Desk()
+        one = shop_desk()
         kinds = [(await one.outcome_of(claim(*what))).kind for what in (("pid",), ("exit_now", 3), ("pid",))]
         kinds.append((await one.outcome_of(claim("hang", timeout_s=0.2))).kind)
         await one.worker.close()

@@ -12,12 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.config import Config
-from cluster.task import Backoff, Claimed, Kind, Outcome, Spec
+from cluster.task import Kind
 from node import tasks, worker
 from node.tasks import Context, of, task
-
-LIMIT_S = 10.0
+from tests.desk import LIMIT_S, Desk, claim
 
 
 @pytest.fixture(autouse=True)
@@ -34,49 +32,9 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "STOP_GRACE_S", 0.05)
 
 
-def claim(
-    type_: str, data: Any = None, *, id_: str = "A", delivery: int = 1, timeout_s: float = 60.0, queue: str = "default"
-) -> Claimed:
-    spec = Spec(type_, queue, 5, 5, timeout_s, Backoff(1.0, 2.0, 300.0))
-    return Claimed(id_, 0, delivery, 1, spec, msgspec.json.encode(data))
-
-
-class Desk:
-    """A worker and what it reported."""
-
-    def __init__(self, *functions: Callable[..., Any], queues: str = "default:4,sync:2") -> None:
-        self.outcomes: list[Outcome] = []
-        self.progress: list[bytes] = []
-        self._changed = asyncio.Event()
-        self.worker = worker.Worker(Config(queues=queues), of(*functions), "n1", self._ended, self._progressed)
-
-    def _ended(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self._changed.set()
-
-    def _progressed(self, claimed: Claimed, value: bytes) -> None:
-        self.progress.append(value)
-        self._changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition that an outcome or progress brings about."""
-        async with asyncio.timeout(LIMIT_S):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def outcome_of(self, claimed: Claimed) -> Outcome:
-        self.worker.start([claimed])
-        return await self.next()
-
-    async def next(self) -> Outcome:
-        await self.until(lambda: bool(self.outcomes))
-        return self.outcomes.pop(0)
-
-
 @asynccontextmanager
 async def desk(*functions: Callable[..., Any], queues: str = "default:4,sync:2") -> AsyncIterator[Desk]:
-    one = Desk(*functions, queues=queues)
+    one = Desk(of(*functions), queues)
     try:
         yield one
     finally:
@@ -425,7 +383,7 @@ async def test_progress_is_throttled_and_the_latest_value_is_passed_on_before_th
 
     async with desk(chatty) as one:
         await one.outcome_of(claim("chatty", 1000))
-        assert one.progress == [b"0", b"999"]
+        assert one.progress == [0, 999]
 
 
 async def test_the_latest_value_is_passed_on_while_a_silent_handler_goes_on() -> None:
@@ -439,7 +397,7 @@ async def test_the_latest_value_is_passed_on_while_a_silent_handler_goes_on() ->
 
     async with desk(quiet) as one:
         one.worker.start([claim("quiet")])
-        await one.until(lambda: one.progress == [b'"first"', b'"second"'])
+        await one.until(lambda: one.progress == ["first", "second"])
         assert "A" in one.worker.running
         gate.let_go.set()
 
@@ -452,7 +410,7 @@ async def test_a_thread_that_reports_in_a_loop_does_not_flood_the_node() -> None
 
     async with desk(chatty) as one:
         await one.outcome_of(claim("chatty", 20_000))
-        assert one.progress[-1] == b"19999"
+        assert one.progress[-1] == 19999
         assert len(one.progress) < 20
 
 
