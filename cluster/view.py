@@ -104,14 +104,20 @@ class View:
 
     @property
     def is_refused_like_all(self) -> bool:
-        """Whether Redis takes no writes of anybody: it says so, and no member says that it does.
+        """Whether Redis takes no writes of anybody: it says so, and every member that may be running says the same.
 
-        Nobody can fence this session there meanwhile, and nobody who writes elsewhere is in sight.
+        Nobody can fence this session there meanwhile. A member that is silent may be on the other side of a cut, with
+        another master that takes its writes: then this session may be fenced after all.
         """
         if self.refusal is None or not self.refusal.is_of_all:
             return False
-        gone = (State.DEAD, State.LEFT)
-        return not any(peer.load and peer.load.redis for peer in self.members if peer.state not in gone)
+        proven = (Evidence.REFUSED, Evidence.FENCED, Evidence.SUPERSEDED)
+        return all(
+            peer.state is State.LEFT
+            or (peer.state is State.DEAD and peer.evidence in proven)
+            or (peer.state is not State.DEAD and peer.load is not None and not peer.load.redis)
+            for peer in self.members
+        )
 
     def me(self) -> Peer | None:
         """This node's own row."""

@@ -7,10 +7,11 @@ import pytest
 from cluster.errors import away, refused
 from cluster.load import Load
 from cluster.refusal import refusal
-from cluster.swim.events import State
-from cluster.view import View
+from cluster.swim.events import Evidence, State
+from cluster.view import Peer, View
 from tests.unit.test_report import peer, view
 
+REFUSED = Load(False, False, False, {})
 REPLICAS = "NOREPLICAS Not enough good replicas to write."
 DISK = (
     "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands that "
@@ -55,18 +56,25 @@ def test_only_who_stores_is_told_that_nothing_was_stored() -> None:
     assert away(storing=True).message == "Redis does not answer; nothing was stored."
 
 
-def refused_view(text: str, *others: State) -> View:
-    """Of a node that is refused; the others say that Redis takes what they write."""
-    cut = peer(load=Load(False, False, False, {}))
-    rows = [peer(f"n{n}", state=state) for n, state in enumerate(others, 2)]
-    base = view(cut, *rows)
+def refused_view(text: str, *others: Peer) -> View:
+    """Of a node that is refused."""
+    base = view(peer(load=REFUSED), *others)
     return View(base.node_id, base.session, base.members, None, 0, False, True, refusal(text))
 
 
-def test_all_are_refused_while_redis_says_so_and_no_living_member_says_otherwise() -> None:
+def test_all_are_refused_while_redis_says_so_and_so_does_everybody_who_may_be_running() -> None:
     assert refused_view(REPLICAS).is_refused_like_all
-    assert refused_view(REPLICAS, State.DEAD, State.LEFT).is_refused_like_all
-    assert not refused_view(REPLICAS, State.ALIVE).is_refused_like_all, "there is another master: it can fence"
-    assert not refused_view(REPLICAS, State.SUSPECT).is_refused_like_all
+    assert refused_view(REPLICAS, peer("n2", load=REFUSED), peer("n3", state=State.LEFT)).is_refused_like_all
+    assert refused_view(REPLICAS, peer("n2", state=State.DEAD, evidence=Evidence.REFUSED)).is_refused_like_all
     assert not refused_view("NOPERM no").is_refused_like_all
     assert not view().is_refused_like_all
+
+
+@pytest.mark.parametrize("state", [State.ALIVE, State.SUSPECT, State.LEAVING])
+def test_whom_redis_serves_may_write_a_tombstone(state: State) -> None:
+    assert not refused_view(REPLICAS, peer("n2", state=state)).is_refused_like_all
+
+
+@pytest.mark.parametrize("evidence", [Evidence.SILENT, Evidence.STALLED])
+def test_who_is_only_silent_may_write_to_another_master(evidence: Evidence) -> None:
+    assert not refused_view(REPLICAS, peer("n2", state=State.DEAD, evidence=evidence)).is_refused_like_all
