@@ -82,7 +82,7 @@ class Cut:
             # A reset itself must arrive, or the other side, which resets too, would swallow it.
             return ("-p", "tcp", "!", "--tcp-flags", "RST", "RST", *RESET), ("!", "-p", "tcp", *SILENT)
         if self.verb == "loss":
-            return (("-m", "statistic", "--mode", "random", "--probability", f"{self.percent / 100:.4f}", *SILENT),)
+            return (("-m", "statistic", "--mode", "random", "--probability", f"{self.percent / 100:.9f}", *SILENT),)
         return (SILENT,)
 
 
@@ -168,7 +168,7 @@ def parse_group(text: str, nodes: Collection[int], with_redis: bool) -> list[int
     for part in text.split(","):
         if part == "redis" and with_redis:
             found.append(REDIS)
-        elif part.isdigit() and int(part) in nodes:
+        elif part.isdecimal() and int(part) in nodes:
             found.append(int(part))
         else:
             listed = ", ".join(map(str, sorted(nodes))) or "none"

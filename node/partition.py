@@ -11,13 +11,14 @@ Does not know: how nodes find out that they are cut off. It asks `/cluster`, as 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,19 +128,31 @@ def partition(
     site = find(kind, launch.folder_of(data_dir))
     if word == "watch":
         return watch(site, once, every_s)
-    found = site.each(look)
-    in_force = known(found)
     if word == "status":
-        print(status(site, found, in_force))
+        found = site.each(look)
+        print(status(site, found, known(found)))
         return 0
-    left: list[Cut] = []
-    if word != "heal":
-        left = cuts.merge(in_force, cuts.parse(words, site.numbers))
-    elif rest:
-        left = without(in_force, rest, site)
-    site.each(lambda place: put(place, left, site))
+    with alone():
+        left: list[Cut] = []
+        if word != "heal":
+            left = cuts.merge(known(site.each(look)), cuts.parse(words, site.numbers))
+        elif rest:
+            left = without(known(site.each(look)), rest, site)
+        site.each(lambda place: put(place, left, site))  # `heal` does so unseen: one that cannot be met stops no other
     print(f"in force: {listed(left)}", flush=True)
     return 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One change at a time: of two at once, either would add its cut to what was in force before the other's."""
+    place = os.open(launch.ROOT, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def without(in_force: Sequence[Cut], named: Sequence[str], site: Site) -> list[Cut]:

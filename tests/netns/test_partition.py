@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -160,6 +161,16 @@ def test_heal_takes_away_its_own_rules_and_no_other(ground: Ground) -> None:
     assert rules() == before
     assert ground.partition("heal").stdout == "in force: nothing\n", "healing twice is no error"
     subprocess.run([*inside, "-D", *foreign], check=True)
+
+
+def test_cuts_made_at_the_same_moment_are_all_in_force(ground: Ground) -> None:
+    words = [f"{verb} {number}" for number in (1, 2, 3) for verb in ("no-gossip", "no-redis")]
+    with ThreadPoolExecutor(len(words)) as pool:
+        list(pool.map(lambda text: ground.partition(*text.split()), words))
+    status = ground.partition("status").stdout
+    assert status.startswith(f"in force: {'; '.join(sorted(words))}  (")
+    assert "expected" not in status
+    ground.partition("heal")
 
 
 def test_status_tells_of_a_node_that_lost_its_rules_and_the_next_cut_sets_them_again(ground: Ground) -> None:

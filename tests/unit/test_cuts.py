@@ -90,6 +90,7 @@ def test_a_party_that_does_not_run_gets_no_rule_and_is_in_none() -> None:
     [
         ("isolate 9", "'9' is no node that runs here"),
         ("isolate three", "'three' is no node"),
+        ("isolate \u00b2", "is no node"),
         ("isolate redis", "'redis' is no node"),
         ("isolate", "isolate takes 1 words, not 0"),
         ("isolate 1 2", "isolate takes 1 words, not 2"),

@@ -1,0 +1,24 @@
+"""The command that cuts, where not every node can be met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node import partition
+from node.partition import CutFailed, Place, Site
+
+
+def test_heal_reaches_all_others_where_one_node_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(number: int, *inside: str) -> Place:
+        return Place(number, f"n{number}", f"10.0.0.{number}", "http://127.0.0.1:1", "", inside)
+
+    (tmp_path / "inside").write_text(f'echo "$3" >> {tmp_path}/ran-"$0"\n')
+    met = [place(number, "sh", "-c", f". {tmp_path}/inside", str(number)) for number in (1, 3)]
+    site = Site("a test", (met[0], place(2, "false"), met[1]), "10.0.0.9")
+    monkeypatch.setattr(partition, "find", lambda *_: site)
+    with pytest.raises(CutFailed, match="node 2"):
+        partition.partition(["heal"])
+    for number in (1, 3):
+        assert (tmp_path / f"ran-{number}").read_text().strip() == partition.HEAL.strip()
