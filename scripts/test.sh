@@ -47,7 +47,7 @@ fi
 bootstrap test
 cd "$root"
 # A test's node or Redis must not be told anything by the shell that started the tests.
-for name in $(compgen -e RUMOR_); do
+for name in $(compgen -e RUMOR_) $(compgen -e OTEL_); do
   [[ $name == RUMOR_SIM_* || $name == RUMOR_TEST_* ]] || unset "$name"
 done
 exec "$python" -m pytest ${select[@]+"${select[@]}"} ${extra[@]+"${extra[@]}"} </dev/null

@@ -118,6 +118,33 @@ print(asyncio.run(spans.sending(store)([], None, None, 0.0)))
     assert run(code, {}) == "['stored']"
 
 
+@pytest.mark.parametrize("sampler", ["traceidratio", "parentbased_traceidratio"])
+def test_one_in_four_is_one_in_four(sampler: str) -> None:
+    code = """
+import asyncio
+from node import tracing
+from node.wire import Submission
+
+spans = tracing.start("n1")
+contexts = []
+
+async def store(items, keys, context, started_s):
+    contexts.append(context)
+    return []
+
+async def main():
+    for _ in range(2000):
+        await spans.sending(store)([Submission(type="t")], None, None, 0.0)
+
+asyncio.run(main())
+sampled = [context for context in contexts if context]
+assert all(int(context[19:35], 16) < 1 << 62 for context in sampled)
+assert len({context[3:35] for context in sampled}) == len(sampled)
+print(400 < len(sampled) < 600)
+"""
+    assert run(code, {**ENDPOINT, "OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0.25"}) == "True"
+
+
 def test_an_attempts_span_has_the_same_id_wherever_it_is_asked_for() -> None:
     from node.otel import _attempt_context, attempt_id
 
