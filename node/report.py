@@ -19,6 +19,11 @@ CUT = {
     Verdict.CUT_FROM_REDIS: "cut off from Redis: its peers hold it alive, and its heartbeat in Redis does not move",
     Verdict.CUT_FROM_PEERS: "cut off from its peers: gossip holds it dead, and Redis holds it live",
 }
+CUT_HINT = {
+    Verdict.CUT_FROM_REDIS: "It takes no new tasks and keeps what it runs, until its lease is over. "
+    "Mend its way to Redis, or stop it.",
+    Verdict.CUT_FROM_PEERS: "It keeps working. Mend its way to its peers: UDP and TCP on its port.",
+}
 
 
 def cluster(view: View, owners: Sequence[str], events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def problems(
                 peer.verdict.value,
                 ERROR,
                 f"{peer.node_id} is {CUT[peer.verdict]}.",
-                "It keeps what it runs; nothing of it runs twice while one of the two witnesses holds it alive.",
+                CUT_HINT[peer.verdict],
             )
         if peer.load is not None and peer.load.stalled and peer.state not in GONE:
             say(

@@ -1,9 +1,11 @@
-"""Screenshots of the dashboard, of a real cluster at work: healthy, 200 ms after a kill, tasks, a failed task.
+"""Screenshots of the dashboard, of a real cluster at work: healthy, 200 ms after a kill, a node cut off from Redis,
+tasks, a failed task.
 
-    python scripts/screenshots.py [--out docs/screenshots] [--only cluster,kill,tasks,task,dead] [--looks phone-dark]
+    python scripts/screenshots.py [--out docs/screenshots] [--only cluster,kill,cut,…] [--looks phone-dark,…]
 
-Needs the package playwright and a Chromium (RUMOR_TEST_CHROMIUM, else the one on PATH). Starts a cluster of its own on
-free ports, puts a steady load on it, and ends it. `browser()` is what tests/browser and scripts/bench/dashboard.py use.
+Needs the package playwright and a Chromium (RUMOR_TEST_CHROMIUM, else the one on PATH), and root on Linux for `cut`.
+Starts a cluster of its own on free ports, puts a steady load on it, and ends it; for `cut` another one whose nodes have
+network namespaces. `browser()` is what tests/browser and scripts/bench/dashboard.py use.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,11 +30,13 @@ sys.path.insert(0, str(ROOT))
 
 from tests.processes import LaunchedCluster  # noqa: E402
 
-VIEWS = ("cluster", "kill", "tasks", "task", "dead")
+VIEWS = ("cluster", "kill", "cut", "tasks", "task", "dead")
 SIZES = {"desktop": (1280, 1000), "phone": (390, 844)}
 LOOKS = tuple(f"{size}-{scheme}" for size in SIZES for scheme in ("light", "dark"))
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 AFTER_KILL_S = 0.2
+AFTER_CUT_S = 4.0
+HISTORY_S = 20.0  # for the charts to have something
 
 
 def chromium() -> str | None:
@@ -53,7 +58,7 @@ def browser() -> Iterator[Any]:
             one.close()
 
 
-def page_of(one: Any, look: str, url: str) -> Any:
+def page_of(one: Any, look: str, url: str, token: str = "") -> Any:
     """A new page of this look (`phone-dark`) at that address, once it is live."""
     size, _, scheme = look.partition("-")
     width, height = SIZES[size]
@@ -62,6 +67,8 @@ def page_of(one: Any, look: str, url: str) -> Any:
         color_scheme=scheme,
         device_scale_factor=2 if size == "phone" else 1,
     )
+    if token:
+        context.add_init_script(f"sessionStorage.setItem('rumor-token', {json.dumps(token)})")
     page = context.new_page()
     page.goto(url)
     until(page, "net.isLive && cluster.view !== null")
@@ -81,7 +88,8 @@ def until(page: Any, expression: str, limit_s: float = 10.0) -> Any:
 class Load:
     """Submits a mix of tasks until it is stopped: mostly good, some that fail."""
 
-    def __init__(self, cluster: LaunchedCluster) -> None:
+    def __init__(self, cluster: LaunchedCluster, fails: bool = True) -> None:
+        self.fails = fails
         self._remote = cluster.remote(1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -102,19 +110,27 @@ class Load:
         turn = 0
         while not self._stop.wait(0.2):
             turn += 1
-            self._remote.call("POST", "/tasks/batch", batch + ([failing] if turn % 12 == 0 else []))
+            self._remote.call("POST", "/tasks/batch", batch + ([failing] if self.fails and turn % 12 == 0 else []))
 
 
 def take(cluster: LaunchedCluster, out: Path, views: list[str], looks: list[str]) -> None:
-    """All that is asked for, each as VIEW-LOOK.png."""
-    with Load(cluster), browser() as one:
-        failed = fail_badly(cluster)
-        for look in looks:
+    """All that is asked for, each as VIEW-LOOK.png; the healthy one before anything has failed."""
+    with Load(cluster, fails=False) as load, browser() as one:
+        for look in looks if "cluster" in views else []:
+            page = page_of(one, look, cluster.url(1) + "/#/cluster")
+            time.sleep(2.0)
+            page.screenshot(path=out / f"cluster-{look}.png", full_page=True)
+            print(out / f"cluster-{look}.png", flush=True)
+            page.context.close()
+        views = [view for view in views if view != "cluster"]
+        load.fails = True
+        failed = fail_badly(cluster) if views else ""
+        for look in looks if views else []:
             page = page_of(one, look, cluster.url(1) + "/#/tasks")
-            time.sleep(20.0 if "tasks" in views else 0)
+            time.sleep(HISTORY_S if "tasks" in views else 0)
 
             def shoot(view: str, page: Any = page, look: str = look) -> None:
-                page.screenshot(path=out / f"{view}-{look}.png", full_page=view in ("cluster", "task"))
+                page.screenshot(path=out / f"{view}-{look}.png", full_page=view == "task")
                 print(out / f"{view}-{look}.png", flush=True)
 
             for view in views:
@@ -126,11 +142,31 @@ def take(cluster: LaunchedCluster, out: Path, views: list[str], looks: list[str]
                     shoot(view)
                     cluster.restart(3)
                     continue
-                where = {"task": f"tasks/{failed}", "cluster": "cluster"}.get(view, view)
+                where = f"tasks/{failed}" if view == "task" else view
                 page.goto(f"{cluster.url(1)}/#/{where}")
                 time.sleep(1.5)
                 shoot(view)
             page.context.close()
+
+
+def take_cut(cluster: LaunchedCluster, out: Path, looks: list[str]) -> None:
+    """A node cut off from Redis, as its peers see it."""
+    with Load(cluster, fails=False), browser() as one:
+        for look in looks:
+            page = page_of(one, look, cluster.url(1) + "/#/cluster", cluster.token)
+            time.sleep(1.5)
+            partition(cluster, "no-redis", "3")
+            until(page, "cluster.view.members.some(member => member.verdict === 'cut_from_redis')")
+            time.sleep(AFTER_CUT_S)
+            page.screenshot(path=out / f"cut-{look}.png", full_page=True)
+            print(out / f"cut-{look}.png", flush=True)
+            partition(cluster, "heal")
+            until(page, "cluster.view.members.every(member => member.verdict === 'healthy')")
+            page.context.close()
+
+
+def partition(cluster: LaunchedCluster, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", "node", "partition", *words], cwd=ROOT, env=cluster.environ, check=True)
 
 
 def fail_badly(cluster: LaunchedCluster) -> str:
@@ -158,12 +194,22 @@ def main() -> None:
     if chromium() is None:
         sys.exit("No Chromium on PATH. Install one, or set RUMOR_TEST_CHROMIUM.")
     options.out.mkdir(parents=True, exist_ok=True)
+    views, looks = options.only.split(","), options.looks.split(",")
+    if plain := [view for view in views if view != "cut"]:
+        with launched() as cluster:
+            take(cluster, options.out, plain, looks)
+    if "cut" in views:
+        with launched(netns=True) as cluster:
+            take_cut(cluster, options.out, looks)
+
+
+@contextmanager
+def launched(netns: bool = False) -> Iterator[LaunchedCluster]:
     folder = Path(tempfile.mkdtemp(prefix="rumor-screenshots-"))
-    cluster = LaunchedCluster(folder, 5, queues="default:40,sync:2")
+    cluster = LaunchedCluster(folder, 5, queues="default:40,sync:2", netns=netns)
     try:
-        take(cluster, options.out, options.only.split(","), options.looks.split(","))
+        yield cluster
     finally:
-        print(json.dumps(cluster.status(), indent=1), file=sys.stderr)
         cluster.launch("stop", check=False)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -80,7 +80,7 @@ const RUN = spread((sum) => sum.run_ms);
 
 function showCharts(sums) {
   const from = sums.length ? sums.at(-1).at_ms - 1000 * SHOWN_S : 0;
-  const shown = sums.filter((sum) => sum.at_ms > from);
+  const shown = sums.filter((sum) => sum.at_ms > from && !sum.isPartial);
   const each = [["rate", RATE, { format: (n) => count(Math.round(n)) }], ["wait", WAIT, { isLog: true, format: span }], ["run", RUN, { isLog: true, format: span }]];
   for (const [name, lines, how] of each) {
     drawLines(`chart-${name}`, shown, lines, how);

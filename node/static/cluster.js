@@ -14,10 +14,11 @@ const WORDS = {
     cut_from_peers: "Keeps working: Redis still hears from it.",
     dead: "Both agree: its tasks run elsewhere.",
   },
+  evidence: { refused: "connection refused", silent: "no answer", stalled: "it hangs", superseded: "started again", fenced: "ended in Redis" },
   peers: { alive: "alive", suspect: "suspected", dead: "dead", leaving: "leaving", left: "left in good order" },
 };
 
-const cluster = { view: null, health: null, healthMs: 0, events: new Map(), arcs: [], picked: "", order: [] };
+const cluster = { view: null, health: null, healthMs: 0, events: new Map(), arcs: [], picked: "", order: [], told: [] };
 
 // ---- the ring
 
@@ -67,8 +68,8 @@ function showRing(view) {
       const label = shown.length <= 12 ? svg("text", where) : null;
       const dot = svg("g", { class: "node", "data-id": member.node_id, "--hue": hues.get(member.node_id) },
         svg("circle", { cx: x, cy: y, r: size }), svg("circle", { class: "crown", cx: x, cy: y, r: size + 4, visibility: "hidden" }), label, svg("title", {}));
-      for (const name of ["pointerenter", "focus"]) dot.addEventListener(name, () => pick(member.node_id));
-      for (const name of ["pointerleave", "blur"]) dot.addEventListener(name, () => pick(""));
+      dot.addEventListener("pointerenter", () => pick(member.node_id));
+      dot.addEventListener("pointerleave", () => pick(""));
       return dot;
     }));
   }
@@ -146,7 +147,7 @@ function witnesses(member, view) {
     gone: "ended",
     unknown: !me || me.redis === "live" ? "not known yet" : "cannot be asked from here",
   }[member.redis] || member.redis;
-  const evidence = member.state === "suspect" || member.state === "dead" ? ` (${member.evidence}${member.by ? `, by ${names.short(member.by)}` : ""})` : "";
+  const evidence = member.state === "suspect" || member.state === "dead" ? ` (${WORDS.evidence[member.evidence] || member.evidence}${member.by ? `, by ${names.short(member.by)}` : ""})` : "";
   return `peers: ${WORDS.peers[member.state] || member.state}${evidence} · Redis: ${redis}`;
 }
 
@@ -201,9 +202,22 @@ function keep(event) {
   }
 }
 
+// A node that is cut off from Redis cannot tell it there, and no other did anything: the page tells what it sees.
+const cuts = new Set(); // sessions
+function noteCuts(view) {
+  const now = Date.now();
+  const note = (kind, member, at_ms) => keep({ id: `${kind}:${member.session}:${at_ms}`, kind, node_id: member.node_id, session: member.session, seen_by: view.node_id, at_ms });
+  for (const member of view.members) {
+    const ageMs = 1000 * (member.redis_age_s || 0);
+    if (member.verdict === "cut_from_redis" && member.redis === "stale" && ageMs >= LASTS_MS && !cuts.has(member.session)) {
+      cuts.add(member.session);
+      note("redis_silent", member, Math.round(now - ageMs));
+    } else if (member.verdict === "healthy" && cuts.delete(member.session)) note("redis_heard", member, now);
+  }
+}
+
 function showStories() {
-  const viewer = cluster.view ? cluster.view.node_id : "";
-  const found = tellStories(cluster.events.values(), viewer).slice(0, STORIES_MAX);
+  const found = cluster.told.slice(0, STORIES_MAX);
   $("stories-empty").hidden = found.length > 0;
   const items = found.map((story) => {
     const text = JSON.stringify(story);
@@ -238,6 +252,10 @@ function wrong() {
   for (const one of told) if (!since.has(one.message)) since.set(one.message, now);
   const lasting = told.filter((one) => !one.code.startsWith("cut_") || now - since.get(one.message) >= LASTS_MS);
   const found = lasting.map((one) => ({ ...one, isNote: one.severity === "warning" }));
+  for (const member of cluster.view ? cluster.view.members : []) {
+    const story = diedLately(member, now);
+    if (story) found.push({ severity: "error", message: `${story.title}.`, hint: "Its shards and its tasks are with the others now; the timeline tells who saw what. Start it again when you like." });
+  }
   const sums = tasks.sums;
   const states = sums.length ? sums.at(-1).states : null;
   if (states && states.dead) {
@@ -253,6 +271,13 @@ function wrong() {
   }
   const weight = (one) => (one.isNote ? 3 : { fatal: 0, error: 1, warning: 2 }[one.severity]);
   return found.sort((a, b) => weight(a) - weight(b));
+}
+
+// Its death, while it is news and it has not come back.
+const NEWS_MS = 120000;
+function diedLately(member, now) {
+  if (member.verdict !== "dead" || member.state === "left") return null;
+  return cluster.told.find((story) => story.node === member.node_id && story.tone === "bad" && story.isFenced && now - story.at_ms < NEWS_MS) || null;
 }
 
 function showNow() {

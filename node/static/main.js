@@ -23,6 +23,7 @@ async function refresh() {
     if (base === net.base) {
       cluster.view = view;
       net.others = view.members.filter((member) => member.state !== "dead" && member.state !== "left" && member.node_id !== view.node_id).map((member) => member.url);
+      noteCuts(view);
       names.learn(view.members.map((member) => member.node_id));
       for (const member of [...view.members].sort((a, b) => (a.node_id < b.node_id ? -1 : 1))) hues.get(member.node_id);
       if (!$("view-cluster").hidden) {
@@ -69,7 +70,10 @@ function showStoriesSoon() {
   if (!storiesTimer) {
     storiesTimer = setTimeout(() => {
       storiesTimer = 0;
-      if (!$("view-cluster").hidden && !document.hidden) showStories();
+      if (document.hidden) return;
+      cluster.told = tellStories(cluster.events.values(), cluster.view ? cluster.view.node_id : "");
+      if (!$("view-cluster").hidden) showStories();
+      showNow();
     }, 40);
   }
 }
@@ -88,7 +92,7 @@ net.onEvent = (name, data) => {
 
 let wasLive = false;
 net.onState = () => {
-  if (net.isLive && !wasLive) loadPast();
+  if (net.isLive && !wasLive) goneLive();
   wasLive = net.isLive;
   const where = net.base.split("//")[1];
   mark($("link-dot"), "data-tone", net.isLive ? (net.base === HOME ? "good" : "warn") : "bad");

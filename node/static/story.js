@@ -11,6 +11,7 @@ const LED_TO_MS = 2500; // what follows within this time is told as a consequenc
 const ABOUT = new Set([
   "node_started", "node_draining", "connection_ended", "connection_refused", "member_joined", "member_alive", "member_leaving",
   "member_suspect", "member_dead", "member_left", "session_fenced", "session_reaped", "main_stalled", "main_recovered", "session_renewed",
+  "redis_silent", "redis_heard",
 ]);
 const BECAUSE = {
   refused: "its port refuses connections, so its process is gone",
@@ -26,6 +27,7 @@ const CONFIRMED = {
   stalled: "Redis confirms: its heartbeat stands still",
   lease: "Redis alone: its heartbeat has stood still for the whole lease",
 };
+const SILENT = "its last heartbeat in Redis; its peers still hear from it";
 
 function tellStories(events, viewer = "") {
   const sorted = [...events].sort((a, b) => a.at_ms - b.at_ms);
@@ -37,7 +39,7 @@ function tellStories(events, viewer = "") {
       const session = event.kind === "session_renewed" ? event.was : event.session || `${event.node_id}/`;
       let story = open.get(session) || (event.session ? null : latestOf(all, event.node_id));
       const isBirth = event.kind === "node_started" || event.kind === "member_joined";
-      const isNew = !story || event.at_ms - story.last > APART_MS || (isBirth ? story.isOver : story.isBirth);
+      const isNew = !story || event.kind === "redis_silent" || event.at_ms - story.last > APART_MS || (isBirth ? story.isOver : story.isBirth);
       if (isNew) {
         story = { id: `${session}@${event.id}`, node: event.node_id, session, at_ms: event.at_ms, last: event.at_ms, events: [], moved: [], led: [], isBirth };
         all.push(story);
@@ -46,6 +48,7 @@ function tellStories(events, viewer = "") {
       story.isOver = story.isOver || event.kind === "member_dead" || event.kind === "session_fenced" || event.kind === "member_left";
       story.last = event.at_ms;
       story.events.push(event);
+      if (event.kind.startsWith("redis_")) takeIn(all, story, event);
     } else if (event.kind === "shards_moved") {
       if (viewer && event.seen_by !== viewer) continue; // every node computes the same for itself
       const cause = latest(all, event, () => true);
@@ -70,6 +73,15 @@ function latest(all, event, fits) {
   return recent.reduce((best, story) => (!best || story.last >= best.last ? story : best), null);
 }
 
+// A page hears of a cut later than of the shards that moved for it.
+function takeIn(all, story, event) {
+  const isOfIt = (other) => !other.session && other.events[0].kind === "shards_moved" && event.at_ms - other.at_ms <= LED_TO_MS;
+  for (const other of all.filter(isOfIt)) {
+    all.splice(all.indexOf(other), 1);
+    story.moved.push(other.events[0]);
+  }
+}
+
 const latestOf = (all, node) => all.findLast((story) => story.node === node);
 
 function alone(event) {
@@ -83,7 +95,7 @@ function inWords(story) {
   const dead = first("member_dead");
   const fenced = first("session_fenced");
   const start = Math.min(...story.events.map((event) => event.at_ms));
-  const at = (event) => event.at_ms - start;
+  const at = (event) => Math.max(0, event.at_ms - start);
   const steps = [];
   const step = (event, text, end) => steps.push({ ms: at(event), text, end });
   const seenBy = (found) => {
@@ -99,25 +111,36 @@ function inWords(story) {
     const ended = has("connection_ended");
     const refused = has("connection_refused");
     const suspects = has("member_suspect");
+    if (first("redis_silent")) step(first("redis_silent"), SILENT);
     if (ended.length) step(ended[0], `connections to it ended, noticed by ${seenBy(ended)}`);
     if (refused.length) step(refused[0], `new connections were refused, seen by ${seenBy(refused)}`);
     const isPlain = suspects.length && (!dead || suspects[0].evidence !== dead.evidence);
-    if (suspects.length) step(suspects[0], `suspected by ${seenBy(suspects)}${isPlain ? `: ${BECAUSE[suspects[0].evidence] || "it does not answer"}` : ""}`);
+    if (suspects.length && (!dead || at(suspects[0]) <= at(dead))) step(suspects[0], `suspected by ${seenBy(suspects)}${isPlain ? `: ${BECAUSE[suspects[0].evidence] || "it does not answer"}` : ""}`);
     if (dead) step(dead, `its peers hold it dead: ${BECAUSE[dead.evidence] || dead.evidence}`);
-    if (fenced) step(fenced, `${CONFIRMED[fenced.evidence] || "Redis confirms"}. Fenced by ${names.short(fenced.by)}: what it still reports cannot count`);
+    const reaped = has("session_reaped");
+    // Several may find the tombstone written; nothing was taken before it was, whoever's word arrived first.
+    if (fenced) step(reaped.length && reaped[0].at_ms < fenced.at_ms ? reaped[0] : fenced, `${CONFIRMED[fenced.evidence] || "Redis confirms"}. Fenced by ${names.short(fenced.by)}: what it still reports cannot count`);
     for (const event of story.led) step(event, `${names.short(event.node_id)} leads from now on (epoch ${event.epoch})`);
     moved(story, step);
-    const reaped = has("session_reaped");
     const tasks = reaped.reduce((sum, event) => sum + (event.tasks || 0), 0);
     if (reaped.length) step(reaped.at(-1), `${many(tasks, "task")} it was running ${tasks === 1 ? "is" : "are"} queued again, for others to run`, true);
     told.tone = "bad";
+    told.isFenced = Boolean(fenced);
     const how = { refused: "is gone", stalled: "hangs", silent: "is silent", superseded: "was started again", lease: "let its lease run out" }[evidence] || "is gone";
     const done = reaped.at(-1) || fenced;
     if (evidence === "superseded") told.tone = "warn";
     told.title = done
-      ? `${name} ${how}${reaped.length ? `; its work goes on after ${span(at(done))}` : fenced ? `; ended for good after ${span(at(done))}` : ""}`
+      ? `${name} ${how}${reaped.length ? `; its work goes on after ${span(at(done))}` : fenced ? `; ${evidence === "lease" ? "fenced" : "both witnesses agreed"} after ${span(at(done))}` : ""}`
       : `${name} ${how}: held dead by its peers, not by Redis yet`;
     if (!fenced) told.why = "Only one witness so far: it keeps its tasks.";
+  } else if (first("redis_silent")) {
+    const heard = has("redis_heard").at(-1);
+    step(first("redis_silent"), SILENT);
+    moved(story, step);
+    if (heard) step(heard, "Redis hears from it again: it takes tasks as before", true);
+    else told.why = "One witness alone: it takes no new tasks, and keeps what it runs until its lease is over.";
+    told.tone = heard ? "good" : "warn";
+    told.title = heard ? `${name} was cut off from Redis, and is back` : `${name} is cut off from Redis`;
   } else if (first("member_suspect")) {
     const suspects = has("member_suspect");
     const back = first("member_alive");
@@ -149,7 +172,7 @@ function inWords(story) {
   } else if (first("node_started") || first("member_joined")) {
     const started = first("node_started");
     const joined = has("member_joined");
-    if (started) step(started, "it started");
+    if (started) step(joined.length && joined[0].at_ms < started.at_ms ? joined[0] : started, "it started");
     if (joined.length) step(joined[0], `taken in by ${list([...new Set(joined.map((event) => names.short(event.seen_by)))])}`);
     for (const event of story.led) step(event, `it leads (epoch ${event.epoch})`);
     moved(story, step);
@@ -162,7 +185,7 @@ function inWords(story) {
     told.tone = "warn";
     told.title = `${name} knows of no leader`;
   } else if (first("shards_moved")) {
-    told.title = shardWords([first("shards_moved")]);
+    told.title = shardWords(first("shards_moved"));
   } else {
     return null; // a connection that ended, and nothing came of it
   }
@@ -171,15 +194,14 @@ function inWords(story) {
 }
 
 function moved(story, step) {
-  if (story.moved.length) step(story.moved.at(-1), shardWords(story.moved));
+  for (const event of story.moved) step(event, shardWords(event));
 }
 
-function shardWords(moved) {
-  const to = {};
-  for (const event of moved) for (const [node, n] of Object.entries(event.to || {})) to[node] = (to[node] || 0) + n;
+function shardWords(event) {
+  const to = event.to || {};
   const total = Object.values(to).reduce((sum, n) => sum + n, 0);
   const who = Object.entries(to).sort((a, b) => b[1] - a[1]);
-  if (!who.length) return `nobody looks after ${many(moved.at(-1).shards, "shard")}: no node is able to`;
+  if (!who.length) return `nobody looks after ${many(event.shards, "shard")}: no node is able to`;
   if (who.length === 1) return `${names.short(who[0][0])} looks after ${many(total, "shard")} more`;
   if (who.length > 6) return `${who.length} nodes look after ${many(total, "shard")} from now on`;
   return `${many(total, "shard")} ${total === 1 ? "is" : "are"} looked after by ${list(who.map(([node, n]) => `${names.short(node)} (${n})`))} from now on`;

@@ -5,9 +5,10 @@ const SUMS_MAX = 720; // those heard in ten minutes, and those of before
 const PAGE = 30;
 const TONE = { succeeded: "good", dead: "bad", cancelled: "dim", running: "", queued: "", scheduled: "dim", retrying: "warn", waiting: "dim" };
 const STATES = ["queued", "running", "scheduled", "succeeded", "dead", "cancelled"];
+const PRIORITIES = { 2: "low", 5: "normal", 8: "high" };
 const TERMINAL = ["succeeded", "dead", "cancelled"];
 
-const tasks = { sums: [], filter: {}, cursor: null, page: 0, dead: { cursor: null, page: 0, picked: new Set(), rows: [] }, shownId: "", types: new Set(["process", "sleep", "fail", "cpu", "noop", "crash_process"]), loadedMs: 0 };
+const tasks = { sums: [], filter: {}, cursor: null, page: 0, dead: { cursor: null, page: 0, picked: new Set(), rows: [] }, shownId: "", liveMs: 0, pastTimer: 0, types: new Set(["process", "sleep", "fail", "cpu", "noop", "crash_process"]), loadedMs: 0 };
 
 function took(task) {
   return task.finished_at_ms && task.started_at_ms ? task.finished_at_ms - task.started_at_ms : null;
@@ -41,7 +42,20 @@ function showStates() {
   say($("nav-dead-count"), states && states.dead ? count(states.dead) : "");
 }
 
+// A node that nobody listened to tells its sums rarely: the first seconds lack some of them. The charts leave these out,
+// and get them from what the cluster keeps once it is there.
+const PARTIAL_MS = 4500;
+const FILLED_AFTER_MS = 12000;
+
+function goneLive() {
+  tasks.liveMs = Date.now();
+  loadPast();
+  clearTimeout(tasks.pastTimer);
+  tasks.pastTimer = setTimeout(loadPast, FILLED_AFTER_MS);
+}
+
 function takeSum(sum) {
+  sum.isPartial = Date.now() - tasks.liveMs < PARTIAL_MS;
   tasks.sums.push(sum);
   if (tasks.sums.length > SUMS_MAX) tasks.sums.shift();
   for (const type of Object.keys(sum.types)) learnType(type);
@@ -66,7 +80,7 @@ async function loadPast() {
   if (!past.length) return;
   const step = (sum) => Math.ceil(sum.at_ms / (1000 * past[0].window_s));
   const live = tasks.sums.filter((sum) => !sum.isPast);
-  const heard = new Set(live.map(step));
+  const heard = new Set(live.filter((sum) => !sum.isPartial).map(step));
   const begin = past.findIndex((sum) => sum.accepted || Object.keys(sum.outcomes).length);
   const missing = begin < 0 ? [] : past.slice(begin).filter((sum) => !heard.has(step(sum)));
   tasks.sums = [...missing.map((sum) => ({ ...sum, isPast: true })), ...live].sort((a, b) => a.at_ms - b.at_ms);
@@ -292,7 +306,7 @@ function showTask(task) {
     el("p", { class: "mono dim" }, task.id),
     task.progress === null || TERMINAL.includes(task.state) ? "" : progressBar(task.progress),
     el("dl", { class: "facts" },
-      fact("Queue", task.queue), fact("Priority", task.priority), fact("Node", task.node_id), fact("Attempt", `${task.attempt} of ${task.max_attempts}`), fact("Deliveries", task.delivery),
+      fact("Queue", task.queue), fact("Priority", PRIORITIES[task.priority] ? `${task.priority} (${PRIORITIES[task.priority]})` : task.priority), fact("Node", task.node_id), fact("Attempt", `${task.attempt} of ${task.max_attempts}`), fact("Deliveries", task.delivery),
       fact("Queued", task.queued_at_ms && clock(task.queued_at_ms)), fact("Runs at", task.run_at_ms && clock(task.run_at_ms)), fact("Waited", wait !== null && wait >= 0 ? span(wait) : null), fact("Ran for", took(task) === null ? null : span(took(task))), fact("Key", task.key), task.traceparent && el("div", {}, el("dt", {}, "Trace"), el("dd", { class: "mono" }, traceOf(task)))),
     el("div", { class: "blocks" },
       el("div", {}, el("h2", {}, "History"), el("ol", { class: "history", id: "history" }, ...historyOf(task))),

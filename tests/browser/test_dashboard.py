@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from node.process import wait_for
 from tests.browser.conftest import Page
 from tests.processes import LaunchedCluster
 
@@ -66,6 +67,7 @@ def test_a_kill_moves_the_arcs_and_is_explained_within_a_second_without_a_reload
     assert f"{shards} shards are looked after by" in story or "looks after" in story
     page.until(f"[...document.querySelectorAll('.members tr')].some(tr => tr.textContent.includes('{victim}') "
                "&& tr.textContent.includes('dead'))", WITHIN_S)  # fmt: skip
+    page.until("document.getElementById('now-head').textContent.includes('is gone; its work goes on after')", WITHIN_S)
     assert page.page.evaluate("window.unreloaded"), "without a reload"
 
 
@@ -95,6 +97,20 @@ def test_a_task_that_is_part_of_a_trace_links_to_it(steady: LaunchedCluster, ope
     page.until("document.querySelector('.facts a')")
     assert page.text(".facts a") == trace_id
     assert page.page.evaluate("document.querySelector('.facts a').href") == TRACE_URL.format(trace_id=trace_id)
+
+
+def test_charts_begin_with_what_was_done_before_the_page_was_opened(steady: LaunchedCluster, open_page: Open) -> None:
+    remote = steady.remote(2)
+    done = remote.call("POST", "/tasks/batch", [{"type": "noop"}] * 50)[1]
+    assert remote.call("GET", f"/tasks/{done['results'][-1]['id']}?wait_s=5")[1]["state"] == "succeeded"
+
+    def is_kept() -> bool:
+        return any(step["outcomes"] for step in remote.call("GET", "/sums")[1]["sums"])
+
+    assert wait_for(is_kept, 20.0, 0.2), "the step is over, and all nodes have told it"
+    page = open_page(steady.url(1) + "/#/tasks")
+    page.until("tasks.sums.some(sum => sum.isPast && sum.outcomes.succeeded)", 3)
+    assert page.page.locator("#chart-rate path.k0").get_attribute("d")
 
 
 def test_bad_data_is_told_beside_the_form_and_nothing_is_submitted(steady: LaunchedCluster, open_page: Open) -> None:

@@ -119,3 +119,35 @@ def test_leaving_in_good_order_is_no_death(tell: Any) -> None:
 
 def test_a_connection_that_ends_and_nothing_more_is_no_story(tell: Any) -> None:
     assert tell([event(0, "connection_ended", "n2", "n1")]) == []
+
+
+def test_a_node_cut_off_from_redis_is_told_with_what_followed_and_its_return(tell: Any) -> None:
+    joined = event(-9000, "member_joined", "n2", seen_by="n1")
+    silent = event(0, "redis_silent", "n2")
+    moved = event(-80, "shards_moved", "n1", seen_by="n1", shards=3, to={"n1": 3})
+    story, _ = tell([joined, silent, moved])
+    assert (story["tone"], story["title"]) == ("warn", "n2 is cut off from Redis")
+    assert story["why"].startswith("One witness alone")
+    assert "looks after 3 shards more" in texts(story)[1]
+    back = [event(5000, "shards_moved", "n1", seen_by="n1", shards=3, to={"n2": 3}), event(5300, "redis_heard", "n2")]
+    story, _ = tell([joined, silent, moved, *back])
+    assert (story["tone"], story["title"]) == ("good", "n2 was cut off from Redis, and is back")
+    assert [text.partition(" ")[0] for text in texts(story)] == ["+0", "+0", "+5000", "+5300"]
+    again, story, _ = tell([joined, silent, moved, *back, event(9000, "redis_silent", "n2")])
+    assert (again["title"], story["title"]) == ("n2 is cut off from Redis", "n2 was cut off from Redis, and is back")
+    fenced = event(30_000, "session_fenced", "n2", "n3", evidence="lease")
+    story, _ = tell([joined, silent, moved, fenced])
+    assert "heartbeat" in texts(story)[0]
+    assert story["title"] == "n2 let its lease run out; fenced after 30 s"
+
+
+def test_tasks_are_never_given_back_before_the_fence_is_told(tell: Any) -> None:
+    (story,) = tell([*death(), event(90, "session_reaped", "n2", "n1", tasks=1)])
+    early = event(-1, "session_reaped", "n2", "n1", tasks=1)
+    (odd,) = tell([*death(), early])
+    for one in (story, odd):
+        words = texts(one)
+        fence, reap = (
+            next(n for n, text in enumerate(words) if part in text) for part in ("Fenced by", "queued again")
+        )
+        assert fence < reap
