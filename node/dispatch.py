@@ -58,6 +58,7 @@ class Dispatcher:
         on_finished: Callable[[Sequence[str]], None],
         on_redis: Callable[[bool], None],
         on_due: Callable[[int, float], None],
+        on_unknown: Callable[[int, str, float], None],
         tracing: Tracing = OFF,
     ) -> None:
         self._config = config
@@ -67,6 +68,7 @@ class Dispatcher:
         self._on_finished = on_finished
         self._on_redis = on_redis
         self.on_due = on_due  # something in a shard is due in that many seconds
+        self._on_unknown = on_unknown  # of a queue: no handler here knows what was given back there until then
         self._tracing = tracing
         self._rng = Random()
         self.worker: Worker
@@ -365,6 +367,8 @@ class Dispatcher:
                     finished.append(claimed.id)
                 elif ms > 0:
                     self.on_due(shard, ms / 1000)
+                    if kind == "g":
+                        self._on_unknown(shard, claimed.spec.queue, ms / 1000)
                 else:
                     self.on_due(shard, 0.0)
             elif code != "y":

@@ -92,6 +92,7 @@ class Engine:
         self._weights: dict[str, int] = {}
         self._stole_s: dict[str, float] = {}
         self._offered_s: dict[str, float] = {}
+        self._unknown_s: dict[tuple[int, str], float] = {}  # (shard, queue) of an unknown type -> when it is due again
         self._load: Load | None = None
         self._beats_ok = True
         self._redis_lost_s: float | None = None  # since when Redis may have taken the word of others and not ours
@@ -107,6 +108,7 @@ class Engine:
             on_finished=self.waiting.finished,
             on_redis=self._lanes_changed,
             on_due=self._on_due,
+            on_unknown=self._on_unknown,
             tracing=tracing,
         )
         self.house = House(
@@ -276,10 +278,10 @@ class Engine:
         owner = self.owners[shard]
         self.dispatch.backlog.heard(shard, heads)
         if owner == self.config.name or not owner:
-            self.dispatch.kick()
             for head in heads:
-                if head.count:
+                if head.count and not self._leave(shard, head):
                     self._offer(head.queue)
+            self.dispatch.kick()
             return
         session = self._sessions.get(owner)
         if session is None:  # its death is known and its heirs are not yet: whoever is here takes it
@@ -288,6 +290,31 @@ class Engine:
         self.wakes.work(session, shard, heads)
         # Left to its owner; what the owner cannot take soon, its gossiped load offers to thieves.
         self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
+
+    def _on_unknown(self, shard: int, queue: str, in_s: float) -> None:
+        """What waits there is of a type that this node lacks: when it is due again, another looks at it first.
+
+        Else a shard's owner would claim it and give it back until it is replaced, and who has the type would never
+        see it.
+        """
+        self._unknown_s[shard, queue] = time.monotonic() + in_s
+
+    def _leave(self, shard: int, head: Head) -> bool:
+        """Whether what is queued there is left to another node for now; the next sweep finds what that does not take."""
+        due_s = self._unknown_s.get((shard, head.queue))
+        if due_s is None or time.monotonic() < due_s:
+            return False
+        del self._unknown_s[shard, head.queue]
+        others = [
+            peer.session
+            for peer in self.view.members
+            if peer.node_id != self.config.name and peer.is_able and peer.meta and peer.meta.queues.get(head.queue)
+        ]
+        if not others:
+            return False
+        self.wakes.work(self._rng.choice(others), shard, [head])
+        self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0)])
+        return True
 
     def _on_due(self, shard: int, in_s: float) -> None:
         """Something in a shard is due then: noted if we keep it, else its owner is told."""

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -471,33 +472,58 @@ async def test_a_cursor_that_no_listing_gave_is_refused(engine: Engine, text: st
         await engine.list_tasks(ListQuery(state=TaskState.DEAD, cursor=cursor))
 
 
-async def test_a_full_node_offers_what_waits_to_one_with_free_slots(engine: Engine) -> None:
+@asynccontextmanager
+async def idle_neighbour(engine: Engine) -> AsyncIterator[Callable[[], Awaitable[list[tuple[int, str, int]]]]]:
+    """Another member, with free slots, while all shards stay this node's: reads what it is woken for."""
     other = session.new("other:1", 1_700_000_000_000, Random(7))
     load = Load(True, False, False, {"default": QueueLoad(5, 0, 0)})
     idle = dataclasses.replace(
         engine.vitals.view.members[0], node_id="other:1", session=other, load=load, meta=Meta({"default": 5})
     )
-    async with engine.client.pubsub() as channel:
-        await channel.subscribe(keys.wake(other))
-        members = (*engine.vitals.view.members, idle)
-        engine.on_view(dataclasses.replace(engine.vitals.view, members=members))
-        engine.owners = (engine.config.name,) * engine.config.shards
-        engine.house.own(range(engine.config.shards), [engine.dispatch.session])
-        blockers = [await one(engine, "sleep", 30, key=f"k{n}") for n in range(8)]
-        waiting = await one(engine, "noop", key="k")
-        assert waiting.state == "queued"
+
+    async def woken() -> list[tuple[int, str, int]]:
         async with asyncio.timeout(5):
             while True:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=1)
                 if message is not None and message["type"] == "message":
                     break
         offered = parse_wake(message["data"], engine.config.shards)
-    assert isinstance(offered, Work)
-    assert [(shard, head.queue, head.count) for shard, head in offered.heads] == [
-        (engine.queries.shard(waiting.id), "default", 1)
-    ]
+        assert isinstance(offered, Work)
+        return [(shard, head.queue, head.count) for shard, head in offered.heads]
+
+    async with engine.client.pubsub() as channel:
+        await channel.subscribe(keys.wake(other))
+        members = (*engine.vitals.view.members, idle)
+        engine.on_view(dataclasses.replace(engine.vitals.view, members=members))
+        engine.owners = (engine.config.name,) * engine.config.shards
+        engine.house.own(range(engine.config.shards), [engine.dispatch.session])
+        yield woken
+
+
+async def test_a_full_node_offers_what_waits_to_one_with_free_slots(engine: Engine) -> None:
+    async with idle_neighbour(engine) as woken:
+        blockers = [await one(engine, "sleep", 30, key=f"k{n}") for n in range(8)]
+        waiting = await one(engine, "noop", key="k")
+        assert waiting.state == "queued"
+        assert await woken() == [(engine.queries.shard(waiting.id), "default", 1)]
     for task in blockers:
         await engine.cancel(task.id)
+
+
+async def test_what_the_owner_of_a_shard_has_no_handler_for_is_left_to_another_when_it_is_due_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new type in the middle of a rolling deploy: else the owner takes it each second, until it is replaced."""
+    monkeypatch.setattr("node.worker.UNKNOWN_RETRY_S", 0.1)
+    known = engine.worker._handler
+    async with idle_neighbour(engine) as woken:
+        monkeypatch.setattr(engine.worker, "_handler", lambda name: None if name == "noop" else known(name))
+        task = await one(engine, "noop")
+        assert await woken() == [(engine.queries.shard(task.id), "default", 1)]
+        left = await engine.get(task.id)
+        assert (left.state, left.attempt, left.delivery) == ("queued", 0, 1), "and not claimed here at once"
+        monkeypatch.setattr(engine.worker, "_handler", known)
+        assert (await engine.wait(task.id, 10)).state == "succeeded", "what the other leaves, a sweep finds"
 
 
 async def test_submissions_that_fail_in_one_group_each_keep_their_own_ids(engine: Engine, redis_server: Any) -> None:

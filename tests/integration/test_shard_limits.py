@@ -112,7 +112,7 @@ async def test_a_claim_takes_no_more_data_than_its_answer_may_hold(client: redis
 def dispatcher() -> Dispatcher:
     """One that sends nothing: its lanes do not run."""
     quiet: Any = nobody
-    return Dispatcher(Config(), connect("redis://127.0.0.1:1"), CALLS, Metrics(), quiet, quiet, quiet, quiet)
+    return Dispatcher(Config(), connect("redis://127.0.0.1:1"), CALLS, Metrics(), quiet, quiet, quiet, quiet, quiet)
 
 
 def outcome(result: bytes = b"1") -> tuple[Claimed, str, bytes, int]:
