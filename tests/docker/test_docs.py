@@ -68,7 +68,7 @@ class ComposeShell(Shell):
         def port(found: re.Match[str]) -> str:
             return f"{found[1]}:{self.base + (PORTS - 1 if found[2] == '90' else int(found[3]))}"
 
-        text = PLACE.sub(port, text.replace("docker compose", self.command))
+        text = PLACE.sub(port, text.replace("docker compose", self.command).replace("4999", str(self.base - 1)))
         return re.sub(r"\bnode6\b", f"node6-{os.getpid()}", text)
 
 
