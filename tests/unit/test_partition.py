@@ -22,3 +22,10 @@ def test_heal_reaches_all_others_where_one_node_cannot_be_met(tmp_path: Path, mo
         partition.partition(["heal"])
     for number in (1, 3):
         assert (tmp_path / f"ran-{number}").read_text().strip() == partition.HEAL.strip()
+
+
+@pytest.mark.parametrize(("environ", "service"), [(["RUMOR_REDIS_URL=redis://redis2:6379/0"], "redis2"), ([], "redis")])
+def test_the_redis_that_is_cut_off_is_the_one_that_the_nodes_use(environ: list[str], service: str) -> None:
+    """After a second Redis was promoted, the first is only its copy."""
+    containers = [{"Config": {"Env": ["PATH=/bin"]}}, {"Config": {"Env": environ}}]
+    assert partition.redis_host(containers) == service
