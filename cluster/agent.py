@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from queue import SimpleQueue
 from random import SystemRandom
 from typing import cast
 
@@ -37,7 +38,10 @@ LINGER_GOSSIPS = 3  # gossip intervals between saying that we left and falling s
 BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
 CONNECTIONS_MAX = 4096
 HEAD_MAX_BYTES = 8_192
+LENGTH_DIGITS_MAX = 9
 REQUEST_LIMIT_S = 5.0  # a connection that has not said what it wants by then is closed
+LINES_MAX = 10_000  # that wait for whoever reads stdout; what comes then is lost
+LAST_LINES_S = 1.0  # at the end, for what was not read yet
 EXIT_CONFLICT = 3
 OCTETS = b"Content-Type: application/octet-stream\r\n"
 
@@ -62,6 +66,7 @@ async def run(config: Config) -> int:
         await agent.leave()
     finally:
         await agent.close()
+        agent.lines.close()
     return EXIT_CONFLICT if agent.has_conflict else 0
 
 
@@ -74,6 +79,7 @@ class Agent:
         self.stop = asyncio.Event()
         self.has_conflict = False
         self.connections: set[Connection] = set()
+        self.lines = Lines()
         rng = SystemRandom()
         me = Identity(config.name, session.new(config.name, time.time_ns() // 1_000_000, rng), host, config.port)
         self.swim = Swim(config, me, self.keys, rng, time.monotonic())
@@ -83,7 +89,7 @@ class Agent:
 
     async def begin(self) -> None:
         """Bind both ports and join. Raises ConfigError when a port is taken."""
-        tell("start", self.config.name)
+        self.lines.tell("start", self.config.name)
         loop = asyncio.get_running_loop()
         self.gossip.bind()
         try:
@@ -102,7 +108,7 @@ class Agent:
         threading.Thread(target=watch_stdin, args=(loop, self.stop), name="stdin", daemon=True).start()
         self.gossip.start()
         self._joining = loop.create_task(self._joins())
-        tell("ready", self.config.name)
+        self.lines.tell("ready", self.config.name)
 
     async def leave(self) -> None:
         """Say that we left, and keep the word going for a moment."""
@@ -137,7 +143,7 @@ class Agent:
         identity, state, was = change.member.identity, change.member.state, change.was
         if identity.node_id != self.config.name:
             for event in events(state, was):
-                tell(event, identity.node_id)
+                self.lines.tell(event, identity.node_id)
 
     def _on_conflict(self, conflict: Conflict) -> None:
         other = conflict.other
@@ -148,7 +154,7 @@ class Agent:
     def _tell_stats(self) -> None:
         live = sum(1 for member in self.swim.members() if member.state not in (State.DEAD, State.LEFT))
         told = {"live": live, "health": self.swim.health, "cpu_s": round(time.process_time(), 4)}
-        tell("stats", self.config.name, **told, **self.swim.stats, **self.gossip.stats)
+        self.lines.tell("stats", self.config.name, **told, **self.swim.stats, **self.gossip.stats)
 
 
 def events(state: State, was: State | None) -> list[str]:
@@ -163,13 +169,6 @@ def events(state: State, was: State | None) -> list[str]:
             return [] if was in (None, state) else [state.value]
 
 
-def tell(event: str, subject: str, **more: object) -> None:
-    """One line on stdout. That nobody reads it, or no room is left for it, changes nothing for the other members."""
-    line = json.dumps({"t": round(time.monotonic(), 6), "event": event, "subject": subject, **more})
-    with contextlib.suppress(OSError):
-        os.write(1, line.encode() + b"\n")
-
-
 def watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     """Wait for the end of standard input, on a thread: not everything that can be one can be polled."""
     with contextlib.suppress(OSError):
@@ -177,6 +176,31 @@ def watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
             pass
     with contextlib.suppress(RuntimeError):  # The loop has ended already.
         loop.call_soon_threadsafe(stop.set)
+
+
+class Lines:
+    """What is told on stdout, on a thread of its own: who reads late, or never, holds up no member."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[str] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="stdout", daemon=True)
+        self._thread.start()
+
+    def tell(self, event: str, subject: str, **more: object) -> None:
+        """One line, with the time."""
+        if self._waiting.qsize() < LINES_MAX:
+            line = json.dumps({"t": round(time.monotonic(), 6), "event": event, "subject": subject, **more})
+            self._waiting.put(f"{line}\n")
+
+    def close(self) -> None:
+        """Write what is left, if somebody reads it."""
+        self._waiting.put("")
+        self._thread.join(LAST_LINES_S)
+
+    def _write(self) -> None:
+        while line := self._waiting.get():
+            with contextlib.suppress(OSError):  # Nobody is there, or there is no room: a member goes on all the same.
+                os.write(1, line.encode())
 
 
 class Connection(asyncio.Protocol):
@@ -216,7 +240,7 @@ class Connection(asyncio.Protocol):
             self._hold(headers.get(watch_token.HEADER.lower().encode(), b""))
         elif (method, path) == (b"POST", b"/gossip"):
             length = headers.get(b"content-length", b"")
-            if not length.isdigit() or int(length) > SYNC_MAX_BYTES:
+            if not length.isdigit() or len(length) > LENGTH_DIGITS_MAX or int(length) > SYNC_MAX_BYTES:
                 self._answer(b"413 Content Too Large")
             elif len(body) >= int(length):
                 reply = self._agent.gossip.answer(body[: int(length)])

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import time
@@ -473,11 +474,11 @@ def parse_head(head: bytes) -> tuple[int, int | None]:
     """Status and Content-Length of an HTTP response's head; status 0 when it is none."""
     lines = head.split(b"\r\n")
     parts = lines[0].split(b" ", 2)
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"[0-9]{3}", parts[1]):
         return 0, None
     for line in lines[1:]:
         name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and value.strip().isdigit():
+        if name.strip().lower() == b"content-length" and re.fullmatch(rb"[0-9]{1,9}", value.strip()):
             return int(parts[1]), int(value)
     return int(parts[1]), None
 

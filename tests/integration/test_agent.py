@@ -183,6 +183,7 @@ def test_its_tcp_side_answers_members_only(start: Start) -> None:
         (b"POST /gossip HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"413"),
         (b"POST /gossip HTTP/1.1\r\n\r\n", b"413"),
         (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 2000, b"431"),
+        (b"POST /gossip HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
     ):
         assert a.ask(request).startswith(b"HTTP/1.1 " + status), request[:60]
 
@@ -218,6 +219,25 @@ def test_it_is_a_member_without_anything_to_write_to(start: Start, streams: str)
             mute.stdin.close()
             assert mute.wait(LIMIT_S) == 0
             first.wait("left", "b")
+        finally:
+            mute.kill()
+
+
+def test_it_is_a_member_although_nobody_reads_what_it_tells(start: Start) -> None:
+    first = start("a")
+    first.wait("ready", "a")
+    words = [sys.executable, "-m", "node", "agent", "--name", "b", "--port", str(free_port())]
+    words += ["--seed", f"127.0.0.1:{first.port}"]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as mute:
+        try:
+            first.wait("join", "b")
+            for _ in range(300):  # much more than a pipe takes
+                mute.send_signal(signal.SIGUSR1)
+                time.sleep(0.005)
+            assert mute.stdin is not None
+            mute.stdin.close()
+            first.wait("left", "b")
+            assert mute.wait(LIMIT_S) == 0
         finally:
             mute.kill()
 

@@ -343,6 +343,12 @@ async def test_a_peer_that_does_not_want_to_be_watched_is_not_dead() -> None:
         assert not script.heard(WatchEnded)
 
 
+def test_numbers_of_any_length_do_not_make_a_head_raise() -> None:
+    assert parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 12") == (200, 12)
+    assert parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000) == (200, None)
+    assert parse_head(b"HTTP/1.1 " + b"9" * 5000) == (0, None)
+
+
 async def test_full_exchanges_go_over_http_both_ways() -> None:
     script = Script()
 
