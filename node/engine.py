@@ -300,7 +300,7 @@ class Engine:
         self._unknown_s[shard, queue] = time.monotonic() + in_s
 
     def _leave(self, shard: int, head: Head) -> bool:
-        """Whether what is queued there is left to another node for now; the next sweep finds what that does not take."""
+        """Whether another node is to look there first; the next sweep finds what that does not take."""
         due_s = self._unknown_s.get((shard, head.queue))
         if due_s is None or time.monotonic() < due_s:
             return False

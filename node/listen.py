@@ -29,6 +29,7 @@ HEAD_S = 10.0  # for the whole head of a request, from its first byte, or from t
 LOOK_S = 1.0  # between two looks at who is over it
 LINGER_S = 1.0  # a refused client may still send this long: closed at once, its kernel would drop our answer
 IDLE_S = 30.0  # after which a kept connection makes room, when there is none; otherwise it may stay for an hour
+LOG_S = 10.0  # between two lines that there is no room
 FILES_KEPT = 256  # open files that are not clients': Redis, gossip, child processes, logs
 ROOM_MIN = 16
 
@@ -92,7 +93,7 @@ class _Server(web.Server):
         self.room = room
         self.headless: dict[_Connection, float] = {}  # still to say what they want -> when their time is up, in order
         self._look: asyncio.TimerHandle | None = None
-        self._sought_s = -math.inf
+        self._sought_s = self._refused_s = -math.inf
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -105,6 +106,14 @@ class _Server(web.Server):
             return self._end_idle()
         self._end(next(iter(self.headless)), self.full())
         return True
+
+    def refused(self) -> TooManyConnections:
+        """The same, for one that nobody made room for; logged now and then, not for each of very many."""
+        now_s = self._loop.time()
+        if now_s - self._refused_s > LOG_S:
+            self._refused_s = now_s
+            _log.warning("connections_refused", connections=self.room, hint="Raise connections_max, or add nodes.")
+        return self.full()
 
     def full(self) -> TooManyConnections:
         """What is said to whoever finds no room."""
@@ -198,8 +207,7 @@ class _Connection(web.RequestHandler):
         """Say that there is no room. `transport` is not ours to keep: nothing that this client sends is read."""
         assert isinstance(transport, asyncio.Transport)
         self._force_close = True
-        _log.warning("connection_refused", connections=self._server.room)
-        transport.write(raw(self._server.full()))
+        transport.write(raw(self._server.refused()))
         if transport.can_write_eof():
             transport.write_eof()
             self._loop.call_later(LINGER_S, transport.abort)
