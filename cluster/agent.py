@@ -30,7 +30,7 @@ from cluster.errors import ConfigError
 from cluster.gossip import Gossip
 from cluster.keyring import gossip_keys
 from cluster.swim.core import Swim
-from cluster.swim.events import Changed, Conflict, Identity, Join, Leave, State
+from cluster.swim.events import Changed, Conflict, Identity, Join, Leave, Renew, State
 from cluster.swim.wire import SYNC_MAX_BYTES
 
 JOIN_S = 3.0  # between two looks for seeds that are not alive here
@@ -80,9 +80,9 @@ class Agent:
         self.has_conflict = False
         self.connections: set[Connection] = set()
         self.lines = Lines()
-        rng = SystemRandom()
-        me = Identity(config.name, session.new(config.name, time.time_ns() // 1_000_000, rng), host, config.port)
-        self.swim = Swim(config, me, self.keys, rng, time.monotonic())
+        self._rng = SystemRandom()
+        self._me = self._life(host, time.time_ns() // 1_000_000)
+        self.swim = Swim(config, self._me, self.keys, self._rng, time.monotonic())
         self.gossip = Gossip(config, self.keys, self.swim, self._on_changed, self._on_conflict)
         self._server: asyncio.Server | None = None
         self._joining: asyncio.Task[None] | None = None
@@ -145,8 +145,18 @@ class Agent:
             for event in events(state, was):
                 self.lines.tell(event, identity.node_id)
 
+    def _life(self, host: str, wall_ms: int) -> Identity:
+        name = self.config.name
+        return Identity(name, session.new(name, wall_ms, self._rng), host, self.config.port)
+
     def _on_conflict(self, conflict: Conflict) -> None:
-        other = conflict.other
+        other, me = conflict.other, self._me
+        if (other.host, other.port) in ((me.host, me.port), ("", 0)):
+            # Not beside us: an earlier life, and the clock was set back since. Nobody listens to who comes before it.
+            last_ms = max(session.order(one.session)[0] for one in (other, me))
+            self._me = self._life(me.host, last_ms + 1)
+            self.gossip.feed(Renew(self._me.session))
+            return
         print(f"the name {other.node_id} is used twice: also at {other.host}:{other.port}.", file=sys.stderr)
         self.has_conflict = True
         self.stop.set()

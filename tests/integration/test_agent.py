@@ -170,6 +170,23 @@ def test_a_second_bearer_of_a_name_gives_up(start: Start) -> None:
     assert not b.said("dead", "c")
 
 
+def test_a_clock_that_was_set_back_between_two_lives_keeps_nobody_out(start: Start) -> None:
+    first = start("a")
+    second = start("b", seed=first.port)
+    first.wait("join", "b")
+    second.process.kill()
+    first.wait("dead", "b")
+    an_hour_ago = "import time; real = time.time_ns; time.time_ns = lambda: real() - 3600 * 10**9"
+    words = ["agent", "--name", "b", "--port", str(second.port), "--seed", f"127.0.0.1:{first.port}"]
+    command = [sys.executable, "-c", f"{an_hour_ago}; from node.cli import main; main()", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as third:
+        try:
+            first.wait("join", "b", count=2)
+            assert third.poll() is None
+        finally:
+            third.kill()
+
+
 def test_its_tcp_side_answers_members_only(start: Start) -> None:
     a = start("a", "--gossip-keys", KEYS[0])
     a.wait("ready", "a")
