@@ -577,7 +577,8 @@ class Swim:
         mine = self._my_row
         if mine.state in (State.LEFT, State.DEAD) or (mine.state is State.LEAVING and not done):
             return
-        row = self._put_me(mine.incarnation + 1, State.LEFT if done else State.LEAVING)
+        incarnation = min(mine.incarnation + 1, wire.INCARNATION_MAX)
+        row = self._put_me(incarnation, State.LEFT if done else State.LEAVING)
         self._urgent_own.append(row)
         self._post.out.append(Changed(self._my_entry.member(), mine.state, False))
         if done:

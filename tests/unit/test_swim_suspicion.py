@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.swim.core import HERALD_SHARE
 from cluster.swim.events import Evidence, Fenced, Leave, Send, State
 from cluster.swim.suspicion import CONFIRMATIONS, suspicion_timeout_s, timeout_s
-from cluster.swim.wire import Ack, Gossip, Ping, Row
+from cluster.swim.wire import INCARNATION_MAX, Ack, Gossip, Ping, Row
 from tests.forged import CONFIG, Bench, accusation, address_of, changes, opened, row_of, sent, session_of, targets, told
 
 PEERS = ("a", "b", "c", "d", "e", "f")
@@ -193,6 +193,13 @@ def test_being_accused_makes_a_node_doubt_itself() -> None:
     bench = Bench(*PEERS)
     bench.hear("b", rows=[Row(session_of("me"), 0, State.SUSPECT, SILENT, "b")])
     assert bench.swim.health == 1
+
+
+def test_the_last_incarnation_can_still_be_left_in_words_that_others_understand() -> None:
+    bench = Bench(*PEERS)
+    bench.hear("a", rows=[accusation("me", "b", incarnation=INCARNATION_MAX - 1)])
+    rows = told(bench.hand_in(Leave(True)), "me")
+    assert {(row.incarnation, row.state) for row in rows} == {(INCARNATION_MAX, State.LEFT)}
 
 
 def test_a_node_that_drains_refutes_as_one_that_drains() -> None:
