@@ -46,7 +46,7 @@ SEND_EVERY_MS = 1_000  # the SDK's 5 s lose more with a process that is killed
 WAITING_MAX = 16_384  # spans of some 3.5 KB: room for a burst
 ALL = 1 << 64  # a ratio sampler takes the traces whose id, in its lower half, is below its bound
 TEXT_MAX = 300  # characters of an error's message
-TOLD_BY_OTHERS = ("fenced", "lease")  # why an attempt was stopped whose span the node that reaps it makes
+TOLD_BY_OTHERS = ("fenced", "gone", "lease")  # why an attempt was stopped whose span the node that reaps it makes
 FAILED = (Kind.FAILED, Kind.RETRY, Kind.REJECTED)
 
 _log = logging.getLogger("opentelemetry.rumor")  # one of those that `logs` keeps from repeating themselves

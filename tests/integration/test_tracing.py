@@ -158,6 +158,28 @@ def test_a_killed_nodes_attempt_is_told_by_who_recovers_it(collector: Collector,
     made.nodes.append(victim)
 
 
+def test_an_attempt_that_was_taken_from_a_hung_node_is_told_once(
+    collector: Collector, nodes: Callable[..., Fleet]
+) -> None:
+    made = nodes(3, stalled_s=1.5)
+    trace = Trace()
+    task = submit(made.nodes[0], trace, "slow", 6.0)
+    where = wait_until(lambda: made.nodes[0].task(task["id"])["node_id"], 5, "it runs somewhere")
+    victim = next(node for node in made.nodes if node.node_id == where)
+    other = next(node for node in made.nodes if node is not victim)
+    session = victim.session
+    victim.pause()
+    wait_until(lambda: other.task(task["id"])["attempt"] == 2, 15, "it was taken from the node")
+    victim.resume()
+    wait_until(lambda: victim.session != session, 15, "the node goes on under another session")
+    ended(other, task)
+    has_tree(collector, trace.id, "send slow\n  process slow *\n  recover slow -> 1\n  process slow -> 1")
+    victim.terminate()
+    assert victim.wait() == 0
+    made.nodes.remove(victim)
+    assert len(collector.of(trace.id)) == len({span.id for span in collector.of(trace.id)})
+
+
 def test_what_a_peer_takes_over_is_one_trace(
     collector: Collector, nodes: Callable[..., Fleet], redis_server: RedisServer
 ) -> None:
