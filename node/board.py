@@ -323,7 +323,9 @@ def in_words(event: Mapping[str, Any]) -> Text:
             return Text(f"{node} is fenced by {by}: both witnesses hold it dead{tail}", "red")
         case "session_reaped":
             tasks = event.get("tasks", 0)
-            return Text(f"{tasks} tasks of {node} are queued again, by {by}", "bold" if tasks else "")
+            them = "1 task" if tasks == 1 else f"{tasks} tasks"
+            are = "is" if tasks == 1 else "are"
+            return Text(f"{them} of {node} {are} queued again, by {by}", "bold" if tasks else "")
         case "session_renewed":
             return Text(f"{node} goes on under a new session", "yellow")
         case "leader_elected":

@@ -146,6 +146,7 @@ def test_events_are_told_newest_first_once_and_fill_the_height() -> None:
     [
         ({"kind": "member_dead", "node_id": "n4", "evidence": "refused"}, "n4 is dead for its peers: its port refuses"),
         ({"kind": "session_reaped", "node_id": "n4", "by": "n1", "tasks": 3}, "3 tasks of n4 are queued again, by n1"),
+        ({"kind": "session_reaped", "node_id": "n4", "by": "n1", "tasks": 1}, "1 task of n4 is queued again, by n1"),
         ({"kind": "shards_moved", "node_id": "n1", "shards": 3, "to": {"n1": 3}}, "3 shards moved to n1 (3)"),
         ({"kind": "something_new", "node_id": "n1"}, "something_new n1"),
     ],
