@@ -386,7 +386,9 @@ class Swim:
             return False
         is_surprising = self._is_surprising(entry, row)
         if is_surprising:
-            row = msgspec.structs.replace(row, state=State.SUSPECT, age_s=0)
+            # A refusal of that time, across a cut perhaps, is no second witness to one of now.
+            evidence = Evidence.SILENT if row.evidence is Evidence.REFUSED else row.evidence
+            row = msgspec.structs.replace(row, state=State.SUSPECT, evidence=evidence, age_s=0)
         before, was = entry.row, entry.row.state
         is_older = precedence(row) < precedence(before)
         if not is_older and not is_same_claim(before, row):

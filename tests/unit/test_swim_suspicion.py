@@ -270,6 +270,14 @@ def test_a_death_that_comes_late_is_a_suspicion_whatever_the_evidence() -> None:
     assert "a" in targets(bench.take(), Ping)
 
 
+def test_refusals_of_which_one_hears_late_are_no_witnesses() -> None:
+    """Two came back from behind a firewall that rejected: each was refused by everybody."""
+    bench = Bench(*PEERS)
+    for by in ("b", "c"):
+        bench.hear(by, rows=[Row(session_of("a"), 0, State.DEAD, REFUSED, by, age_s=1)])
+    assert bench.state("a") is State.SUSPECT
+
+
 def test_a_death_that_comes_late_and_is_true_is_soon_a_death_again() -> None:
     bench = Bench(*PEERS)
     bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, SILENT, "b", age_s=30)])
