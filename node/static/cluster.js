@@ -18,7 +18,7 @@ const WORDS = {
   peers: { alive: "alive", suspect: "suspected", dead: "dead", leaving: "leaving", left: "left in good order" },
 };
 
-const cluster = { view: null, health: null, healthMs: 0, events: new Map(), arcs: [], picked: "", order: [], told: [] };
+const cluster = { view: null, health: null, healthMs: 0, events: new Map(), arcs: [], picked: "", order: [], told: [], isTold: false };
 
 // ---- the ring
 
@@ -196,6 +196,7 @@ const openedMs = Date.now();
 
 function keep(event) {
   cluster.events.set(event.id, event);
+  cluster.isTold = false;
   if (cluster.events.size > EVENTS_MAX) {
     const oldest = [...cluster.events.values()].sort((a, b) => a.at_ms - b.at_ms).slice(0, EVENTS_MAX / 5);
     for (const { id } of oldest) cluster.events.delete(id);
@@ -254,7 +255,7 @@ function wrong() {
   const found = lasting.map((one) => ({ ...one, isNote: one.severity === "warning" }));
   for (const member of cluster.view ? cluster.view.members : []) {
     const story = diedLately(member, now);
-    if (story) found.push({ severity: "error", message: `${story.title}.`, hint: "Its shards and its tasks are with the others now; the timeline tells who saw what. Start it again when you like." });
+    if (story) found.push({ severity: "error", message: `${story.title}.`, hint: "Others have its shards and tasks. Start it again when you like." });
   }
   const sums = tasks.sums;
   const states = sums.length ? sums.at(-1).states : null;

@@ -21,6 +21,7 @@ async function refresh() {
     const base = net.base;
     const view = await read("/cluster?events=0");
     if (base === net.base) {
+      if (!cluster.view || cluster.view.node_id !== view.node_id || cluster.view.members.length !== view.members.length) cluster.isTold = false;
       cluster.view = view;
       net.others = view.members.filter((member) => member.state !== "dead" && member.state !== "left" && member.node_id !== view.node_id).map((member) => member.url);
       noteCuts(view);
@@ -71,7 +72,8 @@ function showStoriesSoon() {
     storiesTimer = setTimeout(() => {
       storiesTimer = 0;
       if (document.hidden) return;
-      cluster.told = tellStories(cluster.events.values(), cluster.view ? cluster.view.node_id : "");
+      if (!cluster.isTold) cluster.told = tellStories(cluster.events.values(), cluster.view ? cluster.view.node_id : "");
+      cluster.isTold = true;
       if (!$("view-cluster").hidden) showStories();
       showNow();
     }, 40);

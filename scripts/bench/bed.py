@@ -107,6 +107,7 @@ class Bed:
             self.folder / "redis", private_redis.choose_port(self.base_port), {}
         )
         self.redis = redis.Redis.from_url(self.redis_url)
+        self.redis_pid = self._child.pid
         if not aof:
             self.redis.config_set("appendonly", "no")
 

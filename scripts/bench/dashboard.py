@@ -248,15 +248,15 @@ def empty(one: Any, url: str) -> Any:
     return page
 
 
-def browser_cpu_s(without: int | None) -> dict[int, float]:
-    """What each child of this process has spent, the browser's and theirs, but for one."""
+def browser_cpu_s(*without: int | None) -> dict[int, float]:
+    """What each child of this process has spent, the browser's and theirs, but for those."""
     told: dict[int, tuple[int, float]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             fields = path.read_text("utf-8").rpartition(")")[2].split()
             told[int(path.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     found = {os.getpid()}
-    while more := {pid for pid, (parent, _) in told.items() if parent in found and pid != without} - found:
+    while more := {pid for pid, (parent, _) in told.items() if parent in found and pid not in without} - found:
         found |= more
     return {pid: told[pid][1] for pid in found - {os.getpid()}}
 
@@ -322,8 +322,12 @@ def drain_rounds(rounds: int, tasks: int) -> tuple[str, dict[str, Any]]:
                     time.sleep(1.5 if way is dashboard else 0.3)
                     node = bed.node(queues="default:100")
                     meter = Meter(bed, node.child.pid)
+                    others = [bed.redis_pid, *(one.child.pid for one in bed.nodes)]
+                    wait_drained(bed, tasks // 3)  # a page has been opened by then
+                    spent, began_s = browser_cpu_s(*others), time.perf_counter()
                     wait_drained(bed, tasks)
-                    found[name].append(meter.figures(tasks, 0.0))
+                    watching = since(spent, browser_cpu_s(*others)) / (time.perf_counter() - began_s)
+                    found[name].append(meter.figures(tasks, 0.0) | {"watching_cpu": watching})
                 at_ms = sorted(started_ms(bed, ids))
                 found[name][-1] |= {"per_s": rate(at_ms), "late_per_s": rate(at_ms[-int(tasks * STANDS) :])}
             told = found[name][-1]
@@ -335,10 +339,12 @@ def drain_rounds(rounds: int, tasks: int) -> tuple[str, dict[str, Any]]:
             rates = spread([one[field] for one in each])
             share = spread([one[field] / other[field] for one, other in zip(each, found["nobody looks"], strict=True)])
             cells += [f"{rates['median']:,.0f}", f"{share['median']:.0%} ({share['min']:.0%} to {share['max']:.0%})"]
-        cpu, redis = (spread([one[field] for one in each])["median"] for field in ("cpu_us", "redis_us"))
-        rows.append([name, *cells, f"{cpu:.1f}", f"{redis:.1f}"])
+        cpu, redis, watching = (
+            spread([one[field] for one in each])["median"] for field in ("cpu_us", "redis_us", "watching_cpu")
+        )
+        rows.append([name, *cells, f"{cpu:.1f}", f"{redis:.1f}", f"{watching * 1000:.0f} ms"])
     head = ["drain while", "tasks/s", "of unwatched", f"its last {STANDS:.0%}", "of unwatched", "node CPU µs a task"]
-    return markdown([*head, "Redis CPU µs"], rows), found
+    return markdown([*head, "Redis CPU µs", "watcher's CPU a second"], rows), found
 
 
 def wait_until_answers(url: str) -> None:
