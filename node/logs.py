@@ -29,7 +29,8 @@ def configure(config: Config) -> None:
     level = getattr(logging, config.log_level.upper())
     readable = config.log_format == "console" or (config.log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Plain: the other forms of a traceback show the values of variables, and with them secrets.
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if readable
         else structlog.processors.JSONRenderer(sort_keys=False)
     )
