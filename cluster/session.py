@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-SESSION = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.:@-]{0,62})/([0-9a-f]{8,14})-([0-9a-f]{8})$")
+SESSION = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.:@-]{0,62})/([0-9a-f]{8,14})-([0-9a-f]{8})\Z")
 
 
 def new(node_id: str, wall_ms: int, rng: Random) -> str:

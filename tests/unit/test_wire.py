@@ -140,7 +140,10 @@ def test_another_version_is_not_decoded() -> None:
     assert decode(msgspec.msgpack.encode(plain)) is None
 
 
-@pytest.mark.parametrize("session", ["", "n1", "n1/zz-1", "n1/0019ab00000-0000001", "-n/0019ab00000-00000001"])
+@pytest.mark.parametrize(
+    "session",
+    ["", "n1", "n1/zz-1", "n1/0019ab00000-0000001", "-n/0019ab00000-00000001", "n1/0019ab00000-00000001\n"],
+)
 def test_a_name_that_is_not_a_session_is_not_decoded(session: str) -> None:
     assert decode(pack("c", some_head(session), Gossip())) is None
     assert decode(pack("c", some_head(), Gossip(), [encode_row(Row(session, 0, State.ALIVE))])) is None
