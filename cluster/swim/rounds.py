@@ -194,7 +194,9 @@ class Rounds:
         probe = self._probes.get(session)
         if probe is None:
             return False
-        probe.tcp_ended(outcome, now_s, REFUSAL_GRACE_SHARE * self._config.probe_timeout_s)
+        entry = self._table.of(session)
+        rto_s = (entry.rtt.rto_s if entry is not None else None) or 0.0
+        probe.tcp_ended(outcome, now_s, max(rto_s, REFUSAL_GRACE_SHARE * self._config.probe_timeout_s))
         return True
 
     def help(self, request: PingReq, source: Address, now_s: float) -> None:

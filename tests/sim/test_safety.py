@@ -68,7 +68,7 @@ def test_no_false_death_on_a_wide_and_restless_network(seed: int) -> None:
     sim = Sim(seed, nodes=16, link=link)
     sim.run_until(30.0)
     nobody_dies_falsely(sim)
-    assert sim.is_converged(), hint(sim)
+    converges(sim, 2.0)  # A suspicion may have begun just now.
 
 
 @pytest.mark.parametrize("seed", seeds(6))

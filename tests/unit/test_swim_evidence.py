@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.swim.events import Evidence, Fenced, State, Tcp, TcpConnect, TcpOutcome, Tick, WatchEnded
-from cluster.swim.probe import REFUSAL_GRACE_SHARE, TCP_LOST_S, TCP_TIMEOUT_MIN_S, TCP_TRIES_MAX
+from cluster.swim.probe import REFUSAL_GRACE_SHARE, TCP_LOST_S, TCP_TIMEOUT_MIN_S, TCP_TRIES_MAX, Rtt
 from cluster.swim.wire import Ack, Nack, Ping, PingReq, Row
 from tests.forged import CONFIG, Bench, accusation, changes, connects, row_of, sent, session_of, targets, told
 
@@ -165,6 +165,17 @@ def test_a_closed_tcp_port_alone_waits_for_an_answer_by_udp() -> None:
     assert bench.state("a") is State.ALIVE
     assert len(sent(bench.actions, Ping, "a")) >= 3
     bench.pass_s(0.2 * REFUSAL_GRACE_SHARE * CONFIG.probe_timeout_s)
+    assert bench.state("a") is State.DEAD
+
+
+def test_a_closed_port_of_who_answers_slowly_waits_as_long_as_is_usual() -> None:
+    bench = Bench("a")
+    bench.swim._table.live["a"].rtt = Rtt(srtt_s=0.15, rttvar_s=0.04)
+    bench.hand_in(WatchEnded(A))
+    bench.tcp("a", Tcp.REFUSED)
+    bench.pass_s(0.30)
+    assert bench.state("a") is State.ALIVE
+    bench.pass_s(0.02)
     assert bench.state("a") is State.DEAD
 
 
