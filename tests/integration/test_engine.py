@@ -572,9 +572,7 @@ async def test_what_a_redis_forgot_without_a_word_is_written_again(
         await engine.close()
 
 
-async def test_what_is_told_while_a_waiter_reads_is_not_missed(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_told_while_a_waiter_reads_is_not_missed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.engine.LOOK_INTERVAL_S", 60.0)
     task = await one(engine, "noop", delay_s=60)
     read = engine.queries.get
