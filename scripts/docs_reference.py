@@ -260,8 +260,8 @@ scrape_configs:
     static_configs: [{{targets: ["10.0.0.11:5000", "10.0.0.12:5000"]}}]
 ```
 
-[`deploy/prometheus/`](../deploy/prometheus/prometheus.yml) has a configuration and alerts, [`deploy/grafana/`](../deploy/grafana/dashboard.json) a
-dashboard; a test asks a live node for every name in them.
+[`deploy/prometheus/`](../deploy/prometheus/prometheus.yml) has a configuration and alerts,
+[`deploy/grafana/`](../deploy/grafana/dashboard.json) a dashboard; a test asks a live node for every name in them.
 
 Most are of one node: add them up (`sum`). What is of the whole cluster and told alike by every node (`rumor_tasks`,
 `rumor_queued_tasks`, `rumor_leader_epoch`, `rumor_redis_memory_…`) must not be: use `max`. Labels are bounded: no task,
