@@ -21,9 +21,9 @@ SPACING_SHARE = 0.2  # of the probe timeout: the longest first spacing, and the 
 SPACING_GROWTH = 1.5
 
 # A TCP port may be closed, or filtered, while its process lives, and a living process may be slow to answer a ping. So
-# a refusal alone is only trusted when this share of the probe timeout has passed without an answer, or the time that its
-# answers usually take, if that is longer. A process that has its UDP port open is never GONE, however slow it is: that
-# needs no time at all.
+# a refusal alone is only trusted when this share of the probe timeout has passed without an answer, or the time that
+# its answers usually take, if that is longer. A process that has its UDP port open is never GONE, however slow it is:
+# that needs no time at all.
 REFUSAL_GRACE_SHARE = 0.25
 
 # A dying process closes its sockets one by one, some 30 ms from the first to the last in a bad case: a connect just
