@@ -118,8 +118,9 @@ class Bulletin:
 
         def told(reply: Reply) -> None:
             self._is_telling = False
-            if isinstance(reply, StoreUnavailable):
-                self._untold.extendleft(reversed(events[-UNTOLD_MAX + len(self._untold) :]))  # again with the next tick
+            if isinstance(reply, Exception):  # no answer, or Redis refuses to write: again with the next tick
+                room = UNTOLD_MAX - len(self._untold)
+                self._untold.extendleft(reversed(events[max(0, len(events) - room) :]))
             else:
                 self._tell()
 

@@ -99,6 +99,18 @@ async def test_events_of_an_outage_are_told_after_it(engines: list[Engine], redi
         assert len(await Reading(listener).until("member_dead")) == 1
 
 
+async def test_events_that_redis_refuses_to_write_are_told_when_it_writes_again(engines: list[Engine]) -> None:
+    first, second = engines
+    await first.client.config_set("min-replicas-to-write", 1)
+    try:
+        first.on_event(died("n1"))
+        await wait_until_async(lambda: not first.bulletin._is_telling, 5, "it was refused")
+    finally:
+        await first.client.config_set("min-replicas-to-write", 0)
+    with second.listen(None) as listener:
+        assert len(await Reading(listener).until("member_dead")) == 1
+
+
 async def test_a_listener_gets_the_sums_of_all_nodes_and_the_counts(engines: list[Engine]) -> None:
     with engines[1].listen(None) as listener:
         reading = Reading(listener)
