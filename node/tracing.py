@@ -115,20 +115,26 @@ def start(node_id: str, environ: Mapping[str, str] = os.environ) -> Tracing:
     """Tracing as the environment wants it; call it once the handlers' modules are imported."""
     if not is_wanted(environ):
         return OFF
-    protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), PROTOCOL)
-    if protocol != PROTOCOL:
-        log.warning("tracing_off", reason=f"protocol is {protocol}", hint=f"Only {PROTOCOL}: usually on port 4318.")
-        return OFF
     try:
         from node import otel
     except ImportError as error:
         log.warning("tracing_off", reason=str(error), hint="Install it: pip install 'rumor[otel]'")
         return OFF
     try:
-        return otel.Otel(node_id, environ) if has_endpoint(environ) or otel.is_set_up() else OFF
+        # A provider that is set up sends spans its own way, whatever the variables say of a protocol.
+        if otel.is_set_up() or (has_endpoint(environ) and has_known_protocol(environ)):
+            return otel.Otel(node_id, environ)
     except Exception as error:  # of an environment that OpenTelemetry cannot read: no reason to run no tasks
         log.warning("tracing_off", reason=f"{type(error).__name__}: {error}", hint="Look at the OTEL_… variables.")
-        return OFF
+    return OFF
+
+
+def has_known_protocol(environ: Mapping[str, str]) -> bool:
+    """Whether spans can be sent by the protocol that is asked for; if not, it is logged."""
+    protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), PROTOCOL)
+    if protocol != PROTOCOL:
+        log.warning("tracing_off", reason=f"protocol is {protocol}", hint=f"Only {PROTOCOL}: usually on port 4318.")
+    return protocol == PROTOCOL
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:

@@ -83,6 +83,7 @@ def test_the_handlers_own_provider_is_used() -> None:
         "print(tracing.start('n1').is_on)"
     )
     assert run(code, {}).split() == ["False", "True"]
+    assert run(code, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}).split() == ["False", "True"], "its exporter is its own"
 
 
 @pytest.mark.parametrize("broken", ["on_start", "on_end"])
