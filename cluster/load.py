@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cluster.config import PUBLIC_URL
 from cluster.errors import ConfigError
 
 META_MAX_BYTES = 200
@@ -78,9 +79,12 @@ def encode_meta(meta: Meta) -> bytes:
 def decode_meta(data: bytes) -> Meta | None:
     """Meta, or None for bytes of another form (a peer's bytes are never an error here)."""
     try:
-        return _meta.decode(data)
+        meta = _meta.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    if meta.public_url and not PUBLIC_URL.fullmatch(meta.public_url):
+        return msgspec.structs.replace(meta, public_url="")  # it would stand in headers, and in pages as a link
+    return meta
 
 
 def encode_load(load: Load) -> bytes:

@@ -68,6 +68,12 @@ def test_old_and_new_nodes_read_each_others_meta() -> None:
     assert decode_meta(newer) == Meta({"default": 1}, 7, "9.0")
 
 
+@pytest.mark.parametrize("url", ["http://[", "http://h;script-src *", "http://h\r\nx: y", "javascript:0"])
+def test_what_a_peer_says_of_its_public_url_is_one_or_nothing(url: str) -> None:
+    """It stands in a header of every page, and as a link in it."""
+    assert decode_meta(msgspec.msgpack.encode(Meta({"q": 1}, 7, public_url=url))) == Meta({"q": 1}, 7)
+
+
 @given(st.binary(max_size=600))
 @example(msgspec.msgpack.encode([True, False, False, {"q": [float("inf"), 0, b"", 0]}, 0]))
 @example(msgspec.msgpack.encode([True, False, False, {}, float("inf")]))
