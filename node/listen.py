@@ -14,6 +14,7 @@ import contextlib
 import math
 import resource
 import socket
+from typing import cast
 
 import structlog
 from aiohttp import web
@@ -28,6 +29,7 @@ BACKLOG = 4096  # a stopped process whose accept queue is full must still look l
 HEAD_S = 10.0  # for the whole head of a request, from its first byte, or from the connection's beginning
 LOOK_S = 1.0  # between two looks at who is over it
 LINGER_S = 1.0  # a refused client may still send this long: closed at once, its kernel would drop our answer
+LINGERING_MAX = 64  # such clients at once; what is open for them, Redis and gossip could not have
 IDLE_S = 30.0  # after which a kept connection makes room, when there is none; otherwise it may stay for an hour
 LOG_S = 10.0  # between two lines that there is no room
 FILES_KEPT = 256  # open files that are not clients': Redis, gossip, child processes, logs
@@ -92,6 +94,7 @@ class _Server(web.Server):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.room = room
         self.headless: dict[_Connection, float] = {}  # still to say what they want -> when their time is up, in order
+        self.lingering: dict[_Connection, asyncio.TimerHandle] = {}  # refused, and not closed yet
         self._look: asyncio.TimerHandle | None = None
         self._sought_s = self._refused_s = -math.inf
 
@@ -178,6 +181,9 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.headless.pop(self, None)
+        lingers = self._server.lingering.pop(self, None)
+        if lingers is not None:
+            lingers.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -205,12 +211,13 @@ class _Connection(web.RequestHandler):
 
     def _refuse(self, transport: asyncio.BaseTransport) -> None:
         """Say that there is no room. `transport` is not ours to keep: nothing that this client sends is read."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are none by name
         self._force_close = True
         transport.write(raw(self._server.refused()))
-        if transport.can_write_eof():
+        lingering = self._server.lingering
+        if transport.can_write_eof() and len(lingering) < LINGERING_MAX:
             transport.write_eof()
-            self._loop.call_later(LINGER_S, transport.abort)
+            lingering[self] = self._loop.call_later(LINGER_S, transport.abort)
         else:
             transport.close()
 

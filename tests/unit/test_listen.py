@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import uvloop
 from aiohttp.test_utils import unused_port
 
 from cluster.config import Config
@@ -17,6 +19,7 @@ from tests.waiting import wait_until_async
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Law = Callable[[], Coroutine[Any, Any, None]]
 
 
 @asynccontextmanager
@@ -190,6 +193,31 @@ async def test_when_all_are_in_use_a_further_one_is_503() -> None:
         kept[1][1].close()
 
 
+async def test_few_refused_clients_are_waited_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds an open file: a flood of them must leave enough for Redis and gossip."""
+    monkeypatch.setattr(listen, "LINGERING_MAX", 1)
+    monkeypatch.setattr(listen, "LINGER_S", 60.0)
+    config = Config(port=unused_port(), connections_max=1)
+    runner = await listen.start(gateway.build(FakeEngine(config)), config)
+    server: Any = runner.server
+    kept = await opened(config.port)
+    await answer_to(kept, LIVEZ)
+    first, second = [await opened(config.port) for _ in range(2)]
+    for one in (first, second):
+        assert b" 503 " in await asyncio.wait_for(one[0].read(), 5)
+
+    def is_closed() -> bool:
+        second[1].write(LIVEZ)
+        return second[1].is_closing()
+
+    await wait_until_async(is_closed, 5, "it is not waited for")
+    assert len(server.lingering) == 1
+    first[1].close()
+    await wait_until_async(lambda: not server.lingering, 5, "its place is free again")
+    kept[1].close()
+    await runner.cleanup()
+
+
 async def test_when_it_is_full_what_is_idle_for_long_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "IDLE_S", 0.0)
     async with serving(connections_max=1) as (port, _):
@@ -220,3 +248,26 @@ async def test_a_body_that_is_not_what_it_says_is_400_in_a_line_and_no_traceback
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"message":"the body cannot be read: Can not decode content-encoding: gzip."' in answer
     assert not caplog.records
+
+
+ON_ANY_LOOP = (
+    test_when_it_is_full_who_asks_nothing_makes_room,
+    test_when_all_are_in_use_a_further_one_is_503,
+)
+ON_ANY_LOOP_SOON = (
+    test_a_head_that_does_not_come_in_time_is_408,
+    test_a_connection_that_says_nothing_is_ended_without_a_word,
+    test_a_kept_connection_may_be_idle_and_its_next_head_has_a_deadline_too,
+)
+
+
+@pytest.mark.parametrize("law", ON_ANY_LOOP)
+def test_who_finds_no_room_is_told_so_on_the_loop_that_nodes_run_on(law: Law) -> None:
+    """uvloop's transports are its own."""
+    uvloop.run(law())
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("law", ON_ANY_LOOP_SOON)
+def test_slow_heads_are_bounded_on_the_loop_that_nodes_run_on(law: Law) -> None:
+    uvloop.run(law())
