@@ -48,7 +48,7 @@ async def start(app: web.Application, config: Config, sock: socket.socket | None
     await runner.setup()
     site: web.BaseSite
     if sock is not None:
-        site = web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG)
+        site = _Site(runner, sock, ssl_context=tls, backlog=BACKLOG)
     else:
         site = web.TCPSite(runner, config.host, config.port, ssl_context=tls, backlog=BACKLOG)
     try:
@@ -75,6 +75,22 @@ def room_for(connections: int) -> int:
             connections = max(ROOM_MIN, soft - FILES_KEPT)
             _log.warning("connections_limited", connections=connections, open_files=soft, hint="Raise ulimit -n.")
     return connections
+
+
+class _Site(web.SockSite):
+    """As aiohttp's, but who opens a connection for TLS and says nothing has HEAD_S, too, instead of a minute."""
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        tls, server = self._ssl_context, self._runner.server
+        assert server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            sock=self._sock,
+            ssl=tls,
+            backlog=self._backlog,
+            ssl_handshake_timeout=None if tls is None else HEAD_S,
+        )
 
 
 class Runner(web.AppRunner):

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 from aiohttp.test_utils import unused_port
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from cluster.config import Config
 from node import body, gateway, listen
@@ -271,3 +279,42 @@ def test_who_finds_no_room_is_told_so_on_the_loop_that_nodes_run_on(law: Law) ->
 @pytest.mark.parametrize("law", ON_ANY_LOOP_SOON)
 def test_slow_heads_are_bounded_on_the_loop_that_nodes_run_on(law: Law) -> None:
     uvloop.run(law())
+
+
+def self_signed(folder: Path) -> tuple[str, str]:
+    """Paths of a certificate for 127.0.0.1 and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    cert = builder.add_extension(here, critical=False).sign(key, hashes.SHA256())
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "cert.pem").write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(*plain))
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_with_tls_who_says_nothing_is_ended_and_who_finds_no_room_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], None]
+) -> None:
+    monkeypatch.setattr(listen, "HEAD_S", 0.5)
+    cert, key = self_signed(tmp_path)
+    trust = ssl.create_default_context(cafile=cert)
+
+    async def scenario() -> None:
+        sock = socket.create_server(("127.0.0.1", 0))
+        config = Config(port=sock.getsockname()[1], connections_max=1, tls_cert=cert, tls_key=key)
+        runner = await listen.start(gateway.build(FakeEngine(config)), config, sock)
+        silent = await opened(config.port)
+        kept = await asyncio.open_connection("127.0.0.1", config.port, ssl=trust)
+        assert b" 200 " in await answer_to(kept, LIVEZ)
+        assert await to_the_end(silent) == b""
+        further = await asyncio.open_connection("127.0.0.1", config.port, ssl=trust)
+        assert b'"code":"too_many_connections"' in await to_the_end(further)
+        kept[1].close()
+        await runner.cleanup()
+
+    run(scenario())
