@@ -51,14 +51,16 @@ def test_nodes_go_on_by_themselves_with_a_promoted_replica_and_what_runs_is_comm
     replica = start_redis("replica", "--replicaof", f"127.0.0.1 {redis_server.port}")
     fleet = make_fleet(3)
     sessions = [node.session for node in fleet.nodes]
-    ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 4.0}, each=20)
-    ids += fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 0.1}, each=20, delay_s=5)
     with asked(redis_server) as old, asked(replica) as new:
         if not new.config_get("port") or int(new.info("server")["redis_version"].split(".")[0]) < 7:
             pytest.skip("this server cannot change its port while it runs")
+        wait_until(lambda: has_all(old, new), 30, "the replica has its first copy, for which it takes seconds")
+        ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 4.0}, each=20)
+        ids += fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 0.1}, each=20, delay_s=5)
         wait_until(lambda: ledger.started(ids[:60]) == 60, 10, "60 run")
         # With nodes at work offsets never stand still; that a claim's reply came back says that it was sent on.
         wait_until(lambda: has_all(old, new), 10, "the replica is in step")
+        assert not any(run.end_s for run in ledger.of(ids[:60])), "they run while Redis is lost"
         redis_server.kill()
         new.replicaof("NO", "ONE")
         new.config_set("port", redis_server.port)  # the address that the nodes have leads to it now
