@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -238,6 +237,9 @@ class _Ids(IdGenerator):
 
 def _provider(node_id: str, environ: Mapping[str, str]) -> TracerProvider:
     """The SDK's own, as OTEL_… variables want it; `rumor` and this node's name where they do not say."""
+    # Only here: a provider of a handler's module may send in another way, and then this need not be installed.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
     told = OTELResourceDetector().detect().attributes
     ours = {"service.name": "rumor", "service.version": __version__, "service.instance.id": node_id}
     provider = TracerProvider(

@@ -137,6 +137,7 @@ def _member(peer: Peer) -> dict[str, Any]:
         "node_id": peer.node_id,
         "session": peer.session,
         "url": peer.public_url,
+        "address": peer.url.partition("://")[2],
         "state": peer.state,
         "evidence": peer.evidence,
         "by": peer.by,

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
+from cluster.refusal import refusal
 
 SCHEMA = 1  # raised when an older node could not read what a newer one writes
 VERSIONS = {"valkey": (7, 2), "redis": (6, 2)}  # oldest that has what the scripts use
@@ -65,7 +66,8 @@ async def agree(client: redis.asyncio.Redis, config: Config) -> None:
         await client.hsetnx(keys.LEADER_CONFIG, "min_schema", str(SCHEMA))
         facts: Any = await client.hgetall(keys.LEADER_CONFIG)
     except ResponseError as error:
-        raise StoreUnsafe(f"Redis refuses to store: {error}.", "See its memory, disk and replica settings.") from None
+        why = refusal(str(error))
+        raise StoreUnsafe(f"Redis refuses to store: {why.words}.", why.hint) from None
     shards, cluster, schema = (facts[name].decode() for name in (b"shards", b"cluster", b"min_schema"))
     if int(shards) != config.shards:
         raise ConfigError(

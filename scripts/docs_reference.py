@@ -69,10 +69,11 @@ HTTP_OBJECTS = """\
 
 Fields are only ever added to these.
 
-- **`GET /cluster`**: `node_id` and `session` of who answers; `members`, each with `state` (gossip's word alone:
-  `alive`, `leaving`, `suspect`, `dead`, `left`), `redis` (the second witness's: `live`, `stale`, `gone`, `unknown`)
-  and `verdict` (both together: `healthy`, `cut_from_redis`, `cut_from_peers`, `dead`), `evidence` and `by` whom it is
-  accused, `rtt_ms` and `load`; `leader` with its `epoch`, or null; `shards`, number to owner; `events`, the timeline.
+- **`GET /cluster`**: `node_id` and `session` of who answers; `members`, each with `url` (for callers), `address`
+  (where its peers reach it), `state` (gossip's word alone: `alive`, `leaving`, `suspect`, `dead`, `left`), `redis`
+  (the second witness's: `live`, `stale`, `gone`, `unknown`) and `verdict` (both together: `healthy`, `cut_from_redis`,
+  `cut_from_peers`, `dead`), `evidence` and `by` whom it is accused, `rtt_ms` and `load`; `leader` with its `epoch`, or
+  null; `shards`, number to owner; `events`, the timeline.
 - **`GET /workers`**: `workers`, each with `node_id`, `session`, `url`, `pid`, `queues` (slots and how many are taken)
   and `tasks`, the ids that it runs.
 - **`GET /sums`**: `sums`, one for each step of `window_s` seconds that is over, oldest first, `at_ms` being its end:

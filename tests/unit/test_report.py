@@ -63,6 +63,7 @@ def test_callers_are_sent_to_the_public_url_and_peers_to_the_address() -> None:
     [member] = report.cluster(view(inside), [], [])["members"]
     [worker] = report.workers(view(inside), {})
     assert member["url"] == worker["url"] == "http://localhost:5001"
+    assert member["address"] == "172.18.0.3:5000", "where its peers reach it: a wrong advertise_host is seen here"
     assert peer(host="fd00::1").url == "http://[fd00::1]:5000"
 
 
