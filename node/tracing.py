@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
+INSTALL = "In a checkout: .venv/bin/pip install -e '.[otel]'; in an application: pip install '/path/to/rumor[otel]'."
 
 Stored = Sequence[Submitted | RumorError]
 Store = Callable[[Sequence[Submission], Sequence[str] | None, str | None, float], Awaitable[Stored]]
@@ -118,7 +119,7 @@ def start(node_id: str, environ: Mapping[str, str] = os.environ) -> Tracing:
     try:
         from node import otel
     except ImportError as error:
-        log.warning("tracing_off", reason=str(error), hint="Install it: pip install 'rumor[otel]'")
+        log.warning("tracing_off", reason=str(error), hint=INSTALL)
         return OFF
     try:
         # A provider that is set up sends spans its own way, whatever the variables say of a protocol.

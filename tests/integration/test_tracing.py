@@ -306,7 +306,7 @@ def test_without_the_package_it_says_what_to_install_and_works(
     task = submit(node, trace, "process", "Hello")
     assert task["traceparent"] == trace.headers["traceparent"], "what comes with a task stays with it"
     assert ended(node, task)["state"] == "succeeded"
-    assert "pip install 'rumor[otel]'" in node.log()
+    assert "pip install -e '.[otel]'" in node.log()
 
 
 def test_a_trace_has_its_address(nodes: Callable[..., Fleet]) -> None:
