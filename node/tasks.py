@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ TIMEOUT_MAX_S = 604_800.0
 RETRY_MAX_S = 31_536_000.0
 PROGRESS_MAX_BYTES = 4096
 BUILTIN = "node.builtin"
+LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -350,16 +352,25 @@ def _import(module: str) -> None:
         raise
     except (Exception, SystemExit) as error:
         cause = traceback.format_exception_only(error)[-1].strip()
+        place = _place(error)
         hint = "It is looked for in the working directory and on PYTHONPATH."
         if module.endswith(".py") or "/" in module:
             hint = "Name a module (app.tasks), not a file."
-        raise ConfigError(f"tasks names {module!r}, and importing it failed: {cause}{_place(error)}", hint) from error
+        elif place and isinstance(error, ModuleNotFoundError):
+            hint = f"The module was found; what it imports is not there for the node's Python, {sys.executable}."
+        elif place:
+            hint = "The module was found: mend what stands there."
+        message = f"tasks names {module!r}, and importing it failed: {cause}{place and f' ({place})'}"
+        raise ConfigError(message, hint) from error
 
 
 def _place(error: BaseException) -> str:
-    """Where in somebody's module an import failed: the last frame that is not the import system's or ours."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+    """FILE:LINE where an import failed, in somebody's own code if it came that far; "" if no file was found."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
+    own = [f for f in frames if not f.filename.startswith(LIBRARIES)]
+    return next((f"{f.filename}:{f.lineno}" for f in reversed(own or frames)), "")
 
 
 def of(*functions: Callable[..., Any]) -> Registry:

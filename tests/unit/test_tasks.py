@@ -469,7 +469,8 @@ def test_a_users_handler_may_take_a_built_in_name(tmp_path: Path, monkeypatch: p
     [
         ("import no_such_library", ["No module named 'no_such_library'", "broken.py:1"]),
         ("\n1 / 0", ["ZeroDivisionError", "broken.py:2"]),
-        ("def f(:", ["SyntaxError"]),
+        ("\nimport json\njson.loads('{')", ["JSONDecodeError", "broken.py:3"]),
+        ("\ndef f(:", ["SyntaxError", "broken.py:2"]),
         ("raise SystemExit(4)", ["SystemExit: 4"]),
     ],
 )
@@ -482,6 +483,7 @@ def test_an_import_that_fails_names_the_module_and_the_cause(
         load(["broken"])
     for word in ["'broken'", *words]:
         assert word in caught.value.message
+    assert caught.value.hint.startswith("The module was found")
 
 
 def test_a_missing_module_and_a_file_name_get_their_own_hints() -> None:
