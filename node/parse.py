@@ -23,6 +23,7 @@ T = TypeVar("T", bound=Struct)
 SHOWN_MAX = 80  # characters of a value or of malformed JSON that an error repeats
 IDEMPOTENCY_KEY_MAX = 255
 EXAMPLE = 'Send JSON like {"type": "process", "data": "Hello World"}.'
+LINES_HINT = "Send an array of tasks; for one JSON a line send Content-Type: application/x-ndjson."
 EXAMPLES: dict[Any, str] = {Replay: 'Send JSON like {"type": "process", "limit": 100}, or nothing for all.'}
 
 _json = msgspec.json.Decoder().decode
@@ -45,7 +46,12 @@ def batch(body: bytes, tasks_max: int, nesting_max: int) -> list[Submission | Ru
         items: list[Submission] = _submissions(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # At least one does not fit. The array itself must; its items are then read one by one.
-        raws = _decoded(_raws, body, nesting_max, "$")
+        try:
+            raws = _decoded(_raws, body, nesting_max, "$")
+        except (BadRequest, Invalid) as error:
+            if body.lstrip().startswith(b"{"):
+                error.hint = LINES_HINT
+            raise
         _check_length(len(raws), tasks_max)
         return [_or_error(bytes(raw), nesting_max, f"$[{place}]") for place, raw in enumerate(raws)]
     _check_length(len(items), tasks_max)

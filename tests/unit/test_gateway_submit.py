@@ -237,6 +237,14 @@ async def test_a_batch_that_is_no_array_is_refused_as_a_whole(
     await refused(client, status, code, body, "/tasks/batch")
 
 
+@pytest.mark.parametrize("body", [b'{"type": "noop"}\n', b'{"type": "noop"}\n{"type": "noop"}\n'])
+async def test_ndjson_without_its_content_type_is_told_so(client: Client, body: bytes) -> None:
+    response = await client.post("/tasks/batch", data=body, headers={"Content-Type": "application/json"})
+    assert response.status == 422
+    hint = (await response.json())["error"]["hint"]
+    assert "for one JSON a line send Content-Type: application/x-ndjson" in hint
+
+
 async def test_ndjson_is_answered_line_by_line_in_order(client: Client) -> None:
     lines = [b'{"type": "noop", "data": %d}' % n for n in range(2500)]
     lines[1200] = b'{"type": "noop", "data": 1,}'
