@@ -70,6 +70,8 @@ class NewTask(msgspec.Struct, gc=False):
     fingerprint: str
     on_code: Callable[[NewTask, str | Exception, int], None]  # (this, code as in store.lua, now ms)
     more: Any  # whatever on_code needs
+    unique: str = ""  # where it has an idempotency key as well; else that is it
+    unique_ms: int = 0
 
 
 def connect(url: str) -> redis.asyncio.Redis:
@@ -108,7 +110,10 @@ class Calls:
         ]
         for t in tasks:
             args += (t.id, t.queue, t.level, t.due, t.spec_bytes, t.data, "1" if t.claim else "0", t.idempotency)
-            args += (t.idempotency_ms, t.fingerprint)
+            args += (
+                f"{t.idempotency_ms} {t.unique_ms} {t.unique}" if t.unique else t.idempotency_ms,
+                t.fingerprint,
+            )
         return Call("store", _store_keys(shard, session), args, on_reply)
 
     def claim(self, shard: int, queue: str, session: str, limit: int, highest: int | None, on_reply: OnReply) -> Call:

@@ -1,8 +1,8 @@
 """Submitting: from what a client sent to a task in its shard.
 
 A task's id, and with it the shard, is fixed before the first call to Redis, and storing is idempotent on it, so a
-repeated or forwarded call cannot make two. `key`, else the Idempotency-Key, else the `unique_for_s` fingerprint chooses
-the shard, so that the mapping and the task are written by one script; anything else is placed by load.
+repeated or forwarded call cannot make two. `key`, else the `unique_for_s` fingerprint, else the Idempotency-Key chooses
+the shard, so that the mappings and the task are written by one script; anything else is placed by load.
 """
 
 from __future__ import annotations
@@ -123,14 +123,15 @@ class Submitting:
         spec, spec_bytes = self._spec(known, item, trace)
         queue = spec.queue
         due = _due(item)
-        idempotency, lifetime_s, print_ = "", 0.0, ""
+        idempotency, lifetime_s, print_, unique = "", 0.0, "", ""
+        if item.unique_for_s is not None:
+            idempotency = unique = _unique(item)
+            lifetime_s = item.unique_for_s
+        elif item.unique_key is not None:
+            raise Invalid("unique_key is given and unique_for_s is not.", "Say for how long: unique_for_s.")
         if idempotency_key is not None:
             idempotency = idempotency_key
             lifetime_s, print_ = self._config.idempotency_s, _fingerprint(item)
-        elif item.unique_for_s is not None:
-            idempotency, lifetime_s = _unique(item), item.unique_for_s
-        elif item.unique_key is not None:
-            raise Invalid("unique_key is given and unique_for_s is not.", "Say for how long: unique_for_s.")
 
         shards = self._config.shards
         claim = False
@@ -143,7 +144,7 @@ class Submitting:
             if item.key is not None:
                 shard = shard_of_key(item.key, shards)
             elif idempotency:
-                shard = shard_of_key(idempotency, shards)
+                shard = shard_of_key(unique or idempotency, shards)  # Both names stand beside the task.
             else:
                 shard, left = chunk.get(queue, (0, 0))
                 if left == 0:
@@ -186,6 +187,8 @@ class Submitting:
             fingerprint=print_,
             on_code=self._on_code,
             more=(n, batch, task),
+            unique=unique if idempotency_key is not None else "",
+            unique_ms=max(1, int((item.unique_for_s or 0.0) * 1000)),
         )
 
     def _spec(self, known: Known, item: Submission, trace: str | None) -> tuple[Spec, bytes]:

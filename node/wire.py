@@ -58,7 +58,10 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
     backoff: BackoffJson | None = None
     unique_for_s: Annotated[
         Annotated[float, Meta(gt=0, le=2_592_000)] | None,
-        Meta(description="A repeat within this time (same type, same unique_key, else same data) is the first task."),
+        Meta(
+            description="A repeat within this time (same type, same unique_key, else same data) is the first task, "
+            "whatever its Idempotency-Key."
+        ),
     ] = None
     unique_key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished; 5 at least.")] = (

@@ -13,12 +13,13 @@
 -- ARGV[5]  aging_ms                   milliseconds of waiting that are worth one priority level
 -- ARGV[6]  queue limit                tasks that may be ready in one queue of one shard
 -- ARGV[7…] per task, 10 each: id, queue, level, due (0 now, < 0 that many ms from now, > 0 at that ms), spec, data,
---          claim (1 or 0), idempotency key or "", its lifetime ms, fingerprint of the submission
+--          claim (1 or 0), idempotency key or "", its lifetime ms, fingerprint of the submission; where a submission
+--          has such a key and is to be unique as well, its lifetime is "<ms> <ms> <unique name>", the latter two of that
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
 -- Uses     include/heads.lua
 --
 -- Returns  {now ms, {code per task}, {queue, count, head score, …}}; codes: "q" queued, "s" scheduled, "c" claimed,
---          "x" this id was stored before, "i<id>" repeat of that task, "m<id>" same key with another body, "f" queue full
+--          "x" this id was stored before, "i<id>" repeat of that task (by key or by unique name), "m<id>" same key with another body, "f" queue full
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; a mapping and
 --          its task are written together
 -- Repeat   harmless: an id that is in the index is not stored again
@@ -56,7 +57,7 @@ local codes, index, due_args, flight = {}, {}, {}, {}
 for i = 1, n do
   local at = 6 + (i - 1) * STRIDE
   local id, queue, level, due = ids[i], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
-  local idem, code = ARGV[at + 8], nil
+  local idem, keep, unique, unique_keep, code = ARGV[at + 8], ARGV[at + 9], nil, nil, nil
   if known[id] then
     code = 'x'
   elseif idem ~= '' then
@@ -64,13 +65,23 @@ for i = 1, n do
     if mapped then
       local first, print = string.match(mapped, '^(%S+) (.*)$')
       code = (print == ARGV[at + 10] and 'i' or 'm') .. first
+    else
+      keep, unique_keep, unique = string.match(keep, '^(%d+) (%d+) (.*)$')
+      keep = keep or ARGV[at + 9]
+      mapped = unique and redis.call('GET', idem_prefix .. unique)
+      if mapped then
+        local first = string.match(mapped, '^%S+')
+        redis.call('SET', idem_prefix .. idem, first .. ' ' .. ARGV[at + 10], 'PX', keep)
+        code = 'i' .. first
+      end
     end
   end
   if not code and due >= 0 and due <= now and ARGV[at + 7] ~= '1' and room[queue] <= 0 then code = 'f' end
   if not code then
     if due < 0 then due = now - due end
     if idem ~= '' then
-      redis.call('SET', idem_prefix .. idem, id .. ' ' .. ARGV[at + 10], 'PX', ARGV[at + 9])
+      redis.call('SET', idem_prefix .. idem, id .. ' ' .. ARGV[at + 10], 'PX', keep)
+      if unique then redis.call('SET', idem_prefix .. unique, id .. ' ', 'PX', unique_keep) end
     end
     if due > now then
       redis.call('HSET', prefix .. id, 'spec', ARGV[at + 5], 'data', ARGV[at + 6], 'state', 'scheduled', 'due', due)

@@ -186,6 +186,8 @@ class ShardPair:
             *(task_id, SHARD, queue, level, due, spec, encode(spec), data, claim, idempotency, LONG_MS, print_),
             lambda *_: None,
             None,
+            unique=rng.choice((*KEYS, "", "")) if idempotency else "",
+            unique_ms=LONG_MS,
         )
 
     def _expect_stored(self, new: NewTask, session: str, now: int, room: dict[str, int]) -> str:
@@ -194,10 +196,16 @@ class ShardPair:
         if new.idempotency in self.model.keys:
             first, print_ = self.model.keys[new.idempotency]
             return ("i" if print_ == new.fingerprint else "m") + first
+        if new.unique in self.model.keys:
+            first, _ = self.model.keys[new.unique]
+            self.model.keys[new.idempotency] = (first, new.fingerprint)
+            return "i" + first
         if 0 <= new.due <= now and not new.claim and room[new.queue] <= 0:
             return "f"
         if new.idempotency:
             self.model.keys[new.idempotency] = (new.id, new.fingerprint)
+        if new.unique:
+            self.model.keys[new.unique] = (new.id, "")
         task = self.model.tasks[new.id] = Task(new.id, new.spec, new.data)
         due = now - new.due if new.due < 0 else new.due
         if due > now:

@@ -169,6 +169,19 @@ async def test_a_unique_task_is_stored_once_for_its_time(engine: Engine) -> None
     assert (await one(engine, "process", "y", unique_for_s=60)).id != first.id
 
 
+async def test_a_unique_task_is_stored_once_whatever_key_its_submission_has(engine: Engine) -> None:
+    """As the clients send it: with a key of their own making for every call."""
+
+    async def under(key: str, **more: Any) -> str:
+        return (await one(engine, "process", "x", unique_for_s=60, idempotency_key=key, **more)).id
+
+    first = await under("k1")
+    assert [await under(key) for key in ("k2", "k2", "k1")] == [first] * 3
+    with pytest.raises(IdempotencyConflict):
+        await under("k2", priority=9)
+    assert await under("k3", unique_key="apart") != first
+
+
 async def test_a_unique_task_may_be_unique_for_less_than_a_millisecond(engine: Engine) -> None:
     tasks = await asyncio.gather(one(engine, "noop", 1), one(engine, "noop", 2, unique_for_s=1e-6))
     assert [(await engine.wait(task.id, 5)).state for task in tasks] == ["succeeded"] * 2
