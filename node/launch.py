@@ -73,7 +73,8 @@ status [--json]        what runs
 kill K                 end node K at once (kill -9)
 pause K, resume K      stop it as a debugger would (SIGSTOP), let it go on
 restart K              start node K again; if it runs, it drains first
-add                    one node more
+add                    one node more; as with restart: RUMOR_… and OTEL_… as at the start unless set anew, other
+                       variables as in the shell that calls
 stop                   end everything, in good order
 
 K is a node's number, from 1, or `redis` for the Redis that was started with the nodes."""
@@ -149,6 +150,7 @@ class Record:
     redis: RedisRecord
     nodes: list[NodeRecord] = field(default_factory=list)
     network: Network | None = None  # with --netns: where the nodes and Redis live
+    otel: dict[str, str] = field(default_factory=dict)  # OTEL_… variables at the cluster's start
 
     @property
     def is_running(self) -> bool:
@@ -275,6 +277,7 @@ def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base
             told=told,
             cwd=os.getcwd(),
             python_path=os.environ.get("PYTHONPATH", ""),
+            otel=otel_variables(os.environ),
             redis=RedisRecord(told.get("redis_url", "")),
             network=network.choose() if netns else None,
         )
@@ -495,7 +498,7 @@ class Cluster:
     def _start_node(self, number: int, over: dict[str, str], checked: Config) -> NodeRecord:
         """Start the process and write it down. `checked` was made before Redis had a URL; the rest of it stands."""
         config = self._config(number, over) if checked.redis_url != self.record.redis.url else checked
-        environ = {name: value for name, value in os.environ.items() if not is_ours(name)}
+        environ = self.record.otel | {name: value for name, value in os.environ.items() if not is_ours(name)}
         for item in dataclasses.fields(Config):
             value = getattr(config, item.name)
             if value != item.default:
@@ -691,6 +694,11 @@ def locked(folder: Path) -> Iterator[None]:
 def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Settings that stand in RUMOR_… variables, as field name -> text."""
     return {name: environ[variable(name)] for name in sorted(FIELDS) if variable(name) in environ}
+
+
+def otel_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """How tracing is set up: OpenTelemetry has variables of its own."""
+    return {name: value for name, value in environ.items() if name.startswith("OTEL_")}
 
 
 def overrides(flags: Mapping[str, str]) -> dict[str, str]:

@@ -91,6 +91,16 @@ def test_nodes_are_killed_paused_resumed_restarted_and_added_one_by_one(cluster:
     assert one.node(1) == first, "node 1 was not touched"
 
 
+def test_a_restart_from_another_shell_keeps_how_tracing_is_set_up(
+    cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "shop-of-this-test")
+    one = cluster(nodes=1)
+    del one.environ["OTEL_SERVICE_NAME"]
+    one.restart(1)
+    assert of_pid(one.node(1)["pid"]) in list(with_variable("OTEL_SERVICE_NAME", "shop-of-this-test"))
+
+
 def test_stop_ends_all_that_was_started_and_nothing_else(cluster: Make, bystander: subprocess.Popen[bytes]) -> None:
     one, other = cluster(nodes=2), cluster(nodes=1)
     assert one.redis_url != other.redis_url
