@@ -19,6 +19,7 @@ import click
 
 from cluster import __version__
 from cluster.errors import ConfigError, RumorError
+from node import hints
 
 LOCAL, REMOTE = "node.local_commands", "node.remote_commands"
 COMMANDS = {  # name -> where it is, and as what; in the order of the help
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
     try:
         status = rumor.main(words, prog_name="rumor", standalone_mode=False)
     except RumorError as error:
-        click.echo(f"{error.code}: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), err=True)
+        click.echo(hints.told(error), err=True)
         status = 2 if isinstance(error, ConfigError) else 1
     except click.ClickException as error:
         error.show()

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from cluster.errors import ConfigError, RumorError
-from node import show
+from node import hints, show
 from node.client import calls
 from node.client.blocking import SyncClient
 from node.client.errors import NotFinished
@@ -251,6 +251,7 @@ def workers(url: str, ca_file: str, as_json: bool) -> int:
 
 @click.command()
 @click.option("--name", "names", multiple=True, type=click.Choice(EVENT_NAMES), help="Only these; may be given again.")
+@click.option("--json", is_flag=True, expose_value=False, help="As it does anyway.")
 @node_options
 def events(names: tuple[str, ...], url: str, ca_file: str) -> int:
     """Print what happened in the cluster, then what happens: a JSON object a line, until Ctrl-C."""
@@ -329,7 +330,7 @@ def for_each(call: Callable[[str], Task[Any]], task_ids: Sequence[str], as_json:
             if len(task_ids) == 1:
                 raise
             failed += 1
-            click.echo(f"{task_id} {error.code}: {error.message}", err=True)
+            click.echo(f"{task_id} {hints.told(error)}", err=True)
         else:
             show.as_json(done.told) if as_json else click.echo(f"{task_id} {done.state}")
     return 1 if failed else 0

@@ -142,7 +142,7 @@ def test_a_word_that_is_none_of_those_allowed_is_answered_with_them(
         (("submit", "noop", "--priority", "urgent"), "low, normal, high, or 0 to 9"),
         (("submit", "noop", "--priority", "10"), "low, normal, high, or 0 to 9"),
         (("tasks", "--state", "done"), "'succeeded'"),
-        (("events", "--name", "x"), "'member'"),
+        (("events", "--json", "--name", "x"), "'member'"),
     ):
         assert run(*words) == 2
         assert allowed in capsys.readouterr().err
@@ -210,7 +210,7 @@ def test_an_id_that_fails_does_not_keep_the_others_from_being_cancelled(
     assert run("cancel", "01C-1f", "01A-1f") == 1
     told = capsys.readouterr()
     assert told.out == "01A-1f cancelled\n"
-    assert told.err == "01C-1f not_found: No task 01C-1f.\n"
+    assert told.err == "01C-1f not_found: No task 01C-1f.\n  `rumor tasks` lists what there is.\n"
 
 
 def test_a_shell_completes_commands_and_ids(
@@ -244,7 +244,33 @@ def test_an_error_of_the_node_is_two_lines_and_status_1(
     asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("task", "01C-1f") == 1
-    assert capsys.readouterr().err == "not_found: No task 01C-1f.\n  It may be past its retention.\n"
+    assert capsys.readouterr().err == "not_found: No task 01C-1f.\n  `rumor tasks` lists what there is.\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "hint"),
+    [
+        (401, "unauthorized", "this call needs the API token.", "Set RUMOR_API_TOKEN"),
+        (503, "store_unavailable", "Redis: no answer.", "Give several nodes in --url"),
+        (503, "store_unavailable", "Redis refuses: it is read-only.", "As the node said."),
+        (409, "conflict", "The task has ended.", "As the node said."),
+    ],
+)
+def test_hints_are_for_the_command_line(
+    asked: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    code: str,
+    message: str,
+    hint: str,
+) -> None:
+    answer = {"error": {"code": code, "message": message, "hint": "As the node said."}}
+    monkeypatch.setitem(ANSWERS, ("DELETE", "/tasks/01A-1f"), (status, answer))
+    assert run("cancel", "01A-1f") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"{code}: {message}"
+    assert second.startswith(f"  {hint}")
 
 
 def test_an_answer_that_is_no_rumor_node_is_told_as_such(
