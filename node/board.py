@@ -84,7 +84,9 @@ class Board:
         if event.data.get("states"):
             self._queued.append(event.data["states"].get("queued", 0))
 
-    def picture(self, now_s: float, clock: str, height: int, width: int = 2 * NARROW) -> Group:
+    def picture(
+        self, now_s: float, clock: str, height: int, width: int = 2 * NARROW, events_max: int = EVENTS_KEPT
+    ) -> Group:
         """All of it, cut to the height."""
         is_narrow = width < NARROW
         self._shared = shared([member["node_id"] for member in self.view.get("members", ())]) if is_narrow else ""
@@ -94,7 +96,7 @@ class Board:
         queues = self._queues()
         rest = height - 9 - len(wrong) - members.row_count - queues.row_count
         parts: list[RenderableType] = [self._head(clock), *wrong, Text(), members, Text(), tasks, Text()]
-        parts += [queues, Text(), self._happened(max(EVENTS_MIN, rest - 2))]
+        parts += [queues, Text(), self._happened(min(events_max, max(EVENTS_MIN, rest - 2)))]
         return Group(*parts)
 
     # ---- parts

@@ -18,20 +18,27 @@ from contextlib import contextmanager, suppress
 from rich.console import Console, ConsoleRenderable
 from rich.live import Live
 
-from cluster.errors import RumorError, Unauthorized
-from node.board import Board
+from cluster.errors import ConfigError, RumorError, Unauthorized
+from node.board import EVENTS_KEPT, Board
 from node.client.asynchronous import Client
 
 DRAW_MIN_S = 0.1  # between two pictures, however much happens
 ASK_WITHIN_S = 3.0
 EVENTS_AGAIN_S = 1.0
 ONCE_LISTENS_S = 1.3  # task sums come once a second
+ONCE_EVENTS = 10
 ENDS, ESCAPE = "qQ\x03", "\x1b"  # an arrow begins with an escape
 
 
 def main_top(urls: Sequence[str], ca_file: str, interval_s: float, once: bool) -> int:
     """Run it to its end; the exit status."""
     return asyncio.run(Top(urls, ca_file, interval_s).once() if once else Top(urls, ca_file, interval_s).run())
+
+
+class NoTerminal(ConfigError):
+    """Nobody is there to look, or to press q. Nothing was asked."""
+
+    code = "no_terminal"
 
 
 class Top:
@@ -54,13 +61,14 @@ class Top:
                     await self._listen()
             except TimeoutError:
                 pass
-        self._console.print(self._picture(10_000 if not self._console.is_terminal else self._console.height))
+        is_terminal = self._console.is_terminal
+        self._console.print(self._picture(self._console.height if is_terminal else 10_000, ONCE_EVENTS))
         return 0
 
     async def run(self) -> int:
         """Show it until somebody ends it."""
         if not (sys.stdin.isatty() and self._console.is_terminal):
-            raise RumorError(
+            raise NoTerminal(
                 "rumor top needs a terminal.", "rumor top --once prints it; rumor status --json is for programs."
             )
         async with self._client:
@@ -124,8 +132,8 @@ class Top:
             except TimeoutError:
                 pass
 
-    def _picture(self, height: int) -> ConsoleRenderable:
-        return self._board.picture(time.monotonic(), time.strftime("%H:%M:%S"), height, self._console.width)
+    def _picture(self, height: int, events_max: int = EVENTS_KEPT) -> ConsoleRenderable:
+        return self._board.picture(time.monotonic(), time.strftime("%H:%M:%S"), height, self._console.width, events_max)
 
 
 @contextmanager

@@ -47,9 +47,9 @@ def sums(at_s: float, **more: Any) -> tuple[Event, float]:
     return Event("task", {**told, "queues": {"default": {"queued": 5}, "mail": {"queued": 4}}, **more}), at_s
 
 
-def drawn(made: Board, now_s: float = 100.0, height: int = 40, width: int = 140) -> str:
+def drawn(made: Board, now_s: float = 100.0, height: int = 40, width: int = 140, events_max: int = 200) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(made.picture(now_s, "12:00:00", height, width))
+    console.print(made.picture(now_s, "12:00:00", height, width, events_max))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -139,6 +139,8 @@ def test_events_are_told_newest_first_once_and_fill_the_height() -> None:
     assert told == [f"m{n}" for n in range(59, 59 - len(told), -1)]
     assert len(told) > 10
     assert len([line for line in drawn(made, height=5).splitlines() if line.endswith(" joined")]) == 3
+    for_a_pipe = drawn(made, height=10_000, events_max=10)
+    assert len([line for line in for_a_pipe.splitlines() if line.endswith(" joined")]) == 10
 
 
 @pytest.mark.parametrize(
@@ -179,5 +181,5 @@ async def test_q_ends_it_and_the_terminal_is_as_it_was(monkeypatch: pytest.Monke
 
 
 async def test_without_a_terminal_it_says_what_to_use() -> None:
-    with pytest.raises(RumorError, match="needs a terminal"):
+    with pytest.raises(RumorError, match=r"^no_terminal: .* needs a terminal"):
         await Top(["http://127.0.0.1:1"], "", 1.0).run()
