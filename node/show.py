@@ -52,16 +52,18 @@ def member_rows(view: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for member in view["members"]:
         load = member.get("load") or {}
         free = sum(queue.get("free", 0) for queue in load.get("queues", {}).values())
+        is_gone = member["state"] in ("dead", "left")  # what it last said is no news
+        rtt = "" if member.get("rtt_ms") is None else f"{member['rtt_ms']:.1f}"
         rows.append(
             (
                 member["node_id"],
                 member["state"],
                 member.get("redis", ""),
                 member.get("verdict", ""),
-                "" if member.get("rtt_ms") is None else f"{member['rtt_ms']:.1f}",
+                "-" if is_gone else rtt,
                 str(shards.get(member["node_id"], 0)),
-                str(load.get("running", "")),
-                str(free) if load else "",
+                "-" if is_gone else str(load.get("running", "")),
+                "-" if is_gone else str(free) if load else "",
                 member.get("url", ""),
             )
         )

@@ -309,7 +309,7 @@ def test_status_shows_both_witnesses_and_the_shards(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "seen by n1, leader none"
     assert lines[1].split("\t")[:6] == ["n1", "alive", "live", "healthy", "", "2"]
-    assert lines[2].split("\t")[:6] == ["n2", "dead", "gone", "dead", "1.2", "1"]
+    assert lines[2].split("\t")[:8] == ["n2", "dead", "gone", "dead", "-", "1", "-", "-"]
 
 
 def test_the_token_comes_from_the_environment(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
