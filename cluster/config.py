@@ -271,15 +271,16 @@ def check(config: Config) -> None:
         missing = [
             name
             for name, has in (
-                ("a gossip key (gossip_keys or gossip_key_file)", config.gossip_keys or config.gossip_key_file),
-                ("an api_token", config.api_token),
+                ("gossip key (gossip_keys or gossip_key_file)", config.gossip_keys or config.gossip_key_file),
+                ("api_token", config.api_token),
             )
             if not has
         ]
         if missing:
+            what = "it" if len(missing) == 1 else "them"
             raise ConfigError(
                 f"host is {config.host}, which others can reach, and there is no {' and no '.join(missing)}.",
-                "Set them (rumor keygen makes a key), bind 127.0.0.1, or say --insecure.",
+                f"Set {what} (rumor keygen makes a key), bind 127.0.0.1, or say --insecure.",
             )
 
 

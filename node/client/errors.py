@@ -73,13 +73,16 @@ class TaskFailed(RumorError):
     def __init__(self, task: Task[Any]) -> None:
         failure = task.error
         super().__init__(
-            failure.message if failure else "there is no error of it", f"Queue it again with retry({task.id!r})."
+            failure.message if failure else f"task {task.id} is {task.state}",
+            f"Queue it again with retry({task.id!r}).",
         )
         self.task = task
         self.type = failure.type if failure else task.state
         self.traceback = failure.traceback if failure else None
 
     def __str__(self) -> str:
+        if self.task.error is None:
+            return super().__str__()
         return f"{self.code}: task {self.task.id} is {self.task.state}: {self.type}: {self.message}\n  {self.hint}"
 
 

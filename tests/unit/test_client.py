@@ -144,7 +144,7 @@ async def test_a_task_that_failed_raises_what_the_handler_raised(
     )
     assert told.value.task.state == "dead"
     ended(engine, task.id, "cancelled", error=b"null")
-    with pytest.raises(TaskCancelled):
+    with pytest.raises(TaskCancelled, match=r"^task_cancelled: task \S+ is cancelled\n"):
         await call("result", task.id, type=Point)
 
 

@@ -118,7 +118,7 @@ def test_an_unknown_setting_is_refused() -> None:
 
 def test_an_address_that_others_can_reach_needs_a_key_and_a_token() -> None:
     outside = {"host": "0.0.0.0", "node_id": "n1"}
-    assert "gossip key" in refused(lambda: from_text(outside | {"api_token": "t"}))
+    assert "there is no gossip key" in refused(lambda: from_text(outside | {"api_token": "t"}))
     assert "api_token" in refused(lambda: from_text(outside | {"gossip_key_file": "f"}))
     from_text(outside | {"api_token": "t", "gossip_key_file": "f"})
     from_text(outside | {"insecure": "true"})
