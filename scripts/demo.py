@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=40.0, help="tasks a second (%(default)g)")
     parser.add_argument("--stay", action="store_true", help="leave the cluster running at the end")
     args = parser.parse_args()
-    demo = Demo(Path(os.environ.get("RUMOR_DATA_DIR", str(ROOT / ".rumor-demo"))), args.rate)
+    demo = Demo(own_folder(os.environ), args.rate)
     # What ends us must end the cluster, too: a plain SIGTERM would not reach `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     keep = False
@@ -61,6 +61,12 @@ def main() -> int:
         return 130
     finally:
         demo.end(keep)
+
+
+def own_folder(environ: Mapping[str, str]) -> Path:
+    """Where the demo's cluster lies: never where another cluster does."""
+    told = environ.get("RUMOR_DATA_DIR")
+    return Path(told) / "demo" if told else ROOT / ".rumor-demo"
 
 
 @dataclass

@@ -2,7 +2,8 @@
 # Two minutes of a cluster in trouble: five nodes, a steady load, and a fault every few seconds, each with a line that
 # says what was seen and what followed; at the end everything is counted. Ctrl-C ends it and cleans up.
 #   scripts/demo.sh [--seconds 120] [--rate 40] [--stay]
-# RUMOR_BASE_PORT (5000) and RUMOR_DATA_DIR (.rumor-demo) say where, as for scripts/launch_cluster.sh.
+# RUMOR_BASE_PORT (5000) says where, as for scripts/launch_cluster.sh; its data directory is .rumor-demo, or `demo` in
+# RUMOR_DATA_DIR: never that of another cluster.
 set -euo pipefail
 # shellcheck source=scripts/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

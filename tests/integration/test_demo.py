@@ -55,6 +55,8 @@ def test_a_kill_is_told_and_nothing_is_lost(place: tuple[Path, int]) -> None:
     assert "Nothing was lost." in said
     assert re.search(r"lost or unfinished +0\n", said)
     assert nothing_runs(place[1])
+    data = place[0] / "data"
+    assert [path.name for path in data.iterdir()] == ["demo"], "RUMOR_DATA_DIR itself may be another cluster's"
 
 
 def test_ctrl_c_ends_all_that_it_started(place: tuple[Path, int]) -> None:
