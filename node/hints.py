@@ -7,7 +7,7 @@ from cluster.errors import RumorError
 HINTS = {  # code -> what to do at a command line
     "unauthorized": "Set RUMOR_API_TOKEN to the cluster's token.",
     "not_found": "`rumor tasks` lists what there is.",
-    "store_unavailable": "Try again soon. Give several nodes in --url; a submission repeated under one --idempotency-key is one task.",
+    "store_unavailable": "Try again soon, or give several nodes in --url; the same --idempotency-key is the same task.",
 }
 REFUSAL = "Redis refuses"  # then the hint is about Redis, whoever reads it
 

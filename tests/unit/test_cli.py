@@ -251,7 +251,7 @@ def test_an_error_of_the_node_is_two_lines_and_status_1(
     ("status", "code", "message", "hint"),
     [
         (401, "unauthorized", "this call needs the API token.", "Set RUMOR_API_TOKEN"),
-        (503, "store_unavailable", "Redis: no answer.", "Try again soon. Give several nodes in --url"),
+        (503, "store_unavailable", "Redis: no answer.", "Try again soon, or give several nodes in --url"),
         (503, "store_unavailable", "Redis refuses: it is read-only.", "As the node said."),
         (409, "conflict", "The task has ended.", "As the node said."),
     ],
