@@ -134,9 +134,16 @@ def test_every_retry_is_linked_to_the_attempt_before(collector: Collector, nodes
     failed = next(span for span in collector.of(trace.id) if span.is_error)
     assert failed.told["error.type"] == "ValueError"
     assert failed.events == ("exception",)
-    waits = [span for span in collector.of(trace.id) if span.name == "wait flaky"]
-    assert waits, "a retry goes by the queue"
-    assert all(span.ended_ns >= span.began_ns for span in waits)
+
+
+def test_how_long_a_task_waited_in_its_queue_is_a_span(collector: Collector, nodes: Callable[..., Fleet]) -> None:
+    (node,) = nodes(1, queues="default:1").nodes
+    first, second = Trace(), Trace()
+    submit(node, first, "slow", 0.5)
+    submit(node, second, "slow", 0.0)
+    has_tree(collector, second.id, "send slow\n  process slow")
+    [wait] = (span for span in collector.of(second.id) if span.name == "wait slow")
+    assert wait.ended_ns - wait.began_ns > 0.2e9, "there is one slot, and the other task was in it"
 
 
 def test_a_killed_nodes_attempt_is_told_by_who_recovers_it(collector: Collector, nodes: Callable[..., Fleet]) -> None:
