@@ -17,6 +17,7 @@ from rich.text import Text
 
 from node.client.stream import Event
 from node.show import MEMBER_STYLES, SEVERITY_STYLES, STATE_STYLES
+from node.words import counted
 
 EVENTS_KEPT = 200
 RATES_KEPT = 60  # seconds
@@ -107,7 +108,7 @@ class Board:
         there = sum(member.get("state") not in ("dead", "left") for member in members)
         head = Text.assemble(
             ("Rumor ", "bold"),
-            f"{there} of {len(members)} node{'' if len(members) == 1 else 's'}",
+            f"{there} of {counted(len(members), 'node')}",
             ("  leader ", "dim"),
             no_wrap=True,
             overflow="ellipsis",
@@ -325,9 +326,8 @@ def in_words(event: Mapping[str, Any]) -> Text:
             return Text(f"{node} is fenced by {by}: both witnesses hold it dead{tail}", "red")
         case "session_reaped":
             tasks = event.get("tasks", 0)
-            them = "1 task" if tasks == 1 else f"{tasks} tasks"
             are = "is" if tasks == 1 else "are"
-            return Text(f"{them} of {node} {are} queued again, by {by}", "bold" if tasks else "")
+            return Text(f"{counted(tasks, 'task')} of {node} {are} queued again, by {by}", "bold" if tasks else "")
         case "session_renewed":
             return Text(f"{node} goes on under a new session", "yellow")
         case "leader_elected":

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import ConfigError
+from node.words import counted
 
 CHAIN = "RUMOR"
 REDIS = 0  # as a party beside the nodes, which count from 1
@@ -93,9 +94,7 @@ def parse(words: Sequence[str], nodes: Collection[int]) -> list[Cut]:
         raise BadCut(f"{verb!r} is no cut.", f"There are: {', '.join(USAGE)}.")
     wanted = len(USAGE[verb][0].split())
     if len(rest) < wanted or (len(rest) > wanted and verb != "split"):
-        raise BadCut(
-            f"{' '.join(words)!r}: {verb} takes {wanted} word{'s' * (wanted != 1)}, not {len(rest)}.", example(verb)
-        )
+        raise BadCut(f"{' '.join(words)!r}: {verb} takes {counted(wanted, 'word')}, not {len(rest)}.", example(verb))
     percent = 0.0
     if verb == "loss":
         percent = parse_percent(rest.pop())

@@ -32,6 +32,7 @@ from node.network import Network
 from node.options import as_text
 from node.process import Process, port_problem, spawn, wait_for, with_variable
 from node.remote import Remote, Unreachable, decode
+from node.words import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 NODES_DEFAULT = 5
@@ -782,11 +783,6 @@ def partition_program() -> str:
     """How the cuts are called beside what the user called."""
     launcher = os.environ.get(LAUNCHER, "")
     return str(Path(launcher).parent / "partition.sh") if launcher.endswith(".sh") else "rumor partition"
-
-
-def counted(count: int, what: str) -> str:
-    """`1 node`, `2 nodes`."""
-    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def indent(text: str) -> str:

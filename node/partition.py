@@ -29,6 +29,7 @@ from cluster.errors import ConfigError, RumorError
 from node import cuts, launch, lookout, network
 from node.cuts import CHAIN, REDIS, Cut, Found
 from node.remote import Remote
+from node.words import counted
 
 T = TypeVar("T")
 
@@ -338,7 +339,7 @@ def status(site: Site, found: Mapping[int, Found | None], in_force: Sequence[Cut
         one = found[place.number]
         wanted = len(cuts.rules(in_force, site.addresses, place.number))
         have = sum(one.rules.values()) if one else 0
-        text = f"{have} rule{'' if have == 1 else 's'}, {one.packets if one else 0} packets taken"
+        text = f"{counted(have, 'rule')}, {one.packets if one else 0} packets taken"
         if have != wanted:
             text += f"; {wanted} expected: started anew since? The next cut sets all again"
         lines.append(f"  node {place.number:<3} {place.url:<28} {text}")
