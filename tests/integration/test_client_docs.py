@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import doctest
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from node import Client, SyncClient
+from tests.doctested import check_examples
 from tests.processes import LaunchedCluster
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "client.md"
@@ -19,12 +19,7 @@ PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "client.md"
 def test_every_example_of_the_page_does_what_it_says(cluster: Callable[..., LaunchedCluster]) -> None:
     text = re.sub(r"^```.*$", "", PAGE.read_text("utf-8"), flags=re.MULTILINE)
     text = text.replace("http://127.0.0.1:5000", cluster(3).url(1))
-    test = doctest.DocTestParser().get_doctest(text, {}, PAGE.name, str(PAGE), 0)
-    assert len(test.examples) > 30
-    told: list[str] = []
-    result = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST).run(test, out=told.append, clear_globs=False)
-    test.globs["client"].close()
-    assert result.failed == 0, "".join(told)
+    check_examples(text, PAGE, more_than=30)
 
 
 @pytest.mark.parametrize("kind", [Client, SyncClient], ids=["async", "sync"])

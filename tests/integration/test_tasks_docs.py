@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 import re
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doctested import check_examples
 from tests.processes import ROOT, LaunchedCluster, clean_environ
 
 PAGE = ROOT / "docs" / "tasks.md"
@@ -40,12 +40,7 @@ def test_every_example_does_what_it_says(
     one = cluster(3, tasks="shop", queues="default:100,sync:2,mail:20")
     text = "\n".join(block for block in blocks() if block.startswith(">>> "))
     text = text.replace("http://127.0.0.1:5000", one.url(1))
-    test = doctest.DocTestParser().get_doctest(text, {}, PAGE.name, str(PAGE), 0)
-    assert len(test.examples) > 10
-    told: list[str] = []
-    result = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST).run(test, out=told.append, clear_globs=False)
-    test.globs["client"].close()
-    assert result.failed == 0, "".join(told)
+    check_examples(text, PAGE, more_than=10)
 
 
 def test_its_tests_of_handlers_pass_without_a_cluster(tmp_path: Path) -> None:
