@@ -346,3 +346,12 @@ def parse(name: str, kind: Any, text: str) -> Any:
     if kind is str:
         return text
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as `parse` reads it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

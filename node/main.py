@@ -15,16 +15,19 @@ import structlog
 from cluster import __version__
 from cluster.config import Config, strangers
 from cluster.errors import ConfigError, RumorError
-from cluster.keyring import gossip_keys
+from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
-from cluster.store import connect
+from cluster.shards.calls import connect
 from cluster.view import View
-from cluster.vitals import Vitals
-from node import forked, listen, logs, safety, tracing
-from node.engine import Engine
-from node.gateway import build
-from node.metrics import Metrics
+from cluster.vitals.thread import Vitals
+from node.gateway import server
+from node.gateway.app import build
+from node.observe import logs, tracing
+from node.observe.metrics import Metrics
+from node.queue import redis_checks
+from node.queue.engine import Engine
 from node.tasks import load
+from node.work import fork_guard
 
 EXIT_CONFIG = 2
 EXIT_CONFLICT = 3
@@ -93,7 +96,7 @@ def bind(config: Config) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((config.host, config.port))
-        sock.listen(listen.BACKLOG)
+        sock.listen(server.BACKLOG)
     except OSError as error:
         sock.close()
         raise ConfigError(
@@ -119,7 +122,7 @@ async def run(config: Config) -> int:
     client = connect(config.redis_url)
     try:
         async with asyncio.timeout(10):
-            notes = await safety.ready(client, config, keys)
+            notes = await redis_checks.ready(client, config, keys)
     except TimeoutError:
         raise ConfigError("Redis gives no answer within 10 s at start.", "Is redis_url right?") from None
     finally:
@@ -127,7 +130,7 @@ async def run(config: Config) -> int:
     for note in notes:
         log.warning(note["code"], message=note["message"], hint=note["hint"])
 
-    forked.guard(client, config.port)
+    fork_guard.guard(client, config.port)
     hooks = Hooks(stop)
     metrics = Metrics()
     spans = tracing.start(config.name)
@@ -148,7 +151,7 @@ async def run(config: Config) -> int:
     await engine.start(vitals)
     hooks.attach(engine)
     engine.on_view(vitals.view)
-    runner = await listen.start(build(engine), config, sock)
+    runner = await server.start(build(engine), config, sock)
     gc.collect()
     gc.freeze()  # what is here now stays for good: no collection need look at it again
     log.info("started", node=config.name, session=vitals.session, url=f"http://{config.host}:{config.port}")

@@ -26,7 +26,7 @@ import msgspec
 
 from cluster.config import QUEUE_NAME, Config
 from cluster.errors import ConfigError
-from cluster.task import LEVEL_MAX, LEVELS, Backoff, Claimed
+from cluster.shards.task import LEVEL_MAX, LEVELS, Backoff, Claimed
 from node import trace_context
 
 TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
@@ -143,7 +143,7 @@ class Context:
         if self._log is None:
             import structlog
 
-            from node import logs
+            from node.observe import logs
 
             self._log = structlog.get_logger("rumor.task").bind(
                 **logs.ids_of(self._claimed), type=self.type, attempt=self.attempt

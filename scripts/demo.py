@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from cluster.errors import RumorError  # noqa: E402
 from node import SyncClient  # noqa: E402
-from node.remote import Remote  # noqa: E402
+from node.client.one_node import Remote  # noqa: E402
 
 NODES = 5
 CALM_S = 3.0  # between two faults

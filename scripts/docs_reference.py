@@ -23,9 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cluster.config import Config  # noqa: E402
-from node import cli, gauges, openapi, options  # noqa: E402
-from node.metrics import Metrics  # noqa: E402
-from node.routes import CALLERS, ROUTES, Route  # noqa: E402
+from node import cli  # noqa: E402
+from node.cli import config_options  # noqa: E402
+from node.gateway import openapi  # noqa: E402
+from node.gateway.routes import CALLERS, ROUTES, Route  # noqa: E402
+from node.observe import gauges  # noqa: E402
+from node.observe.metrics import Metrics  # noqa: E402
 
 MADE = "This page is made from the code by `scripts/docs_reference.py`; a test fails when it is out of date.\n"
 
@@ -296,7 +299,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "http.md": http,
     "cli.md": command_line,
     "metrics.md": metrics,
-    "configuration.md": options.markdown,
+    "configuration.md": config_options.markdown,
 }
 
 

@@ -24,11 +24,13 @@ try:
 except ImportError:
     sys.exit("atheris is not installed: pip install atheris")
 
-with atheris.instrument_imports(include=["cluster.swim", "cluster.session", "cluster.watch_token", "cluster.load"]):
-    from cluster import watch_token
-    from cluster.agent import parse_request
+with atheris.instrument_imports(
+    include=["cluster.swim", "cluster.session", "cluster.gossip.watch_token", "cluster.load"]
+):
     from cluster.config import Config
-    from cluster.gossip import parse_head
+    from cluster.gossip import watch_token
+    from cluster.gossip.agent import parse_request
+    from cluster.gossip.driver import parse_head
     from cluster.load import decode_load, decode_meta
     from cluster.swim import wire
     from cluster.swim.core import Swim

@@ -3,7 +3,7 @@
 #   scripts/partition.sh split 1,2 3,4,5 | isolate 3 | no-gossip 3 | no-redis 3 | oneway 2 4 | loss 3 30% | reject 3
 #   scripts/partition.sh heal | status | watch [--once]
 # Acts on `scripts/launch_cluster.sh N --netns` (as root), else on the services of docker-compose.yml.
-# This file makes the virtual environment; node/partition.py does the rest (--help tells all).
+# This file makes the virtual environment; node/lab/partition.py does the rest (--help tells all).
 set -euo pipefail
 # shellcheck source=scripts/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

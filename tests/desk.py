@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from cluster.config import Config
-from cluster.task import Backoff, Claimed, Outcome, Spec
+from cluster.shards.task import Backoff, Claimed, Outcome, Spec
 from node.tasks import Registry
-from node.worker import Worker
+from node.work.worker import Worker
 
 LIMIT_S = 20.0
 

@@ -10,16 +10,16 @@ from typing import Any
 from cluster.config import Config
 from cluster.errors import BadRequest, Conflict, NotFound, RumorError, StoreUnavailable, UnknownType
 from cluster.load import Load, Meta
+from cluster.shards.task import LEVELS, Ids
 from cluster.swim.events import Evidence
 from cluster.swim.events import State as Gossip
-from cluster.task import LEVELS, Ids
 from cluster.view import Peer, Redis, Verdict, View
-from node.memory import Memory
-from node.metrics import Metrics
-from node.queries import carry
-from node.timeline import Listener, Timeline
-from node.tracing import OFF
-from node.wire import ListQuery, Submission, Submitted, TaskJson, run_at_ms
+from node.observe.metrics import Metrics
+from node.observe.redis_memory import Memory
+from node.observe.timeline import Listener, Timeline
+from node.observe.tracing import OFF
+from node.queue.queries import carry
+from node.schema import ListQuery, Submission, Submitted, TaskJson, run_at_ms
 
 SHARDS = 64
 TYPES = frozenset({"process", "noop"})

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from node.process import port_problem
-from node.remote import Remote
+from node.client.one_node import Remote
+from node.lab.process import port_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_LIMIT_S = 100.0

@@ -14,8 +14,8 @@ How a member is found dead, from fast to slow:
 
 Any accusation but a tombstone is refuted by a higher incarnation, which only the accused may take. A node that was away
 itself (a late tick) cancels its rounds and accuses nobody. See `table` for what stands when claims differ, `rounds` for
-who is asked, `suspicion` for how long, `dissemination` for what is told when, `exchange` for how tables become equal,
-`strangers` for who is let in, `post` for what is sent, `wire` for the bytes.
+who is asked, `suspicion` for how long, `dissemination` for what is told when, `anti_entropy` for how tables become
+equal, `newcomers` for who is let in, `outbox` for what is sent, `wire` for the bytes.
 
 A session that is not in the table is a stranger: nothing it says is taken over until it has answered a ping of ours,
 which a recording of its datagrams cannot. All other replays are harmless, because every merge is a maximum.
@@ -36,6 +36,7 @@ import msgspec
 from cluster.config import Config
 from cluster.session import is_newer, node_of
 from cluster.swim import wire
+from cluster.swim.anti_entropy import Exchange
 from cluster.swim.events import (
     Action,
     Address,
@@ -62,13 +63,12 @@ from cluster.swim.events import (
     Watch,
     WatchEnded,
 )
-from cluster.swim.exchange import Exchange
-from cluster.swim.post import Post
+from cluster.swim.newcomers import Challenges, Contest, Contests, Joins
+from cluster.swim.outbox import Post
 from cluster.swim.rounds import Rounds
-from cluster.swim.strangers import Challenges, Contest, Contests, Joins
 from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
 from cluster.swim.table import LIVE, Entry, Table, accusation, is_same_claim, merge, precedence, short
-from cluster.swim.watch import predecessors, successors
+from cluster.swim.watch_ring import predecessors, successors
 from cluster.swim.wire import Ack, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
 
 LOAD_FANOUT = 4  # members told at once of a load that others should act on

@@ -16,7 +16,7 @@ from typing import Protocol
 from cluster.config import Config
 from cluster.session import node_of
 from cluster.swim.events import Address, Evidence, State, Tcp, TcpConnect
-from cluster.swim.post import Post
+from cluster.swim.outbox import Post
 from cluster.swim.probe import (
     AID_SHARE,
     PINGS_MAX,

@@ -23,9 +23,9 @@ from node.client.asking import CONNECT_S, PASSING, Answer, Ask, NoAnswer, Pause,
 from node.client.calls import Asker, Item, Options, Result
 from node.client.errors import Unreachable, error_of
 from node.client.nodes import WITHIN_S, bearer, given_nodes
+from node.client.one_node import decode, tls_context
 from node.client.stream import RECONNECT_S, SILENCE_S, Event, Follower, Parser
 from node.client.task import Page, Task, result_of
-from node.remote import decode, tls_context
 
 CONNECTIONS_MAX = 100
 

@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import redis
 
 from cluster.errors import RumorError
-from node import private_redis
-from node.process import Process, port_problem, spawn, wait_for
-from node.remote import Remote
+from node.client.one_node import Remote
+from node.lab import private_redis
+from node.lab.process import Process, port_problem, spawn, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_LIMIT_S = 30.0

@@ -36,10 +36,10 @@ from throughput import queue_tasks, rate, started_ms, wait_drained
 
 from cluster.config import Config
 from cluster.ring import owners
-from node import gateway, listen
-from node.process import port_problem, wait_for
-from node.remote import Remote, Unreachable
-from node.wire import ListQuery, TaskJson
+from node.client.one_node import Remote, Unreachable
+from node.gateway import app, server
+from node.lab.process import port_problem, wait_for
+from node.schema import ListQuery, TaskJson
 from scripts.screenshots import browser, page_of, until
 from tests.fake_engine import FakeEngine
 
@@ -166,7 +166,7 @@ def serve_large() -> None:
 
     async def run() -> None:
         engine = LargeEngine()
-        await listen.start(gateway.build(engine), engine.config)
+        await server.start(app.build(engine), engine.config)
         await engine.live()
 
     asyncio.run(run())

@@ -24,7 +24,7 @@ from typing import Any
 
 from bed import Bed, Node, levels, markdown, publish, say
 
-from node.process import wait_for
+from node.lab.process import wait_for
 
 SLEEP_S = 2.0
 KILL_LIMIT_S = 30.0  # for everything that follows a kill

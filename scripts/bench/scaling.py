@@ -18,7 +18,7 @@ from pathlib import Path
 from bed import levels, markdown, publish, say
 
 from cluster.config import Config
-from cluster.sim import Crash, Pause, Sim, Start, Vanish
+from cluster.sim.network import Crash, Pause, Sim, Start, Vanish
 from cluster.swim.dissemination import NEWS_S
 
 SETTLE_LIMIT_S = 60.0

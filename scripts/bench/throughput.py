@@ -38,10 +38,10 @@ from bed import Bed, Meter, Node, markdown, publish, say, spread
 
 from cluster import keys
 from cluster.scripts import script
-from cluster.store import Calls, NewTask
-from cluster.task import Backoff, Ids, Spec, shard_of
-from node.process import wait_for
-from node.remote import Remote, Unreachable
+from cluster.shards.calls import Calls, NewTask
+from cluster.shards.task import Backoff, Ids, Spec, shard_of
+from node.client.one_node import Remote, Unreachable
+from node.lab.process import wait_for
 
 PAYLOAD = {"payload": "x" * 86}  # 100 bytes as JSON
 BATCH = 10_000

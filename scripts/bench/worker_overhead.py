@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import uvloop
 
 from cluster.config import Config
-from cluster.task import Backoff, Claimed, Kind, Outcome, Spec
+from cluster.shards.task import Backoff, Claimed, Kind, Outcome, Spec
 from node.tasks import load
-from node.worker import Worker
+from node.work.worker import Worker
 
 
 async def measure(tasks: int, batch: int, data: bytes, type_: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from node.process import wait_for
+from node.lab.process import wait_for
 from tests.browser.conftest import Page
 from tests.processes import LaunchedCluster
 

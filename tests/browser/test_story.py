@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from node import page as whole_page
+from node.gateway import page as whole_page
 
 T0 = 1_800_000_000_000
 NUMBERS = count(1)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from node import network as made_by
-from node.network import NetworkFailed, Unable, run
+from node.lab import network as made_by
+from node.lab.network import NetworkFailed, Unable, run
 
 
 class Network:

@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.errors import RumorError
 from node import SyncClient
-from node.remote import Remote, Unreachable
+from node.client.one_node import Remote, Unreachable
 from tests.processes import ROOT, TRACEBACK, clean_environ, free_base_port
 from tests.waiting import wait_until
 
@@ -33,7 +33,7 @@ SPARE = """
 import os, signal, sys
 from cluster.config import from_env
 from node import engine, gateway, main
-from node.process import of_pid
+from node.lab.process import of_pid
 config = from_env(os.environ)
 print("spare ready", flush=True)
 old = of_pid(int(sys.stdin.readline()))

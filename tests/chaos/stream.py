@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from cluster.errors import RumorError
-from node.remote import Remote
+from node.client.one_node import Remote
 from tests.chaos.nodes import Node
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from node.backlog import SLACK_MS
+from node.queue.backlog import SLACK_MS
 from tests.chaos.ledger import Commits, Ledger, check_committed_once, check_kept, check_ran_once
 from tests.chaos.nodes import Fleet
 from tests.chaos.stream import Stream

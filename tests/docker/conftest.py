@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from node.partition import find
+from node.lab.partition import find
 from tests.exercises import MEASURED, Ground, fleet_of
 from tests.processes import ROOT, TRACEBACK, clean_environ, free_base_port
 from tests.waiting import wait_until

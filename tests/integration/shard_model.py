@@ -26,11 +26,11 @@ from hiredis import pack_command
 from redis.connection import Connection
 
 from cluster import keys
-from cluster.lane import Call
 from cluster.scripts import script
-from cluster.store import RETENTION_MIN_S, Calls, NewTask
-from cluster.task import Backoff, Ids, Spec, shard_of
-from node.queries import history_json
+from cluster.shards.calls import RETENTION_MIN_S, Calls, NewTask
+from cluster.shards.lane import Call
+from cluster.shards.task import Backoff, Ids, Spec, shard_of
+from node.queue.queries import history_json
 
 SHARD = 0x1F
 SHARDS = 64

@@ -13,11 +13,11 @@ import pytest
 
 from cluster import keys
 from cluster.config import Config
-from node.engine import Engine
-from node.metrics import Metrics
-from node.sums import STEP_S, STEPS_KEPT, Sum
+from node.observe.metrics import Metrics
+from node.observe.task_rates import STEP_S, STEPS_KEPT, Sum
+from node.observe.timeline import EVENTS_MAX, Listener
+from node.queue.engine import Engine
 from node.tasks import load
-from node.timeline import EVENTS_MAX, Listener
 from tests.integration.test_engine import LoneVitals, one
 from tests.waiting import wait_until_async
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from node.process import port_problem
+from node.lab.process import port_problem
 from tests.processes import ROOT, clean_environ, free_base_port
 from tests.waiting import wait_until
 

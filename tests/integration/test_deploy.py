@@ -26,8 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
 
 from cluster.config import Config
-from cluster.store import connect
-from node import safety
+from cluster.shards.calls import connect
+from node.queue import redis_checks
 from tests.integration.conftest import find_binary, free_port
 from tests.processes import ROOT, LaunchedCluster, free_base_port
 from tests.waiting import wait_until
@@ -313,9 +313,9 @@ async def test_a_redis_with_the_given_configuration_has_nothing_to_mend_but_a_re
         await client.aclose()
 
 
-async def examined(client: redis.asyncio.Redis) -> list[safety.Note] | None:
+async def examined(client: redis.asyncio.Redis) -> list[redis_checks.Note] | None:
     try:
-        return await safety.examine(client, Config())
+        return await redis_checks.examine(client, Config())
     except RedisError:
         return None
 

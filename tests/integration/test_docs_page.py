@@ -11,8 +11,8 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from cluster.config import Config
-from node import gateway
-from node.routes import ROUTES
+from node.gateway import app
+from node.gateway.routes import ROUTES
 from tests.fake_engine import FakeEngine
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
@@ -24,7 +24,7 @@ PHONE = {"width": 390, "height": 800}
 
 async def test_the_page_draws_every_call_and_tries_one() -> None:
     engine = FakeEngine(Config(node_id="n1", port=5001, api_token="t0ken"))
-    async with TestServer(gateway.build(engine)) as server, playwright.async_playwright() as driver:
+    async with TestServer(app.build(engine)) as server, playwright.async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path=CHROMIUM)
         page = await browser.new_page(viewport=PHONE)
         page.set_default_timeout(LIMIT_MS)

@@ -28,15 +28,15 @@ from cluster.errors import (
 )
 from cluster.load import Load, Meta, QueueLoad
 from cluster.refusal import refusal
-from cluster.store import Head
+from cluster.shards.calls import Head
+from cluster.shards.task import State as TaskState
 from cluster.swim.events import Evidence, State
-from cluster.task import State as TaskState
 from cluster.view import Peer, Redis, Verdict, View
-from node.engine import Engine
-from node.metrics import Metrics
+from node.observe.metrics import Metrics
+from node.queue.engine import Engine
+from node.queue.wakes import Work, parse_wake
+from node.schema import BackoffJson, ListQuery, Submission, Submitted, TaskJson
 from node.tasks import load as load_handlers
-from node.wakes import Work, parse_wake
-from node.wire import BackoffJson, ListQuery, Submission, Submitted, TaskJson
 from tests.waiting import wait_until_async
 
 
@@ -329,7 +329,7 @@ async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None
 
 
 async def test_replaying_everything_ends_although_the_replayed_die_again(engine: Engine, monkeypatch: Any) -> None:
-    monkeypatch.setattr("node.engine.REPLAY_PAGE", 2)
+    monkeypatch.setattr("node.queue.engine.REPLAY_PAGE", 2)
     tasks = [await one(engine, "fail", max_attempts=1) for _ in range(7)]
     for task in tasks:
         assert (await engine.wait(task.id, 5)).state == "dead"
@@ -527,7 +527,7 @@ async def test_what_the_owner_of_a_shard_has_no_handler_for_is_left_to_another_w
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new type in the middle of a rolling deploy: else the owner takes it each second, until it is replaced."""
-    monkeypatch.setattr("node.worker.UNKNOWN_RETRY_S", 0.1)
+    monkeypatch.setattr("node.work.worker.UNKNOWN_RETRY_S", 0.1)
     known = engine.worker._handler
     async with idle_neighbour(engine) as woken:
         monkeypatch.setattr(engine.worker, "_handler", lambda name: None if name == "noop" else known(name))
@@ -570,7 +570,7 @@ async def test_what_a_redis_forgot_without_a_word_is_written_again(
     redis_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FLUSHALL, or a failover to an empty one: no connection ends. A later node must find this cluster."""
-    monkeypatch.setattr("node.engine.CATALOG_INTERVAL_S", 0.05)
+    monkeypatch.setattr("node.queue.engine.CATALOG_INTERVAL_S", 0.05)
     engine = Engine(Config(redis_url=redis_server.url, shards=16), load_handlers([]), Metrics(), [])
     await engine.start(LoneVitals(engine.config, engine.client))  # type: ignore[arg-type]
     try:
@@ -586,7 +586,7 @@ async def test_what_a_redis_forgot_without_a_word_is_written_again(
 
 
 async def test_what_is_told_while_a_waiter_reads_is_not_missed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.engine.LOOK_INTERVAL_S", 60.0)
+    monkeypatch.setattr("node.queue.engine.LOOK_INTERVAL_S", 60.0)
     task = await one(engine, "noop", delay_s=60)
     read = engine.queries.get
     states: list[str] = []
@@ -608,7 +608,7 @@ async def test_a_waiter_looks_again_when_redis_has_confirmed_its_subscription(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ends on another node after the reading and before the subscription counts is told to nobody."""
-    monkeypatch.setattr("node.engine.LOOK_INTERVAL_S", 60.0)
+    monkeypatch.setattr("node.queue.engine.LOOK_INTERVAL_S", 60.0)
     task = await one(engine, "noop", delay_s=60)
     shard = engine.queries.shard(task.id)
     async with engine.waiting.one(task.id, shard) as event:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from cluster import watch_token
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.gossip import Gossip, is_udp_closed, parse_head, tcp_outcome
+from cluster.gossip import watch_token
+from cluster.gossip.driver import Gossip, is_udp_closed, parse_head, tcp_outcome
 from cluster.swim.events import (
     Action,
     Changed,

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from cluster import keys
-from node.engine import Engine
-from node.wire import BackoffJson, ListQuery, TaskJson
+from node.queue.engine import Engine
+from node.schema import BackoffJson, ListQuery, TaskJson
 from tests.integration.test_engine import engine as engine
 from tests.integration.test_engine import one
 from tests.waiting import wait_until_async

@@ -19,9 +19,9 @@ import uvloop
 from redis.exceptions import ResponseError
 
 from cluster.errors import StoreUnavailable
-from cluster.lane import GRACE_S, PROBE_INTERVAL_S, Call, Lane
 from cluster.scripts import Arg
-from cluster.store import Calls, connect
+from cluster.shards.calls import Calls, connect
+from cluster.shards.lane import GRACE_S, PROBE_INTERVAL_S, Call, Lane
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from node.process import Process, of_pid, with_variable
+from node.lab.process import Process, of_pid, with_variable
 from tests.processes import ROOT, TRACEBACK, LaunchedCluster, clean_environ, free_base_port, launch
 from tests.waiting import wait_until
 

@@ -21,7 +21,7 @@ import pytest
 import uvloop
 
 import node.builtin  # noqa: F401 - declared once, outside of any test's own declarations
-from cluster.task import Claimed, Kind
+from cluster.shards.task import Claimed, Kind
 from node import tasks
 from node.tasks import load
 from tests.desk import LIMIT_S, Desk

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from node.process import Process, of_pid, port_problem, spawn, with_variable
+from node.lab.process import Process, of_pid, port_problem, spawn, with_variable
 from tests.waiting import wait_until
 
 LIMIT_S = 10.0

@@ -10,8 +10,8 @@ import pytest
 from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
-from cluster.store import connect
-from node import safety
+from cluster.shards.calls import connect
+from node.queue import redis_checks
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 SESSION = "n1:1/018bcfe5680-00000001"
@@ -20,20 +20,20 @@ SESSION = "n1:1/018bcfe5680-00000001"
 async def test_a_node_whose_gossip_key_no_live_node_has_does_not_start(redis_server: Any) -> None:
     client = connect(redis_server.url)
     first, second = Config(node_id="n1:1"), Config(node_id="n2:2")
-    await safety.same_key(client, first, [KEY])
+    await redis_checks.same_key(client, first, [KEY])
     await client.hset(keys.LEADER_MEMBERS, "n1:1", msgspec.msgpack.encode([SESSION, "127.0.0.1", 1]))
     async with client.pubsub() as channel:
-        await safety.same_key(client, second, [OTHER])  # n1 is not there: its row is an old one
+        await redis_checks.same_key(client, second, [OTHER])  # n1 is not there: its row is an old one
         await channel.subscribe(keys.wake(SESSION))
         await channel.get_message(timeout=2)
         for ring in ([OTHER], []):
             with pytest.raises(ConfigError, match="n1:1") as caught:
-                await safety.same_key(client, second, ring)
+                await redis_checks.same_key(client, second, ring)
             assert KEY.decode() not in str(caught.value)
-        await safety.same_key(client, second, [KEY, OTHER])  # the first round of a rotation: OLD,NEW
+        await redis_checks.same_key(client, second, [KEY, OTHER])  # the first round of a rotation: OLD,NEW
         with pytest.raises(ConfigError, match="OLD,NEW on all"):
-            await safety.same_key(client, second, [OTHER, KEY])  # n1 could not open what it seals
-        await safety.same_key(client, first, [OTHER])  # its own row is no witness
+            await redis_checks.same_key(client, second, [OTHER, KEY])  # n1 could not open what it seals
+        await redis_checks.same_key(client, first, [OTHER])  # its own row is no witness
     await client.aclose()
 
 
@@ -43,7 +43,7 @@ async def test_a_server_that_is_not_there_is_told_in_one_sentence() -> None:
             raise ConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused.")
 
     with pytest.raises(ConfigError) as caught:
-        await safety.ready(Gone(), Config(), [])  # type: ignore[arg-type]
+        await redis_checks.ready(Gone(), Config(), [])  # type: ignore[arg-type]
     assert caught.value.message.endswith(":1. Connection refused.")
 
 
@@ -51,17 +51,17 @@ async def test_a_server_that_may_evict_is_refused_unless_told_otherwise(redis_se
     client = connect(redis_server.url)
     await client.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(StoreUnsafe, match="allkeys-lru"):
-        await safety.examine(client, Config())
-    notes = await safety.examine(client, Config(insecure_redis=True))
+        await redis_checks.examine(client, Config())
+    notes = await redis_checks.examine(client, Config(insecure_redis=True))
     assert "redis_evicts" in [note["code"] for note in notes]
     await client.aclose()
 
 
 async def test_a_cluster_keeps_the_number_of_shards_and_the_name_of_its_first_node(redis_server: Any) -> None:
     client = connect(redis_server.url)
-    await safety.agree(client, Config(shards=64))
+    await redis_checks.agree(client, Config(shards=64))
     with pytest.raises(ConfigError, match="64"):
-        await safety.agree(client, Config(shards=32))
+        await redis_checks.agree(client, Config(shards=32))
     with pytest.raises(ConfigError, match="rumor"):
-        await safety.agree(client, Config(cluster="other"))
+        await redis_checks.agree(client, Config(cluster="other"))
     await client.aclose()

@@ -12,14 +12,14 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from cluster import keys
 from cluster.config import Config
-from cluster.lane import Call
-from cluster.lease import Acquire, Renew, Takeover, Term
-from cluster.pulse import Pulse
-from cluster.store import Calls, NewTask, connect
-from cluster.task import Backoff, Claimed, Ids, Spec
-from cluster.witness import Fence, Path
-from node.dispatch import GROUP_BYTES_MAX, SETTLE_AGAIN_S, Dispatcher
-from node.metrics import Metrics
+from cluster.shards.calls import Calls, NewTask, connect
+from cluster.shards.lane import Call
+from cluster.shards.task import Backoff, Claimed, Ids, Spec
+from cluster.vitals.calls import Pulse
+from cluster.vitals.lease import Acquire, Renew, Takeover, Term
+from cluster.vitals.witness import Fence, Path
+from node.observe.metrics import Metrics
+from node.queue.dispatch import GROUP_BYTES_MAX, SETTLE_AGAIN_S, Dispatcher
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async
 

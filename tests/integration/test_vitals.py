@@ -22,8 +22,8 @@ import redis.asyncio
 from cluster import keys, session
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.witness import Fence
-from cluster.witness import Path as FencePath
+from cluster.vitals.witness import Fence
+from cluster.vitals.witness import Path as FencePath
 from tests.integration.conftest import RedisServer, free_port
 from tests.integration.vitals_node import VitalsNode
 
@@ -446,7 +446,7 @@ async def test_a_node_whose_clock_was_set_back_between_two_lives_joins_again(
     """Its earlier life, ended and forgotten in Redis, is the newer one by its name, and the others remember it."""
     await cluster.node("a")
     with monkeypatch.context() as ahead:
-        ahead.setattr("cluster.life.wall_ms", lambda: time.time_ns() // 1_000_000 + 86_400_000)
+        ahead.setattr("cluster.vitals.life.wall_ms", lambda: time.time_ns() // 1_000_000 + 86_400_000)
         first = await cluster.node("b")
     await cluster.agree("a", "b")
     earlier = first.vitals.session

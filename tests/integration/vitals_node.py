@@ -18,7 +18,7 @@ from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.load import Load, Meta, QueueLoad, encode_meta
 from cluster.view import View
-from cluster.vitals import Vitals
+from cluster.vitals.thread import Vitals
 
 KEY = b"k" * 32
 TICK_S = 0.1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from node import network
+from node.lab import network
 from tests.exercises import MEASURED, Ground, fleet_of
 from tests.processes import LaunchedCluster
 

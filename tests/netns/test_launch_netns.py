@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from node import network
-from node.process import Process
+from node.lab import network
+from node.lab.process import Process
 from tests.processes import ROOT, LaunchedCluster, clean_environ, free_base_port, launch
 
 pytestmark = [pytest.mark.chaos, pytest.mark.netns, pytest.mark.usefixtures("able")]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from cluster.config import Config
-from cluster.scenario import silent_bound_s as silent_bound_s  # from here the tests take them
-from cluster.scenario import stalled_bound_s as stalled_bound_s
 from cluster.session import node_of
-from cluster.sim import Sim
+from cluster.sim.network import Sim
+from cluster.sim.scenario import silent_bound_s as silent_bound_s  # from here the tests take them
+from cluster.sim.scenario import stalled_bound_s as stalled_bound_s
 from cluster.swim.events import Evidence, State
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from cluster import session as sessions
-from cluster.sim import BOOT_WALL_MS, Crash, Cut, Heal, Link, Pause, Resume, SetLink, Sim, Start, Tell, Vanish
+from cluster.sim.network import BOOT_WALL_MS, Crash, Cut, Heal, Link, Pause, Resume, SetLink, Sim, Start, Tell, Vanish
 from cluster.swim.events import Evidence, Fenced, Leave, Renew, SetEpoch, SetLoad, State
 from tests.sim.invariants import converges, hint, nobody_dies_falsely, seeds, settled, states_of
 

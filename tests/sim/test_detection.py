@@ -21,7 +21,7 @@ from statistics import median
 
 import pytest
 
-from cluster.sim import ClosePort, Crash, EndWatches, Link, Pause, Resume, SetLink, Sim, Slow, Start, Vanish
+from cluster.sim.network import ClosePort, Crash, EndWatches, Link, Pause, Resume, SetLink, Sim, Slow, Start, Vanish
 from cluster.swim.events import Evidence, State
 from tests.sim.invariants import (
     converges,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.sim import Cut, Heal, Link, Pause, Resume, SetLink, Sim, Slow
+from cluster.sim.network import Cut, Heal, Link, Pause, Resume, SetLink, Sim, Slow
 from tests.sim.invariants import converges, hint, nobody_dies_falsely, seeds, settled
 
 

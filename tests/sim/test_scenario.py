@@ -10,8 +10,8 @@ import re
 import pytest
 
 from cluster.config import Config
-from cluster.scenario import GOOD, KINDS, Malformed, detections, main, parse, play, problems, timeline
-from cluster.sim import Link
+from cluster.sim.network import Link
+from cluster.sim.scenario import GOOD, KINDS, Malformed, detections, main, parse, play, problems, timeline
 from tests.sim.invariants import hint, seeds
 
 NAMES = ("n1", "n2", "n3", "n4", "n5")
@@ -115,7 +115,7 @@ def test_of_many_seeds_the_wrong_ones_are_shown_with_how_to_see_them_again(
 ) -> None:
     assert main(["--nodes=4", "--seeds=3", "--faults=crash:n3@5"]) == 0
     assert capsys.readouterr().out == "3 seeds, 0 of them wrong\n"
-    monkeypatch.setattr("cluster.scenario.REFUSED_BOUND_S", 0.0001)
+    monkeypatch.setattr("cluster.sim.scenario.REFUSED_BOUND_S", 0.0001)
     assert main(["--nodes=4", "--seeds=1", "--seed=2", "--faults=crash:n3@5"]) == 1
     assert main(["--nodes=4", "--seeds=2", "--faults=crash:n3@5"]) == 1
     told = capsys.readouterr().out

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.sim import Crash, Link, Pause, Resume, SetLink, Sim, Start, Tell
+from cluster.sim.network import Crash, Link, Pause, Resume, SetLink, Sim, Start, Tell
 from cluster.swim.events import SetLoad
 from tests.sim.invariants import hint, seeds, settled
 

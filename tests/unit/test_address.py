@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cluster import address
 from cluster.config import Config
 from cluster.errors import ConfigError
+from cluster.gossip import address
 
 NAMES = {"rumor-nodes": ["10.0.0.1", "10.0.0.2", "10.0.0.3"], "me.example": ["10.0.0.9"]}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.agent import events, parse_request
+from cluster.gossip.agent import events, parse_request
 from cluster.swim.events import State
 
 ALIVE, LEAVING, SUSPECT, DEAD, LEFT = State

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.store import BATCH_MAX, Head
-from node.backlog import SLACK_MS, Backlog, Pick
+from cluster.shards.calls import BATCH_MAX, Head
+from node.queue.backlog import SLACK_MS, Backlog, Pick
 
 LANES = 2
 NORMAL, HIGH = 1_000_000, 1_000_000 - 180_000  # heads of the same age, three levels apart

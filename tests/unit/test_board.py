@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from cluster.errors import RumorError
-from node.board import Board, bar, in_words, sparkline
+from node.cli.top import Top, keys
+from node.cli.top_picture import Board, bar, in_words, sparkline
 from node.client.stream import Event
-from node.top import Top, keys
 
 
 def member(node_id: str, **more: Any) -> dict[str, Any]:

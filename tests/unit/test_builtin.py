@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from cluster.config import Config
-from cluster.task import Backoff, Claimed, Kind, Outcome, Spec
-from node.ending import run
+from cluster.shards.task import Backoff, Claimed, Kind, Outcome, Spec
 from node.tasks import Context, load
-from node.worker import Worker
+from node.work.ending import run
+from node.work.worker import Worker
 
 LIMIT_S = 10.0
 REGISTRY = load([])

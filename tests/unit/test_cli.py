@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from node import cli
-from node.private_redis import without_secret
-from node.wire import Submission
+from node.lab.private_redis import without_secret
+from node.schema import Submission
 
 TASK = {"id": "01A-1f", "type": "noop", "state": "succeeded", "attempt": 1, "max_attempts": 5, "result": {"n": 1}}
 RUNNING = {**TASK, "id": "01R-1f", "state": "running", "result": None, "node_id": "n1", "progress": 0.5}

@@ -28,9 +28,10 @@ from cluster.errors import (
     Unauthorized,
     UnknownType,
 )
-from node import Client, NotFinished, SyncClient, TaskCancelled, TaskFailed, Unreachable, gateway
+from node import Client, NotFinished, SyncClient, TaskCancelled, TaskFailed, Unreachable
 from node.client.errors import BadResult
 from node.client.task import Task
+from node.gateway import app
 from tests.fake_engine import FakeEngine
 
 DEAD_PORT = "http://127.0.0.1:1"
@@ -77,7 +78,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def server(engine: FakeEngine) -> AsyncIterator[TestServer]:
-    async with TestServer(gateway.build(engine)) as server:
+    async with TestServer(app.build(engine)) as server:
         yield server
 
 
@@ -219,7 +220,7 @@ async def test_a_dead_node_is_passed_over_and_one_that_cannot_store_too(
 ) -> None:
     away = FakeEngine()
     away.redis_ok = False
-    async with TestServer(gateway.build(away)) as other:
+    async with TestServer(app.build(away)) as other:
         call = use(DEAD_PORT, str(other.make_url("")), url)
         task = await call("submit", "noop", idempotency_key="k")
         assert task.id in engine.tasks
@@ -260,7 +261,7 @@ async def test_the_token_is_sent_and_a_wrong_one_is_told(
     use: Callable[..., Used], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = FakeEngine(Config(node_id="n1", port=5001, api_token="t0ken"))
-    async with TestServer(gateway.build(engine)) as server:
+    async with TestServer(app.build(engine)) as server:
         url = str(server.make_url(""))
         assert (await use(url, token="t0ken")("submit", "noop")).state == "queued"
         with pytest.raises(Unauthorized):
@@ -275,13 +276,13 @@ async def test_the_token_is_sent_and_a_wrong_one_is_told(
 async def test_a_connection_that_ended_between_two_calls_is_made_anew(
     use: Callable[..., Used], engine: FakeEngine
 ) -> None:
-    server = TestServer(gateway.build(engine))
+    server = TestServer(app.build(engine))
     await server.start_server()
     port = server.port
     call = use(f"http://127.0.0.1:{port}", learn=False)
     await call("submit", "noop")
     await server.close()
-    async with TestServer(gateway.build(engine), port=port):
+    async with TestServer(app.build(engine), port=port):
         await call("submit", "noop")
         assert await call("replay") == 0
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cluster import config
 from cluster.config import Config, from_env, from_text, parse_queues, variable
 from cluster.errors import ConfigError
-from node import options
+from node.cli import config_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FIELDS = dataclasses.fields(Config)
@@ -36,7 +36,7 @@ def test_the_defaults_work() -> None:
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_a_setting_says_what_it_is_and_survives_its_text(field: dataclasses.Field[Any]) -> None:
     assert field.metadata["help"].endswith((".", "…"))
-    assert from_text({field.name: options.as_text(field.default)}) == Config()
+    assert from_text({field.name: config.as_text(field.default)}) == Config()
 
 
 @pytest.mark.parametrize("field", [f for f in FIELDS if isinstance(f.default, float)], ids=lambda field: field.name)
@@ -186,7 +186,7 @@ def test_every_setting_has_its_own_variable() -> None:
 
 def test_the_page_of_settings_is_current() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    assert page == options.markdown(), "make it again: rumor config --markdown > docs/configuration.md"
+    assert page == config_options.markdown(), "make it again: rumor config --markdown > docs/configuration.md"
 
 
 def test_every_requirement_is_pinned() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import lookout
-from node.cuts import REDIS, USAGE, BadCut, Cut, merge, parse, read, restore_text, rules
+from node.lab import beliefs_table
+from node.lab.cuts import REDIS, USAGE, BadCut, Cut, merge, parse, read, restore_text, rules
 
 NODES = (1, 2, 3, 4, 5)
 ADDRESSES = {REDIS: "10.0.0.10", **{number: f"10.0.0.{10 + number}" for number in NODES}}
@@ -141,7 +141,7 @@ def test_the_table_shows_both_witnesses_the_leader_the_owners_and_who_does_not_a
         "leader": {"node_id": "a", "epoch": 3},
         "shards": {"0": "a", "1": "a", "2": "b"},
     }
-    lines = lookout.table({1: view, 2: None, 3: {**view, "leader": None}}, {1: "a", 2: "b", 3: "c"}).splitlines()
+    lines = beliefs_table.table({1: view, 2: None, 3: {**view, "leader": None}}, {1: "a", 2: "b", 3: "c"}).splitlines()
     assert lines[0].endswith("  shards of  1  2  3")
     assert lines[1].split() == ["node", "1", "alive/live", "dead/?", "unknown", "1", "(epoch", "3)", "2", "1", "0"]
     assert lines[2].split() == ["node", "2", "no", "answer"]
@@ -150,8 +150,8 @@ def test_the_table_shows_both_witnesses_the_leader_the_owners_and_who_does_not_a
 
 def test_colours_take_no_room() -> None:
     view = {"members": [member("a", "alive", "live", "healthy")], "leader": None, "shards": {}}
-    plain, coloured = (lookout.table({1: view}, {1: "a"}, colour=colour) for colour in (False, True))
+    plain, coloured = (beliefs_table.table({1: view}, {1: "a"}, colour=colour) for colour in (False, True))
     assert coloured != plain
-    for code in (lookout.GREEN, lookout.YELLOW, lookout.RED, lookout.OFF):
+    for code in (beliefs_table.GREEN, beliefs_table.YELLOW, beliefs_table.RED, beliefs_table.OFF):
         coloured = coloured.replace(code, "")
     assert coloured == plain

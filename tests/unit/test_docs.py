@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node import report
+from node.observe import report
 from scripts import docs_reference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -78,7 +78,7 @@ def test_the_index_names_every_page() -> None:
 def test_every_problem_that_health_names_is_explained() -> None:
     page = (ROOT / "docs" / "operating.md").read_text("utf-8")
     codes = {verdict.value for verdict in report.CUT}
-    for file in ("report.py", "safety.py", "memory.py"):
+    for file in ("observe/report.py", "queue/redis_checks.py", "observe/redis_memory.py"):
         text = (ROOT / "node" / file).read_text("utf-8")
         codes |= set(re.findall(r'\bsay\(\s*"(\w+)"', text)) | set(re.findall(r'"code": "(\w+)"', text))
     assert len(codes) >= 9

@@ -11,8 +11,8 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
-from node import gateway, listen, sse
-from node.timeline import DROPPED, LISTENERS_MAX, WAITING_MAX
+from node.gateway import app, server, sse
+from node.observe.timeline import DROPPED, LISTENERS_MAX, WAITING_MAX
 from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
 
@@ -26,7 +26,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def client(engine: FakeEngine) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(gateway.build(engine))) as client:
+    async with TestClient(TestServer(app.build(engine))) as client:
         yield client
 
 
@@ -87,7 +87,7 @@ async def test_a_client_that_is_too_slow_is_told_so_and_ended(client: Client, en
 async def test_a_client_that_does_not_read_at_all_is_let_go(engine: FakeEngine, monkeypatch: Any) -> None:
     monkeypatch.setattr(sse, "SEND_WITHIN_S", 0.2)
     config = Config(port=unused_port())
-    runner = await listen.start(gateway.build(engine), config)
+    runner = await server.start(app.build(engine), config)
     _, writer = await asyncio.open_connection("127.0.0.1", config.port, limit=1024)
     writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
     await wait_until_async(lambda: engine.timeline.listeners == 1, 5, "it listens")
@@ -117,7 +117,7 @@ async def test_head_answers_at_once(client: Client) -> None:
 
 async def test_shutdown_ends_streams_at_once_and_says_so(engine: FakeEngine) -> None:
     config = Config(port=unused_port())
-    runner = await listen.start(gateway.build(engine), config)
+    runner = await server.start(app.build(engine), config)
     reader, writer = await asyncio.open_connection("127.0.0.1", config.port)
     writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"retry: 500\n\n")

@@ -16,8 +16,8 @@ from aiohttp.test_utils import TestClient, TestServer, unused_port
 from cluster.config import Config
 from cluster.swim.events import State
 from cluster.view import Peer, Redis, View
-from node import gateway
-from node.forward import candidates
+from node.gateway import app
+from node.gateway.forward import candidates
 from tests.fake_engine import FakeEngine, peer
 
 Client = TestClient[Any, Any]
@@ -26,7 +26,7 @@ Client = TestClient[Any, Any]
 @pytest.fixture
 async def near() -> AsyncIterator[TestServer]:
     """A peer that reaches Redis."""
-    server = TestServer(gateway.build(FakeEngine(Config(node_id="n2", port=5002, api_token="t"))))
+    server = TestServer(app.build(FakeEngine(Config(node_id="n2", port=5002, api_token="t"))))
     await server.start_server()
     yield server
     await server.close()
@@ -36,7 +36,7 @@ async def cut_off(*peers: Peer, token: str = "t") -> Client:
     """A client of a node that cannot reach Redis."""
     engine = FakeEngine(Config(node_id="n1", port=5001, api_token=token), peers)
     engine.redis_ok = False
-    client = Client(TestServer(gateway.build(engine)), headers={"Authorization": f"Bearer {token}"})
+    client = Client(TestServer(app.build(engine)), headers={"Authorization": f"Bearer {token}"})
     await client.start_server()
     return client
 
@@ -112,7 +112,7 @@ async def test_a_503_does_not_say_that_nothing_was_stored_when_a_peer_gave_no_an
     silent = await asyncio.start_server(take_and_fall_silent, "127.0.0.1", 0)
     engine = FakeEngine(Config(node_id="n1", port=5001), [peer("n2", silent.sockets[0].getsockname()[1], rtt_s=0.0)])
     engine.redis_ok = engine.maybe = False
-    client = Client(TestServer(gateway.build(engine)))
+    client = Client(TestServer(app.build(engine)))
     await client.start_server()
     try:
         answer = await client.post("/tasks", json={"type": "noop"})
@@ -130,7 +130,7 @@ async def test_a_503_does_not_say_that_nothing_was_stored_when_a_peer_gave_no_an
 async def test_a_peer_that_does_not_reach_redis_either_never_forwards_again() -> None:
     far = FakeEngine(Config(node_id="n2", port=5002, api_token="t"), [peer("n3", unused_port())])
     far.redis_ok = False
-    server = TestServer(gateway.build(far))
+    server = TestServer(app.build(far))
     await server.start_server()
     client = await cut_off(peer("n2", server.port or 0))
     try:

@@ -13,8 +13,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from cluster.config import Config
 from cluster.load import Meta
 from cluster.swim.events import State
-from node import gateway, guard
-from node.routes import CALLERS, ROUTES
+from node.gateway import access, app
+from node.gateway.routes import CALLERS, ROUTES
 from tests.fake_engine import FakeEngine
 from tests.fake_engine import peer as fake_peer
 
@@ -24,7 +24,7 @@ TOKEN = "s3cret-töken"
 async def ask(
     config: Config, method: str, path: str, headers: Mapping[str, str] | None = None, data: bytes | None = None
 ) -> tuple[ClientResponse, bytes]:
-    async with TestClient[Any, Any](TestServer(gateway.build(FakeEngine(config)))) as client:
+    async with TestClient[Any, Any](TestServer(app.build(FakeEngine(config)))) as client:
         response = await client.request(method, path, headers=headers, data=data)
         return response, await response.read()
 
@@ -105,7 +105,7 @@ async def test_a_name_that_somebody_points_at_this_machine_is_refused(method: st
     ],
 )
 def test_a_host_is_this_nodes_when_no_public_dns_answers_for_it(host: str, is_own: bool) -> None:
-    assert guard.is_own_host(host, {"queue.example.com"}) is is_own
+    assert access.is_own_host(host, {"queue.example.com"}) is is_own
 
 
 async def test_gossip_is_answered_sealed_or_not_at_all() -> None:
@@ -124,7 +124,7 @@ async def test_a_watch_without_a_good_token_is_refused() -> None:
 
 
 async def test_a_token_that_is_not_ascii_works_and_never_raises() -> None:
-    check = guard.bearer(TOKEN)
+    check = access.bearer(TOKEN)
     assert check is not None
     response, _ = await ask(Config(api_token=TOKEN), "GET", "/tasks", {"Authorization": "Bearer other"})
     assert response.status == 401
@@ -139,7 +139,7 @@ DEAD = replace(fake_peer("n3", 5003), state=State.DEAD)
 async def ask_as(
     origin: str, config: Config, method: str = "GET", path: str = "/cluster", **headers: str
 ) -> ClientResponse:
-    async with TestClient[Any, Any](TestServer(gateway.build(FakeEngine(config, [*HERE, DEAD])))) as client:
+    async with TestClient[Any, Any](TestServer(app.build(FakeEngine(config, [*HERE, DEAD])))) as client:
         return await client.request(method, path, headers={"Origin": origin, **headers})
 
 
@@ -208,8 +208,8 @@ async def test_no_web_page_gossips(method: str, path: str, headers: Mapping[str,
 
 def test_a_page_may_ask_the_hosts_of_all_members_and_no_others() -> None:
     view = FakeEngine(peers=[*HERE, replace(DEAD, host="fd00::1")]).view
-    assert guard.origins(view) == ["http://127.0.0.1:*", "http://10.0.0.9:*"]
-    assert guard.origins(FakeEngine(peers=PUBLISHED).view) == ["http://localhost:*", "https://n2.example.com:*"]
+    assert access.origins(view) == ["http://127.0.0.1:*", "http://10.0.0.9:*"]
+    assert access.origins(FakeEngine(peers=PUBLISHED).view) == ["http://localhost:*", "https://n2.example.com:*"]
 
 
 # Members of a network of their own, reached by published ports and by a proxy.
@@ -236,7 +236,7 @@ PUBLISHED = [
 )
 def test_the_page_at_a_members_public_url_may_read(origin: str, has_token: bool, may_read: bool) -> None:
     config = Config(api_token="a-token" if has_token else "", public_url="http://localhost:5001")
-    assert bool(guard.neighbourly(origin, FakeEngine(peers=PUBLISHED).view, config)) is may_read
+    assert bool(access.neighbourly(origin, FakeEngine(peers=PUBLISHED).view, config)) is may_read
 
 
 async def test_a_node_behind_a_proxy_answers_to_its_public_name() -> None:

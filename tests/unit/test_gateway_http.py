@@ -10,10 +10,10 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
-from node import gateway, listen
-from node.openapi import document
-from node.routes import ROUTES
-from node.wire import TaskJson
+from node.gateway import app, server
+from node.gateway.openapi import document
+from node.gateway.routes import ROUTES
+from node.schema import TaskJson
 from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
 
@@ -27,7 +27,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def client(engine: FakeEngine) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(gateway.build(engine))) as client:
+    async with TestClient(TestServer(app.build(engine))) as client:
         yield client
 
 
@@ -257,7 +257,7 @@ async def test_head_answers_as_get_without_a_body(client: Client) -> None:
 )
 async def test_what_is_not_http_is_400_in_the_error_form_and_ends_the_connection(sent: bytes) -> None:
     config = Config(port=unused_port())
-    runner = await listen.start(gateway.build(FakeEngine(config)), config)
+    runner = await server.start(app.build(FakeEngine(config)), config)
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", config.port)
         writer.write(sent)
@@ -271,10 +271,10 @@ async def test_what_is_not_http_is_400_in_the_error_form_and_ends_the_connection
 
 async def test_a_taken_port_is_an_error_and_leaves_nothing_open() -> None:
     config = Config(port=unused_port())
-    runner = await listen.start(gateway.build(FakeEngine(config)), config)
+    runner = await server.start(app.build(FakeEngine(config)), config)
     try:
         with pytest.raises(OSError, match="in use"):
-            await listen.start(gateway.build(FakeEngine(config)), config)
+            await server.start(app.build(FakeEngine(config)), config)
     finally:
         await runner.cleanup()
 
@@ -285,8 +285,8 @@ async def test_a_taken_port_is_an_error_and_leaves_nothing_open() -> None:
 async def test_shutdown_answers_who_waits_and_lets_watches_go_at_once() -> None:
     config = Config(port=unused_port())
     engine = FakeEngine(config)
-    runner = await listen.start(gateway.build(engine), config)
-    async with TestClient(TestServer(gateway.build(engine))) as other:
+    runner = await server.start(app.build(engine), config)
+    async with TestClient(TestServer(app.build(engine))) as other:
         task = await submitted(other)
     reader, writer = await asyncio.open_connection("127.0.0.1", config.port)
     writer.write(b"GET /gossip/watch HTTP/1.1\r\nHost: x\r\nRumor-Watch: good\r\n\r\n")

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import Invalid, RumorError
-from node import parse
-from node.wire import ListQuery, Submission, run_at_ms
+from node.gateway import parse
+from node.schema import ListQuery, Submission, run_at_ms
 
 NESTING_MAX = 5
 

@@ -12,7 +12,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from cluster.config import Config
-from node import gateway
+from node.gateway import app
 from tests.fake_engine import FakeEngine
 
 Client = TestClient[Any, Any]
@@ -25,7 +25,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def client(engine: FakeEngine) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(gateway.build(engine))) as client:
+    async with TestClient(TestServer(app.build(engine))) as client:
         yield client
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.lease import Acquire, Lease, Renew, Takeover, Term
+from cluster.vitals.lease import Acquire, Lease, Renew, Takeover, Term
 
 TTL_S = 5.0
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from cluster.config import Config
-from cluster.life import Life
 from cluster.swim.events import Conflict, Identity
+from cluster.vitals.life import Life
 
 OURS, EARLIER = "n1/018bcfe5680-00000001", "n1/018bcfe5999-00000002"
 

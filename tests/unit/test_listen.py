@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cluster.config import Config
-from node import body, gateway, listen
+from node.gateway import app, request_body, server
 from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
 
@@ -34,7 +34,7 @@ Law = Callable[[], Coroutine[Any, Any, None]]
 async def serving(**settings: object) -> AsyncIterator[tuple[int, FakeEngine]]:
     config = Config(port=unused_port(), **settings)  # type: ignore[arg-type]
     engine = FakeEngine(config)
-    runner = await listen.start(gateway.build(engine), config)
+    runner = await server.start(app.build(engine), config)
     try:
         yield config.port, engine
     finally:
@@ -65,7 +65,7 @@ async def answer_to(pair: Pair, sent: bytes) -> bytes:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((listen, "HEAD_S"), (listen, "LOOK_S"), (body, "BODY_S"), (body, "PAUSE_S")):
+    for module, name in ((server, "HEAD_S"), (server, "LOOK_S"), (request_body, "BODY_S"), (request_body, "PAUSE_S")):
         monkeypatch.setattr(module, name, 0.1)
 
 
@@ -117,7 +117,7 @@ async def test_a_long_answer_is_no_slow_request() -> None:
     async with serving() as (port, engine):
         stream = await opened(port, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
         await stream[0].readuntil(b"retry: 500\n\n")
-        task = (await engine.submit([gateway.parse.submission(b'{"type":"noop"}', 64)]))[0]
+        task = (await engine.submit([app.parse.submission(b'{"type":"noop"}', 64)]))[0]
         waiting = await opened(port, f"GET /tasks/{task.task.id}?wait_s=60 HTTP/1.1\r\nHost: x\r\n\r\n".encode())  # type: ignore[union-attr]
         for _ in range(3):
             assert await to_the_end(await opened(port)) == b""
@@ -140,8 +140,8 @@ async def test_a_body_that_does_not_come_in_time_is_408(path: str) -> None:
 
 
 async def test_the_time_for_a_body_grows_with_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "BODY_S", 0.2)
-    monkeypatch.setattr(body, "RATE_MIN_BYTES", 1)
+    monkeypatch.setattr(request_body, "BODY_S", 0.2)
+    monkeypatch.setattr(request_body, "RATE_MIN_BYTES", 1)
     async with serving() as (port, _):
         text = b'{"type":"noop","data":"' + b"x" * 100 + b'"}'
         head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(text)
@@ -203,11 +203,11 @@ async def test_when_all_are_in_use_a_further_one_is_503() -> None:
 
 async def test_few_refused_clients_are_waited_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each holds an open file: a flood of them must leave enough for Redis and gossip."""
-    monkeypatch.setattr(listen, "LINGERING_MAX", 1)
-    monkeypatch.setattr(listen, "LINGER_S", 60.0)
+    monkeypatch.setattr(server, "LINGERING_MAX", 1)
+    monkeypatch.setattr(server, "LINGER_S", 60.0)
     config = Config(port=unused_port(), connections_max=1)
-    runner = await listen.start(gateway.build(FakeEngine(config)), config)
-    server: Any = runner.server
+    runner = await server.start(app.build(FakeEngine(config)), config)
+    listening: Any = runner.server
     kept = await opened(config.port)
     await answer_to(kept, LIVEZ)
     first, second = [await opened(config.port) for _ in range(2)]
@@ -219,15 +219,15 @@ async def test_few_refused_clients_are_waited_for_at_once(monkeypatch: pytest.Mo
         return second[1].is_closing()
 
     await wait_until_async(is_closed, 5, "it is not waited for")
-    assert len(server.lingering) == 1
+    assert len(listening.lingering) == 1
     first[1].close()
-    await wait_until_async(lambda: not server.lingering, 5, "its place is free again")
+    await wait_until_async(lambda: not listening.lingering, 5, "its place is free again")
     kept[1].close()
     await runner.cleanup()
 
 
 async def test_when_it_is_full_what_is_idle_for_long_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "IDLE_S", 0.0)
+    monkeypatch.setattr(server, "IDLE_S", 0.0)
     async with serving(connections_max=1) as (port, _):
         kept = await opened(port)
         await answer_to(kept, LIVEZ)
@@ -241,10 +241,10 @@ def test_there_is_room_for_as_many_as_may_have_open_files(monkeypatch: pytest.Mo
     limits = [(1024, 4096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
-    assert listen.room_for(500) == 500
-    assert listen.room_for(2000) == 2000
-    assert limits == [(1024, 4096), (2000 + listen.FILES_KEPT, 4096)]
-    assert listen.room_for(10_000) == 4096 - listen.FILES_KEPT
+    assert server.room_for(500) == 500
+    assert server.room_for(2000) == 2000
+    assert limits == [(1024, 4096), (2000 + server.FILES_KEPT, 4096)]
+    assert server.room_for(10_000) == 4096 - server.FILES_KEPT
 
 
 async def test_a_body_that_is_not_what_it_says_is_400_in_a_line_and_no_traceback(
@@ -300,14 +300,14 @@ def self_signed(folder: Path) -> tuple[str, str]:
 def test_with_tls_who_says_nothing_is_ended_and_who_finds_no_room_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], None]
 ) -> None:
-    monkeypatch.setattr(listen, "HEAD_S", 0.5)
+    monkeypatch.setattr(server, "HEAD_S", 0.5)
     cert, key = self_signed(tmp_path)
     trust = ssl.create_default_context(cafile=cert)
 
     async def scenario() -> None:
         sock = socket.create_server(("127.0.0.1", 0))
         config = Config(port=sock.getsockname()[1], connections_max=1, tls_cert=cert, tls_key=key)
-        runner = await listen.start(gateway.build(FakeEngine(config)), config, sock)
+        runner = await server.start(app.build(FakeEngine(config)), config, sock)
         silent = await opened(config.port)
         kept = await asyncio.open_connection("127.0.0.1", config.port, ssl=trust)
         assert b" 200 " in await answer_to(kept, LIVEZ)

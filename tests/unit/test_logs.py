@@ -12,8 +12,8 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SETUP = f"""
 import logging, structlog, threading
 from cluster.config import Config
-from cluster.task import Backoff, Claimed, Spec
-from node import logs
+from cluster.shards.task import Backoff, Claimed, Spec
+from node.observe import logs
 logs.configure(Config(log_format=FORMAT))
 spec = Spec("t", "default", 5, 5, 60.0, Backoff(1.0, 2.0, 300.0), trace="00-{TRACE}-00f067aa0ba902b7-01 rojo=1")
 claimed = Claimed("01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f", 31, 1, 1, spec, b"null")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.memory import Memory, look
+from node.observe.redis_memory import Memory, look
 
 MIB = 1_048_576
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.gateway import build
-from node.metrics import Metrics, Pairs, Spread
-from node.signs import SESSIONS_MAX, Signs
+from node.gateway.app import build
+from node.observe.metrics import Metrics, Pairs, Spread
+from node.observe.recovery_time import SESSIONS_MAX, Signs
 from tests.fake_engine import FakeEngine
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from node import network
-from node.network import NUMBER_MAX, Network, Unable
+from node.lab import network
+from node.lab.network import NUMBER_MAX, Network, Unable
 
 NET = Network("ru12345678", "10.213.7")
 

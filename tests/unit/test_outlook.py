@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cluster import outlook
-from cluster.lease import Term
 from cluster.load import Load, encode_load
 from cluster.swim.events import Evidence, Identity, Member, State
 from cluster.view import Redis, Verdict, View
+from cluster.vitals import view_maker
+from cluster.vitals.lease import Term
 
 SESSION = "n1/0190aaaaaaaa-0badcafe"
 
@@ -43,19 +43,19 @@ def member(state: State, load: Load | None = None) -> Member:
     ],
 )
 def test_the_verdict_of_both_witnesses(state: State, redis: Redis, verdict: Verdict) -> None:
-    assert outlook.peer(member(state), redis, None).verdict is verdict
+    assert view_maker.peer(member(state), redis, None).verdict is verdict
 
 
 def test_a_live_member_is_believed_when_it_says_that_redis_does_not_answer() -> None:
     away = Load(redis=False, stalled=False, leaving=False, queues={})
-    assert outlook.peer(member(State.ALIVE, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_REDIS
-    assert outlook.peer(member(State.DEAD, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_PEERS
+    assert view_maker.peer(member(State.ALIVE, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_REDIS
+    assert view_maker.peer(member(State.DEAD, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_PEERS
 
 
 def test_ages_alone_are_not_worth_telling() -> None:
     def view(age_s: float, redis: Redis) -> View:
-        leader = outlook.leader(Term(SESSION, 3))
-        return View("n1", SESSION, (outlook.peer(member(State.ALIVE), redis, age_s),), leader, 3, True, True)
+        leader = view_maker.leader(Term(SESSION, 3))
+        return View("n1", SESSION, (view_maker.peer(member(State.ALIVE), redis, age_s),), leader, 3, True, True)
 
-    assert outlook.essence(view(0.1, Redis.LIVE)) == outlook.essence(view(0.2, Redis.LIVE))
-    assert outlook.essence(view(0.1, Redis.LIVE)) != outlook.essence(view(0.1, Redis.STALE))
+    assert view_maker.essence(view(0.1, Redis.LIVE)) == view_maker.essence(view(0.2, Redis.LIVE))
+    assert view_maker.essence(view(0.1, Redis.LIVE)) != view_maker.essence(view(0.1, Redis.STALE))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from node import partition
-from node.partition import CutFailed, Place, Site
+from node.lab import partition
+from node.lab.partition import CutFailed, Place, Site
 
 
 def test_heal_reaches_all_others_where_one_node_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

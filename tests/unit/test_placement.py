@@ -13,7 +13,7 @@ from cluster import ring
 from cluster.load import Load, Meta, QueueLoad
 from cluster.swim.events import Evidence, State
 from cluster.view import Peer, Redis, Verdict, View
-from node.placement import CHUNK_MAX, Placement, shard_of_key
+from node.queue.placement import CHUNK_MAX, Placement, shard_of_key
 
 SHARDS = 64
 

@@ -14,7 +14,7 @@ from cluster.load import Load, Meta, QueueLoad
 from cluster.refusal import refusal
 from cluster.swim.events import Evidence, State
 from cluster.view import VERDICT, Leader, Peer, Redis, Verdict, View
-from node import report
+from node.observe import report
 
 LEADER = Leader("n1", "n1/018bcfe5680-00000001", 3)
 HEALTHY = Load(True, False, False, {"default": QueueLoad(3, 0, 0)}, 5)

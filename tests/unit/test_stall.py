@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.stall import MainLoop
+from cluster.vitals.main_loop import MainLoop
 
 EVERY_S = 0.25
 

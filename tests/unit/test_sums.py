@@ -7,8 +7,8 @@ from bisect import bisect_left
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.metrics import OTHER, SECONDS, Metrics
-from node.sums import (
+from node.observe.metrics import OTHER, SECONDS, Metrics
+from node.observe.task_rates import (
     SETTLED_S,
     STEP_S,
     STEPS_KEPT,

@@ -28,8 +28,8 @@ from cluster.swim.events import (
     State,
     Watch,
 )
-from cluster.swim.strangers import JOIN_MAX_S
-from cluster.swim.watch import predecessors, successors
+from cluster.swim.newcomers import JOIN_MAX_S
+from cluster.swim.watch_ring import predecessors, successors
 from cluster.swim.wire import Ack, Body, Digest, Gossip, LoadRow, Nack, Ping, Pull, Row, Rows
 from tests.forged import (
     CONFIG,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.task import Backoff, Ids, backoff_s, made_at_ms, shard_of
+from cluster.shards.task import Backoff, Ids, backoff_s, made_at_ms, shard_of
 
 WALL_MS = st.integers(0, 2**48)
 SHARDS = 64

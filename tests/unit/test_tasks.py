@@ -16,10 +16,10 @@ import pytest
 import node.builtin  # noqa: F401 - declared once, outside of any test's own declarations
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.task import Backoff, Claimed, Failure, Kind, Spec
+from cluster.shards.task import Backoff, Claimed, Failure, Kind, Spec
 from node import tasks
-from node.ending import MESSAGE_MAX, RESULT_MAX_BYTES, TRACEBACK_MAX, raised, returned, run
 from node.tasks import Context, Executor, Reject, Retry, load, of, task
+from node.work.ending import MESSAGE_MAX, RESULT_MAX_BYTES, TRACEBACK_MAX, raised, returned, run
 
 
 @pytest.fixture(autouse=True)

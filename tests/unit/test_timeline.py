@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import TooManyListeners
-from node import timeline
-from node.timeline import DROPPED, EVENTS_MAX, LISTENERS_MAX, NAMES, WAITING_MAX, Timeline, is_first_hand
+from node.observe import timeline
+from node.observe.timeline import DROPPED, EVENTS_MAX, LISTENERS_MAX, NAMES, WAITING_MAX, Timeline, is_first_hand
 
 
 def event(at_ms: int = 1, kind: str = "member_dead", **more: Any) -> dict[str, Any]:

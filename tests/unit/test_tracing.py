@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import pytest
 from structlog.testing import capture_logs
 
-from cluster.task import Backoff, Claimed, Spec
-from node import tracing
+from cluster.shards.task import Backoff, Claimed, Spec
+from node.observe import tracing
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
@@ -28,7 +28,7 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     ],
 )
 def test_an_endpoint_switches_it_on(environ: Mapping[str, str], is_on: bool) -> None:
-    code = "import os; from node import tracing; print(tracing.start('n1').is_on)"
+    code = "import os; from node.observe import tracing; print(tracing.start('n1').is_on)"
     assert run(code, environ) == str(is_on)
 
 
@@ -52,7 +52,8 @@ def test_an_environment_that_cannot_be_read_switches_it_off(monkeypatch: pytest.
 def test_what_is_off_imports_nothing() -> None:
     """redis-py imports OpenTelemetry's metrics by itself where they are installed; nothing of ours does."""
     code = (
-        "import sys; from node import child, cli, gateway, main, tracing; tracing.start('n1')\n"
+        "import sys\nfrom node import cli, main\nfrom node.gateway import app\n"
+        "from node.observe import tracing\nfrom node.work import child\ntracing.start('n1')\n"
         "heavy = ('opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
@@ -67,7 +68,8 @@ def test_a_node_runs_where_the_package_is_not_installed() -> None:
         "        if name.partition('.')[0] == 'opentelemetry':\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Watch())\n"
-        "from node import child, cli, gateway, main, tracing\n"
+        "from node import cli, main\nfrom node.gateway import app\n"
+        "from node.observe import tracing\nfrom node.work import child\n"
         "print(tracing.start('n1').is_on)"
     )
     assert run(code, {}) == "False"
@@ -77,7 +79,7 @@ def test_the_handlers_own_provider_is_used() -> None:
     code = (
         "from opentelemetry import trace\n"
         "from opentelemetry.sdk.trace import TracerProvider\n"
-        "from node import tracing\n"
+        "from node.observe import tracing\n"
         "print(tracing.start('n1').is_on)\n"
         "trace.set_tracer_provider(TracerProvider())\n"
         "print(tracing.start('n1').is_on)"
@@ -92,8 +94,8 @@ def test_a_broken_processor_costs_spans_and_no_task(broken: str) -> None:
 import asyncio, contextvars
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from cluster.task import Backoff, Claimed, Kind, Lost, Outcome, Spec
-from node import tracing
+from cluster.shards.task import Backoff, Claimed, Kind, Lost, Outcome, Spec
+from node.observe import tracing
 
 class Broken(SpanProcessor):
     def {broken}(self, *_):
@@ -123,8 +125,8 @@ print(asyncio.run(spans.sending(store)([], None, None, 0.0)))
 def test_one_in_four_is_one_in_four(sampler: str) -> None:
     code = """
 import asyncio
-from node import tracing
-from node.wire import Submission
+from node.observe import tracing
+from node.schema import Submission
 
 spans = tracing.start("n1")
 contexts = []
@@ -147,7 +149,7 @@ print(400 < len(sampled) < 600)
 
 
 def test_an_attempts_span_has_the_same_id_wherever_it_is_asked_for() -> None:
-    from node.otel import _attempt_context, attempt_id
+    from node.observe.otel import _attempt_context, attempt_id
 
     spec = Spec("t", "default", 5, 5, 60.0, Backoff(1.0, 2.0, 300.0), trace=f"00-{'a' * 32}-{'b' * 16}-01 k=v")
     claimed = Claimed("01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f", 31, 2, 1, spec, b"null")
@@ -158,7 +160,7 @@ def test_an_attempts_span_has_the_same_id_wherever_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("line", ["", "x", "00-zz-1-01", "00-1-2", "a-b-c-d-e", f"00-{'0' * 32}-{'0' * 16}-01"])
 def test_a_context_that_cannot_be_read_is_none(line: str) -> None:
-    from node.otel import _span_context
+    from node.observe.otel import _span_context
 
     assert not _span_context(line).is_valid
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.lane import Call
-from cluster.store import Calls, Head
-from node.wakes import Cancelled, Due, Wakes, Work, parse_wake
+from cluster.shards.calls import Calls, Head
+from cluster.shards.lane import Call
+from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
 
 SHARDS = 64
 SESSION = "n1/018bcfe5680-00000001"

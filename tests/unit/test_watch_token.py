@@ -7,8 +7,8 @@ from base64 import urlsafe_b64encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import watch_token
-from cluster.watch_token import Pass, is_valid, seal
+from cluster.gossip import watch_token
+from cluster.gossip.watch_token import Pass, is_valid, seal
 
 OLD, NEW = b"o" * 32, b"n" * 32
 CLAIM = Pass("rumor", "n1", "n2", 1_000_000)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.swim.events import Evidence, State
 from cluster.view import Redis
-from cluster.witness import Belief, Fence, Path, Witness, believe
+from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
 
 STALE_S, LEASE_S, EVERY_S = 1.0, 30.0, 0.25
 

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.task import Kind
-from node import tasks, worker
+from cluster.shards.task import Kind
+from node import tasks
 from node.tasks import Context, of, task
+from node.work import worker
 from tests.desk import LIMIT_S, Desk, claim
 
 

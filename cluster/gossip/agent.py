@@ -1,0 +1,292 @@
+"""Membership alone: a Swim, its driver, the smallest TCP side, and one JSON object a line on stdout.
+
+What a node does without its queue, for other programs to use and for measuring: no Redis, no tasks. Its TCP port does
+what evidence needs: watch connections are taken and held, POST /gossip is answered, and a refused connect means that
+no process is there. The agent leaves when its standard input closes, or on SIGTERM or SIGINT.
+
+Decides nothing about members. Does not know: Redis, load, tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+from random import SystemRandom
+from typing import cast
+
+from cluster import session
+from cluster.config import Config
+from cluster.errors import ConfigError
+from cluster.gossip import watch_token
+from cluster.gossip.address import own_host, seed_addresses
+from cluster.gossip.driver import Gossip
+from cluster.gossip.keyring import gossip_keys
+from cluster.swim.core import Swim
+from cluster.swim.events import Changed, Conflict, Identity, Join, Leave, Renew, State
+from cluster.swim.wire import SYNC_MAX_BYTES
+
+JOIN_S = 3.0  # between two looks for seeds that are not alive here
+LINGER_GOSSIPS = 3  # gossip intervals between saying that we left and falling silent
+BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
+CONNECTIONS_MAX = 4096
+HEAD_MAX_BYTES = 8_192
+LENGTH_DIGITS_MAX = 9
+REQUEST_LIMIT_S = 5.0  # a connection that has not said what it wants by then is closed
+LINES_MAX = 10_000  # that wait for whoever reads stdout; what comes then is lost
+LAST_LINES_S = 1.0  # at the end, for what was not read yet
+EXIT_CONFLICT = 3
+OCTETS = b"Content-Type: application/octet-stream\r\n"
+
+
+def main_agent(config: Config) -> int:
+    """Run one agent in this process; the exit status."""
+    gc.freeze()  # What the imports made stays.
+    try:
+        import uvloop
+
+        return uvloop.run(run(config))
+    except ImportError:
+        return asyncio.run(run(config))
+
+
+async def run(config: Config) -> int:
+    """Run one agent until its standard input closes. Raises ConfigError when it cannot start."""
+    agent = Agent(config, gossip_keys(config), await own_host(config))
+    try:
+        await agent.begin()
+        await agent.stop.wait()
+        await agent.leave()
+    finally:
+        await agent.close()
+        agent.lines.close()
+    return EXIT_CONFLICT if agent.has_conflict else 0
+
+
+class Agent:
+    """One member."""
+
+    def __init__(self, config: Config, keys: Sequence[bytes], host: str) -> None:
+        self.config = config
+        self.keys = tuple(keys)
+        self.stop = asyncio.Event()
+        self.has_conflict = False
+        self.connections: set[Connection] = set()
+        self.lines = Lines()
+        self._rng = SystemRandom()
+        self._me = self._life(host, time.time_ns() // 1_000_000)
+        self.swim = Swim(config, self._me, self.keys, self._rng, time.monotonic())
+        self.gossip = Gossip(config, self.keys, self.swim, self._on_changed, self._on_conflict)
+        self._server: asyncio.Server | None = None
+        self._joining: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Bind both ports and join. Raises ConfigError when a port is taken."""
+        self.lines.tell("start", self.config.name)
+        loop = asyncio.get_running_loop()
+        self.gossip.bind()
+        try:
+            # The TCP port opens before gossip: a member that is known and refuses would be taken for dead.
+            self._server = await loop.create_server(
+                lambda: Connection(self), self.config.host, self.config.port, backlog=BACKLOG
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"TCP {self.config.host}:{self.config.port} cannot be bound: {error.strerror or error}.",
+                "Another agent may run there; choose another port or stop it.",
+            ) from error
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._tell_stats)
+        threading.Thread(target=watch_stdin, args=(loop, self.stop), name="stdin", daemon=True).start()
+        self.gossip.start()
+        self._joining = loop.create_task(self._joins())
+        self.lines.tell("ready", self.config.name)
+
+    async def leave(self) -> None:
+        """Say that we left, and keep the word going for a moment."""
+        self.gossip.feed(Leave(done=True))
+        await asyncio.sleep(LINGER_GOSSIPS * self.config.gossip_interval_s)
+
+    async def close(self) -> None:
+        """End every task and connection."""
+        if self._joining is not None:
+            self._joining.cancel()
+            await asyncio.gather(self._joining, return_exceptions=True)
+        await self.gossip.close()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close()
+
+    def accepts_watch(self, token: str) -> bool:
+        """Whether the bearer of this token may hold a watch connection."""
+        wall_ms = time.time_ns() // 1_000_000
+        return watch_token.is_valid(self.keys, token, self.config.cluster, self.config.name, wall_ms)
+
+    async def _joins(self) -> None:
+        while True:
+            live = (m.identity for m in self.swim.members() if m.state not in (State.DEAD, State.LEFT))
+            there = {(identity.host, identity.port) for identity in live}
+            wanted = [address for address in await seed_addresses(self.config.seeds) if address not in there]
+            self.gossip.feed(Join(tuple(wanted)))
+            await asyncio.sleep(JOIN_S)
+
+    def _on_changed(self, change: Changed) -> None:
+        identity, state, was = change.member.identity, change.member.state, change.was
+        if identity.node_id != self.config.name:
+            for event in events(state, was):
+                self.lines.tell(event, identity.node_id)
+
+    def _life(self, host: str, wall_ms: int) -> Identity:
+        name = self.config.name
+        return Identity(name, session.new(name, wall_ms, self._rng), host, self.config.port)
+
+    def _on_conflict(self, conflict: Conflict) -> None:
+        other, me = conflict.other, self._me
+        if (other.host, other.port) in ((me.host, me.port), ("", 0)):
+            # Not beside us: an earlier life, and the clock was set back since. Nobody listens to who comes before it.
+            last_ms = max(session.order(one.session)[0] for one in (other, me))
+            self._me = self._life(me.host, last_ms + 1)
+            self.gossip.feed(Renew(self._me.session))
+            return
+        print(f"the name {other.node_id} is used twice: also at {other.host}:{other.port}.", file=sys.stderr)
+        self.has_conflict = True
+        self.stop.set()
+
+    def _tell_stats(self) -> None:
+        live = sum(1 for member in self.swim.members() if member.state not in (State.DEAD, State.LEFT))
+        told = {"live": live, "health": self.swim.health, "cpu_s": round(time.process_time(), 4)}
+        self.lines.tell("stats", self.config.name, **told, **self.swim.stats, **self.gossip.stats)
+
+
+def events(state: State, was: State | None) -> list[str]:
+    """What a change of state is called on stdout; nothing for what is no news to others (it drains)."""
+    is_back = was in (None, State.DEAD, State.LEFT)
+    match state:
+        case State.ALIVE | State.LEAVING:
+            return ["join"] if is_back else ["alive"] if was is State.SUSPECT else []
+        case State.SUSPECT:
+            return [] if was is State.SUSPECT else ["join", "suspect"] if is_back else ["suspect"]
+        case State.DEAD | State.LEFT:
+            return [] if was in (None, state) else [state.value]
+
+
+def watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Wait for the end of standard input, on a thread: not everything that can be one can be polled."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    with contextlib.suppress(RuntimeError):  # The loop has ended already.
+        loop.call_soon_threadsafe(stop.set)
+
+
+class Lines:
+    """What is told on stdout, on a thread of its own: who reads late, or never, holds up no member."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[str] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="stdout", daemon=True)
+        self._thread.start()
+
+    def tell(self, event: str, subject: str, **more: object) -> None:
+        """One line, with the time."""
+        if self._waiting.qsize() < LINES_MAX:
+            line = json.dumps({"t": round(time.monotonic(), 6), "event": event, "subject": subject, **more})
+            self._waiting.put(f"{line}\n")
+
+    def close(self) -> None:
+        """Write what is left, if somebody reads it."""
+        self._waiting.put("")
+        self._thread.join(LAST_LINES_S)
+
+    def _write(self) -> None:
+        while line := self._waiting.get():
+            with contextlib.suppress(OSError):  # Nobody is there, or there is no room: a member goes on all the same.
+                os.write(1, line.encode())
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection from a peer: one request, then the answer and the end, or a watch that is held."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._transport: asyncio.Transport | None = None
+        self._data = b""
+        self._is_watch = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are not asyncio's by name.
+        if len(self._agent.connections) >= CONNECTIONS_MAX:
+            self._transport.abort()
+            return
+        self._agent.connections.add(self)
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_LIMIT_S, self.close)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._agent.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_watch:
+            return  # It only shows that both kernels are there.
+        self._data += data
+        head, end, body = self._data.partition(b"\r\n\r\n")
+        if not end:
+            if len(head) > HEAD_MAX_BYTES:
+                self._answer(b"431 Request Header Fields Too Large")
+            return
+        method, path, headers = parse_request(head)
+        if (method, path) == (b"GET", watch_token.PATH.encode()):
+            self._hold(headers.get(watch_token.HEADER.lower().encode(), b""))
+        elif (method, path) == (b"POST", b"/gossip"):
+            length = headers.get(b"content-length", b"")
+            if not length.isdigit() or len(length) > LENGTH_DIGITS_MAX or int(length) > SYNC_MAX_BYTES:
+                self._answer(b"413 Content Too Large")
+            elif len(body) >= int(length):
+                reply = self._agent.gossip.answer(body[: int(length)])
+                self._answer(b"403 Forbidden" if reply is None else b"200 OK", reply or b"")
+        else:
+            self._answer(b"404 Not Found")
+
+    def close(self) -> None:
+        """End it from this side."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _hold(self, token: bytes) -> None:
+        if not self._agent.accepts_watch(token.decode("latin-1")):
+            self._answer(b"403 Forbidden")
+            return
+        assert self._transport is not None
+        assert self._timer is not None
+        self._timer.cancel()
+        self._is_watch, self._data = True, b""
+        self._transport.write(b"HTTP/1.1 200 OK\r\n" + OCTETS + b"\r\n")
+
+    def _answer(self, status: bytes, body: bytes = b"") -> None:
+        assert self._transport is not None
+        self._data = b""
+        head = b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, OCTETS, len(body))
+        self._transport.write(head + body)
+        self._transport.close()
+
+
+def parse_request(head: bytes) -> tuple[bytes, bytes, dict[bytes, bytes]]:
+    """Method, path and headers (lower case) of an HTTP request's head; empty where it is none."""
+    first, *lines = head.split(b"\r\n")
+    words = first.split(b" ")
+    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+        return b"", b"", {}
+    pairs = (line.partition(b":") for line in lines)
+    return words[0], words[1], {name.strip().lower(): value.strip() for name, _, value in pairs}

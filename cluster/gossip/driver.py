@@ -1,0 +1,497 @@
+"""The driver of the membership protocol: one UDP socket, TCP connects, watch connections, full exchanges, one deadline.
+
+It does four things: read, `handle`, carry out, sleep until the deadline. It empties the socket before it lets a
+deadline fire: an event loop may hand over one datagram per wakeup, and a node that was busy would accuse peers whose
+acks are already in its buffer. A connect that timed out is looked at once more for the same reason.
+
+Decides nothing. Does not know: Redis, sessions' work, who is dead and why.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import structlog
+
+from cluster.config import Config
+from cluster.errors import ConfigError
+from cluster.gossip import watch_token
+from cluster.swim.events import (
+    Action,
+    Address,
+    Changed,
+    Conflict,
+    Datagram,
+    Event,
+    Identity,
+    PushPull,
+    PushPullReply,
+    PushPullRequest,
+    PushPullResponse,
+    Send,
+    Tcp,
+    TcpConnect,
+    TcpOutcome,
+    Tick,
+    Watch,
+    WatchEnded,
+)
+
+try:
+    import fcntl
+    import termios
+
+    UNACKED = getattr(termios, "TIOCOUTQ", None)  # SIOCOUTQ: bytes the peer's kernel has not acknowledged
+except ImportError:
+    UNACKED = None
+
+log = structlog.get_logger("gossip")
+
+DATAGRAM_MAX_BYTES = 65_536  # what the socket may hand over; the protocol itself drops what is over its own limit
+DATAGRAMS_PER_TURN = 512  # then the loop gets a turn, but no deadline does
+UDP_BUFFER_BYTES = 1 << 20
+CONNECTS_MAX = 256
+EXCHANGES_MAX = 8
+EXCHANGE_TIMEOUT_S = 3.0
+EXCHANGE_MAX_BYTES = 8 << 20
+WATCH_CONNECT_TIMEOUT_S = 1.0
+WATCH_RETRY_MIN_S, WATCH_RETRY_MAX_S = 0.1, 5.0
+HEAD_MAX_BYTES = 8_192
+DEADLINE_MAX_S = 3600.0
+KNOCKS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)  # waits for the answer to each empty datagram
+AWAY_S = 0.25  # a timer this late means that this node was away: what it missed proves nothing
+
+
+class Machine(Protocol):
+    """The protocol as the driver sees it: `cluster.swim.core.Swim`, or a script in a test."""
+
+    def handle(self, event: Event, now_s: float) -> list[Action]: ...
+
+    def deadline_s(self) -> float: ...
+
+
+class Gossip:
+    """Runs one Machine on the running event loop. `on_changed` and `on_conflict` are called after all else is done."""
+
+    def __init__(
+        self,
+        config: Config,
+        keys: Sequence[bytes],
+        machine: Machine,
+        on_changed: Callable[[Changed], None],
+        on_conflict: Callable[[Conflict], None],
+        on_seen: Callable[[str, str], None] = lambda kind, session: None,
+    ) -> None:
+        self.config = config
+        self.keys = tuple(keys)
+        self.machine = machine
+        self.stats: Counter[str] = Counter()
+        self._on_changed = on_changed
+        self._on_conflict = on_conflict
+        self.on_seen = on_seen  # what this node itself saw of a session's sockets, for people: decides nothing
+        self._loop = asyncio.get_running_loop()
+        self._socket: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = float("inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connects = 0
+        self._exchanges = 0
+        self._watchers: dict[str, _Watcher] = {}
+        self._ticket = 0
+        self.tls: ssl.SSLContext | None = None
+        if config.tls_cert:
+            # Peers are authenticated by the gossip key inside; the certificate's name is for people's clients.
+            self.tls = ssl.create_default_context()
+            self.tls.check_hostname = False
+            self.tls.verify_mode = ssl.CERT_NONE
+
+    def bind(self) -> None:
+        """Take the UDP port. Raises ConfigError when it is taken, or when gossip would be unsealed and reachable."""
+        if not self.keys and not self.config.is_loopback and not self.config.insecure:
+            raise ConfigError(
+                f"host is {self.config.host}, which others can reach, and there is no gossip key.",
+                "Set gossip_keys or gossip_key_file (rumor keygen makes a key), or say --insecure.",
+            )
+        host, port = self.config.host, self.config.port
+        sock: socket.socket | None = None
+        try:
+            family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+            sock = socket.socket(family, kind, proto)
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER_BYTES)
+            sock.bind(address)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            raise ConfigError(
+                f"UDP {host}:{port} cannot be bound: {error.strerror or error}.",
+                "Another node may run there; choose another port or stop it.",
+            ) from error
+        self._socket = sock
+
+    def start(self) -> None:
+        """Begin to read and to keep the deadline."""
+        assert self._socket is not None, "bind() first"
+        self._loop.add_reader(self._socket.fileno(), self._drain)
+        self._arm()
+
+    def feed(self, event: Event) -> list[Action]:
+        """Hand one event to the protocol and carry out what it says. Returns the actions."""
+        actions = self.machine.handle(event, time.monotonic())
+        news: list[Changed | Conflict] = []
+        for action in actions:
+            match action:
+                case Send():
+                    self._send(action)
+                case TcpConnect():
+                    self._connect(action)
+                case Watch():
+                    self._watch(action)
+                case PushPull():
+                    self._exchange(action)
+                case Changed() | Conflict():
+                    # Last, since a listener may feed the next event, whose actions are newer than the rest of these.
+                    news.append(action)
+                case PushPullReply():
+                    pass  # For whoever fed the request.
+        self._arm()
+        for item in news:
+            if isinstance(item, Changed):
+                self._on_changed(item)
+            else:
+                self._on_conflict(item)
+        return actions
+
+    def answer(self, body: bytes) -> bytes | None:
+        """The reply to a peer's full exchange. None: the protocol refused it."""
+        self._ticket += 1
+        for action in self.feed(PushPullRequest(self._ticket, body)):
+            if isinstance(action, PushPullReply) and action.ticket == self._ticket:
+                return action.data
+        return None
+
+    async def close(self) -> None:
+        """Stop reading, end every connection."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        tasks = [*self._tasks, *(watcher.task for watcher in self._watchers.values())]
+        self._watchers.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- read
+
+    def _drain(self) -> bool:
+        """Hand in every datagram that has arrived. False: there may be more, and the loop should have a turn first."""
+        if self._socket is None:
+            return True
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                data, source = self._socket.recvfrom(DATAGRAM_MAX_BYTES)
+            except BlockingIOError:
+                return True
+            except OSError:
+                # An ICMP error of an earlier datagram, on platforms that report those here.
+                self.stats["receive_errors"] += 1
+                continue
+            if data:  # An empty one only asks the kernel whether this port is open.
+                self.feed(Datagram((source[0], source[1]), data))
+            if self._socket is None:
+                return True
+        return False
+
+    # ---- the deadline
+
+    def _arm(self) -> None:
+        deadline_s = self.machine.deadline_s()
+        if deadline_s == self._timer_s or self._socket is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = deadline_s
+        delay_s = min(max(0.0, deadline_s - time.monotonic()), DEADLINE_MAX_S)
+        self._timer = self._loop.call_later(delay_s, self._fire)
+
+    def _fire(self) -> None:
+        self._timer_s = float("inf")
+        if not self._drain():
+            # There is more in the socket. Its news may be why this deadline need not fire.
+            self._timer = self._loop.call_later(0, self._fire)
+            return
+        if time.monotonic() - self.machine.deadline_s() < 0:
+            self._arm()  # What was read moved the deadline, or the timer was a little early.
+        else:
+            self.feed(Tick())
+
+    # ---- carry out
+
+    def _send(self, action: Send) -> None:
+        if self._socket is None:
+            return
+        if not _is_numeric(action.target[0]):
+            self.stats["unresolved"] += 1  # The system would look the name up, and block while it does.
+            return
+        try:
+            self._socket.sendto(action.data, action.target)
+        except BlockingIOError:
+            self.stats["send_drops"] += 1
+        except OSError:
+            self.stats["send_errors"] += 1  # No route, host down: silence, as the protocol expects it.
+
+    def _connect(self, action: TcpConnect) -> None:
+        if self._connects >= CONNECTS_MAX:
+            self.stats["connect_drops"] += 1  # No outcome is no evidence.
+            return
+        self._connects += 1
+        self._spawn(self._try_connect(action))
+
+    async def _try_connect(self, action: TcpConnect) -> None:
+        watcher = self._watchers.get(action.session)
+        if watcher is not None:
+            watcher.nudge()
+        try:
+            outcome = await tcp_outcome(action.target, action.timeout_s)
+            if outcome is Tcp.SILENT and watcher is not None and watcher.is_acknowledged():
+                # Its kernel takes our bytes: a stopped process whose backlog is full is hung, not gone.
+                outcome = Tcp.ACCEPTED
+        finally:
+            self._connects -= 1
+        if outcome is Tcp.REFUSED:
+            self.on_seen("connection_refused", action.session)
+        if outcome is not None:
+            self.feed(TcpOutcome(action.session, outcome))
+        if outcome is Tcp.REFUSED and await is_udp_closed(action.target):
+            self.feed(TcpOutcome(action.session, Tcp.GONE))
+
+    def _watch(self, action: Watch) -> None:
+        wanted = {peer.session: peer for peer in action.peers}
+        for session in [session for session in self._watchers if session not in wanted]:
+            self._watchers.pop(session).task.cancel()
+        for session, peer in wanted.items():
+            if session not in self._watchers:
+                self._watchers[session] = _Watcher(self, peer)
+
+    def _exchange(self, action: PushPull) -> None:
+        if self._exchanges >= EXCHANGES_MAX:
+            self.stats["exchange_drops"] += 1
+            return
+        self._exchanges += 1
+        self._spawn(self._post(action))
+
+    async def _post(self, action: PushPull) -> None:
+        try:
+            reply = await self._request(action.target, action.data)
+        except (OSError, TimeoutError, ValueError, EOFError, RuntimeError):
+            self.stats["exchange_failures"] += 1
+            return
+        finally:
+            self._exchanges -= 1
+        self.feed(PushPullResponse(reply))
+
+    async def _request(self, target: Address, body: bytes) -> bytes:
+        """POST /gossip. Raises OSError, TimeoutError, EOFError or ValueError when there is no usable answer.
+
+        RuntimeError is uvloop's word for a connection that was lost before it was written to.
+        """
+        async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(*target, ssl=self.tls)
+            try:
+                head = (
+                    f"POST /gossip HTTP/1.1\r\nHost: {_host_header(target)}\r\nConnection: close\r\n"
+                    f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+                )
+                writer.write(head.encode() + body)
+                await writer.drain()
+                status, length = parse_head(await reader.readuntil(b"\r\n\r\n"))
+                if status != 200 or length is None or length > EXCHANGE_MAX_BYTES:
+                    raise ValueError(f"POST /gossip answered {status}")
+                reply = await reader.readexactly(length)
+                self.stats["exchange_bytes"] += len(body) + length
+                return reply
+            finally:
+                writer.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("gossip_task_failed", error=repr(error))
+
+
+class _Watcher:
+    """One standing TCP connection to one session of a peer. Only its end says something, and never a verdict."""
+
+    def __init__(self, gossip: Gossip, peer: Identity) -> None:
+        self.gossip = gossip
+        self.peer = peer
+        self.writer: asyncio.StreamWriter | None = None
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def nudge(self) -> None:
+        """Send two bytes that mean nothing, for the peer's kernel to acknowledge."""
+        if self.writer is not None and not self.writer.is_closing():
+            with contextlib.suppress(RuntimeError):  # uvloop's word for a connection that has just been lost.
+                self.writer.write(b"\r\n")
+
+    def is_acknowledged(self) -> bool:
+        """Whether the peer's kernel has acknowledged every byte, where the platform tells."""
+        sock = None if self.writer is None else self.writer.get_extra_info("socket")
+        if sock is None or UNACKED is None or self.writer is None or self.writer.is_closing():
+            return False
+        unacked = array.array("i", [0])
+        try:
+            fcntl.ioctl(sock.fileno(), UNACKED, unacked)
+        except OSError:
+            return False
+        return unacked[0] == 0
+
+    async def _run(self) -> None:
+        retry_s = WATCH_RETRY_MIN_S
+        while True:
+            began_s = time.monotonic()
+            try:
+                async with asyncio.timeout(WATCH_CONNECT_TIMEOUT_S):
+                    reader, writer = await asyncio.open_connection(self.peer.host, self.peer.port, ssl=self.gossip.tls)
+            except (OSError, TimeoutError):
+                self.gossip.stats["watch_failures"] += 1
+            else:
+                # From here on the end counts, answered or not: a blocked main loop accepts late and is alive.
+                self.writer = writer
+                try:
+                    is_refused = await self._hold(reader, writer)
+                finally:
+                    self.writer = None
+                    writer.close()
+                if is_refused:
+                    self.gossip.stats["watch_refusals"] += 1
+                else:
+                    self.gossip.stats["watch_ends"] += 1
+                    self.gossip.on_seen("connection_ended", self.peer.session)
+                    self.gossip.feed(WatchEnded(self.peer.session))
+                    if time.monotonic() - began_s > WATCH_RETRY_MAX_S:
+                        retry_s = WATCH_RETRY_MIN_S
+            await asyncio.sleep(retry_s)
+            retry_s = min(WATCH_RETRY_MAX_S, retry_s * 2)
+
+    async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Ask, then read until the end. True: the peer answered and did not want to be watched."""
+        config, peer = self.gossip.config, self.peer
+        claim = watch_token.Pass(config.cluster, config.name, peer.node_id, time.time_ns() // 1_000_000)
+        token = watch_token.seal(self.gossip.keys, claim, os.urandom(watch_token.NONCE_BYTES))
+        request = (
+            f"GET {watch_token.PATH} HTTP/1.1\r\nHost: {_host_header((peer.host, peer.port))}\r\n"
+            f"{watch_token.HEADER}: {token}\r\n\r\n"
+        )
+        head = b""
+        try:
+            writer.write(request.encode())
+            while data := await reader.read(HEAD_MAX_BYTES):
+                if len(head) < HEAD_MAX_BYTES:
+                    head += data
+        except (OSError, RuntimeError):
+            pass  # A reset is an end like any other; uvloop says it in its own way to who writes.
+        return bool(head) and parse_head(head)[0] != 200
+
+
+async def tcp_outcome(target: Address, timeout_s: float) -> Tcp | None:
+    """What a TCP connect says within `timeout_s`. None: this node itself was away meanwhile, so nothing is known."""
+    loop = asyncio.get_running_loop()
+    try:
+        numeric = ipaddress.ip_address(target[0])
+    except ValueError:
+        return None
+    sock = socket.socket(socket.AF_INET6 if numeric.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    began_s = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await loop.sock_connect(sock, target)
+        return Tcp.ACCEPTED
+    except ConnectionRefusedError:
+        return Tcp.REFUSED
+    except TimeoutError:
+        # The answer may have come, and the timer was served first.
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+            return Tcp.REFUSED
+        with contextlib.suppress(OSError):
+            sock.getpeername()
+            return Tcp.ACCEPTED
+        return Tcp.SILENT if time.monotonic() - began_s < timeout_s + AWAY_S else None
+    except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError):
+        return Tcp.ACCEPTED  # Its kernel took the connection, and closed it with the listening socket a moment later.
+    except OSError:
+        return Tcp.SILENT  # No route, host down: no answer of the peer's own.
+    finally:
+        sock.close()
+
+
+async def is_udp_closed(target: Address) -> bool:
+    """Whether the kernel at `target` says (ICMP) that no process has that UDP port open; asked for some milliseconds.
+
+    An empty datagram costs its receiver nothing. On loopback the answer is there when `send` returns.
+    """
+    family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(target)
+            for wait_s in KNOCKS_S:
+                sock.send(b"")
+                await asyncio.sleep(wait_s)
+                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+                    return True
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def parse_head(head: bytes) -> tuple[int, int | None]:
+    """Status and Content-Length of an HTTP response's head; status 0 when it is none."""
+    lines = head.split(b"\r\n")
+    parts = lines[0].split(b" ", 2)
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"[0-9]{3}", parts[1]):
+        return 0, None
+    for line in lines[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length" and re.fullmatch(rb"[0-9]{1,9}", value.strip()):
+            return int(parts[1]), int(value)
+    return int(parts[1]), None
+
+
+def _host_header(target: Address) -> str:
+    host, port = target
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@lru_cache(4096)
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,250 @@
+"""The vitals' calls to Redis: one typed function per script, each with a deadline, on connections of their own.
+
+Three small pools, so that nothing important waits behind something slow: beats and the lease; reading heartbeats (a new
+connection there restarts the watch, so it is reported); fences. The subscriber is a plain connection under our control,
+since a client that reconnects by itself hides that it was deaf.
+
+Every failure (no answer in time, no connection, a refusal by Redis) is one exception, StoreUnavailable; it carries the
+refusal, if it was one. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import redis.asyncio
+from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, ResponseError
+
+from cluster import keys, scripts, session
+from cluster.errors import StoreUnavailable, refused
+from cluster.vitals.lease import Acquire, Renew, Takeover, Term, Wish
+from cluster.vitals.witness import Fence
+
+T = TypeVar("T")
+Client = Any  # redis.asyncio.Redis: its own types and the published stubs disagree with each other
+Connection = Any  # redis.asyncio.connection.AbstractConnection, likewise
+
+SCRIPTS = ("heartbeat", "fence", "lease", "takeover", "resign", "snapshot", "forget")
+GRACE_S = 0.02  # after a deadline: an answer may lie in the buffer, and the timer was served first
+FENCES_MAX = 8  # at a time
+READ_MAX = 512  # heartbeats per pipeline
+MEMBERS_MAX = 10_000  # rows of the member list that are looked at
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True):
+    """A node's row in the member list."""
+
+    session: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The answer to a heartbeat."""
+
+    tombstone: bytes | None  # the session was fenced
+    subscribers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The answer to a fence."""
+
+    is_dead: bool
+    is_ours: bool  # the tombstone was written by this very call
+    value: bytes  # the tombstone, or the heartbeat that lives
+
+
+class Pulse:
+    """Redis as the vitals see it. `on_read_connection` is called when heartbeats are read by a new connection."""
+
+    def __init__(self, url: str, timeout_s: float, on_read_connection: Callable[[], None]) -> None:
+        self.timeout_s = timeout_s
+        self._beats = _client(url)
+        self._fences = _client(url)
+        self._subscriptions = _client(url)
+
+        async def connected(connection: Connection) -> None:
+            await connection.on_connect()
+            on_read_connection()
+
+        self._reads = _client(url, redis_connect_func=connected)
+        self._fencing = asyncio.Semaphore(FENCES_MAX)
+
+    async def load(self) -> None:
+        """Load every script, so that the first fence is one round trip."""
+        pipeline = self._fences.pipeline(transaction=False)
+        for name in SCRIPTS:
+            pipeline.script_load(scripts.script(name).text)
+        await self._ask(pipeline.execute())
+
+    async def beat(self, name: str, beat: int, ttl_ms: int, echo: bytes) -> Beat:
+        """Say that this session lives."""
+        said, count = await self._script(
+            self._beats,
+            "heartbeat",
+            [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
+            [beat, ttl_ms, echo, ""],
+        )
+        return Beat(None if said == b"ok" else bytes(said), int(count))
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        """The heartbeats (or tombstones) of these sessions, in order."""
+        found: list[bytes | None] = []
+        for start in range(0, len(names), READ_MAX):
+            pipeline = self._reads.pipeline(transaction=False)
+            for name in names[start : start + READ_MAX]:
+                pipeline.get(keys.heartbeat(name))
+            found += await self._ask(pipeline.execute())
+        return found
+
+    async def subscribers(self, name: str) -> int:
+        """How many connections are subscribed to the session's channel."""
+        reply = await self._ask(self._beats.execute_command("PUBSUB", "NUMSUB", keys.wake(name)))
+        return int(reply[0][1] if isinstance(reply[0], (list, tuple)) else reply[1])
+
+    async def fence(self, fence: Fence, tombstone_ms: int, by: str) -> Fenced:
+        """Write the tombstone if Redis agrees."""
+        name = fence.session
+        async with self._fencing:
+            code, value = await self._script(
+                self._fences,
+                "fence",
+                [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
+                [fence.path.value, fence.seen, fence.cause, tombstone_ms, by, ""],
+            )
+        return Fenced(int(code) != 0, int(code) == 1, bytes(value))
+
+    async def lease(self, wish: Wish, ttl_ms: int, heard: int) -> Term | None:
+        """Carry out a wish. Returns who holds the lease now."""
+        slots = [keys.LEADER_LEASE, keys.LEADER_EPOCH, keys.LEADER_NEVER]
+        match wish:
+            case Acquire(session=name):
+                reply = await self._script(self._beats, "lease", slots, [name, 0, ttl_ms, heard])
+            case Renew(term=term):
+                reply = await self._script(self._beats, "lease", slots, [term.session, term.epoch, ttl_ms, heard])
+            case Takeover(session=name, dead=dead):
+                reply = await self._script(self._beats, "takeover", slots, [name, dead, ttl_ms, heard])
+        holder = reply[1].decode("utf-8", "replace")
+        return Term(holder, int(reply[2])) if holder else None
+
+    async def resign(self, term: Term) -> None:
+        """Give the lease back."""
+        slots = [keys.LEADER_LEASE, keys.LEADER_NEVER]
+        await self._script(self._beats, "resign", slots, [f"{term.session}|{term.epoch}"])
+
+    async def snapshot(self, epoch: int, table: bytes, ttl_ms: int) -> bool:
+        """Keep the leader's member table. False: a later leader exists."""
+        slots = [keys.LEADER_SNAPSHOT, keys.LEADER_EPOCH, keys.LEADER_NEVER]
+        return bool(await self._script(self._beats, "snapshot", slots, [epoch, table, ttl_ms]))
+
+    async def enroll(self, node_id: str, record: Record) -> None:
+        """Put this node on the member list and among the active workers."""
+        pipeline = self._beats.pipeline(transaction=False)
+        pipeline.hset(keys.LEADER_MEMBERS, node_id, _pack(record))
+        pipeline.sadd(keys.WORKERS_ACTIVE, node_id)
+        await self._ask(pipeline.execute())
+
+    async def forget(self, name: str) -> None:
+        """Take a dead session's node off both lists, unless it lives on in a newer session."""
+        node_id = session.node_of(name)
+        slots = [keys.LEADER_MEMBERS, keys.LEADER_NEVER]
+        if not await self._script(self._fences, "forget", slots, [node_id, name]):
+            await self._ask(self._fences.srem(keys.WORKERS_ACTIVE, node_id))
+
+    async def members(self) -> dict[str, Record]:
+        """The member list. Rows of another form are left out."""
+        rows = await self._ask(self._fences.hgetall(keys.LEADER_MEMBERS))
+        found: dict[str, Record] = {}
+        for node_id, row in list(rows.items())[:MEMBERS_MAX]:
+            try:
+                found[node_id.decode()] = msgspec.msgpack.decode(row, type=Record)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+        return found
+
+    @asynccontextmanager
+    async def listen(self, name: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Subscribe to the session's channel; inside, iterate over what is published to it."""
+        connection = self._subscriptions.connection_pool.make_connection()
+        try:
+            await self._ask(_subscribe(connection, keys.wake(name)))
+            yield _messages(connection)
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def close(self) -> None:
+        """End every connection."""
+        for client in (self._beats, self._fences, self._reads, self._subscriptions):
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    await client.aclose()
+            except scripts.UNANSWERED:
+                continue
+
+    async def _script(self, client: Client, name: str, slots: Sequence[str], args: Sequence[scripts.Arg]) -> Any:
+        return await self._ask(scripts.call(client, name, slots, args))
+
+    async def _ask(self, call: Awaitable[T]) -> T:
+        """Wait for an answer until the deadline. What may lie in the buffer is read before it is called missing."""
+        task = asyncio.ensure_future(call)
+        try:
+            for limit_s in (self.timeout_s, GRACE_S):
+                done, _ = await asyncio.wait({task}, timeout=limit_s)
+                if done:
+                    return task.result()
+        except NoScriptError as error:
+            raise StoreUnavailable(f"Redis lost a script: {error}", may_have_happened=False) from error
+        except ResponseError as error:
+            raise refused(error) from error
+        except scripts.UNANSWERED as error:
+            raise StoreUnavailable(f"Redis did not answer: {str(error).rstrip('.')}.") from error
+        finally:
+            if not task.done():
+                task.cancel()
+        raise StoreUnavailable(f"Redis gave no answer within {self.timeout_s} s.")
+
+
+def _client(url: str, **more: Any) -> Client:
+    """A pool without retries, deadlines or reconnections behind our back: those are decided here."""
+    pools: Any = ConnectionPool
+    pool = pools.from_url(
+        url,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=None,
+        socket_connect_timeout=None,
+        socket_keepalive=True,
+        **more,
+    )
+    clients: Any = redis.asyncio.Redis
+    return clients.from_pool(pool)
+
+
+async def _subscribe(connection: Connection, channel: str) -> None:
+    await connection.connect()
+    await connection.send_command("SUBSCRIBE", channel)
+    await connection.read_response()
+
+
+async def _messages(connection: Connection) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            reply = await connection.read_response()
+        except scripts.UNANSWERED as error:
+            raise StoreUnavailable(f"the subscription ended: {error}") from error
+        if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
+            yield reply[2]
+
+
+def _pack(record: Record) -> bytes:
+    return msgspec.msgpack.encode(record)

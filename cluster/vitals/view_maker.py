@@ -1,0 +1,69 @@
+"""What a node believes, put together: gossip's members beside the second witness's word, and the verdict of both.
+
+Pure: everything comes in as values, the View goes out. Decoded loads and metas are remembered: they rarely change.
+
+Does not know: clocks, Redis, asyncio; whom to fence (see `witness`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from cluster.load import Load, Meta, decode_load, decode_meta
+from cluster.session import node_of
+from cluster.swim.events import Member, State
+from cluster.view import VERDICT, Leader, Peer, Redis, View
+from cluster.vitals.lease import Term
+
+REMEMBERED = 1024
+
+_load: Callable[[bytes], Load | None] = lru_cache(REMEMBERED)(decode_load)
+_meta: Callable[[bytes], Meta | None] = lru_cache(REMEMBERED)(decode_meta)
+
+
+def peer(member: Member, redis: Redis, age_s: float | None) -> Peer:
+    """One member with both witnesses' words.
+
+    The second witness counts as live unless it says otherwise: only an agreement is a death. A live member that says
+    itself that Redis does not answer it is believed at once, and a tombstone needs no second word.
+    """
+    is_dead = member.state in (State.DEAD, State.LEFT) or redis is Redis.GONE
+    load = _load(member.load) if member.load else None
+    is_live = redis not in (Redis.STALE, Redis.GONE) and (is_dead or load is None or load.redis)
+    identity = member.identity
+    return Peer(
+        node_id=identity.node_id,
+        session=identity.session,
+        host=identity.host,
+        port=identity.port,
+        state=member.state,
+        evidence=member.evidence,
+        by=member.by,
+        incarnation=member.incarnation,
+        rtt_s=member.rtt_s,
+        redis=redis,
+        redis_age_s=age_s,
+        verdict=VERDICT[is_dead, is_live],
+        load=load,
+        meta=_meta(identity.meta),
+    )
+
+
+def leader(term: Term | None) -> Leader | None:
+    """A term as the view names it."""
+    return None if term is None else Leader(node_of(term.session), term.session, term.epoch)
+
+
+def essence(view: View) -> tuple[object, ...]:
+    """What makes a view worth telling: everything but the ages and round trip times, which never stand still."""
+    rows = tuple(
+        (p.session, p.state, p.evidence, p.incarnation, p.redis, p.verdict, p.load, p.host, p.port)
+        for p in view.members
+    )
+    return view.session, rows, view.leader, view.epoch, view.redis_ok, view.refusal, view.is_synced
+
+
+def addresses(seeds: Iterable[tuple[str, int]], known: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Each address once, seeds first."""
+    return tuple(dict.fromkeys([*seeds, *known]))

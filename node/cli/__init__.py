@@ -1,0 +1,93 @@
+"""The command line: `rumor`, and `python -m node`.
+
+Which commands there are, and how one ends. A command line that takes a second to start is not used: a command's module
+is imported when somebody runs it (or asks for the list), and what only one command needs is imported by that command.
+
+An error is two lines on stderr, what happened and what to do. Exit status: 0 done; 1 it failed, or the task in question
+is dead or cancelled; 2 the command line or the configuration makes no sense and nothing was done; 3 the time is up and
+the task goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from cluster import __version__
+from cluster.errors import ConfigError, RumorError
+from node.cli import hints
+
+LOCAL, REMOTE = "node.cli.local", "node.cli.remote"
+COMMANDS = {  # name -> where it is, and as what; in the order of the help
+    "node": (LOCAL, "node"),
+    "launch": (LOCAL, "launch"),
+    "partition": (LOCAL, "partition"),
+    "agent": (LOCAL, "agent"),
+    "status": (REMOTE, "status"),
+    "top": (REMOTE, "top"),
+    "submit": (REMOTE, "submit"),
+    "tasks": (REMOTE, "tasks"),
+    "task": (REMOTE, "task"),
+    "cancel": (REMOTE, "cancel"),
+    "replay": (REMOTE, "replay"),
+    "purge": (REMOTE, "purge"),
+    "workers": (REMOTE, "workers"),
+    "events": (REMOTE, "events"),
+    "config": (LOCAL, "show_config"),
+    "keygen": (LOCAL, "keygen"),
+    "completion": (REMOTE, "completion"),
+}
+
+
+def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
+    """Run a command line and exit. Without a subcommand it is `default`, if there is one."""
+    open_standard_streams()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if default is not None and (not words or words[0].startswith("-")) and words[:1] not in (["--help"], ["--version"]):
+        words.insert(0, default)
+    try:
+        status = rumor.main(words, prog_name="rumor", standalone_mode=False)
+    except RumorError as error:
+        click.echo(hints.told(error), err=True)
+        status = 2 if isinstance(error, ConfigError) else 1
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:  # `rumor tasks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def open_standard_streams() -> None:
+    """Those that whoever started this closed: sockets would get their numbers, and be read and written as streams."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        mode = "r" if number == 0 else "w"
+        setattr(sys, ("stdin", "stdout", "stderr")[number], os.fdopen(number, mode, encoding="utf-8"))
+    os.close(number)
+
+
+class Commands(click.Group):
+    """The commands of the table, each imported when it is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def rumor() -> None:
+    """Rumor: a distributed task queue with no central coordinator."""

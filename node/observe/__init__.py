@@ -1,0 +1,1 @@
+"""What a node says of itself: metrics, reports, timeline, traces, logs."""

@@ -1,0 +1,663 @@
+"""The engine: one node's queue, as the gateway calls it and as vitals informs it.
+
+It owns the parts (dispatcher, house, submitting, queries, waiting, placement) and passes to each what it must know:
+a new view changes owners, a tombstone is reaped, a wake-up is claimed from. Everything here runs on the main loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from random import Random
+from typing import Any
+
+import redis.asyncio
+import structlog
+
+from cluster import ring
+from cluster.config import Config
+from cluster.errors import Conflict, NotFound, QueueFull, RumorError, StoreUnavailable
+from cluster.gossip.keyring import gossip_keys
+from cluster.load import Load, QueueLoad
+from cluster.scripts import UNANSWERED
+from cluster.session import node_of
+from cluster.shards.calls import BATCH_MAX, Calls, Head, connect, heads_of
+from cluster.shards.lane import Reply
+from cluster.shards.task import TERMINAL, Claimed, Lost, State
+from cluster.swim.events import State as Gossip
+from cluster.view import View
+from cluster.vitals.thread import Vitals
+from node.observe import redis_memory, report
+from node.observe.cluster_timeline import Bulletin
+from node.observe.metrics import Metrics
+from node.observe.recovery_time import Signs
+from node.observe.task_rates import Summing
+from node.observe.timeline import EVENTS_MAX, Listener, Timeline
+from node.observe.tracing import OFF, Tracing
+from node.queue import redis_checks
+from node.queue.catalog import Catalog
+from node.queue.dispatch import Dispatcher
+from node.queue.housekeeping import House
+from node.queue.placement import Placement
+from node.queue.queries import Queries
+from node.queue.submitting import Result, Submitting
+from node.queue.waiters import LOOK_INTERVAL_S, Waiting
+from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
+from node.schema import ListQuery, Submission, Submitted, TaskJson
+from node.tasks import Registry
+from node.work.worker import Worker
+
+LOAD_INTERVAL_S = 0.1
+STEAL_INTERVAL_S = 0.02
+CATALOG_INTERVAL_S = 5.0
+MEMORY_INTERVAL_S = 1.0
+READY_WITHIN_S = 3.0
+REPLAY_PAGE = 500
+
+log = structlog.get_logger("rumor.engine")
+
+
+class Engine:
+    """What a node does with tasks."""
+
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        metrics: Metrics,
+        shards_note: Sequence[dict[str, str]],
+        tracing: Tracing = OFF,
+    ) -> None:
+        self.config = config
+        self.tracing = tracing
+        self._keys = gossip_keys(config)
+        self.metrics = metrics
+        self.client: redis.asyncio.Redis = connect(config.redis_url)
+        self.vitals: Vitals
+        self.view: View
+        self.redis_notes = list(shards_note)
+        self.timeline = Timeline(config.name, secrets.token_hex(6))
+        self._signs = Signs()
+        self.memory = redis_memory.Memory()
+        self.owners: tuple[str, ...] = ("",) * config.shards
+        self.is_draining = False
+        self.is_stopping = False
+        self._rng = Random()
+        self._started_s = time.monotonic()
+        self._sessions: dict[str, str] = {}  # node_id -> session, of the members that are not gone
+        self._weights: dict[str, int] = {}
+        self._stole_s: dict[str, float] = {}
+        self._offered_s: dict[str, float] = {}
+        self._unknown_s: dict[tuple[int, str], float] = {}  # (shard, queue) of an unknown type -> when it is due again
+        self._load: Load | None = None
+        self._beats_ok = True
+        self._redis_lost_s: float | None = None  # since when Redis may have taken the word of others and not ours
+        self._tasks: list[asyncio.Task[None]] = []
+        calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
+        self.waiting = Waiting(self.client)
+        self.dispatch = Dispatcher(
+            config,
+            self.client,
+            calls,
+            metrics,
+            on_heads=self.on_heads,
+            on_finished=self.waiting.finished,
+            on_redis=self._lanes_changed,
+            on_due=self._on_due,
+            on_unknown=self._on_unknown,
+            tracing=tracing,
+        )
+        self.house = House(
+            config,
+            self.dispatch,
+            metrics,
+            on_heads=self.on_heads,
+            on_strangers=lambda sessions: self.vitals.consider(sessions),
+            on_reaped=self._on_reaped,
+            on_lost=self._on_lost,
+        )
+        self.wakes = Wakes(self.dispatch)
+        self.catalog = Catalog(registry, config)
+        self.placement = Placement(config.name, config.shards, self._rng)
+        self.queries = Queries(config, self.dispatch)
+        self.bulletin = Bulletin(
+            config.name,
+            self.dispatch,
+            self.client,
+            self.timeline,
+            self.queries.counts,
+            Summing(config.name, metrics),
+        )
+        self.submitting = Submitting(config, self.dispatch, self.catalog, self.placement, metrics)
+        self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
+
+    # ---- life
+
+    async def start(self, vitals: Vitals) -> None:
+        """Begin to work; vitals has started."""
+        self.vitals = vitals
+        vitals.tick()  # A handler may block the loop before the first report: that must count as a stall too.
+        self.dispatch.session = vitals.session
+        self.dispatch.is_sure = lambda: vitals.is_sure(self.dispatch.session)
+        self.dispatch.start(self.worker)
+        self.dispatch.is_claiming = True
+        self.bulletin.start()
+        self._note("node_started", self.config.name, session=vitals.session)
+        self.publish_load()
+        self.on_view(vitals.view)
+        for run in (self.house.run(), self._report_load(), self._keep_catalog(), self._watch_memory()):
+            self._tasks.append(asyncio.get_running_loop().create_task(run))
+
+    async def drain(self) -> None:
+        """Stop claiming, let running tasks finish for drain_s, hand back the rest, and see all outcomes answered."""
+        self.is_draining = True
+        self.dispatch.is_claiming = False
+        self.publish_load()
+        self._note("node_draining", self.config.name, session=self.dispatch.session, tasks=len(self.worker.running))
+        await self.vitals.leave()
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self.config.drain_s
+        while self.worker.running and loop.time() < until_s:
+            await asyncio.sleep(0.02)
+        self.worker.release_all()
+        until_s = loop.time() + 2 * self.config.redis_timeout_s + 1.0
+        while not self._is_at_rest() and loop.time() < until_s:
+            await asyncio.sleep(0.01)
+
+    def _is_at_rest(self) -> bool:
+        """Nothing runs, every outcome is answered, and whoever must know of what was handed back was told."""
+        lanes_rest = all(lane.is_idle for lane in self.dispatch.lanes)
+        return not self.worker.running and not self.dispatch.settling and lanes_rest
+
+    async def close(self) -> None:
+        """End everything that start began."""
+        self.is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.bulletin.close()
+        await self.worker.close()
+        await self.waiting.close()
+        await self.dispatch.close()
+        await self.client.aclose()
+
+    # ---- what vitals says
+
+    def on_view(self, view: View) -> None:
+        """Both witnesses' latest word: who owns what, who is how loaded."""
+        self.view = view
+        weights = {p.node_id: sum(p.meta.queues.values()) for p in view.members if p.is_able and p.meta is not None}
+        sessions = {p.node_id: p.session for p in view.members if p.state not in (Gossip.DEAD, Gossip.LEFT)}
+        if weights != self._weights or not self.owners[0]:
+            self._weights = weights
+            before, self.owners = self.owners, ring.owners(weights, self.config.shards)
+            moved = sum(old != new for old, new in zip(before, self.owners, strict=True))
+            if moved:
+                self.dispatch.backlog.keep_only(n for n, node in enumerate(self.owners) if node == self.config.name)
+                self._note("shards_moved", self.config.name, shards=moved, to=_gained(before, self.owners))
+        self._sessions = sessions
+        owned = [shard for shard, node in enumerate(self.owners) if node == self.config.name]
+        self.house.own(owned, sessions.values())
+        self.placement.see(view, self.owners)
+        self._steal()
+
+    def on_dead(self, session: str, cause: str) -> None:
+        """A tombstone is written: queue again what the session held, and wake nobody on its behalf."""
+        if self._sessions.get(node_of(session)) == session:
+            del self._sessions[node_of(session)]  # the view that says so may still be under way
+        self.house.reap(session, range(self.config.shards))
+
+    def on_disowned(self, session: str) -> None:
+        """This node's own session is over: what it claimed under it stops now, whether or not Redis answers."""
+        if session == self.dispatch.session:
+            self.worker.stop_all("fenced")
+
+    def on_fenced(self, session: str) -> None:
+        """This node's own session was fenced; it goes on under this one."""
+        log.warning("fenced", was=self.dispatch.session, now=session)
+        self.dispatch.renew(session)
+
+    def on_wake(self, message: bytes) -> None:
+        """Another node placed work in our shards, or a task of ours was cancelled."""
+        match parse_wake(message, self.config.shards):
+            case Work(heads):
+                for shard, head in heads:
+                    self.dispatch.backlog.heard(shard, [head])
+                    if self.house.is_looking(shard) or self.dispatch.is_asking(shard, head.queue):
+                        # The answer that is under way may be older than this message, and would undo it.
+                        self.house.look(shard)
+                self.dispatch.kick()
+            case Due(dues):
+                for shard, in_s in dues:
+                    self.house.due(shard, in_s)
+            case Cancelled(task_id, delivery):
+                self.worker.stop(task_id, delivery, "cancelled")
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """A line of the timeline."""
+        self._signs.see(event, time.monotonic())
+        self.bulletin.note(event)
+
+    def _note(self, kind: str, node_id: str, **more: Any) -> None:
+        at_ms = time.time_ns() // 1_000_000
+        self.on_event({"at_ms": at_ms, "kind": kind, "node_id": node_id, "by": self.config.name, **more})
+
+    def _on_reaped(self, session: str, tasks: int) -> None:
+        took_s = self._signs.took_s(session, time.monotonic())
+        if took_s is not None:
+            self.metrics.recovery_s.add(took_s)
+        self._note("session_reaped", node_of(session), session=session, tasks=tasks)
+
+    def _on_lost(self, session: str, lost: Sequence[Lost]) -> None:
+        self.tracing.recovered(session, lost, self._signs.ago_s(session, time.monotonic()))
+
+    def on_redis(self, is_ok: bool) -> None:
+        """Vitals' heartbeat is (not) answered."""
+        self._beats_ok = is_ok
+        self._redis_changed(is_ok and self.dispatch.is_up)
+
+    def _lanes_changed(self, is_up: bool) -> None:
+        log.info("redis_back" if is_up else "redis_away")
+        self._redis_changed(is_up and self._beats_ok)
+        self.publish_load()
+
+    def _redis_changed(self, is_up: bool) -> None:
+        if is_up:
+            self._redis_lost_s = None
+        elif self._redis_lost_s is None:
+            self._redis_lost_s = time.monotonic()
+
+    # ---- what scripts say
+
+    def on_heads(self, shard: int, heads: Sequence[Head]) -> None:
+        """What is queued in a shard now: claim from it if it is ours, else wake its owner."""
+        owner = self.owners[shard]
+        self.dispatch.backlog.heard(shard, heads)
+        if owner == self.config.name or not owner:
+            for head in heads:
+                if head.count and not self._leave(shard, head):
+                    self._offer(head.queue)
+            self.dispatch.kick()
+            return
+        session = self._sessions.get(owner)
+        if session is None:  # its death is known and its heirs are not yet: whoever is here takes it
+            self.dispatch.kick()
+            return
+        self.wakes.work(session, shard, heads)
+        # Left to its owner; what the owner cannot take soon, its gossiped load offers to thieves.
+        self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
+
+    def _on_unknown(self, shard: int, queue: str, in_s: float) -> None:
+        """What waits there is of a type that this node lacks: when it is due again, another looks at it first.
+
+        Else a shard's owner would claim it and give it back until it is replaced, and who has the type would never
+        see it.
+        """
+        self._unknown_s[shard, queue] = time.monotonic() + in_s
+
+    def _leave(self, shard: int, head: Head) -> bool:
+        """Whether another node is to look there first; the next sweep finds what that does not take."""
+        due_s = self._unknown_s.get((shard, head.queue))
+        if due_s is None or time.monotonic() < due_s:
+            return False
+        del self._unknown_s[shard, head.queue]
+        others = [
+            peer.session
+            for peer in self.view.members
+            if peer.node_id != self.config.name and peer.is_able and peer.meta and peer.meta.queues.get(head.queue)
+        ]
+        if not others:
+            return False
+        self.wakes.work(self._rng.choice(others), shard, [head])
+        self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0)])
+        return True
+
+    def _on_due(self, shard: int, in_s: float) -> None:
+        """Something in a shard is due then: noted if we keep it, else its owner is told."""
+        owner = self.owners[shard]
+        session = self._sessions.get(owner)
+        if in_s <= 0 or owner == self.config.name or session is None:
+            self.house.due(shard, in_s)
+            return
+        self.wakes.due(session, shard, in_s)
+
+    def _on_progress(self, claimed: Claimed, value: bytes) -> None:
+        call = self.dispatch.calls.progress(
+            claimed.shard, claimed.session, claimed.id, claimed.delivery, value, _ignore
+        )
+        self.dispatch.lane(claimed.shard).add(call)
+
+    # ---- load and stealing
+
+    def own_load(self) -> dict[str, int]:
+        """queued - free by queue, now."""
+        load: dict[str, int] = {}
+        for queue in self.config.queue_slots:
+            queued, _, _ = self.dispatch.backlog.queued(queue, self.house.owned)
+            load[queue] = queued - self.dispatch.free(queue)
+        return load
+
+    def publish_load(self) -> None:
+        """Tell the others, if there is anything new."""
+        queues: dict[str, QueueLoad] = {}
+        for queue in dict.fromkeys([*self.config.queue_slots, *self.dispatch.backlog.queues()]):
+            queued, bitmap, head = self.dispatch.backlog.queued(queue, self.house.owned)
+            queues[queue] = QueueLoad(max(0, self.dispatch.free(queue)), queued, bitmap, head)
+        load = Load(self.dispatch.is_up, False, self.is_draining, queues, len(self.worker.running))
+        if load != self._load:
+            self._load = load
+            self.vitals.set_load(load)
+
+    def _steal(self) -> None:
+        """With free slots and nothing queued here, claim from the shards of the most loaded member."""
+        now_s = time.monotonic()
+        for queue in self.config.queue_slots:
+            free = self.dispatch.free(queue)
+            if free <= 0 or not self.dispatch.backlog.is_empty(queue):
+                continue
+            if now_s - self._stole_s.get(queue, 0.0) < STEAL_INTERVAL_S:
+                continue
+            victim, most, bitmap = "", 0, 0
+            for peer in self.view.members:
+                if peer.node_id == self.config.name or peer.load is None or queue not in peer.load.queues:
+                    continue
+                said = peer.load.queues[queue]
+                waits = said.queued - (said.free if peer.is_able else 0)
+                if waits > most:
+                    victim, most, bitmap = peer.node_id, waits, said.shards
+            if not victim:
+                continue
+            self._stole_s[queue] = now_s
+            shards = [shard for shard in range(self.config.shards) if bitmap >> shard & 1]
+            self._rng.shuffle(shards)
+            # Half of what waits there: the victim goes on claiming too.
+            want = max(1, min(free, -(-most // 2)))
+            shards = shards[:want]
+            self.dispatch.steal(shards, queue, -(-want // max(1, len(shards))))
+
+    def _offer(self, queue: str) -> None:
+        """With no slot free, tell those that have some of what waits here; they need not find it by gossip."""
+        now_s = time.monotonic()
+        if self.dispatch.free(queue) > 0 or now_s - self._offered_s.get(queue, 0.0) < STEAL_INTERVAL_S:
+            return
+        self._offered_s[queue] = now_s
+        for score, shard, count in self.dispatch.backlog.heads(queue, self.house.owned):
+            while count > 0:
+                node, free = self.placement.idlest(queue)
+                session = self._sessions.get(node)
+                if session is None:
+                    return
+                self.wakes.work(session, shard, [Head(queue, min(count, free), score)])
+                self.placement.given(queue, node, min(count, free))
+                count -= free
+
+    async def _report_load(self) -> None:
+        loop = asyncio.get_running_loop()
+        ticked_s = loop.time()
+        while True:
+            await asyncio.sleep(LOAD_INTERVAL_S)
+            now_s = loop.time()
+            self.metrics.loop_lag_s.add(max(0.0, now_s - ticked_s - LOAD_INTERVAL_S))
+            ticked_s = now_s
+            self.vitals.tick()
+            self.publish_load()
+            for queue in self.dispatch.backlog.queues():
+                self._offer(queue)
+            hungry = [queue for queue in self.config.queue_slots if self.dispatch.free(queue) > 0]
+            if hungry:
+                self._steal()
+            # A slot may have been given back late, by a thread that ran on after it was stopped: nobody says so.
+            if self.dispatch.is_held_back or not all(self.dispatch.backlog.is_empty(queue) for queue in hungry):
+                self.dispatch.kick()
+            self._mind_the_lease(time.monotonic())
+
+    def _mind_the_lease(self, now_s: float) -> None:
+        """What Redis has not been able to vouch for during lease_s may be somebody else's by now: stop it."""
+        if self._redis_lost_s is None:
+            return
+        if self.dispatch.is_up and self.view.is_refused_like_all:
+            self._redis_lost_s = now_s
+        elif now_s - self._redis_lost_s > self.config.lease_s and self.worker.running:
+            log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
+            self.worker.stop_all("lease")
+
+    async def _watch_memory(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self.config.redis_timeout_s):
+                    told: Any = await self.client.info("memory")
+                self.memory = redis_memory.look(told, self.config.retention_max_bytes)
+                self.house.is_memory_short = self.memory.is_short
+            except UNANSWERED as error:
+                log.debug("memory_unread", error=str(error))
+            self.placement.fade()
+            await asyncio.sleep(MEMORY_INTERVAL_S)
+
+    async def _keep_catalog(self) -> None:
+        is_published = False
+        while True:
+            try:
+                async with asyncio.timeout(self.config.redis_timeout_s):
+                    if not is_published:
+                        await redis_checks.agree(self.client, self.config)
+                        await redis_checks.sign(self.client, self.config, self._keys)
+                        await self.catalog.publish(self.client)
+                    # A Redis may lose its data without a word: what was written there once has to be looked for.
+                    is_published = await self.catalog.refresh(self.client)
+            except UNANSWERED as error:
+                log.debug("catalog_unread", error=str(error))
+            except RumorError as error:
+                log.error("cluster_facts_differ", error=str(error))
+            await asyncio.sleep(CATALOG_INTERVAL_S)
+
+    # ---- what the gateway calls
+
+    async def submit(
+        self,
+        items: Sequence[Submission | RumorError],
+        idempotency_keys: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        trace: str | None = None,
+    ) -> list[Result]:
+        """Store submissions, in order, each under its key if there are keys.
+
+        Raises StoreUnavailable (with `ids` to forward under) when Redis is away.
+        """
+        if self.memory.is_full:
+            raise QueueFull(
+                f"Redis uses {self.memory.used_bytes} of its {self.memory.limit_bytes} bytes; nothing was stored.",
+                "Try again later; raise maxmemory or shorten retention_s if it stays so.",
+            )
+        if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
+            await self._refresh_catalog()
+        results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.own_load())
+        for n, result in enumerate(results):
+            if isinstance(result, Submitted) and not result.is_new:
+                results[n] = await self._first(result)
+        return results
+
+    async def _first(self, repeat: Submitted) -> Submitted:
+        """The task that a repeat stands for; only its id is left when it is past its retention."""
+        try:
+            return Submitted(await self.queries.get(repeat.task.id), False)
+        except NotFound:
+            repeat.task.state = "expired"
+            return repeat
+
+    async def _refresh_catalog(self) -> None:
+        try:
+            async with asyncio.timeout(self.config.redis_timeout_s):
+                await self.catalog.refresh(self.client)
+        except UNANSWERED as error:
+            log.debug("catalog_unread", error=str(error))
+
+    async def get(self, task_id: str) -> TaskJson:
+        """One task, with its history. Raises NotFound."""
+        return await self.queries.get(task_id, with_history=True)
+
+    async def wait(self, task_id: str, wait_s: float) -> TaskJson:
+        """One task, with its history, when it is terminal, or as it is after `wait_s` s. Raises NotFound."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + wait_s
+        async with self.waiting.one(task_id, self.queries.shard(task_id)) as event:
+            while True:
+                event.clear()  # Before the reading: what is told during it may be newer than what is read.
+                task = await self.queries.get(task_id, with_history=True)
+                left_s = until_s - loop.time()
+                if task.state in TERMINAL or left_s <= 0 or self.is_stopping:
+                    return task
+                try:
+                    async with asyncio.timeout(min(left_s, LOOK_INTERVAL_S)):
+                        await event.wait()
+                except TimeoutError:
+                    pass
+
+    async def cancel(self, task_id: str) -> TaskJson:
+        """Cancel a task wherever it is. Raises NotFound, Conflict when it has ended otherwise."""
+        shard = self.queries.shard(task_id)
+        retention_ms = int(self.config.retention_s * 1000)
+        make = partial(self.dispatch.calls.cancel, shard, task_id, retention_ms)
+        state, session, delivery = await self.queries.ask(shard, make)
+        if state == b"":
+            raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        if state.decode() in TERMINAL and state != b"cancelled":
+            raise Conflict(
+                f"task {task_id} is {state.decode()}: it has ended.", "Only unfinished tasks can be cancelled."
+            )
+        if session:
+            if session.decode() == self.dispatch.session:
+                self.worker.stop(task_id, delivery, "cancelled")
+            else:
+                self.wakes.cancelled(session.decode(), task_id, delivery)
+        if state != b"cancelled":
+            self.metrics.commits.add("cancelled")
+        self.waiting.finished([task_id])
+        return await self.queries.get(task_id)
+
+    async def retry(self, task_id: str) -> TaskJson:
+        """Queue a dead or cancelled task again. Raises NotFound, Conflict in any other state."""
+        shard = self.queries.shard(task_id)
+        code = (await self._replay(shard, [task_id]))[0]
+        if code == "":
+            raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        if code != "1":
+            raise Conflict(f"task {task_id} is {code}.", "Only dead and cancelled tasks can be tried again.")
+        return await self.queries.get(task_id)
+
+    async def replay(self, type: str | None, limit: int | None) -> int:
+        """Queue dead tasks again, newest first, each once although it may die again meanwhile; how many."""
+        replayed = 0
+        cursor = None
+        while limit is None or replayed < limit:
+            page = REPLAY_PAGE if limit is None else min(REPLAY_PAGE, limit - replayed)
+            ids, cursor = await self.queries.ids(State.DEAD, type, page, cursor)
+            by_shard: dict[int, list[str]] = {}
+            for task_id in ids:
+                by_shard.setdefault(self.queries.shard(task_id), []).append(task_id)
+            codes = await asyncio.gather(
+                *(
+                    self._replay(shard, part[n : n + BATCH_MAX])
+                    for shard, part in by_shard.items()
+                    for n in range(0, len(part), BATCH_MAX)
+                )
+            )
+            replayed += sum(code == "1" for part in codes for code in part)
+            if cursor is None:
+                break
+        return replayed
+
+    async def _replay(self, shard: int, ids: Sequence[str]) -> list[str]:
+        codes, heads = await self.queries.ask(shard, partial(self.dispatch.calls.replay, shard, ids))
+        if heads:
+            self.on_heads(shard, heads_of(heads))
+        return [code.decode() for code in codes]
+
+    async def purge_dead(self) -> int:
+        """Drop the whole dead letter queue; how many tasks."""
+        calls = self.dispatch.calls
+        marked = await asyncio.gather(
+            *(self.queries.ask(s, partial(calls.expire_dead, s)) for s in range(self.config.shards))
+        )
+        for shard, count in enumerate(marked):
+            if count:
+                self.house.look(shard)
+        return sum(marked)
+
+    async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
+        """A page of tasks, newest first, and the cursor of the next."""
+        return await self.queries.page(query)
+
+    async def counts(self) -> dict[str, Any]:
+        """Tasks by state and queue."""
+        return await self.queries.counts()
+
+    async def sums(self) -> dict[str, Any]:
+        """What was done in each of the last steps of time."""
+        return await self.queries.sums()
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """Live nodes and what each runs."""
+        try:
+            running = await self.queries.running()
+        except StoreUnavailable:
+            running = {self.dispatch.session: list(self.worker.running)}
+        return report.workers(self.view, running)
+
+    def cluster(self, events: int = EVENTS_MAX) -> dict[str, Any]:
+        """This node's view of everything, with the latest events that it saw itself."""
+        return report.cluster(self.view, self.owners, self.timeline.own(events))
+
+    def listen(self, after: str | None) -> AbstractContextManager[Listener]:
+        """What happens in the cluster, from that event on. Raises TooManyListeners."""
+        return self.bulletin.listen(after)
+
+    def is_ready(self) -> tuple[bool, str]:
+        """Ready means that a group of calls was answered within the last seconds, never that a socket is open."""
+        if self.is_draining or self.is_stopping:
+            return False, "draining"
+        loop_s = asyncio.get_running_loop().time()
+        late = [n for n, lane in enumerate(self.dispatch.lanes) if loop_s - lane.last_answer_s > READY_WITHIN_S]
+        if self.view.refusal is not None:
+            return False, f"Redis refuses: {self.view.refusal.words}"
+        if not self.dispatch.is_up or late:
+            return False, "Redis does not answer"
+        if not self.view.redis_ok:
+            return False, "Redis does not take this node's heartbeat"
+        if not self.view.is_synced:
+            return False, "joining"
+        return True, "ready"
+
+    def health(self) -> dict[str, Any]:
+        """How this node and the cluster are; what is wrong, worst first, in words."""
+        is_up = self.dispatch.is_up and self.view.redis_ok
+        notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
+        problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes)
+        is_ready, why = self.is_ready()
+        return {
+            "status": report.status(problems),
+            "ready": is_ready,
+            "reason": why,
+            "node_id": self.config.name,
+            "session": self.dispatch.session,
+            "uptime_s": round(time.monotonic() - self._started_s, 1),
+            "leader": self.view.leader.node_id if self.view.leader else None,
+            "members": report.head_count(self.view),
+            "shards_owned": len(self.house.owned),
+            "running": len(self.worker.running),
+            "lingering": len(self.worker.lingering),
+            "problems": problems,
+        }
+
+
+def _gained(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
+    """How many shards each node owns that it did not own before."""
+    return dict(Counter(new for old, new in zip(before, after, strict=True) if new != old and new))
+
+
+def _ignore(_: Reply) -> None:
+    """For best-effort calls."""

@@ -1,0 +1,210 @@
+"""Housekeeping: promote what is due, reap what the dead held, drop what is past retention, and look for lost claims.
+
+It is the owner's work, done each sweep over the shards this node owns, and at the moment a task is due. The net below:
+every node also sweeps a random shard now and then, whoever owns it. No leader is needed for any of it.
+
+Does not decide that a session is dead: it reaps sessions that have a tombstone, and tells vitals of sessions that hold
+work and that nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from random import Random
+from typing import Any
+
+import msgspec
+import structlog
+
+from cluster import keys
+from cluster.config import Config
+from cluster.shards.calls import BATCH_MAX, Head, heads_of
+from cluster.shards.lane import Reply
+from cluster.shards.task import Claimed, Lost, Spec
+from node.observe.metrics import Metrics
+from node.queue.dispatch import Dispatcher
+
+STRAY_EVERY = 3  # sweeps between two looks at a shard that somebody else owns
+READABLE_S = 60.0  # however short memory is: longer than any client asks for a result or repeats a submission
+COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in use are compared each sweep
+
+log = structlog.get_logger("rumor.house")
+
+_decode_spec = msgspec.msgpack.Decoder(Spec).decode
+
+
+class House:
+    """Keeps house for one node."""
+
+    def __init__(
+        self,
+        config: Config,
+        dispatch: Dispatcher,
+        metrics: Metrics,
+        on_heads: Callable[[int, Sequence[Head]], None],
+        on_strangers: Callable[[Iterable[str]], None],
+        on_reaped: Callable[[str, int], None],
+        on_lost: Callable[[str, Sequence[Lost]], None],
+    ) -> None:
+        self._config = config
+        self._dispatch = dispatch
+        self._metrics = metrics
+        self._on_heads = on_heads
+        self._on_strangers = on_strangers
+        self._on_reaped = on_reaped
+        self._on_lost = on_lost
+        self._rng = Random()
+        self._look = asyncio.Event()
+        self._due: dict[int, float] = {}  # shard -> loop time at which something there is due
+        self._looking: dict[int, bool] = {}  # shards whose answer is awaited -> look again after it
+        self._holders: dict[str, set[int]] = {}  # sessions that are not alive here -> shards they hold work in
+        self._reaping: dict[str, tuple[int, int]] = {}  # session -> (answers to wait for, tasks so far)
+        self.owned: tuple[int, ...] = ()
+        self.alive: frozenset[str] = frozenset()  # sessions that gossip holds alive
+        self.sweeps = 0
+        self.is_memory_short = False
+
+    def own(self, shards: Iterable[int], alive: Iterable[str]) -> None:
+        """The shards this node owns from now on; new ones are looked at at once."""
+        before = set(self.owned)
+        self.owned = tuple(shards)
+        self.alive = frozenset(alive)
+        for shard in self.owned:
+            if shard not in before:
+                self.look(shard)
+
+    def due(self, shard: int, in_s: float) -> None:
+        """Something in a shard is due in that many seconds; now, if that is 0."""
+        if in_s <= 0:
+            self.look(shard)
+        else:
+            self._note_due(shard, asyncio.get_running_loop().time() + in_s)
+
+    def look(self, shard: int) -> None:
+        """Keep house in one shard now. What is asked for while an answer is awaited is done once after it."""
+        if shard in self._looking:
+            self._looking[shard] = True
+            return
+        self._looking[shard] = False
+        self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, self._age_ms(), partial(self._kept, shard)))
+
+    def is_looking(self, shard: int) -> bool:
+        """Whether an answer about the shard is awaited."""
+        return shard in self._looking
+
+    def _age_ms(self) -> int:
+        """While memory is short a finished task is readable for as long as a client may retry, and no longer."""
+        return int(READABLE_S * 1000) if self.is_memory_short else -1
+
+    def reap(self, session: str, shards: Iterable[int]) -> None:
+        """Queue again what a fenced session holds in these shards."""
+        for shard in shards:
+            left, tasks = self._reaping.get(session, (0, 0))
+            self._reaping[session] = (left + 1, tasks)
+            call = self._dispatch.calls.reap(shard, session, self._rng.random(), partial(self._reaped, shard, session))
+            self._dispatch.lane(shard).add(call)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_s = loop.time()
+        while True:
+            now_s = loop.time()
+            if now_s >= next_s:
+                self._sweep()
+                next_s = now_s + self._config.sweep_interval_s
+            for shard in [shard for shard, at_s in self._due.items() if at_s <= now_s]:
+                del self._due[shard]
+                self.look(shard)
+            self._look.clear()
+            until_s = min([next_s, *self._due.values()])
+            try:
+                async with asyncio.timeout(max(0.0, until_s - loop.time())):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+
+    def _sweep(self) -> None:
+        self.sweeps += 1
+        for shard in self.owned:
+            self.look(shard)
+        if self.sweeps % STRAY_EVERY == 0:
+            self.look(self._rng.randrange(self._config.shards))
+        all_of_them = self.sweeps % COMPARE_EVERY == 0
+        for shard, held in enumerate(self._dispatch.held):
+            if held or all_of_them or shard in self._dispatch.uncertain:
+                self._dispatch.compare(shard)
+        for shard, lane in enumerate(self._dispatch.lanes):
+            if lane.is_idle:  # where this node owns nothing: a lane that asks nothing would not know that Redis answers
+                self._dispatch.compare(shard)
+        self._ask_after_strangers()
+
+    def _note_due(self, shard: int, at_s: float) -> None:
+        if at_s < self._due.get(shard, float("inf")):
+            self._due[shard] = at_s
+            self._look.set()
+
+    def _kept(self, shard: int, reply: Reply) -> None:
+        if self._looking.pop(shard):
+            self.look(shard)
+        if isinstance(reply, Exception):
+            return
+        now_ms, promoted, dropped, next_due_ms, sessions, heads = reply
+        if promoted == BATCH_MAX or dropped == BATCH_MAX:
+            self.look(shard)
+        elif next_due_ms and shard in self.owned:
+            self._note_due(shard, asyncio.get_running_loop().time() + max(0.0, (next_due_ms - now_ms) / 1000))
+        for raw in sessions:
+            session = raw.decode()
+            if session not in self.alive and session != self._dispatch.session:
+                self._holders.setdefault(session, set()).add(shard)
+        self._on_heads(shard, heads_of(heads))
+
+    def _ask_after_strangers(self) -> None:
+        """Sessions that hold work and are not alive here: reap those with a tombstone, tell vitals of the others."""
+        holders, self._holders = self._holders, {}
+        for session, shards in holders.items():
+            if session not in self.alive:
+                call = self._dispatch.calls.tombstone(session, partial(self._stranger, session, shards))
+                self._dispatch.lanes[0].add(call)
+
+    def _stranger(self, session: str, shards: set[int], reply: Reply) -> None:
+        if isinstance(reply, Exception):
+            return
+        if reply is not None and reply.startswith(keys.FENCED.encode()):
+            self.reap(session, shards)
+        else:
+            self._on_strangers([session])
+
+    def _reaped(self, shard: int, session: str, reply: Reply) -> None:
+        left, tasks = self._reaping.pop(session)
+        if not isinstance(reply, Exception):
+            in_flight, queued, scheduled, dead, heads, traced = reply
+            moved = queued + scheduled + dead
+            tasks += moved
+            if moved:
+                self._metrics.reaped.add(moved)
+            if in_flight:
+                self._reaping[session] = (left, tasks)
+                self.reap(session, [shard])
+                left, tasks = self._reaping.pop(session)
+            if scheduled:
+                self.look(shard)
+            if heads:
+                self._on_heads(shard, heads_of(heads))
+            if traced:
+                self._on_lost(session, [_lost(shard, session, traced[n : n + 6]) for n in range(0, len(traced), 6)])
+        if left > 1:
+            self._reaping[session] = (left - 1, tasks)
+        elif tasks:
+            log.info("session_reaped", session=session, tasks=tasks)
+            self._on_reaped(session, tasks)
+
+
+def _lost(shard: int, session: str, row: Sequence[Any]) -> Lost:
+    """One delivery as reap.lua tells of it."""
+    task_id, delivery, attempt, ran_ms, spec, outcome = row
+    claimed = Claimed(task_id.decode(), shard, delivery, attempt, _decode_spec(spec), b"null", session)
+    return Lost(claimed, ran_ms / 1000, outcome.decode())

@@ -1,0 +1,121 @@
+"""Wake-ups: what one node tells another on its session's own channel. Best effort; the sweep is the net.
+
+Three things are said: work was queued in your shards, something there is due at a time, a task that you run was
+cancelled. What is said in one turn of the loop to one session travels as one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+
+from cluster.shards.calls import Head
+from cluster.shards.lane import Reply
+from node.queue.dispatch import Dispatcher
+
+log = structlog.get_logger("rumor.wakes")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[str, list[Any]]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Queued in shards that the receiver owns."""
+
+    heads: list[tuple[int, Head]]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Due in shards that the receiver owns: (shard, in how many seconds)."""
+
+    dues: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A delivery that the receiver runs may not be committed any more."""
+
+    task_id: str
+    delivery: int
+
+
+def parse_wake(message: bytes, shards: int) -> Work | Due | Cancelled | None:
+    """A message as sent by `Wakes`; None, and a log line, for anything else."""
+    try:
+        kind, rows = _decode(message)
+        match kind:
+            case "w":
+                return Work([(_shard(s, shards), Head(str(q), int(n), int(score))) for s, q, n, score in rows])
+            case "d":
+                return Due([(_shard(shard, shards), max(0, int(ms)) / 1000) for shard, ms in rows])
+            case "c":
+                task_id, delivery = rows
+                return Cancelled(str(task_id), int(delivery))
+        raise ValueError(f"unknown kind {kind!r}")
+    except (msgspec.DecodeError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        log.warning("wake_malformed", error=str(error))
+        return None
+
+
+def _shard(value: Any, shards: int) -> int:
+    shard = int(value)
+    if not 0 <= shard < shards:
+        raise ValueError(f"no shard {shard}")
+    return shard
+
+
+class Wakes:
+    """Collects and sends."""
+
+    def __init__(self, dispatch: Dispatcher) -> None:
+        self._dispatch = dispatch
+        self._work: dict[str, dict[tuple[int, str], Head]] = {}  # session -> (shard, queue) -> its head
+        self._dues: dict[str, dict[int, float]] = {}  # session -> shard -> loop time
+        self._is_due = False
+
+    def work(self, session: str, shard: int, heads: Sequence[Head]) -> None:
+        """Work was queued in a shard that this session's node owns."""
+        for head in heads:
+            if head.count:
+                self._work.setdefault(session, {})[shard, head.queue] = head
+                self._send_soon()
+
+    def due(self, session: str, shard: int, in_s: float) -> None:
+        """Something becomes due in a shard that this session's node owns."""
+        at_s = asyncio.get_running_loop().time() + in_s
+        dues = self._dues.setdefault(session, {})
+        dues[shard] = min(at_s, dues.get(shard, at_s))
+        self._send_soon()
+
+    def cancelled(self, session: str, task_id: str, delivery: int) -> None:
+        """A task that this session runs was cancelled."""
+        self._tell(session, ("c", [task_id, delivery]))
+
+    def _send_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._is_due = False
+        now_s = asyncio.get_running_loop().time()
+        work, self._work = self._work, {}
+        for session, heads in work.items():
+            self._tell(session, ("w", [(shard, h.queue, h.count, h.score) for (shard, _), h in heads.items()]))
+        dues, self._dues = self._dues, {}
+        for session, shards in dues.items():
+            self._tell(session, ("d", [(shard, int(1000 * (at_s - now_s))) for shard, at_s in shards.items()]))
+
+    def _tell(self, session: str, message: tuple[str, Any]) -> None:
+        self._dispatch.lanes[0].add(self._dispatch.calls.publish(session, _encode(message), _ignore))
+
+
+def _ignore(_: Reply) -> None:
+    """Best effort."""

@@ -1,0 +1,238 @@
+"""What crosses HTTP, as types: requests are parsed into these and answers rendered from them, by msgspec.
+
+The descriptions are those of `/openapi.json`. Does not know: HTTP, the engine, where the bytes come from.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from cluster.errors import Invalid
+from cluster.shards.task import State
+
+WAIT_MAX_S = 60.0
+LIST_MAX = 500
+NULL = Raw(b"null")
+
+Priority = Literal["low", "normal", "high"] | Annotated[int, Meta(ge=0, le=9)]
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+
+
+class BackoffJson(Struct, forbid_unknown_fields=True):
+    """`backoff` of a submission; full jitter over min(max_s, base_s x factor^(n-1))."""
+
+    base_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    factor: Annotated[float, Meta(ge=1, le=100)] | None = None
+    max_s: Annotated[float, Meta(ge=0, le=604_800)] | None = None
+
+
+class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of `POST /tasks`. What is left out comes from the type's declaration, then from the configuration."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=200, description="Which handler runs it.")]
+    data: Annotated[Raw, Meta(description="What the handler gets: any JSON.")] = NULL
+    queue: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")] | None,
+        Meta(description="Lane it waits in; default: that of its type."),
+    ] = None
+    priority: Annotated[Priority | None, Meta(description="low, normal, high or 0 to 9 (2, 5, 8).")] = None
+    key: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | None,
+        Meta(description="Tasks with the same key share a shard. Placement only, no order."),
+    ] = None
+    delay_s: Annotated[Seconds | None, Meta(description="Run no sooner than this many seconds from now.")] = None
+    run_at: Annotated[
+        Annotated[str, Meta(max_length=64)] | None,
+        Meta(description="Run no sooner than this: RFC 3339 with an offset."),
+    ] = None
+    max_attempts: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None, Meta(description="Attempts before it is dead.")
+    ] = None
+    timeout_s: Annotated[
+        Annotated[float, Meta(gt=0, le=604_800)] | None, Meta(description="Seconds one attempt may run.")
+    ] = None
+    backoff: BackoffJson | None = None
+    unique_for_s: Annotated[
+        Annotated[float, Meta(gt=0, le=2_592_000)] | None,
+        Meta(
+            description="A repeat within this time (same type, same unique_key, else same data) is the first task, "
+            "whatever its Idempotency-Key."
+        ),
+    ] = None
+    unique_key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished; 5 at least.")] = (
+        None
+    )
+
+
+class FailureJson(Struct, frozen=True):
+    """Why an attempt failed, in short."""
+
+    type: str
+    message: str
+
+
+class AttemptJson(Struct, frozen=True, kw_only=True):
+    """How one attempt ended, other than by success. `attempt` null: the outcome of an earlier one came too late."""
+
+    outcome: Literal["retrying", "released", "dead", "lost", "cancelled", "replayed", "refused"]
+    at_ms: int
+    started_at_ms: int | None
+    node_id: str | None
+    session: str | None
+    attempt: int | None
+    delivery: int
+    error: FailureJson | None
+
+
+class TaskJson(Struct, kw_only=True, gc=False):
+    """A task as every call shows it."""
+
+    id: str
+    type: str
+    state: str
+    queue: str
+    priority: int
+    data: Raw
+    attempt: int
+    max_attempts: int
+    delivery: int
+    submitted_at_ms: Annotated[
+        int | None, Meta(description="When its id was made, by the clock of the gateway; the others are Redis's.")
+    ] = None
+    queued_at_ms: int | None = None
+    run_at_ms: int | None = None
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    node_id: str | None = None
+    result: Raw = NULL
+    error: Raw = NULL
+    progress: Raw = NULL
+    key: str | None = None
+    traceparent: Annotated[
+        str | UnsetType, Meta(description="Only of a task with a trace context (W3C), and what its spans descend from.")
+    ] = UNSET
+    tracestate: Annotated[str | UnsetType, Meta(description="Only where one came with the submission.")] = UNSET
+    trace_url: Annotated[str | UnsetType, Meta(description="Only of one task, where trace_url is configured.")] = UNSET
+    history: Annotated[
+        list[AttemptJson] | UnsetType, Meta(description="Only of one task: its last attempts that did not succeed.")
+    ] = UNSET
+
+
+class Submitted(Struct, frozen=True):
+    """What became of one accepted submission; not new: a repeat, and `task` is the first one."""
+
+    task: TaskJson
+    is_new: bool
+
+
+class ErrorBody(Struct, frozen=True):
+    """A stable code, what happened (with the values), and what to do."""
+
+    code: str
+    message: str
+    hint: str
+    may_have_happened: bool | UnsetType = UNSET  # with store_unavailable: whether it may have been carried out
+
+
+class ErrorJson(Struct, frozen=True):
+    """The form of every error."""
+
+    error: ErrorBody
+
+
+class BatchJson(Struct, frozen=True):
+    """Answer to `POST /tasks/batch`; `results` stand in the order of the request."""
+
+    accepted: int
+    rejected: int
+    results: list[Any]  # TaskJson | ErrorJson; msgspec decodes no union of two untagged structs, and nobody does here
+
+
+class ListQuery(Struct, kw_only=True, frozen=True):
+    """`GET /tasks`: filters and page."""
+
+    state: Annotated[State | None, Meta(description="Only tasks in this state.")] = None
+    type: Annotated[str | None, Meta(description="Only tasks of this type.")] = None
+    key: Annotated[str | None, Meta(description="Only tasks with this key.")] = None
+    limit: Annotated[int, Meta(ge=1, le=LIST_MAX, description="Most tasks on a page.")] = 50
+    cursor: Annotated[
+        Annotated[str, Meta(max_length=1024)] | None, Meta(description="Where the page before ended.")
+    ] = None
+
+
+class TaskQuery(Struct, kw_only=True, frozen=True):
+    """`GET /tasks/{id}`."""
+
+    wait_s: Annotated[float, Meta(ge=0, le=WAIT_MAX_S, description="Answer when terminal, or after this time.")] = 0.0
+
+
+class ClusterQuery(Struct, kw_only=True, frozen=True):
+    """`GET /cluster`."""
+
+    events: Annotated[int, Meta(ge=0, le=500, description="Most events that this node saw, the latest.")] = 500
+
+
+class TaskList(Struct, frozen=True):
+    """A page of tasks, newest first; no cursor: the last page."""
+
+    tasks: list[TaskJson]
+    cursor: str | None
+
+
+class Replay(Struct, forbid_unknown_fields=True, frozen=True):
+    """The body of `POST /dead/replay`; empty: all dead tasks."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    limit: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Replayed(Struct, frozen=True):
+    """How many dead tasks are queued again."""
+
+    replayed: int
+
+
+class Removed(Struct, frozen=True):
+    """How many dead tasks are gone."""
+
+    removed: int
+
+
+class Forward(Struct, frozen=True):
+    """A submission on its way from a gateway that cannot reach Redis to one that can (msgpack, node to node)."""
+
+    ids: list[str]
+    items: bytes  # JSON array of submissions: their data is JSON and stays as it is
+    idempotency_keys: list[str] | None = None  # one for each item
+    trace: str | None = None  # as in a task's spec
+
+
+class Forwarded(Struct, frozen=True):
+    """What became of one forwarded submission (JSON, node to node): a task, or an error with its status."""
+
+    task: TaskJson | None = None
+    is_new: bool = False
+    error: ErrorBody | None = None
+    status: int = 0
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_Instant = Annotated[datetime, Meta(tz=True)]
+
+
+def run_at_ms(text: str) -> int:
+    """Milliseconds since 1970 of an RFC 3339 time with an offset. Raises Invalid otherwise."""
+    try:
+        return (msgspec.convert(text, _Instant) - _EPOCH) // timedelta(milliseconds=1)
+    except msgspec.ValidationError as error:
+        why = "it has no offset" if "timezone" in str(error) else "it is not an RFC 3339 time"
+        raise Invalid(
+            f"$.run_at is {text!r}: {why}.", "Write it like 2030-01-31T12:00:00Z or …T12:00:00+02:00."
+        ) from None
+    except OverflowError:
+        raise Invalid(f"$.run_at is {text!r}: outside the years 1 to 9999.", "Choose another time.") from None
