@@ -14,6 +14,8 @@
 -- ARGV[6]  least ms                   that a task stays, whatever it brought
 -- Touches  {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
 -- Uses     include/history.lua
+-- Uses     include/flight.lua
+-- Uses     include/spec.lua
 --
 -- Returns  {state it was in ("" when there is no such task), session that ran it or "", its delivery}; it is cancelled
 --          now if that state was not a terminal one
@@ -30,15 +32,15 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 remember(KEYS[2], 'cancelled', now, '', 'it was ' .. state)
 redis.call('HSET', KEYS[2], 'state', 'cancelled', 'finished_at', now)
-local spec = cmsgpack.unpack(was[4])
-redis.call('ZADD', KEYS[5], now + (spec[8] and math.max(math.floor(spec[8] * 1000), ARGV[6]) or ARGV[4]), id)
+local spec = spec_of(was[4])
+local own = spec[RETENTION_S]
+redis.call('ZADD', KEYS[5], now + (own and math.max(math.floor(own * 1000), ARGV[6]) or ARGV[4]), id)
 local session = ''
 if state == 'queued' then
-  redis.call('ZREM', ARGV[2] .. spec[2], id)
+  redis.call('ZREM', ARGV[2] .. spec[QUEUE], id)
 elseif state == 'running' then
   session = was[2] or ''
-  redis.call('HDEL', ARGV[3] .. session, id)
-  if redis.call('EXISTS', ARGV[3] .. session) == 0 then redis.call('SREM', KEYS[6], session) end
+  out_of_flight(ARGV[3] .. session, KEYS[6], session, {id})
 elseif state == 'waiting' then
   redis.call('ZREM', KEYS[4], id)
 else

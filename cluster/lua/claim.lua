@@ -10,8 +10,10 @@
 -- ARGV[4]  highest score              do not take what is worse than this ("+inf": anything)
 -- ARGV[5]  bytes                      of data that one answer may hold; the first task is taken whatever its size
 -- Touches  {sNN}:task:<id>            one per claimed id, same slot
+-- Uses     include/flight.lua
 --
--- Returns  {now ms, count left, head score left, {id, delivery, attempt, spec, data, queued-at ms or "", workers lost, …}}
+-- Returns  {now ms, count left, head score left,
+--          {id, delivery, attempt, spec, data, queued-at ms or "", workers lost, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; an attempt is
 --          counted before its handler can start
 -- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session's comparison finds them.
@@ -39,10 +41,7 @@ for _, id in ipairs(ids) do
   end
   taken[#taken + 1] = id
 end
-if #flight > 0 then
-  redis.call('HSET', KEYS[3], unpack(flight))
-  redis.call('SADD', KEYS[4], session)
-end
+into_flight(KEYS[3], KEYS[4], session, flight)
 if #taken > 0 then redis.call('ZREM', KEYS[2], unpack(taken)) end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 return {now, redis.call('ZCARD', KEYS[2]), first[2] or '0', out}

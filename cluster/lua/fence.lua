@@ -9,7 +9,6 @@
 -- ARGV[3]  cause                  one word, kept in the tombstone
 -- ARGV[4]  ttl_ms                 how long the tombstone is kept
 -- ARGV[5]  by                     node_id of the fencer, kept in the tombstone
--- ARGV[6]  mode                   '' for PUBLISH, 'S' for sharded pub/sub
 --
 -- Returns  {1, tombstone} written now; {2, tombstone} it stood there before; {0, counter or ''} the session lives
 -- Keeps    a tombstone is never overwritten; it is written only on the word of Redis and of the caller together
@@ -21,7 +20,7 @@ if value and string.sub(value, 1, 7) == 'fenced ' then
 end
 local agrees = ARGV[1] == 'own'
 if ARGV[1] == 'fast' then
-  local count = redis.call('PUBSUB', ARGV[6] == 'S' and 'SHARDNUMSUB' or 'NUMSUB', KEYS[2])[2]
+  local count = redis.call('PUBSUB', 'NUMSUB', KEYS[2])[2]
   agrees = tonumber(count) == 0
 elseif ARGV[1] == 'slow' then
   agrees = (value or '') == ARGV[2]

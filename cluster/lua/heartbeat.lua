@@ -6,17 +6,16 @@
 -- ARGV[1]  beat                   counter, rises with every call of this session
 -- ARGV[2]  ttl_ms                 how long the counter stays without another beat
 -- ARGV[3]  echo                   published to the channel, so that its subscriber can tell that it hears
--- ARGV[4]  mode                   '' for PUBLISH, 'S' for sharded pub/sub
 --
 -- Returns  {'ok', subscribers of the channel} or {the tombstone, subscribers}
 -- Keeps    a tombstone is never overwritten: a fenced session cannot come back
 -- Repeat   harmless
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
 local value = redis.call('GET', KEYS[1])
-local count = redis.call('PUBSUB', ARGV[4] == 'S' and 'SHARDNUMSUB' or 'NUMSUB', KEYS[2])[2]
+local count = redis.call('PUBSUB', 'NUMSUB', KEYS[2])[2]
 if value and string.sub(value, 1, 7) == 'fenced ' then
   return {value, count}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call(ARGV[4] .. 'PUBLISH', KEYS[2], ARGV[3])
+redis.call('PUBLISH', KEYS[2], ARGV[3])
 return {'ok', count}

@@ -12,6 +12,7 @@
 -- ARGV[7]  type                       keep only this type; "" any
 -- ARGV[8]  key                        keep only this key; "" any
 -- Touches  {sNN}:task:<id>            same slot
+-- Uses     include/spec.lua
 --
 -- Returns  {place reached ("" when the shard has no more), {place, id, …}}; a place sorts as the listing does
 -- Keeps    reads only
@@ -48,8 +49,8 @@ for i, row in ipairs(rows) do
     local was = redis.pcall('HMGET', prefix .. row[2], 'state', 'spec')
     keep = was[1] and (ARGV[6] == '' or was[1] == ARGV[6])
     if keep and (ARGV[7] ~= '' or ARGV[8] ~= '') then
-      local spec = cmsgpack.unpack(was[2])
-      keep = (ARGV[7] == '' or spec[1] == ARGV[7]) and (ARGV[8] == '' or spec[7] == ARGV[8])
+      local spec = spec_of(was[2])
+      keep = (ARGV[7] == '' or spec[TYPE] == ARGV[7]) and (ARGV[8] == '' or spec[KEY] == ARGV[8])
     end
   end
   if keep then

@@ -18,6 +18,8 @@
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua
 -- Uses     include/heads.lua
+-- Uses     include/flight.lua
+-- Uses     include/spec.lua
 --
 -- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …},
 --          {id, delivery, attempt, ms since its claim, spec, outcome, … of tasks that carry a trace context}}
@@ -41,8 +43,8 @@ for i = 1, math.min(#all, limit) do
   ids[i] = id
   local was = redis.pcall('HMGET', key, 'spec', 'attempt', 'lost', 'queued_at', 'delivery', 'started_at')
   if was[1] then
-    local spec = cmsgpack.unpack(was[1])
-    local queue, level, max_attempts, backoff = spec[2], spec[3], spec[4], spec[6]
+    local spec = spec_of(was[1])
+    local queue, level, max_attempts, backoff = spec[QUEUE], spec[LEVEL], spec[MAX_ATTEMPTS], spec[BACKOFF]
     local attempt, lost = tonumber(was[2]), (was[3] or 0) + 1
     local outcome = 'queued'
     if attempt >= max_attempts then
@@ -66,21 +68,21 @@ for i = 1, math.min(#all, limit) do
       queued = queued + 1
     else
       jitter = (jitter + 0.618033988749895) % 1
-      local wait = math.floor(1000 * jitter * math.min(backoff[3], backoff[1] * backoff[2] ^ math.min(lost - 2, GROWTHS_MAX)))
+      local ceiling = math.min(backoff[MAX_S], backoff[BASE_S] * backoff[FACTOR] ^ math.min(lost - 2, GROWTHS_MAX))
+      local wait = math.floor(1000 * jitter * ceiling)
       remember(key, 'lost', now, '', '')
       redis.call('HSET', key, 'state', 'retrying', 'lost', lost, 'due', now + wait)
       redis.call('ZADD', KEYS[4], now + wait, id)
       outcome = 'retrying'
       scheduled = scheduled + 1
     end
-    if spec[9] then
+    if spec[TRACE] then
       local n = #traced
       traced[n + 1], traced[n + 2], traced[n + 3], traced[n + 4], traced[n + 5], traced[n + 6] =
         id, tonumber(was[5]), attempt, now - (was[6] or now), was[1], outcome
     end
   end
 end
-if #ids > 0 then redis.call('HDEL', KEYS[2], unpack(ids)) end
-if #all <= limit then redis.call('SREM', KEYS[3], session) end
+out_of_flight(KEYS[2], KEYS[3], session, ids)
 if #finished > 0 then redis.call('PUBLISH', ARGV[8], table.concat(finished, ' ')) end
 return {#all - #ids, queued, scheduled, dead, heads_of(ready_prefix, order), traced}

@@ -10,6 +10,7 @@
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua
 -- Uses     include/heads.lua
+-- Uses     include/spec.lua
 --
 -- Returns  {{code per id: "1" queued, "" no such task, else its state}, {queue, count, head score, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
@@ -23,14 +24,15 @@ for i = 4, #ARGV do
   local key = ARGV[1] .. id
   local was = redis.call('HMGET', key, 'state', 'spec')
   if was[1] == 'dead' or was[1] == 'cancelled' then
-    local spec = cmsgpack.unpack(was[2])
+    local spec = spec_of(was[2])
     remember(key, 'replayed', now, '', 'it was ' .. was[1])
     redis.call('HSET', key, 'state', 'queued', 'attempt', 0, 'queued_at', now)
     redis.call('HDEL', key, 'lost', 'finished_at', 'started_at', 'session', 'error', 'result', 'progress')
-    redis.call('ZADD', ARGV[2] .. spec[2], now - spec[3] * ARGV[3], id)
-    if not queues[spec[2]] then
-      queues[spec[2]] = true
-      order[#order + 1] = spec[2]
+    local queue = spec[QUEUE]
+    redis.call('ZADD', ARGV[2] .. queue, now - spec[LEVEL] * ARGV[3], id)
+    if not queues[queue] then
+      queues[queue] = true
+      order[#order + 1] = queue
     end
     redis.call('ZREM', was[1] == 'dead' and KEYS[2] or KEYS[3], id)
     codes[#codes + 1] = '1'

@@ -16,6 +16,8 @@
 --          "g" given back, the attempt not counted (payload "", ms until due, 0 at once)
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua
+-- Uses     include/flight.lua
+-- Uses     include/spec.lua
 --
 -- Returns  {code per outcome, …}: "1" committed, "y" this very delivery was committed before, else why it was refused:
 --          "gone" (no such task) or the state the task is in
@@ -76,9 +78,9 @@ for i = 1, n do
         due[#due + 1] = now + ms
         due[#due + 1] = id
       else
-        local spec = cmsgpack.unpack(was[1])
+        local spec = spec_of(was[1])
         redis.call('HSET', key, 'state', 'queued', 'settled', delivery)
-        redis.call('ZADD', ready_prefix .. spec[2], (was[2] or now) - spec[3] * aging, id)
+        redis.call('ZADD', ready_prefix .. spec[QUEUE], (was[2] or now) - spec[LEVEL] * aging, id)
       end
     end
     gone[#gone + 1] = id
@@ -89,9 +91,6 @@ end
 if #done > 0 then redis.call('ZADD', KEYS[4], unpack(done)) end
 if #dead > 0 then redis.call('ZADD', KEYS[5], unpack(dead)) end
 if #due > 0 then redis.call('ZADD', KEYS[6], unpack(due)) end
-if #gone > 0 then
-  redis.call('HDEL', KEYS[2], unpack(gone))
-  if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SREM', KEYS[3], ARGV[3]) end
-end
+if #gone > 0 then out_of_flight(KEYS[2], KEYS[3], ARGV[3], gone) end
 if #finished > 0 then redis.call('PUBLISH', ARGV[5], table.concat(finished, ' ')) end
 return codes

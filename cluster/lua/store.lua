@@ -17,9 +17,11 @@
 --          has such a key and is to be unique as well, its lifetime is "<ms> <ms> <unique name>", the latter two of that
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
 -- Uses     include/heads.lua
+-- Uses     include/flight.lua
 --
 -- Returns  {now ms, {code per task}, {queue, count, head score, …}}; codes: "q" queued, "s" scheduled, "c" claimed,
---          "x" this id was stored before, "i<id>" repeat of that task (by key or by unique name), "m<id>" same key with another body, "f" queue full
+--          "x" this id was stored before, "i<id>" repeat of that task (by key or by unique name),
+--          "m<id>" same key with another body, "f" queue full
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; a mapping and
 --          its task are written together
 -- Repeat   harmless: an id that is in the index is not stored again
@@ -113,10 +115,7 @@ end
 
 if #index > 0 then redis.call('ZADD', KEYS[2], unpack(index)) end
 if #due_args > 0 then redis.call('ZADD', KEYS[3], unpack(due_args)) end
-if #flight > 0 then
-  redis.call('HSET', KEYS[5], unpack(flight))
-  redis.call('SADD', KEYS[4], session)
-end
+into_flight(KEYS[5], KEYS[4], session, flight)
 if #order > 0 then redis.call('SADD', KEYS[6], unpack(order)) end
 for _, queue in ipairs(order) do
   if #ready[queue] > 0 then redis.call('ZADD', ready_prefix .. queue, unpack(ready[queue])) end

@@ -93,7 +93,7 @@ class Pulse:
             self._beats,
             "heartbeat",
             [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
-            [beat, ttl_ms, echo, ""],
+            [beat, ttl_ms, echo],
         )
         return Beat(None if said == b"ok" else bytes(said), int(count))
 
@@ -120,7 +120,7 @@ class Pulse:
                 self._fences,
                 "fence",
                 [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
-                [fence.path.value, fence.seen, fence.cause, tombstone_ms, by, ""],
+                [fence.path.value, fence.seen, fence.cause, tombstone_ms, by],
             )
         return Fenced(int(code) != 0, int(code) == 1, bytes(value))
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from cluster.shards.task import Backoff, Spec
 
 SCRIPTS = sorted((Path(__file__).resolve().parent.parent.parent / "cluster" / "lua").glob("*.lua"))
 ONE = re.compile(r"\b(KEYS|ARGV)\[(\d+)\]")
@@ -67,6 +70,25 @@ def complaints(name: str, text: str) -> list[str]:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_does_what_its_header_says(path: Path) -> None:
     assert complaints(path.stem, path.read_text("utf-8")) == []
+
+
+def names_in(line_start: str) -> dict[str, int]:
+    """Field -> position, from `local A, B = 1, 2` in include/spec.lua."""
+    text = (SCRIPTS[0].parent / "include" / "spec.lua").read_text("utf-8")
+    (found,) = re.findall(rf"^local ({line_start}[A-Z_, ]*) = ([\d, ]+)", text, re.M)
+    return {name.lower(): int(at) for name, at in zip(found[0].split(", "), found[1].split(", "), strict=True)}
+
+
+@pytest.mark.parametrize(("first", "struct"), [("TYPE", Spec), ("BASE_S", Backoff)])
+def test_lua_reads_a_spec_by_the_positions_that_python_writes(first: str, struct: type[msgspec.Struct]) -> None:
+    fields = struct.__struct_fields__
+    assert names_in(first) == {name: n for n, name in enumerate(fields, 1)}
+
+
+def test_only_one_place_in_lua_counts_the_fields_of_a_spec() -> None:
+    for path in SCRIPTS:
+        _, body = split(path.read_text("utf-8"))
+        assert not re.search(r"\b(spec|backoff)\[\d", body), path.name
 
 
 GOOD = """\

@@ -1,0 +1,21 @@
+-- flight: what a session runs in one shard, into and out of it. Whoever stands there holds the right to settle.
+--
+-- into_flight(inflight, sessions, session, pairs)    {id, delivery, …} are the session's from now on
+-- out_of_flight(inflight, sessions, session, ids)    {id, …} are the session's no longer
+--
+-- `inflight` and `sessions` are the keys {sNN}:inflight:<session> and {sNN}:sessions.
+--
+-- Keeps    a session is a member of `sessions` exactly while its in-flight hash exists: reaping looks nowhere else
+-- Repeat   harmless
+
+local function into_flight(inflight, sessions, session, pairs)
+  if #pairs == 0 then return end
+  redis.call('HSET', inflight, unpack(pairs))
+  redis.call('SADD', sessions, session)
+end
+
+local function out_of_flight(inflight, sessions, session, ids)
+  if #ids > 0 then redis.call('HDEL', inflight, unpack(ids)) end
+  if redis.call('EXISTS', inflight) == 0 then redis.call('SREM', sessions, session) end
+end
+
