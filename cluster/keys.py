@@ -32,6 +32,11 @@ def tag(shard: int) -> str:
     return f"{{s{shard:02x}}}"
 
 
+def shard_of(key: str) -> int | None:
+    """The shard whose tag the key carries; None for a key that belongs to no shard."""
+    return int(key[2:4], 16) if key.startswith("{s") and key[4:6] == "}:" else None
+
+
 def task(shard: int, task_id: str) -> str:
     """Hash: the task. Lives until its retention ends."""
     return f"{tag(shard)}:task:{task_id}"

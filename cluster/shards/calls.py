@@ -1,13 +1,13 @@
-"""The queue's calls to Redis: one typed function per script, each of which makes a `Call` for a lane.
+"""The queue's calls to Redis: one typed function for each script, question and answer.
 
-Knows keys and the order of arguments; decides nothing. Answers are small facts; an exception among them goes to the
-caller's `on_reply` as it is.
+A function makes a `Call` for a lane. Its `on_reply` gets the answer as a value of `answers`, or the exception that the
+call met. Only this module knows the order of arguments and the positions in a reply. Decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,38 +19,30 @@ from redis.exceptions import RedisError
 from cluster import keys
 from cluster.errors import ConfigError
 from cluster.scripts import Arg
-from cluster.shards.lane import Call, Reply
-from cluster.shards.task import Spec
+from cluster.shards.answers import (
+    Cancellation,
+    Claims,
+    Counts,
+    Head,
+    Listed,
+    Reaped,
+    Requeued,
+    SettleCode,
+    Settled,
+    SettleKind,
+    StoreCode,
+    Stored,
+    Swept,
+    TaskFields,
+)
+from cluster.shards.lane import Call, OnReply
+from cluster.shards.task import Claimed, Lost, Spec, State
 
 BATCH_MAX = 256  # tasks one script handles; bounds the time Redis is held
 RETENTION_MIN_S = 5.0  # a submission may be carried out twice within a second or two: the first one must still be seen
 CLAIM_BYTES_MAX = 1_048_576  # of data in the answer to one claim: many claims share one group and its deadline
-OnReply = Callable[[Reply], None]
-TASK_FIELDS = (
-    "spec",
-    "data",
-    "state",
-    "attempt",
-    "delivery",
-    "queued_at",
-    "due",
-    "started_at",
-    "finished_at",
-    "session",
-    "result",
-    "error",
-    "progress",
-)
-HISTORY_FIELD = "history"
 
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What is queued in one queue of one shard: how many, and the best score."""
-
-    queue: str
-    count: int
-    score: int
+_decode_spec = msgspec.msgpack.Decoder(Spec).decode
 
 
 class NewTask(msgspec.Struct, gc=False):
@@ -68,10 +60,19 @@ class NewTask(msgspec.Struct, gc=False):
     idempotency: str
     idempotency_ms: int
     fingerprint: str
-    on_code: Callable[[NewTask, str | Exception, int], None]  # (this, code as in store.lua, now ms)
+    on_code: Callable[[NewTask, StoreCode | Exception, int, str], None]  # (this, code, now ms, first task's id or "")
     more: Any  # whatever on_code needs
     unique: str = ""  # where it has an idempotency key as well; else that is it
     unique_ms: int = 0
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """The outcome of one delivery on its way into its shard."""
+
+    claimed: Claimed
+    kind: SettleKind
+    payload: bytes  # the result or the error as JSON
+    ms: int  # retention of a terminal task; else until it is due again, 0 at once
 
 
 def connect(url: str) -> redis.asyncio.Redis:
@@ -85,11 +86,6 @@ def connect(url: str) -> redis.asyncio.Redis:
     return client
 
 
-def heads_of(flat: Sequence[Any]) -> list[Head]:
-    """`{queue, count, head score, …}` as scripts return it."""
-    return [Head(flat[n].decode(), int(flat[n + 1]), int(float(flat[n + 2]))) for n in range(0, len(flat), 3)]
-
-
 class Calls:
     """Makes the calls of one node; holds what every call needs."""
 
@@ -98,7 +94,7 @@ class Calls:
         self._queue_limit = queue_limit
         self._dead_ms = int(dead_retention_s * 1000)
 
-    def store(self, shard: int, session: str, tasks: Sequence[NewTask], on_reply: OnReply) -> Call:
+    def store(self, shard: int, session: str, tasks: Sequence[NewTask], on_reply: OnReply[Stored]) -> Call[Stored]:
         """store.lua for up to BATCH_MAX tasks of one shard."""
         args: list[Arg] = [
             keys.task_prefix(shard),
@@ -114,19 +110,22 @@ class Calls:
                 f"{t.idempotency_ms} {t.unique_ms} {t.unique}" if t.unique else t.idempotency_ms,
                 t.fingerprint,
             )
-        return Call("store", _store_keys(shard, session), args, on_reply)
+        return Call("store", _store_keys(shard, session), args, on_reply, _stored)
 
-    def claim(self, shard: int, queue: str, session: str, limit: int, highest: int | None, on_reply: OnReply) -> Call:
+    def claim(
+        self, shard: int, queue: str, session: str, limit: int, highest: int | None, on_reply: OnReply[Claims]
+    ) -> Call[Claims]:
         """claim.lua."""
         return Call(
             "claim",
             (keys.never(shard), keys.ready(shard, queue), keys.inflight(shard, session), keys.sessions(shard)),
             [keys.task_prefix(shard), session, limit, "+inf" if highest is None else highest, CLAIM_BYTES_MAX],
             on_reply,
+            partial(_claims, shard, session),
         )
 
-    def settle(self, shard: int, session: str, outcomes: Sequence[tuple[Arg, ...]], on_reply: OnReply) -> Call:
-        """settle.lua for up to BATCH_MAX outcomes `(id, delivery, kind, payload, ms)`."""
+    def settle(self, shard: int, session: str, outcomes: Sequence[Ended], on_reply: OnReply[Settled]) -> Call[Settled]:
+        """settle.lua for up to BATCH_MAX outcomes of one session."""
         args: list[Arg] = [
             keys.task_prefix(shard),
             keys.ready_prefix(shard),
@@ -135,7 +134,8 @@ class Calls:
             keys.finished_channel(shard),
         ]
         for outcome in outcomes:
-            args += outcome
+            claimed = outcome.claimed
+            args += (claimed.id, claimed.delivery, outcome.kind, outcome.payload, outcome.ms)
         return Call(
             "settle",
             (
@@ -148,9 +148,10 @@ class Calls:
             ),
             args,
             on_reply,
+            _settled,
         )
 
-    def reap(self, shard: int, session: str, jitter: float, on_reply: OnReply) -> Call:
+    def reap(self, shard: int, session: str, jitter: float, on_reply: OnReply[Reaped]) -> Call[Reaped]:
         """reap.lua: one chunk of a fenced session."""
         return Call(
             "reap",
@@ -172,9 +173,12 @@ class Calls:
                 keys.finished_channel(shard),
             ],
             on_reply,
+            partial(_reaped, shard, session),
         )
 
-    def cancel(self, shard: int, task_id: str, retention_ms: int, on_reply: OnReply) -> Call:
+    def cancel(
+        self, shard: int, task_id: str, retention_ms: int, on_reply: OnReply[Cancellation]
+    ) -> Call[Cancellation]:
         """cancel.lua; `retention_ms` for a task that brought none of its own."""
         return Call(
             "cancel",
@@ -195,25 +199,27 @@ class Calls:
                 int(RETENTION_MIN_S * 1000),
             ],
             on_reply,
+            _cancellation,
         )
 
-    def replay(self, shard: int, ids: Sequence[str], on_reply: OnReply) -> Call:
+    def replay(self, shard: int, ids: Sequence[str], on_reply: OnReply[Requeued]) -> Call[Requeued]:
         """replay.lua for up to BATCH_MAX ids."""
         return Call(
             "replay",
             (keys.never(shard), keys.dead(shard), keys.cancelled(shard)),
             [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, *ids],
             on_reply,
+            _requeued,
         )
 
-    def expire_dead(self, shard: int, on_reply: OnReply) -> Call:
-        """Put all dead tasks of a shard past their retention, for keep.lua to drop; answers their number."""
+    def expire_dead(self, shard: int, on_reply: OnReply[int]) -> Call[int]:
+        """Put all dead tasks of a shard past their retention, for sweep.lua to drop; answers their number."""
         return Call("", ("ZUNIONSTORE", keys.dead(shard)), [1, keys.dead(shard), "WEIGHTS", 0], on_reply)
 
-    def keep(self, shard: int, age_ms: int, on_reply: OnReply) -> Call:
-        """keep.lua; `age_ms`: tasks that finished so long ago go before their time, -1 while memory is not short."""
+    def sweep(self, shard: int, age_ms: int, on_reply: OnReply[Swept]) -> Call[Swept]:
+        """sweep.lua; drops tasks that finished `age_ms` ago before their time, or none with -1: memory is not short."""
         return Call(
-            "keep",
+            "sweep",
             (
                 keys.never(shard),
                 keys.scheduled(shard),
@@ -226,9 +232,10 @@ class Calls:
             ),
             [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX, age_ms],
             on_reply,
+            _swept,
         )
 
-    def list(
+    def listing(
         self,
         shard: int,
         scored: str | None,
@@ -236,82 +243,80 @@ class Calls:
         limit: int,
         scan: int,
         filters: tuple[str, str, str],
-        on_reply: OnReply,
-    ) -> Call:
+        on_reply: OnReply[Listed],
+    ) -> Call[Listed]:
         """list.lua; `scored` is the key of the sorted set to list, None lists the index; filters: state, type, key."""
         return Call(
             "list",
             (keys.never(shard), keys.index(shard), scored or keys.dead(shard)),
             [keys.task_prefix(shard), "scored" if scored else "index", before, limit, scan, *filters],
             on_reply,
+            _listed,
         )
 
-    def counts(self, shard: int, with_ids: bool, on_reply: OnReply) -> Call:
-        """counts.lua."""
-        return Call(
-            "counts",
-            (
-                keys.never(shard),
-                keys.queues(shard),
-                keys.scheduled(shard),
-                keys.waiting(shard),
-                keys.sessions(shard),
-                keys.done(shard),
-                keys.dead(shard),
-                keys.cancelled(shard),
-            ),
-            [keys.ready_prefix(shard), keys.inflight_prefix(shard), "1" if with_ids else "0"],
-            on_reply,
-        )
+    def counts(self, shard: int, on_reply: OnReply[Counts]) -> Call[Counts]:
+        """counts.lua: how many tasks of the shard are in each state and queue."""
+        args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "0"]
+        return Call("counts", _counts_keys(shard), args, on_reply, _counts)
 
-    def read(self, shard: int, task_id: str, on_reply: OnReply, with_history: bool = False) -> Call:
-        """The fields of one task, in the order of TASK_FIELDS; the history, if wanted, after them."""
-        fields: list[Arg] = [*TASK_FIELDS, HISTORY_FIELD] if with_history else list(TASK_FIELDS)
-        return Call("", ("HMGET", keys.task(shard, task_id)), fields, on_reply)
+    def running(self, shard: int, on_reply: OnReply[dict[str, list[str]]]) -> Call[dict[str, list[str]]]:
+        """counts.lua: the ids in flight in the shard, by session."""
+        args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "1"]
+        return Call("counts", _counts_keys(shard), args, on_reply, _running)
 
-    def held(self, shard: int, session: str, on_reply: OnReply) -> Call:
-        """What Redis holds in flight for a session in one shard: flat id, delivery, …"""
-        return Call("", ("HGETALL", keys.inflight(shard, session)), [], on_reply)
+    def read(
+        self, shard: int, task_id: str, on_reply: OnReply[TaskFields | None], with_history: bool = False
+    ) -> Call[TaskFields | None]:
+        """The stored fields of one task, None where there is no such task; the history where it is wanted."""
+        fields: list[Arg] = [*TaskFields._fields] if with_history else [*TaskFields._fields[:-1]]
+        return Call("", ("HMGET", keys.task(shard, task_id)), fields, on_reply, _fields)
 
-    def tombstone(self, session: str, on_reply: OnReply) -> Call:
-        """The heartbeat of a session: its value, or None."""
-        return Call("", ("GET", keys.heartbeat(session)), [], on_reply)
+    def held(self, shard: int, session: str, on_reply: OnReply[dict[str, int]]) -> Call[dict[str, int]]:
+        """What Redis holds in flight for a session in one shard: id -> delivery."""
+        return Call("", ("HGETALL", keys.inflight(shard, session)), [], on_reply, _numbers)
 
-    def tell(self, events: Sequence[bytes], keep: int, ttl_ms: int, on_reply: OnReply) -> Call:
+    def is_fenced(self, session: str, on_reply: OnReply[bool]) -> Call[bool]:
+        """Whether the session's tombstone is written."""
+        return Call("", ("GET", keys.heartbeat(session)), [], on_reply, keys.is_tombstone)
+
+    def tell(self, events: Sequence[bytes], keep: int, ttl_ms: int, on_reply: OnReply[int]) -> Call[int]:
         """tell.lua: events for the cluster's timeline, each as JSON."""
         args: list[Arg] = [keys.TIMELINE_CHANNEL, keep, ttl_ms, *events]
         return Call("tell", (keys.TIMELINE, keys.TIMELINE_NEVER), args, on_reply)
 
-    def timeline(self, on_reply: OnReply) -> Call:
+    def timeline(self, on_reply: OnReply[Sequence[bytes]]) -> Call[Sequence[bytes]]:
         """What the cluster's timeline holds: a JSON object an event, oldest first."""
         return Call("", ("LRANGE", keys.TIMELINE), [0, -1], on_reply)
 
-    def add(self, step: int, counters: Mapping[str, int], ttl_ms: int, on_reply: OnReply) -> Call:
-        """add.lua: what this node counted in a step, for charts."""
+    def add_counts(self, step: int, counters: Mapping[str, int], ttl_ms: int, on_reply: OnReply[int]) -> Call[int]:
+        """add_counts.lua: what this node counted in a step, for charts."""
         args: list[Arg] = [ttl_ms]
         for name, count in counters.items():
             args += (name, count)
-        return Call("add", (keys.timeline_sum(step), keys.TIMELINE_NEVER), args, on_reply)
+        return Call("add_counts", (keys.timeline_sum(step), keys.TIMELINE_NEVER), args, on_reply)
 
-    def summed(self, step: int, on_reply: OnReply) -> Call:
-        """What all nodes counted in a step: flat counter, how many, …; empty when nothing happened."""
-        return Call("", ("HGETALL", keys.timeline_sum(step)), [], on_reply)
+    def summed(self, step: int, on_reply: OnReply[dict[str, int]]) -> Call[dict[str, int]]:
+        """What all nodes counted in a step: counter -> how many; empty when nothing happened."""
+        return Call("", ("HGETALL", keys.timeline_sum(step)), [], on_reply, _numbers)
 
-    def announce(self, message: bytes, on_reply: OnReply) -> Call:
+    def announce(self, message: bytes, on_reply: OnReply[int]) -> Call[int]:
         """A message on the timeline's channel that is not kept; answers how many heard it."""
         return Call("", ("PUBLISH", keys.TIMELINE_CHANNEL), [message], on_reply)
 
-    def publish(self, session: str, message: bytes, on_reply: OnReply) -> Call:
+    def publish(self, session: str, message: bytes, on_reply: OnReply[int]) -> Call[int]:
         """A message to a session's own channel; best effort."""
         return Call("", ("PUBLISH", keys.wake(session)), [message], on_reply)
 
-    def progress(self, shard: int, session: str, task_id: str, delivery: int, value: bytes, on_reply: OnReply) -> Call:
+    def progress(
+        self, shard: int, session: str, task_id: str, delivery: int, value: bytes, on_reply: OnReply[bool]
+    ) -> Call[bool]:
         """progress.lua."""
         return Call(
             "progress",
             (keys.never(shard), keys.inflight(shard, session), keys.task(shard, task_id)),
             [task_id, delivery, value],
             on_reply,
+            bool,
         )
 
 
@@ -324,3 +329,123 @@ def _store_keys(shard: int, session: str) -> tuple[str, ...]:
         keys.inflight(shard, session),
         keys.queues(shard),
     )
+
+
+def _counts_keys(shard: int) -> tuple[str, ...]:
+    return (
+        keys.never(shard),
+        keys.queues(shard),
+        keys.scheduled(shard),
+        keys.waiting(shard),
+        keys.sessions(shard),
+        keys.done(shard),
+        keys.dead(shard),
+        keys.cancelled(shard),
+    )
+
+
+# ---- from replies to answers, in the order of the headers in `lua/`
+
+_STORE_CODES = {code.value.encode(): code for code in StoreCode}
+_NAMES_FIRST = StoreCode.REPEAT  # until the letter is looked at
+_REFUSED = SettleCode.REFUSED
+_SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not _REFUSED}
+_COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
+
+
+def _heads(flat: Sequence[Any]) -> list[Head]:
+    return [Head(flat[n].decode(), flat[n + 1], int(float(flat[n + 2]))) for n in range(0, len(flat), 3)]
+
+
+def _numbers(flat: Sequence[bytes]) -> dict[str, int]:
+    return {flat[n].decode(): int(flat[n + 1]) for n in range(0, len(flat), 2)}
+
+
+def _state(raw: bytes) -> State | None:
+    return State(raw.decode()) if raw else None
+
+
+def _stored(reply: Any) -> Stored:
+    now_ms, raws, heads = reply
+    codes = [_STORE_CODES.get(raw, _NAMES_FIRST) for raw in raws]
+    firsts: dict[int, str] = {}
+    if _NAMES_FIRST in codes:  # a letter with the first task's id behind it
+        firsts = {n: raws[n][1:].decode() for n, code in enumerate(codes) if code is _NAMES_FIRST}
+        codes = [_STORE_CODES[raw[:1]] for raw in raws]
+    return Stored(now_ms, codes, firsts, _heads(heads))
+
+
+def _claims(shard: int, session: str, reply: Any) -> Claims:
+    now_ms, left, head_score, flat = reply
+    tasks: list[Claimed] = []
+    waits_s: list[float | None] = []
+    unreadable: list[tuple[str, str]] = []
+    for n in range(0, len(flat), 7):
+        task_id, delivery, attempt, packed, data, queued_at_ms, lost = flat[n : n + 7]
+        try:
+            spec = _decode_spec(packed)
+        except msgspec.DecodeError as error:
+            unreadable.append((task_id.decode(), str(error)))
+            continue
+        tasks.append(Claimed(task_id.decode(), shard, delivery, attempt, spec, data, session, int(lost)))
+        waits_s.append(max(0.0, (now_ms - float(queued_at_ms)) / 1000) if queued_at_ms else None)
+    return Claims(now_ms, left, int(float(head_score)), tasks, waits_s, unreadable)
+
+
+def _settled(reply: Sequence[bytes]) -> Settled:
+    codes = [_SETTLE_CODES.get(raw, _REFUSED) for raw in reply]
+    refused: dict[int, str] = {}
+    if _REFUSED in codes:
+        refused = {n: reply[n].decode() for n, code in enumerate(codes) if code is _REFUSED}
+    return Settled(codes, refused)
+
+
+def _reaped(shard: int, session: str, reply: Any) -> Reaped:
+    left, queued, scheduled, dead, heads, rows = reply
+    lost = [_lost(shard, session, *rows[n : n + 6]) for n in range(0, len(rows), 6)]
+    return Reaped(left, queued, scheduled, dead, _heads(heads), lost)
+
+
+def _lost(
+    shard: int, session: str, task_id: bytes, delivery: int, attempt: int, ran_ms: int, spec: bytes, outcome: bytes
+) -> Lost:
+    claimed = Claimed(task_id.decode(), shard, delivery, attempt, _decode_spec(spec), b"null", session)
+    return Lost(claimed, ran_ms / 1000, State(outcome.decode()))
+
+
+def _swept(reply: Any) -> Swept:
+    now_ms, promoted, dropped, next_due_ms, sessions, heads = reply
+    return Swept(now_ms, promoted, dropped, next_due_ms, [raw.decode() for raw in sessions], _heads(heads))
+
+
+def _cancellation(reply: Any) -> Cancellation:
+    was, session, delivery = reply
+    return Cancellation(_state(was), session.decode(), delivery)
+
+
+def _requeued(reply: Any) -> Requeued:
+    codes, heads = reply
+    refused = {n: _state(code) for n, code in enumerate(codes) if code != b"1"}
+    return Requeued(len(codes) - len(refused), refused, _heads(heads))
+
+
+def _counts(reply: Any) -> Counts:
+    *numbers, queues, flights = reply
+    states = dict(zip(_COUNTED, numbers, strict=True))
+    states[State.RUNNING] = sum(flights[1::2])
+    return Counts(states, {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)})
+
+
+def _running(reply: Any) -> dict[str, list[str]]:
+    flights = reply[-1]
+    return {flights[n].decode(): [raw.decode() for raw in flights[n + 1]] for n in range(0, len(flights), 2)}
+
+
+def _listed(reply: Any) -> Listed:
+    reached, flat = reply
+    return Listed(reached.decode(), [(flat[n].decode(), flat[n + 1].decode()) for n in range(0, len(flat), 2)])
+
+
+def _fields(reply: Sequence[bytes | None]) -> TaskFields | None:
+    spec, data, state, *rest = reply
+    return None if spec is None or state is None else TaskFields(spec, data, state, *rest)

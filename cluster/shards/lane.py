@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import redis.asyncio
 import structlog
@@ -24,21 +24,37 @@ from cluster.errors import StoreUnavailable
 from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
 
-Reply = Any  # what Redis answered, or the exception that this call met
+T = TypeVar("T")
+OnReply = Callable[[T | Exception], None]  # gets the answer, or the exception that this call met
+Reply = Any  # Redis's own answer, or the exception that this call met
 GRACE_S = 0.02  # after a deadline: an answer may lie in the buffer, and the timer was served first
 PROBE_INTERVAL_S = 0.1  # how often a lane that is down looks whether Redis is back
 
 log = structlog.get_logger("rumor.lane")
 
 
+def as_it_is(reply: Any) -> Any:
+    """The reply itself."""
+    return reply
+
+
 @dataclass(slots=True)
-class Call:
-    """One command of a group: a script by name (`keys` then count as KEYS), or a plain command when `script` is ""."""
+class Call(Generic[T]):
+    """One command of a group: a script by name (`keys` then count as KEYS), or a plain command when `script` is "".
+
+    A plain command is the first of `keys`, before its key. `decode` makes the answer of what Redis replied.
+    """
 
     script: str
     keys: tuple[str, ...]
     args: list[Arg]
-    on_reply: Callable[[Reply], None]
+    on_reply: OnReply[T]
+    decode: Callable[[Any], T] = as_it_is
+
+    @property
+    def key(self) -> str:
+        """The first key: where the call belongs."""
+        return self.keys[0] if self.script else self.keys[1]
 
     def command(self, by_text: bool = False) -> tuple[Arg, ...]:
         """The words sent to Redis."""
@@ -56,7 +72,7 @@ class Lane:
         self,
         client: redis.asyncio.Redis,
         timeout_s: float,
-        collect: Callable[[], list[Call]],
+        collect: Callable[[], list[Call[Any]]],
         on_state: Callable[[bool], None],
         on_latency: Callable[[float], None] | None = None,
     ) -> None:
@@ -65,7 +81,7 @@ class Lane:
         self._timeout_s = timeout_s
         self._collect = collect
         self._on_state = on_state
-        self._calls: list[Call] = []
+        self._calls: list[Call[Any]] = []
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_busy = False
@@ -78,7 +94,7 @@ class Lane:
         """Begin; needs the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="lane")
 
-    def add(self, call: Call) -> None:
+    def add(self, call: Call[Any]) -> None:
         """Send with the next group, or fail it in the next turn of the loop while Redis is known to be away.
 
         Its `on_reply` is called exactly once, never from inside this call.
@@ -118,7 +134,7 @@ class Lane:
                 await self._exchange(calls)
                 self._is_busy = False
 
-    async def _exchange(self, calls: list[Call]) -> None:
+    async def _exchange(self, calls: list[Call[Any]]) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         replies: list[Reply]
@@ -215,8 +231,14 @@ class Lane:
             self._on_state(is_up)
 
 
-def _answer(call: Call, reply: Reply) -> None:
-    """A caller that cannot bear its answer must not take the lane, and with it everybody's answers, down."""
+def _answer(call: Call[Any], reply: Reply) -> None:
+    """Hand the answer to the caller. If the caller raises, the lane goes on with everybody else's answers."""
+    if not isinstance(reply, Exception):
+        try:
+            reply = call.decode(reply)
+        except Exception as error:  # our scripts never reply so: the caller must not wait for ever
+            log.exception("answer_not_read", script=call.script)
+            reply = error
     try:
         call.on_reply(reply)
     except Exception:

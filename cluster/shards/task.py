@@ -73,7 +73,7 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
 
     claimed: Claimed
     ran_s: float  # from its claim to its being queued again, by Redis's clock
-    outcome: str  # queued, retrying or dead
+    outcome: State  # queued, retrying or dead
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):

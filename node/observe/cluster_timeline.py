@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +26,10 @@ from redis.exceptions import RedisError
 
 from cluster import keys
 from cluster.errors import StoreUnavailable
-from cluster.shards.lane import Reply
+from cluster.shards.shards import Shards
 from node.observe import task_rates
 from node.observe.task_rates import Sum, Summing
 from node.observe.timeline import EVENTS_MAX, Event, Listener, Timeline, is_first_hand
-from node.queue.dispatch import Dispatcher
 
 INTERVAL_S = 1.0  # of sums
 UNTOLD_MAX = 200  # events that wait for Redis
@@ -61,14 +60,14 @@ class Bulletin:
     def __init__(
         self,
         me: str,
-        dispatch: Dispatcher,
+        shards: Shards,
         client: redis.asyncio.Redis,
         timeline: Timeline,
         counts: Callable[[], Awaitable[dict[str, Any]]],
         summing: Summing,
     ) -> None:
         self._me = me
-        self._dispatch = dispatch
+        self._shards = shards
         self._client = client
         self._timeline = timeline
         self._counts = counts
@@ -111,31 +110,31 @@ class Bulletin:
     # ---- telling
 
     def _tell(self) -> None:
-        if self._is_telling or not self._untold or not self._dispatch.is_up:
+        if self._is_telling or not self._untold or not self._shards.is_up:
             return
         events = [self._untold.popleft() for _ in range(min(TELL_MAX, len(self._untold)))]
         self._is_telling = True
 
-        def told(reply: Reply) -> None:
+        def told(answer: int | Exception) -> None:
             self._is_telling = False
-            if isinstance(reply, Exception):  # no answer, or Redis refuses to write: again with the next tick
+            if isinstance(answer, Exception):  # no answer, or Redis refuses to write: again with the next tick
                 room = UNTOLD_MAX - len(self._untold)
                 self._untold.extendleft(reversed(events[max(0, len(events) - room) :]))
             else:
                 self._tell()
 
-        self._dispatch.lanes[0].add(self._dispatch.calls.tell(events, EVENTS_MAX, TTL_MS, told))
+        self._shards.send(self._shards.calls.tell(events, EVENTS_MAX, TTL_MS, told))
 
     def _read(self) -> None:
         """What the cluster was told before."""
 
-        def told(reply: Reply) -> None:
-            if not isinstance(reply, Exception):
-                for raw in reply:
+        def read(lines: Sequence[bytes] | Exception) -> None:
+            if not isinstance(lines, Exception):
+                for raw in lines:
                     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                         self._timeline.merge([msgspec.json.decode(raw)])
 
-        self._dispatch.lanes[0].add(self._dispatch.calls.timeline(told))
+        self._shards.send(self._shards.calls.timeline(read))
 
     async def _tick(self) -> None:
         """Once a second: this node's sum to the cluster, and everybody's to those who listen here."""
@@ -156,23 +155,23 @@ class Bulletin:
                 self._wanted.clear()
 
     def _announce(self, own: Sum) -> None:
-        if own.is_empty or not self._dispatch.is_up:
+        if own.is_empty or not self._shards.is_up:
             return
         if self._unheard_ticks > 0:
             self._unheard_ticks -= 1
             return
 
-        def told(reply: Reply) -> None:
-            self._unheard_ticks = UNHEARD_TICKS if reply == 0 else 0
+        def told(listeners: int | Exception) -> None:
+            self._unheard_ticks = UNHEARD_TICKS if listeners == 0 else 0
 
-        self._dispatch.lanes[0].add(self._dispatch.calls.announce(_encode(_Message(sum=own)), told))
+        self._shards.send(self._shards.calls.announce(_encode(_Message(sum=own)), told))
 
     def _count(self, own: Sum, step: int) -> None:
         """Keep it for charts: added up here, and to the cluster's counts when the step is over."""
         if step != self._step:
-            if self._counted and self._dispatch.is_up:
-                self._dispatch.lanes[0].add(
-                    self._dispatch.calls.add(self._step, self._counted, STEP_TTL_MS, lambda reply: None)
+            if self._counted and self._shards.is_up:
+                self._shards.send(
+                    self._shards.calls.add_counts(self._step, self._counted, STEP_TTL_MS, lambda answer: None)
                 )
             self._step, self._counted = step, {}
         task_rates.count(own, self._counted)

@@ -9,10 +9,11 @@ Does not know: Redis, ownership, slots. What it holds is a hint: every claim's a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from cluster.shards.calls import BATCH_MAX, Head
+from cluster.shards.answers import Head
+from cluster.shards.calls import BATCH_MAX
 
 SLACK_MS = 1_000
 
@@ -77,17 +78,17 @@ class Backlog:
         """Queues with something queued."""
         return [queue for queue, shards in self._queues.items() if shards]
 
-    def plan(self, queue: str, free: int, lane: int, lanes: int) -> list[Pick]:
-        """Claims that fill up to `free` slots from one lane's shards, best head first.
+    def plan(self, queue: str, free: int, lane: Container[int]) -> list[Pick]:
+        """Claims that fill up to `free` slots from the shards of one lane, best head first.
 
-        What is clearly worse than the best head of another lane is left: that lane claims first.
+        A head that is clearly worse than another lane's best head is left: the other lane claims first.
         """
         known = self._queues.get(queue)
         if not known or free <= 0:
             return []
         heads = sorted((score, shard, count) for shard, (score, count) in known.items())
-        others = next((score for score, shard, _ in heads if shard % lanes != lane), None)
-        mine = [head for head in heads if head[1] % lanes == lane]
+        others = next((score for score, shard, _ in heads if shard not in lane), None)
+        mine = [head for head in heads if head[1] in lane]
         picks: list[Pick] = []
         for n, (score, shard, count) in enumerate(mine):
             if others is not None and score > others + SLACK_MS:

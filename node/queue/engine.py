@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -21,14 +20,14 @@ import structlog
 
 from cluster import ring
 from cluster.config import Config
-from cluster.errors import Conflict, NotFound, QueueFull, RumorError, StoreUnavailable
+from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable
 from cluster.gossip.keyring import gossip_keys
-from cluster.load import Load, QueueLoad
 from cluster.scripts import UNANSWERED
 from cluster.session import node_of
-from cluster.shards.calls import BATCH_MAX, Calls, Head, connect, heads_of
-from cluster.shards.lane import Reply
-from cluster.shards.task import TERMINAL, Claimed, Lost, State
+from cluster.shards.answers import Head
+from cluster.shards.calls import Calls, connect
+from cluster.shards.shards import Shards
+from cluster.shards.task import TERMINAL, Claimed, Lost
 from cluster.swim.events import State as Gossip
 from cluster.view import View
 from cluster.vitals.thread import Vitals
@@ -40,9 +39,11 @@ from node.observe.task_rates import Summing
 from node.observe.timeline import EVENTS_MAX, Listener, Timeline
 from node.observe.tracing import OFF, Tracing
 from node.queue import redis_checks
+from node.queue.amending import Amending
+from node.queue.balance import Balance
 from node.queue.catalog import Catalog
 from node.queue.dispatch import Dispatcher
-from node.queue.housekeeping import House
+from node.queue.housekeeping import Housekeeping
 from node.queue.placement import Placement
 from node.queue.queries import Queries
 from node.queue.submitting import Result, Submitting
@@ -53,11 +54,9 @@ from node.tasks import Registry
 from node.work.worker import Worker
 
 LOAD_INTERVAL_S = 0.1
-STEAL_INTERVAL_S = 0.02
 CATALOG_INTERVAL_S = 5.0
 MEMORY_INTERVAL_S = 1.0
 READY_WITHIN_S = 3.0
-REPLAY_PAGE = 500
 
 log = structlog.get_logger("rumor.engine")
 
@@ -91,29 +90,26 @@ class Engine:
         self._started_s = time.monotonic()
         self._sessions: dict[str, str] = {}  # node_id -> session, of the members that are not gone
         self._weights: dict[str, int] = {}
-        self._stole_s: dict[str, float] = {}
-        self._offered_s: dict[str, float] = {}
-        self._unknown_s: dict[tuple[int, str], float] = {}  # (shard, queue) of an unknown type -> when it is due again
-        self._load: Load | None = None
         self._beats_ok = True
         self._redis_lost_s: float | None = None  # since when Redis may have taken the word of others and not ours
         self._tasks: list[asyncio.Task[None]] = []
         calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
+        self.shards = Shards(self.client, calls, config.shards, config.redis_timeout_s, metrics.redis_s.add)
         self.waiting = Waiting(self.client)
         self.dispatch = Dispatcher(
             config,
-            self.client,
-            calls,
+            self.shards,
             metrics,
             on_heads=self.on_heads,
             on_finished=self.waiting.finished,
             on_redis=self._lanes_changed,
             on_due=self._on_due,
-            on_unknown=self._on_unknown,
+            on_unknown=lambda shard, queue, in_s: self.balance.lacks_type(shard, queue, in_s),
             tracing=tracing,
         )
-        self.house = House(
+        self.housekeeping = Housekeeping(
             config,
+            self.shards,
             self.dispatch,
             metrics,
             on_heads=self.on_heads,
@@ -121,19 +117,38 @@ class Engine:
             on_reaped=self._on_reaped,
             on_lost=self._on_lost,
         )
-        self.wakes = Wakes(self.dispatch)
+        self.wakes = Wakes(self.shards)
         self.catalog = Catalog(registry, config)
         self.placement = Placement(config.name, config.shards, self._rng)
-        self.queries = Queries(config, self.dispatch)
+        self.balance = Balance(
+            config,
+            self.dispatch,
+            self.housekeeping,
+            self.placement,
+            self.wakes,
+            self._rng,
+            on_load=lambda load: self.vitals.set_load(load),
+        )
+        self.queries = Queries(config, self.shards)
+        self.amending = Amending(
+            config,
+            self.shards,
+            self.queries,
+            self.waiting,
+            metrics,
+            on_heads=self.on_heads,
+            on_cancelled=self._on_cancelled,
+            on_expired=self.housekeeping.look,
+        )
         self.bulletin = Bulletin(
             config.name,
-            self.dispatch,
+            self.shards,
             self.client,
             self.timeline,
             self.queries.counts,
             Summing(config.name, metrics),
         )
-        self.submitting = Submitting(config, self.dispatch, self.catalog, self.placement, metrics)
+        self.submitting = Submitting(config, self.shards, self.dispatch, self.catalog, self.placement, metrics)
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
 
     # ---- life
@@ -150,7 +165,7 @@ class Engine:
         self._note("node_started", self.config.name, session=vitals.session)
         self.publish_load()
         self.on_view(vitals.view)
-        for run in (self.house.run(), self._report_load(), self._keep_catalog(), self._watch_memory()):
+        for run in (self.housekeeping.run(), self._report_load(), self._keep_catalog(), self._watch_memory()):
             self._tasks.append(asyncio.get_running_loop().create_task(run))
 
     async def drain(self) -> None:
@@ -171,8 +186,7 @@ class Engine:
 
     def _is_at_rest(self) -> bool:
         """Nothing runs, every outcome is answered, and whoever must know of what was handed back was told."""
-        lanes_rest = all(lane.is_idle for lane in self.dispatch.lanes)
-        return not self.worker.running and not self.dispatch.settling and lanes_rest
+        return not self.worker.running and not self.dispatch.settling and self.shards.is_idle
 
     async def close(self) -> None:
         """End everything that start began."""
@@ -183,7 +197,7 @@ class Engine:
         await self.bulletin.close()
         await self.worker.close()
         await self.waiting.close()
-        await self.dispatch.close()
+        await self.shards.close()
         await self.client.aclose()
 
     # ---- what vitals says
@@ -202,15 +216,16 @@ class Engine:
                 self._note("shards_moved", self.config.name, shards=moved, to=_gained(before, self.owners))
         self._sessions = sessions
         owned = [shard for shard, node in enumerate(self.owners) if node == self.config.name]
-        self.house.own(owned, sessions.values())
+        self.housekeeping.own(owned, sessions.values())
         self.placement.see(view, self.owners)
-        self._steal()
+        self.balance.see(view)
+        self.balance.steal()
 
     def on_dead(self, session: str, cause: str) -> None:
         """A tombstone is written: queue again what the session held, and wake nobody on its behalf."""
         if self._sessions.get(node_of(session)) == session:
             del self._sessions[node_of(session)]  # the view that says so may still be under way
-        self.house.reap(session, range(self.config.shards))
+        self.housekeeping.reap(session, range(self.config.shards))
 
     def on_disowned(self, session: str) -> None:
         """This node's own session is over: what it claimed under it stops now, whether or not Redis answers."""
@@ -228,13 +243,13 @@ class Engine:
             case Work(heads):
                 for shard, head in heads:
                     self.dispatch.backlog.heard(shard, [head])
-                    if self.house.is_looking(shard) or self.dispatch.is_asking(shard, head.queue):
+                    if self.housekeeping.is_looking(shard) or self.dispatch.is_asking(shard, head.queue):
                         # The answer that is under way may be older than this message, and would undo it.
-                        self.house.look(shard)
+                        self.housekeeping.look(shard)
                 self.dispatch.kick()
             case Due(dues):
                 for shard, in_s in dues:
-                    self.house.due(shard, in_s)
+                    self.housekeeping.due(shard, in_s)
             case Cancelled(task_id, delivery):
                 self.worker.stop(task_id, delivery, "cancelled")
 
@@ -259,7 +274,7 @@ class Engine:
     def on_redis(self, is_ok: bool) -> None:
         """Vitals' heartbeat is (not) answered."""
         self._beats_ok = is_ok
-        self._redis_changed(is_ok and self.dispatch.is_up)
+        self._redis_changed(is_ok and self.shards.is_up)
 
     def _lanes_changed(self, is_up: bool) -> None:
         log.info("redis_back" if is_up else "redis_away")
@@ -280,8 +295,8 @@ class Engine:
         self.dispatch.backlog.heard(shard, heads)
         if owner == self.config.name or not owner:
             for head in heads:
-                if head.count and not self._leave(shard, head):
-                    self._offer(head.queue)
+                if head.count and not self.balance.leave(shard, head):
+                    self.balance.offer(head.queue, self._sessions)
             self.dispatch.kick()
             return
         session = self._sessions.get(owner)
@@ -292,109 +307,34 @@ class Engine:
         # Left to its owner; what the owner cannot take soon, its gossiped load offers to thieves.
         self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
 
-    def _on_unknown(self, shard: int, queue: str, in_s: float) -> None:
-        """What waits there is of a type that this node lacks: when it is due again, another looks at it first.
-
-        Else a shard's owner would claim it and give it back until it is replaced, and who has the type would never
-        see it.
-        """
-        self._unknown_s[shard, queue] = time.monotonic() + in_s
-
-    def _leave(self, shard: int, head: Head) -> bool:
-        """Whether another node is to look there first; the next sweep finds what that does not take."""
-        due_s = self._unknown_s.get((shard, head.queue))
-        if due_s is None or time.monotonic() < due_s:
-            return False
-        del self._unknown_s[shard, head.queue]
-        others = [
-            peer.session
-            for peer in self.view.members
-            if peer.node_id != self.config.name and peer.is_able and peer.meta and peer.meta.queues.get(head.queue)
-        ]
-        if not others:
-            return False
-        self.wakes.work(self._rng.choice(others), shard, [head])
-        self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0)])
-        return True
-
     def _on_due(self, shard: int, in_s: float) -> None:
         """Something in a shard is due then: noted if we keep it, else its owner is told."""
         owner = self.owners[shard]
         session = self._sessions.get(owner)
         if in_s <= 0 or owner == self.config.name or session is None:
-            self.house.due(shard, in_s)
+            self.housekeeping.due(shard, in_s)
             return
         self.wakes.due(session, shard, in_s)
 
     def _on_progress(self, claimed: Claimed, value: bytes) -> None:
-        call = self.dispatch.calls.progress(
-            claimed.shard, claimed.session, claimed.id, claimed.delivery, value, _ignore
+        self.shards.send(
+            self.shards.calls.progress(
+                claimed.shard, claimed.session, claimed.id, claimed.delivery, value, lambda answer: None
+            )
         )
-        self.dispatch.lane(claimed.shard).add(call)
 
-    # ---- load and stealing
+    def _on_cancelled(self, session: str, task_id: str, delivery: int) -> None:
+        """That run may not commit any more: stop it, here or where it runs."""
+        if session == self.dispatch.session:
+            self.worker.stop(task_id, delivery, "cancelled")
+        else:
+            self.wakes.cancelled(session, task_id, delivery)
 
-    def own_load(self) -> dict[str, int]:
-        """queued - free by queue, now."""
-        load: dict[str, int] = {}
-        for queue in self.config.queue_slots:
-            queued, _, _ = self.dispatch.backlog.queued(queue, self.house.owned)
-            load[queue] = queued - self.dispatch.free(queue)
-        return load
+    # ---- at intervals
 
     def publish_load(self) -> None:
-        """Tell the others, if there is anything new."""
-        queues: dict[str, QueueLoad] = {}
-        for queue in dict.fromkeys([*self.config.queue_slots, *self.dispatch.backlog.queues()]):
-            queued, bitmap, head = self.dispatch.backlog.queued(queue, self.house.owned)
-            queues[queue] = QueueLoad(max(0, self.dispatch.free(queue)), queued, bitmap, head)
-        load = Load(self.dispatch.is_up, False, self.is_draining, queues, len(self.worker.running))
-        if load != self._load:
-            self._load = load
-            self.vitals.set_load(load)
-
-    def _steal(self) -> None:
-        """With free slots and nothing queued here, claim from the shards of the most loaded member."""
-        now_s = time.monotonic()
-        for queue in self.config.queue_slots:
-            free = self.dispatch.free(queue)
-            if free <= 0 or not self.dispatch.backlog.is_empty(queue):
-                continue
-            if now_s - self._stole_s.get(queue, 0.0) < STEAL_INTERVAL_S:
-                continue
-            victim, most, bitmap = "", 0, 0
-            for peer in self.view.members:
-                if peer.node_id == self.config.name or peer.load is None or queue not in peer.load.queues:
-                    continue
-                said = peer.load.queues[queue]
-                waits = said.queued - (said.free if peer.is_able else 0)
-                if waits > most:
-                    victim, most, bitmap = peer.node_id, waits, said.shards
-            if not victim:
-                continue
-            self._stole_s[queue] = now_s
-            shards = [shard for shard in range(self.config.shards) if bitmap >> shard & 1]
-            self._rng.shuffle(shards)
-            # Half of what waits there: the victim goes on claiming too.
-            want = max(1, min(free, -(-most // 2)))
-            shards = shards[:want]
-            self.dispatch.steal(shards, queue, -(-want // max(1, len(shards))))
-
-    def _offer(self, queue: str) -> None:
-        """With no slot free, tell those that have some of what waits here; they need not find it by gossip."""
-        now_s = time.monotonic()
-        if self.dispatch.free(queue) > 0 or now_s - self._offered_s.get(queue, 0.0) < STEAL_INTERVAL_S:
-            return
-        self._offered_s[queue] = now_s
-        for score, shard, count in self.dispatch.backlog.heads(queue, self.house.owned):
-            while count > 0:
-                node, free = self.placement.idlest(queue)
-                session = self._sessions.get(node)
-                if session is None:
-                    return
-                self.wakes.work(session, shard, [Head(queue, min(count, free), score)])
-                self.placement.given(queue, node, min(count, free))
-                count -= free
+        """Tell the others this node's load, if there is anything new."""
+        self.balance.publish(self.shards.is_up, self.is_draining, len(self.worker.running))
 
     async def _report_load(self) -> None:
         loop = asyncio.get_running_loop()
@@ -406,21 +346,15 @@ class Engine:
             ticked_s = now_s
             self.vitals.tick()
             self.publish_load()
-            for queue in self.dispatch.backlog.queues():
-                self._offer(queue)
-            hungry = [queue for queue in self.config.queue_slots if self.dispatch.free(queue) > 0]
-            if hungry:
-                self._steal()
-            # A slot may have been given back late, by a thread that ran on after it was stopped: nobody says so.
-            if self.dispatch.is_held_back or not all(self.dispatch.backlog.is_empty(queue) for queue in hungry):
-                self.dispatch.kick()
+            self.balance.offer_all(self._sessions)
+            self.balance.claim_what_was_missed()
             self._mind_the_lease(time.monotonic())
 
     def _mind_the_lease(self, now_s: float) -> None:
         """What Redis has not been able to vouch for during lease_s may be somebody else's by now: stop it."""
         if self._redis_lost_s is None:
             return
-        if self.dispatch.is_up and self.view.is_refused_like_all:
+        if self.shards.is_up and self.view.is_refused_like_all:
             self._redis_lost_s = now_s
         elif now_s - self._redis_lost_s > self.config.lease_s and self.worker.running:
             log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
@@ -432,7 +366,7 @@ class Engine:
                 async with asyncio.timeout(self.config.redis_timeout_s):
                     told: Any = await self.client.info("memory")
                 self.memory = redis_memory.look(told, self.config.retention_max_bytes)
-                self.house.is_memory_short = self.memory.is_short
+                self.housekeeping.is_memory_short = self.memory.is_short
             except UNANSWERED as error:
                 log.debug("memory_unread", error=str(error))
             self.placement.fade()
@@ -475,7 +409,7 @@ class Engine:
             )
         if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
             await self._refresh_catalog()
-        results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.own_load())
+        results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.balance.own_load())
         for n, result in enumerate(results):
             if isinstance(result, Submitted) and not result.is_new:
                 results[n] = await self._first(result)
@@ -519,74 +453,21 @@ class Engine:
 
     async def cancel(self, task_id: str) -> TaskJson:
         """Cancel a task wherever it is. Raises NotFound, Conflict when it has ended otherwise."""
-        shard = self.queries.shard(task_id)
-        retention_ms = int(self.config.retention_s * 1000)
-        make = partial(self.dispatch.calls.cancel, shard, task_id, retention_ms)
-        state, session, delivery = await self.queries.ask(shard, make)
-        if state == b"":
-            raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
-        if state.decode() in TERMINAL and state != b"cancelled":
-            raise Conflict(
-                f"task {task_id} is {state.decode()}: it has ended.", "Only unfinished tasks can be cancelled."
-            )
-        if session:
-            if session.decode() == self.dispatch.session:
-                self.worker.stop(task_id, delivery, "cancelled")
-            else:
-                self.wakes.cancelled(session.decode(), task_id, delivery)
-        if state != b"cancelled":
-            self.metrics.commits.add("cancelled")
-        self.waiting.finished([task_id])
+        await self.amending.cancel(task_id)
         return await self.queries.get(task_id)
 
     async def retry(self, task_id: str) -> TaskJson:
         """Queue a dead or cancelled task again. Raises NotFound, Conflict in any other state."""
-        shard = self.queries.shard(task_id)
-        code = (await self._replay(shard, [task_id]))[0]
-        if code == "":
-            raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
-        if code != "1":
-            raise Conflict(f"task {task_id} is {code}.", "Only dead and cancelled tasks can be tried again.")
+        await self.amending.retry(task_id)
         return await self.queries.get(task_id)
 
     async def replay(self, type: str | None, limit: int | None) -> int:
-        """Queue dead tasks again, newest first, each once although it may die again meanwhile; how many."""
-        replayed = 0
-        cursor = None
-        while limit is None or replayed < limit:
-            page = REPLAY_PAGE if limit is None else min(REPLAY_PAGE, limit - replayed)
-            ids, cursor = await self.queries.ids(State.DEAD, type, page, cursor)
-            by_shard: dict[int, list[str]] = {}
-            for task_id in ids:
-                by_shard.setdefault(self.queries.shard(task_id), []).append(task_id)
-            codes = await asyncio.gather(
-                *(
-                    self._replay(shard, part[n : n + BATCH_MAX])
-                    for shard, part in by_shard.items()
-                    for n in range(0, len(part), BATCH_MAX)
-                )
-            )
-            replayed += sum(code == "1" for part in codes for code in part)
-            if cursor is None:
-                break
-        return replayed
-
-    async def _replay(self, shard: int, ids: Sequence[str]) -> list[str]:
-        codes, heads = await self.queries.ask(shard, partial(self.dispatch.calls.replay, shard, ids))
-        if heads:
-            self.on_heads(shard, heads_of(heads))
-        return [code.decode() for code in codes]
+        """Queue dead tasks again, newest first; how many."""
+        return await self.amending.replay(type, limit)
 
     async def purge_dead(self) -> int:
         """Drop the whole dead letter queue; how many tasks."""
-        calls = self.dispatch.calls
-        marked = await asyncio.gather(
-            *(self.queries.ask(s, partial(calls.expire_dead, s)) for s in range(self.config.shards))
-        )
-        for shard, count in enumerate(marked):
-            if count:
-                self.house.look(shard)
-        return sum(marked)
+        return await self.amending.purge_dead()
 
     async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
         """A page of tasks, newest first, and the cursor of the next."""
@@ -620,11 +501,9 @@ class Engine:
         """Ready means that a group of calls was answered within the last seconds, never that a socket is open."""
         if self.is_draining or self.is_stopping:
             return False, "draining"
-        loop_s = asyncio.get_running_loop().time()
-        late = [n for n, lane in enumerate(self.dispatch.lanes) if loop_s - lane.last_answer_s > READY_WITHIN_S]
         if self.view.refusal is not None:
             return False, f"Redis refuses: {self.view.refusal.words}"
-        if not self.dispatch.is_up or late:
+        if not self.shards.is_up or self.shards.silent_s() > READY_WITHIN_S:
             return False, "Redis does not answer"
         if not self.view.redis_ok:
             return False, "Redis does not take this node's heartbeat"
@@ -634,7 +513,7 @@ class Engine:
 
     def health(self) -> dict[str, Any]:
         """How this node and the cluster are; what is wrong, worst first, in words."""
-        is_up = self.dispatch.is_up and self.view.redis_ok
+        is_up = self.shards.is_up and self.view.redis_ok
         notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
         problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes)
         is_ready, why = self.is_ready()
@@ -647,7 +526,7 @@ class Engine:
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "leader": self.view.leader.node_id if self.view.leader else None,
             "members": report.head_count(self.view),
-            "shards_owned": len(self.house.owned),
+            "shards_owned": len(self.housekeeping.owned),
             "running": len(self.worker.running),
             "lingering": len(self.worker.lingering),
             "problems": problems,
@@ -657,7 +536,3 @@ class Engine:
 def _gained(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
     """How many shards each node owns that it did not own before."""
     return dict(Counter(new for old, new in zip(before, after, strict=True) if new != old and new))
-
-
-def _ignore(_: Reply) -> None:
-    """For best-effort calls."""

@@ -13,16 +13,14 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
-from typing import Any
 
-import msgspec
 import structlog
 
-from cluster import keys
 from cluster.config import Config
-from cluster.shards.calls import BATCH_MAX, Head, heads_of
-from cluster.shards.lane import Reply
-from cluster.shards.task import Claimed, Lost, Spec
+from cluster.shards.answers import Head, Reaped, Swept
+from cluster.shards.calls import BATCH_MAX
+from cluster.shards.shards import Shards
+from cluster.shards.task import Lost
 from node.observe.metrics import Metrics
 from node.queue.dispatch import Dispatcher
 
@@ -32,15 +30,14 @@ COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in u
 
 log = structlog.get_logger("rumor.house")
 
-_decode_spec = msgspec.msgpack.Decoder(Spec).decode
 
-
-class House:
+class Housekeeping:
     """Keeps house for one node."""
 
     def __init__(
         self,
         config: Config,
+        shards: Shards,
         dispatch: Dispatcher,
         metrics: Metrics,
         on_heads: Callable[[int, Sequence[Head]], None],
@@ -49,6 +46,7 @@ class House:
         on_lost: Callable[[str, Sequence[Lost]], None],
     ) -> None:
         self._config = config
+        self._shards = shards
         self._dispatch = dispatch
         self._metrics = metrics
         self._on_heads = on_heads
@@ -88,7 +86,7 @@ class House:
             self._looking[shard] = True
             return
         self._looking[shard] = False
-        self._dispatch.lane(shard).add(self._dispatch.calls.keep(shard, self._age_ms(), partial(self._kept, shard)))
+        self._shards.send(self._shards.calls.sweep(shard, self._age_ms(), partial(self._swept, shard)))
 
     def is_looking(self, shard: int) -> bool:
         """Whether an answer about the shard is awaited."""
@@ -103,8 +101,8 @@ class House:
         for shard in shards:
             left, tasks = self._reaping.get(session, (0, 0))
             self._reaping[session] = (left + 1, tasks)
-            call = self._dispatch.calls.reap(shard, session, self._rng.random(), partial(self._reaped, shard, session))
-            self._dispatch.lane(shard).add(call)
+            on_reply = partial(self._reaped, shard, session)
+            self._shards.send(self._shards.calls.reap(shard, session, self._rng.random(), on_reply))
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -136,9 +134,8 @@ class House:
         for shard, held in enumerate(self._dispatch.held):
             if held or all_of_them or shard in self._dispatch.uncertain:
                 self._dispatch.compare(shard)
-        for shard, lane in enumerate(self._dispatch.lanes):
-            if lane.is_idle:  # where this node owns nothing: a lane that asks nothing would not know that Redis answers
-                self._dispatch.compare(shard)
+        for shard in self._shards.idle():  # where this node owns nothing, no other call would ask Redis
+            self._dispatch.compare(shard)
         self._ask_after_strangers()
 
     def _note_due(self, shard: int, at_s: float) -> None:
@@ -146,65 +143,55 @@ class House:
             self._due[shard] = at_s
             self._look.set()
 
-    def _kept(self, shard: int, reply: Reply) -> None:
+    def _swept(self, shard: int, answer: Swept | Exception) -> None:
         if self._looking.pop(shard):
             self.look(shard)
-        if isinstance(reply, Exception):
+        if isinstance(answer, Exception):
             return
-        now_ms, promoted, dropped, next_due_ms, sessions, heads = reply
-        if promoted == BATCH_MAX or dropped == BATCH_MAX:
+        if BATCH_MAX in (answer.promoted, answer.dropped):
             self.look(shard)
-        elif next_due_ms and shard in self.owned:
-            self._note_due(shard, asyncio.get_running_loop().time() + max(0.0, (next_due_ms - now_ms) / 1000))
-        for raw in sessions:
-            session = raw.decode()
+        elif answer.next_due_ms and shard in self.owned:
+            in_s = max(0.0, (answer.next_due_ms - answer.now_ms) / 1000)
+            self._note_due(shard, asyncio.get_running_loop().time() + in_s)
+        for session in answer.sessions:
             if session not in self.alive and session != self._dispatch.session:
                 self._holders.setdefault(session, set()).add(shard)
-        self._on_heads(shard, heads_of(heads))
+        self._on_heads(shard, answer.heads)
 
     def _ask_after_strangers(self) -> None:
         """Sessions that hold work and are not alive here: reap those with a tombstone, tell vitals of the others."""
         holders, self._holders = self._holders, {}
         for session, shards in holders.items():
             if session not in self.alive:
-                call = self._dispatch.calls.tombstone(session, partial(self._stranger, session, shards))
-                self._dispatch.lanes[0].add(call)
+                self._shards.send(self._shards.calls.is_fenced(session, partial(self._stranger, session, shards)))
 
-    def _stranger(self, session: str, shards: set[int], reply: Reply) -> None:
-        if isinstance(reply, Exception):
+    def _stranger(self, session: str, shards: set[int], is_fenced: bool | Exception) -> None:
+        if isinstance(is_fenced, Exception):
             return
-        if reply is not None and reply.startswith(keys.FENCED.encode()):
+        if is_fenced:
             self.reap(session, shards)
         else:
             self._on_strangers([session])
 
-    def _reaped(self, shard: int, session: str, reply: Reply) -> None:
+    def _reaped(self, shard: int, session: str, answer: Reaped | Exception) -> None:
         left, tasks = self._reaping.pop(session)
-        if not isinstance(reply, Exception):
-            in_flight, queued, scheduled, dead, heads, traced = reply
-            moved = queued + scheduled + dead
+        if not isinstance(answer, Exception):
+            moved = answer.queued + answer.scheduled + answer.dead
             tasks += moved
             if moved:
                 self._metrics.reaped.add(moved)
-            if in_flight:
+            if answer.left:
                 self._reaping[session] = (left, tasks)
                 self.reap(session, [shard])
                 left, tasks = self._reaping.pop(session)
-            if scheduled:
+            if answer.scheduled:
                 self.look(shard)
-            if heads:
-                self._on_heads(shard, heads_of(heads))
-            if traced:
-                self._on_lost(session, [_lost(shard, session, traced[n : n + 6]) for n in range(0, len(traced), 6)])
+            if answer.heads:
+                self._on_heads(shard, answer.heads)
+            if answer.lost:
+                self._on_lost(session, answer.lost)
         if left > 1:
             self._reaping[session] = (left - 1, tasks)
         elif tasks:
             log.info("session_reaped", session=session, tasks=tasks)
             self._on_reaped(session, tasks)
-
-
-def _lost(shard: int, session: str, row: Sequence[Any]) -> Lost:
-    """One delivery as reap.lua tells of it."""
-    task_id, delivery, attempt, ran_ms, spec, outcome = row
-    claimed = Claimed(task_id.decode(), shard, delivery, attempt, _decode_spec(spec), b"null", session)
-    return Lost(claimed, ran_ms / 1000, outcome.decode())

@@ -1,24 +1,51 @@
 """Where a new task goes: power of two choices over gossiped load, then a shard that the chosen node owns.
 
 Pure. This node is one of the two choices and wins a tie: a task that starts where it arrived needs no wake-up. A batch
-looks at everybody, since it is one decision and not a herd of them. What was
-placed since a node's last word is added to its load, so that a burst does not all follow one stale figure; since a node
-that takes all it gets says the same again and again, what was added fades. A batch is placed in chunks, each to one
-shard, so that storing it takes few scripts.
+looks at many nodes, since it is one decision and not a herd of them. Tasks placed since a node's last word are added to
+its load, so that a burst does not all follow one stale figure. The addition fades, since a node that takes all it gets
+says the same load again and again. A batch is placed in chunks, each to one shard: storing it takes few scripts.
 
-Does not know: Redis, tasks. Nodes that do not serve the queue are no candidates; if none serves it, any shard will do.
+Also the other way: from whom a node with free slots steals.
+
+Does not know: Redis, tasks. Only nodes that serve the queue are candidates; if none serves it, any shard will do.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
-from cluster.view import View
+from cluster.view import Peer, View
 
 CHUNK_MAX = 128
 LOOK_AT_MAX = 32  # nodes that one chunk of a batch compares
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """Whom to steal from: how many tasks wait there for a slot, and in which of its shards (bit n: shard n)."""
+
+    node_id: str
+    waiting: int
+    bitmap: int
+
+
+def victim(members: Iterable[Peer], me: str, queue: str) -> Victim | None:
+    """The other member with the most tasks of this queue waiting beyond its own free slots; None if none waits.
+
+    The free slots of a member that is not able count for nothing: it claims nothing.
+    """
+    best: Victim | None = None
+    for peer in members:
+        if peer.node_id == me or peer.load is None or queue not in peer.load.queues:
+            continue
+        load = peer.load.queues[queue]
+        waiting = load.queued - (load.free if peer.is_able else 0)
+        if waiting > (best.waiting if best else 0):
+            best = Victim(peer.node_id, waiting, load.shards)
+    return best
 
 
 def shard_of_key(key: str, shards: int) -> int:

@@ -12,7 +12,7 @@ import base64
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -20,13 +20,13 @@ from msgspec import Raw
 
 from cluster import keys, session
 from cluster.config import TRACE_ID, Config
-from cluster.errors import BadRequest, NotFound, StoreUnavailable, away, refused
-from cluster.shards.calls import TASK_FIELDS
-from cluster.shards.lane import Call, Reply
+from cluster.errors import BadRequest, NotFound, StoreUnavailable
+from cluster.shards.answers import Listed, TaskFields
+from cluster.shards.lane import Call, OnReply
+from cluster.shards.shards import Shards
 from cluster.shards.task import Spec, State, made_at_ms, shard_of
 from node import trace_context
 from node.observe import task_rates
-from node.queue.dispatch import Dispatcher
 from node.schema import AttemptJson, FailureJson, ListQuery, TaskJson
 
 SCAN_MAX = 1_000  # ids one script call looks at
@@ -41,6 +41,8 @@ SCORED: dict[str, Callable[[int], str]] = {
     State.RETRYING: keys.scheduled,
 }
 
+T = TypeVar("T")
+
 log = structlog.get_logger("rumor.queries")
 
 _NULL = Raw(b"null")
@@ -48,49 +50,30 @@ _decode_spec = msgspec.msgpack.Decoder(Spec).decode
 _decode_line = msgspec.json.Decoder(tuple[str, int, int, int, int, str, str, str]).decode
 
 
-def task_json(task_id: str, row: list[Any]) -> TaskJson | None:
-    """A task from the fields that `Calls.read` asks for, with or without its history; None: there is no such task."""
-    (
-        spec_b,
-        data,
-        state,
-        attempt,
-        delivery,
-        queued_at,
-        due,
-        started_at,
-        finished_at,
-        owner,
-        result,
-        error,
-        progress,
-        *more,
-    ) = row
-    if spec_b is None or state is None:
-        return None
-    spec = _decode_spec(spec_b)
-    name = state.decode()
+def task_json(task_id: str, fields: TaskFields) -> TaskJson:
+    """A task from its stored fields, with its history where that was read."""
+    spec = _decode_spec(fields.spec)
+    state = fields.state.decode()
     task = TaskJson(
         id=task_id,
         type=spec.type,
-        state=name,
+        state=state,
         queue=spec.queue,
         priority=spec.level,
-        data=Raw(data or b"null"),
-        attempt=int(attempt or 0),
+        data=Raw(fields.data or b"null"),
+        attempt=int(fields.attempt or 0),
         max_attempts=spec.max_attempts,
-        delivery=int(delivery or 0),
+        delivery=int(fields.delivery or 0),
         submitted_at_ms=made_at_ms(task_id),
-        queued_at_ms=_ms(queued_at),
-        run_at_ms=_ms(due) if name in (State.SCHEDULED, State.RETRYING) else None,
-        started_at_ms=_ms(started_at),
-        finished_at_ms=_ms(finished_at),
-        node_id=session.node_of(owner.decode()) if owner else None,
-        result=Raw(result) if result else _NULL,
-        error=Raw(error) if error and name != State.SUCCEEDED else _NULL,  # of an earlier attempt otherwise
-        progress=Raw(progress) if progress else _NULL,
+        queued_at_ms=_ms(fields.queued_at),
+        run_at_ms=_ms(fields.due) if state in (State.SCHEDULED, State.RETRYING) else None,
+        started_at_ms=_ms(fields.started_at),
+        finished_at_ms=_ms(fields.finished_at),
+        node_id=session.node_of(fields.session.decode()) if fields.session else None,
+        result=Raw(fields.result) if fields.result else _NULL,
+        error=Raw(fields.error) if fields.error and state != State.SUCCEEDED else _NULL,  # else an earlier attempt's
+        progress=Raw(fields.progress) if fields.progress else _NULL,
         key=spec.key,
-        history=history_json(more[0] or b"") if more else msgspec.UNSET,
     )
     if spec.trace is not None:
         carry(task, spec.trace)
@@ -133,18 +116,10 @@ def _ms(value: bytes | None) -> int | None:
 class Queries:
     """One node's reads."""
 
-    def __init__(self, config: Config, dispatch: Dispatcher) -> None:
+    def __init__(self, config: Config, shards: Shards) -> None:
         self._config = config
-        self._dispatch = dispatch
+        self._shards = shards
         self._counts: tuple[float, dict[str, Any]] | None = None
-
-    async def ask(self, shard: int, make: Callable[[Callable[[Reply], None]], Call]) -> Any:
-        """One call in its shard's lane, awaited. Raises what Redis answered, StoreUnavailable if it did not."""
-        if not self._dispatch.is_up:
-            raise away()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._dispatch.lane(shard).add(make(partial(_answer, future)))
-        return await future
 
     def shard(self, task_id: str) -> int:
         """The shard of an id. Raises NotFound for what is no id of this cluster."""
@@ -156,10 +131,12 @@ class Queries:
     async def get(self, task_id: str, with_history: bool = False) -> TaskJson:
         """One task. Raises NotFound."""
         shard = self.shard(task_id)
-        row = await self.ask(shard, lambda on_reply: self._dispatch.calls.read(shard, task_id, on_reply, with_history))
-        task = task_json(task_id, row)
-        if task is None:
+        fields = await self._shards.ask(partial(self._shards.calls.read, shard, task_id, with_history=with_history))
+        if fields is None:
             raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        task = task_json(task_id, fields)
+        if with_history:
+            task.history = history_json(fields.history or b"")
         if with_history and self._config.trace_url and task.traceparent:
             trace_id = trace_context.trace_id(task.traceparent)
             task.trace_url = self._config.trace_url.replace(TRACE_ID, trace_id)
@@ -189,44 +166,38 @@ class Queries:
         if self._counts is None or now_s - self._counts[0] > COUNTS_FRESH_S:
             states = dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "queued", "running"), 0)
             queues: dict[str, int] = {}
-            for reply in await self.all_shards(False):
-                for name, count in zip(("scheduled", "waiting", "succeeded", "dead", "cancelled"), reply, strict=False):
-                    states[name] += count
-                for n in range(0, len(reply[5]), 2):
-                    queue = reply[5][n].decode()
-                    queues[queue] = queues.get(queue, 0) + reply[5][n + 1]
-                states["running"] += sum(reply[6][1::2])
+            for counts in await self._all_shards(self._shards.calls.counts):
+                for state, count in counts.states.items():
+                    states[state] += count
+                for queue, count in counts.queues.items():
+                    queues[queue] = queues.get(queue, 0) + count
             states["queued"] = sum(queues.values())
             self._counts = (now_s, {"states": states, "queues": {q: {"queued": n} for q, n in sorted(queues.items())}})
         return self._counts[1]
 
     async def sums(self) -> dict[str, Any]:
         """What the cluster did in each of the last steps, oldest first, as the stream's sums have it."""
-        told = []
         steps = task_rates.steps(time.time())
-        replies = await asyncio.gather(*(self.ask(0, partial(self._dispatch.calls.summed, step)) for step in steps))
-        for step, reply in zip(steps, replies, strict=True):
-            counters = {reply[n].decode(): int(reply[n + 1]) for n in range(0, len(reply), 2)}
-            found = task_rates.report([task_rates.counted(counters)])
-            del found["types"]
-            told.append({"at_ms": 1_000 * task_rates.STEP_S * (step + 1), "window_s": task_rates.STEP_S, **found})
-        return {"sums": told}
+        summed = self._shards.calls.summed
+        answers = await asyncio.gather(*(self._shards.ask(partial(summed, step)) for step in steps))
+        rows = []
+        for step, counters in zip(steps, answers, strict=True):
+            rates = task_rates.report([task_rates.counted(counters)])
+            del rates["types"]
+            rows.append({"at_ms": 1_000 * task_rates.STEP_S * (step + 1), "window_s": task_rates.STEP_S, **rates})
+        return {"sums": rows}
 
     async def running(self) -> dict[str, list[str]]:
         """Ids in flight by session."""
-        found: dict[str, list[str]] = {}
-        for reply in await self.all_shards(True):
-            for n in range(0, len(reply[6]), 2):
-                ids = [raw.decode() for raw in reply[6][n + 1]]
-                found.setdefault(reply[6][n].decode(), []).extend(ids)
-        return found
+        ids_of: dict[str, list[str]] = {}
+        for running in await self._all_shards(self._shards.calls.running):
+            for name, ids in running.items():
+                ids_of.setdefault(name, []).extend(ids)
+        return ids_of
 
-    async def all_shards(self, with_ids: bool) -> list[Any]:
-        """counts.lua of every shard."""
-        calls = self._dispatch.calls
-        return await asyncio.gather(
-            *(self.ask(shard, partial(calls.counts, shard, with_ids)) for shard in range(self._config.shards))
-        )
+    async def _all_shards(self, make: Callable[[int, OnReply[T]], Call[T]]) -> list[T]:
+        """The same call to every shard."""
+        return await asyncio.gather(*(self._shards.ask(partial(make, shard)) for shard in range(self._config.shards)))
 
     async def _row(self, task_id: str) -> TaskJson | None:
         try:
@@ -265,12 +236,12 @@ class Queries:
         found: list[tuple[str, str]] = []
         for _ in range(PAGE_ROUNDS_MAX):
             limit = query.limit - len(found)
-            replies = await asyncio.gather(
+            parts = await asyncio.gather(
                 *(self._part(s, scored, before, limit, filters) for s in range(self._config.shards))
             )
             # A shard that reached a place and may have more bounds what this round is sure of.
-            bound = max((reached for reached, _ in replies if reached), key=_order, default="")
-            rows = sorted((row for _, rows in replies for row in rows), key=lambda row: _order(row[0]), reverse=True)
+            bound = max((part.reached for part in parts if part.reached), key=_order, default="")
+            rows = sorted((row for part in parts for row in part.rows), key=lambda row: _order(row[0]), reverse=True)
             found += [row for row in rows if not bound or _order(row[0]) >= _order(bound)][:limit]
             if len(found) == query.limit:
                 return found, _cursor(mark, found[-1][0])
@@ -281,25 +252,11 @@ class Queries:
 
     async def _part(
         self, shard: int, scored: Callable[[int], str] | None, before: str, limit: int, filters: tuple[str, str, str]
-    ) -> tuple[str, list[tuple[str, str]]]:
+    ) -> Listed:
         source = scored(shard) if scored else None
-        calls = self._dispatch.calls
-        reached, flat = await self.ask(
-            shard, lambda on_reply: calls.list(shard, source, before, limit, SCAN_MAX, filters, on_reply)
+        return await self._shards.ask(
+            partial(self._shards.calls.listing, shard, source, before, limit, SCAN_MAX, filters)
         )
-        rows = [(flat[n].decode(), flat[n + 1].decode()) for n in range(0, len(flat), 2)]
-        return reached.decode(), rows
-
-
-def _answer(future: asyncio.Future[Any], reply: Reply) -> None:
-    if future.done():
-        return
-    if isinstance(reply, StoreUnavailable):
-        future.set_exception(reply)
-    elif isinstance(reply, Exception):
-        future.set_exception(refused(reply))
-    else:
-        future.set_result(reply)
 
 
 def _order(place: str) -> tuple[int, str]:
@@ -329,6 +286,3 @@ def _place(cursor: str | None, mark: str) -> str:
             f"cursor is {cursor!r}: not one that this listing gave.", "Use the cursor of the page before, or none."
         ) from None
     return place
-
-
-assert len(TASK_FIELDS) == 13  # task_json unpacks them by place

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 from msgspec import Raw
@@ -19,7 +20,9 @@ from redis.exceptions import OutOfMemoryError
 from cluster.config import Config
 from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, away, refused
 from cluster.session import node_of
+from cluster.shards.answers import StoreCode
 from cluster.shards.calls import NewTask
+from cluster.shards.shards import Shards
 from cluster.shards.task import LEVELS, Backoff, Claimed, Ids, Spec, State, shard_of
 from node.observe.metrics import Metrics
 from node.queue.catalog import Catalog, Known
@@ -34,7 +37,8 @@ TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one s
 _encode_spec = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _NULL = Raw(b"null")
-
+_QUEUED = State.QUEUED  # bound once, for every submission: `Enum.MEMBER` costs 0.1 us each time in Python 3.11
+_CODE_CLAIMED, _CODE_QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
 
 Result = Submitted | RumorError
 
@@ -43,9 +47,16 @@ class Submitting:
     """One node's way in."""
 
     def __init__(
-        self, config: Config, dispatch: Dispatcher, catalog: Catalog, placement: Placement, metrics: Metrics
+        self,
+        config: Config,
+        shards: Shards,
+        dispatch: Dispatcher,
+        catalog: Catalog,
+        placement: Placement,
+        metrics: Metrics,
     ) -> None:
         self._config = config
+        self._shards = shards
         self._dispatch = dispatch
         self._catalog = catalog
         self._placement = placement
@@ -62,10 +73,8 @@ class Submitting:
         own_load: dict[str, int],
     ) -> list[Result]:
         """Store what can be stored; in order. Raises StoreUnavailable, with `ids` to forward under."""
-        batch = _Batch(len(items))
-        is_up = self._dispatch.is_up
-        wall_ms = time.time_ns() // 1_000_000
-        chunk = self._chunk(batch.size)
+        batch = _Batch(len(items), own_load, trace, self._chunk(len(items)))
+        is_up = self._shards.is_up
         for n, item in enumerate(items):
             if n % SLICE == 0 and n:
                 await asyncio.sleep(0)  # a large batch must not hold the loop: others' answers are waiting
@@ -75,7 +84,7 @@ class Submitting:
             task_id = ids[n] if ids else None
             key = idempotency_keys[n] if idempotency_keys else None
             try:
-                new = self._prepare(n, item, batch, key, task_id, trace, own_load, wall_ms, chunk)
+                new = self._prepare(n, item, batch, key, task_id)
             except RumorError as error:
                 batch.results[n] = error
                 continue
@@ -84,10 +93,10 @@ class Submitting:
             if is_up:
                 self._dispatch.store(new)
             else:
-                new.on_code(new, away(storing=True), 0)
+                new.on_code(new, away(storing=True), 0, "")
         await batch.wait()
         failure = batch.failure
-        if failure is not None:  # an error of its own: a group's failure is one object for all whose calls were in it
+        if failure is not None:  # a new error: a group that fails gives one and the same to all its callers
             maybe = batch.maybe or batch.stored > 0
             raise StoreUnavailable(failure.message, failure.hint, maybe, batch.ids) from failure
         self._metrics.accepted.add(batch.stored)
@@ -106,63 +115,88 @@ class Submitting:
         return self._together
 
     def _prepare(
-        self,
-        n: int,
-        item: Submission,
-        batch: _Batch,
-        idempotency_key: str | None,
-        task_id: str | None,
-        trace: str | None,
-        own_load: dict[str, int],
-        wall_ms: int,
-        chunk: dict[str, tuple[int, int]],
+        self, n: int, item: Submission, batch: _Batch, idempotency_key: str | None, task_id: str | None
     ) -> NewTask:
+        """The n-th task of a batch, under its id if it has one already. Raises Invalid, UnknownType."""
         known = self._catalog.get(item.type)
         if known is None:
             raise self._catalog.unknown(item.type)
-        spec, spec_bytes = self._spec(known, item, trace)
-        queue = spec.queue
+        spec, spec_bytes = self._spec(known, item, batch.trace)
         due = _due(item)
-        idempotency, lifetime_s, print_, unique = "", 0.0, "", ""
+        if item.unique_for_s is None and item.unique_key is None and idempotency_key is None:
+            names = _UNNAMED
+        else:
+            names = self._names(item, idempotency_key)
+        claim = False
+        if task_id is None:
+            shard = self._place(item.key, names.place, spec.queue, batch)
+            task_id = self._ids.next(batch.wall_ms, shard)
+            if due == 0 and shard in self._placement.mine:
+                claim = self._dispatch.reserve(spec.queue)
+        else:
+            shard = self._shard_named_in(task_id)
+        return NewTask(
+            id=task_id,
+            shard=shard,
+            queue=spec.queue,
+            level=spec.level,
+            due=due,
+            spec=spec,
+            spec_bytes=spec_bytes,
+            data=bytes(item.data),
+            claim=claim,
+            idempotency=names.key,
+            idempotency_ms=names.key_ms,
+            fingerprint=names.fingerprint,
+            on_code=self._on_code,
+            more=(n, batch, self._task_json(task_id, item, spec, batch)),
+            unique=names.unique,
+            unique_ms=names.unique_ms,
+        )
+
+    def _names(self, item: Submission, idempotency_key: str | None) -> _Names:
+        """Under which names a submission can be repeated."""
+        unique = ""
         if item.unique_for_s is not None:
-            idempotency = unique = _unique(item)
-            lifetime_s = item.unique_for_s
+            unique = _unique(item)
         elif item.unique_key is not None:
             raise Invalid("unique_key is given and unique_for_s is not.", "Say for how long: unique_for_s.")
-        if idempotency_key is not None:
-            idempotency = idempotency_key
-            lifetime_s, print_ = self._config.idempotency_s, _fingerprint(item)
+        unique_ms = max(1, int((item.unique_for_s or 0.0) * 1000))
+        if idempotency_key is None:
+            return _Names(unique, unique, unique_ms)
+        key_ms = max(1, int(self._config.idempotency_s * 1000))
+        return _Names(unique or idempotency_key, idempotency_key, key_ms, _fingerprint(item), unique, unique_ms)
 
-        shards = self._config.shards
-        claim = False
-        if task_id is not None:
-            given = shard_of(task_id, shards)
-            if given is None:
-                raise Invalid(f"{task_id!r} is not an id of this cluster.", "Let the gateway choose the id.")
-            shard = given
-        else:
-            if item.key is not None:
-                shard = shard_of_key(item.key, shards)
-            elif idempotency:
-                shard = shard_of_key(unique or idempotency, shards)  # Both names stand beside the task.
-            else:
-                shard, left = chunk.get(queue, (0, 0))
-                if left == 0:
-                    left = self._placement.chunk_size(batch.size, queue) if batch.size > 1 else TOGETHER_MAX
-                    node, shard = self._placement.choose(queue, own_load, batch.size > 1)
-                    if node == self._placement.me:
-                        own_load[queue] = own_load.get(queue, 0) + left
-                chunk[queue] = (shard, left - 1)
-                self._placement.placed(queue, shard, 1)
-            task_id = self._ids.next(wall_ms, shard)
-            if due == 0 and shard in self._placement.mine:
-                claim = self._dispatch.reserve(queue)
+    def _place(self, key: str | None, name: str, queue: str, batch: _Batch) -> int:
+        """The shard of a new task: its key's, else that of the name it can be repeated under, else by load."""
+        if key is not None or name:
+            return shard_of_key(name if key is None else key, self._config.shards)
+        shard, left = batch.chunk.get(queue, (0, 0))
+        if left == 0:
+            is_batch = batch.size > 1
+            left = self._placement.chunk_size(batch.size, queue) if is_batch else TOGETHER_MAX
+            node, shard = self._placement.choose(queue, batch.own_load, is_batch)
+            if node == self._placement.me:
+                batch.own_load[queue] = batch.own_load.get(queue, 0) + left
+        batch.chunk[queue] = (shard, left - 1)
+        self._placement.placed(queue, shard, 1)
+        return shard
+
+    def _shard_named_in(self, task_id: str) -> int:
+        """The shard of an id that another gateway chose. Raises Invalid."""
+        shard = shard_of(task_id, self._config.shards)
+        if shard is None:
+            raise Invalid(f"{task_id!r} is not an id of this cluster.", "Let the gateway choose the id.")
+        return shard
+
+    def _task_json(self, task_id: str, item: Submission, spec: Spec, batch: _Batch) -> TaskJson:
+        """The task as the client is answered, before it is known what became of it."""
         task = TaskJson(
             id=task_id,
             type=item.type,
-            state=State.QUEUED,
-            submitted_at_ms=wall_ms,
-            queue=queue,
+            state=_QUEUED,
+            submitted_at_ms=batch.wall_ms,
+            queue=spec.queue,
             priority=spec.level,
             data=item.data,
             attempt=0,
@@ -170,26 +204,9 @@ class Submitting:
             delivery=0,
             key=item.key,
         )
-        if trace is not None:
-            carry(task, trace)
-        return NewTask(
-            id=task_id,
-            shard=shard,
-            queue=queue,
-            level=spec.level,
-            due=due,
-            spec=spec,
-            spec_bytes=spec_bytes,
-            data=bytes(item.data),
-            claim=claim,
-            idempotency=idempotency,
-            idempotency_ms=max(1, int(lifetime_s * 1000)),
-            fingerprint=print_,
-            on_code=self._on_code,
-            more=(n, batch, task),
-            unique=unique if idempotency_key is not None else "",
-            unique_ms=max(1, int((item.unique_for_s or 0.0) * 1000)),
-        )
+        if batch.trace is not None:
+            carry(task, batch.trace)
+        return task
 
     def _spec(self, known: Known, item: Submission, trace: str | None) -> tuple[Spec, bytes]:
         if (
@@ -220,60 +237,86 @@ class Submitting:
         )
         return spec, _encode_spec(spec)
 
-    def _on_code(self, new: NewTask, code: str | Exception, now_ms: int) -> None:
+    def _on_code(self, new: NewTask, code: StoreCode | Exception, now_ms: int, first: str) -> None:
         """What became of one task: start it, answer it, or say why not."""
         n, batch, task = new.more
         if new.claim:
             self._dispatch.release(new.queue)
-        if isinstance(code, StoreUnavailable):
+        if code is _CODE_QUEUED:
+            task.queued_at_ms = now_ms
+            batch.new(n, task)
+        elif code is _CODE_CLAIMED:
+            self._begin(new, task, now_ms)
+            batch.new(n, task)
+        elif isinstance(code, StoreUnavailable):
             batch.failure = code
             batch.maybe |= code.may_have_happened
         elif isinstance(code, Exception):
-            batch.results[n] = (
-                QueueFull("Redis is out of memory and refuses to store.", "Raise maxmemory or shorten retention_s.")
-                if isinstance(code, OutOfMemoryError)
-                else refused(code)
-            )
-        elif code == "c":
-            session = self._dispatch.session
-            task.state, task.attempt, task.delivery = State.RUNNING, 1, 1
-            task.queued_at_ms = task.started_at_ms = now_ms
-            task.node_id = node_of(session)
-            self._metrics.claims.add("submission")
-            self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)])
-            batch.new(n, task)
-        elif code == "q":
-            task.queued_at_ms = now_ms
-            batch.new(n, task)
-        elif code == "s":
-            task.state = State.SCHEDULED
-            task.run_at_ms = new.due if new.due > 0 else now_ms - new.due
-            self._dispatch.on_due(new.shard, (task.run_at_ms - now_ms) / 1000)
-            batch.new(n, task)
-        elif code == "x":
-            # Stored by an earlier try of this very submission: the caller is answered as it would have been then.
-            batch.results[n] = Submitted(task, True)
-        elif code == "f":
-            batch.results[n] = QueueFull(
-                f"queue {new.queue!r} holds {self._config.queue_limit} tasks in one shard, its limit.",
-                "Add nodes, or raise queue_limit.",
-            )
-        elif code[0] == "i":
-            task.id = code[1:]
-            batch.results[n] = Submitted(task, False)
+            batch.results[n] = _not_stored(code)
         else:
-            batch.results[n] = IdempotencyConflict(
-                f"this Idempotency-Key already stands for task {code[1:]}, with another body.",
-                "Use a new key for a new task.",
-            )
+            self._on_rare_code(new, code, now_ms, first)
         batch.one_less()
+
+    def _begin(self, new: NewTask, task: TaskJson, now_ms: int) -> None:
+        session = self._dispatch.session
+        task.state, task.attempt, task.delivery = State.RUNNING, 1, 1
+        task.queued_at_ms = task.started_at_ms = now_ms
+        task.node_id = node_of(session)
+        self._metrics.claims.add("submission")
+        self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)])
+
+    def _on_rare_code(self, new: NewTask, code: StoreCode, now_ms: int, first: str) -> None:
+        n, batch, task = new.more
+        match code:
+            case StoreCode.SCHEDULED:
+                task.state = State.SCHEDULED
+                task.run_at_ms = new.due if new.due > 0 else now_ms - new.due
+                self._dispatch.on_due(new.shard, (task.run_at_ms - now_ms) / 1000)
+                batch.new(n, task)
+            case StoreCode.STORED_BEFORE:
+                # An earlier try of this very submission stored it: answer as that try would have been answered.
+                batch.results[n] = Submitted(task, True)
+            case StoreCode.REPEAT:
+                task.id = first
+                batch.results[n] = Submitted(task, False)
+            case StoreCode.MISMATCH:
+                batch.results[n] = IdempotencyConflict(
+                    f"this Idempotency-Key already stands for task {first}, with another body.",
+                    "Use a new key for a new task.",
+                )
+            case StoreCode.QUEUE_FULL:
+                batch.results[n] = QueueFull(
+                    f"queue {new.queue!r} holds {self._config.queue_limit} tasks in one shard, its limit.",
+                    "Add nodes, or raise queue_limit.",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The names under which a submission can be repeated: its Idempotency-Key, and its own if it is to be unique."""
+
+    place: str  # chooses the shard, so that both names stand beside the task
+    key: str  # the Idempotency-Key, else the unique name
+    key_ms: int
+    fingerprint: str = ""  # of the body that the key stands for
+    unique: str = ""  # where the submission has an Idempotency-Key as well
+    unique_ms: int = 1
+
+
+_UNNAMED = _Names("", "", 1)
 
 
 class _Batch:
-    """What one call to submit waits for."""
+    """One call to submit: what its tasks have in common, and what it waits for."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(
+        self, size: int, own_load: dict[str, int], trace: str | None, chunk: dict[str, tuple[int, int]]
+    ) -> None:
         self.size = size
+        self.own_load = own_load  # this node's load by queue, with what was placed here since
+        self.trace = trace
+        self.chunk = chunk  # queue -> (shard, how many more of these tasks go there)
+        self.wall_ms = time.time_ns() // 1_000_000
         self.results: list[Result | None] = [None] * size
         self.ids = [""] * size
         self.waiting = 1  # answers to come, and the end of the preparing
@@ -294,6 +337,13 @@ class _Batch:
     async def wait(self) -> None:
         self.one_less()
         await self._done
+
+
+def _not_stored(error: Exception) -> RumorError:
+    """Redis refused to store."""
+    if isinstance(error, OutOfMemoryError):
+        return QueueFull("Redis is out of memory and refuses to store.", "Raise maxmemory or shorten retention_s.")
+    return refused(error)
 
 
 def _due(item: Submission) -> int:

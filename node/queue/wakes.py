@@ -14,9 +14,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from cluster.shards.calls import Head
-from cluster.shards.lane import Reply
-from node.queue.dispatch import Dispatcher
+from cluster.shards.answers import Head
+from cluster.shards.shards import Shards
 
 log = structlog.get_logger("rumor.wakes")
 
@@ -74,8 +73,8 @@ def _shard(value: Any, shards: int) -> int:
 class Wakes:
     """Collects and sends."""
 
-    def __init__(self, dispatch: Dispatcher) -> None:
-        self._dispatch = dispatch
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
         self._work: dict[str, dict[tuple[int, str], Head]] = {}  # session -> (shard, queue) -> its head
         self._dues: dict[str, dict[int, float]] = {}  # session -> shard -> loop time
         self._is_due = False
@@ -114,8 +113,8 @@ class Wakes:
             self._tell(session, ("d", [(shard, int(1000 * (at_s - now_s))) for shard, at_s in shards.items()]))
 
     def _tell(self, session: str, message: tuple[str, Any]) -> None:
-        self._dispatch.lanes[0].add(self._dispatch.calls.publish(session, _encode(message), _ignore))
+        self._shards.send(self._shards.calls.publish(session, _encode(message), _ignore))
 
 
-def _ignore(_: Reply) -> None:
+def _ignore(_: int | Exception) -> None:
     """Best effort."""

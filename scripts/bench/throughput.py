@@ -38,8 +38,9 @@ from bed import Bed, Meter, Node, markdown, publish, say, spread
 
 from cluster import keys
 from cluster.scripts import script
-from cluster.shards.calls import Calls, NewTask
-from cluster.shards.task import Backoff, Ids, Spec, shard_of
+from cluster.shards.answers import SettleKind
+from cluster.shards.calls import Calls, Ended, NewTask
+from cluster.shards.task import Backoff, Claimed, Ids, Spec, shard_of
 from node.client.one_node import Remote, Unreachable
 from node.lab.process import wait_for
 
@@ -47,6 +48,7 @@ PAYLOAD = {"payload": "x" * 86}  # 100 bytes as JSON
 BATCH = 10_000
 LANES = 2
 CLAIM_MAX = 100
+SUCCEEDED = SettleKind.SUCCEEDED
 CLAIM_STRIDE = 7  # what claim.lua returns of each task
 STORE_MAX = 256
 SHARDS = 64
@@ -124,6 +126,7 @@ async def bare_drain(url: str, ids: Sequence[str]) -> float:
     for name in ("claim", "settle"):
         await client.script_load(script(name).text)
     calls = Calls(60.0, 1_000_000, 604_800.0)
+    spec = Spec("noop", "default", 5, 5, 3600.0, Backoff(1.0, 2.0, 300.0))  # undecoded: the bare script reads no spec
 
     async def noop() -> None:
         return None
@@ -140,9 +143,12 @@ async def bare_drain(url: str, ids: Sequence[str]) -> float:
                 claim = calls.claim(shard, "default", SESSION, CLAIM_MAX, None, ignore)
                 pipe.execute_command(*claim.command())
                 _, left, _, flat = (await pipe.execute())[-1]
-                rows = [(flat[n], flat[n + 1], "s", run(noop), 86_400_000) for n in range(0, len(flat), CLAIM_STRIDE)]
-                done += len(rows)
-                settle = calls.settle(shard, SESSION, rows, ignore) if rows else None
+                outcomes = [
+                    Ended(Claimed(flat[n], shard, flat[n + 1], 1, spec, b""), SUCCEEDED, run(noop), 86_400_000)
+                    for n in range(0, len(flat), CLAIM_STRIDE)
+                ]
+                done += len(outcomes)
+                settle = calls.settle(shard, SESSION, outcomes, ignore) if outcomes else None
         if settle is not None:
             await client.execute_command(*settle.command())
         return done

@@ -27,9 +27,10 @@ from redis.connection import Connection
 
 from cluster import keys
 from cluster.scripts import script
-from cluster.shards.calls import RETENTION_MIN_S, Calls, NewTask
-from cluster.shards.lane import Call
-from cluster.shards.task import Backoff, Ids, Spec, shard_of
+from cluster.shards.answers import Head, SettleKind
+from cluster.shards.calls import RETENTION_MIN_S, Calls, Ended, NewTask
+from cluster.shards.lane import Call, T
+from cluster.shards.task import Backoff, Claimed, Ids, Spec, shard_of
 from node.queue.queries import history_json
 
 SHARD = 0x1F
@@ -42,7 +43,7 @@ AGING_MS = 60_000
 QUEUE_LIMIT = 6
 LONG_MS = 10_000_000_000
 HISTORY_MAX = 20
-SCRIPTS = ("store", "claim", "settle", "reap", "cancel", "replay", "keep", "list", "counts", "progress")
+SCRIPTS = ("store", "claim", "settle", "reap", "cancel", "replay", "sweep", "list", "counts", "progress")
 OPERATIONS = (
     *("store",) * 5,
     *("claim",) * 5,
@@ -50,9 +51,10 @@ OPERATIONS = (
     *("reap",) * 2,
     *("cancel",) * 2,
     *("replay",) * 2,
-    *("keep",) * 3,
+    *("sweep",) * 3,
     *("progress", "counts", "list", "expire_dead", "forget_key", "rest"),
 )
+ANY_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # of a task that is settled: nobody reads it
 encode = msgspec.msgpack.encode
 
 
@@ -163,10 +165,11 @@ class ShardPair:
         if rng.random() < 0.1:
             news.append(msgspec.structs.replace(self._new(rng), id=news[0].id))
         session = rng.choice(SESSIONS)
-        now, codes, heads = self._call(self._calls.store(SHARD, session, news, _nobody))
+        answer = self._call(self._calls.store(SHARD, session, news, _nobody))
         room = {queue: QUEUE_LIMIT - self.model.head(queue)[0] for queue in QUEUES}
-        assert [code.decode() for code in codes] == [self._expect_stored(new, session, now, room) for new in news]
-        self._expect_heads(heads, {new.queue for new in news})
+        codes = [code + answer.firsts.get(n, "") for n, code in enumerate(answer.codes)]
+        assert codes == [self._expect_stored(new, session, answer.now_ms, room) for new in news]
+        self._expect_heads(answer.heads, {new.queue for new in news})
 
     def _new(self, rng: Random) -> NewTask:
         known = list(self.model.tasks) + self._dropped
@@ -223,16 +226,17 @@ class ShardPair:
         session, queue, limit = rng.choice(SESSIONS), rng.choice(QUEUES), rng.randint(1, 4)
         ready = self.model.ready(queue)
         highest = rng.choice(ready).score + rng.choice((-1, 0, 0, 1)) if ready and rng.random() < 0.4 else None
-        now, count, head, flat = self._call(self._calls.claim(SHARD, queue, session, limit, highest, _nobody))
-        assert self._times[0] <= now <= self._times[1]
+        answer = self._call(self._calls.claim(SHARD, queue, session, limit, highest, _nobody))
+        assert self._times[0] <= answer.now_ms <= self._times[1]
         taken = [task for task in ready if highest is None or task.score <= highest][:limit]
-        rows = [flat[n : n + 7] for n in range(0, len(flat), 7)]
-        assert [row[0].decode() for row in rows] == [task.id for task in taken], "best first, no more than the limit"
-        for task, (_, delivery, attempt, spec, data, queued_at, lost) in zip(taken, rows, strict=True):
+        assert [claimed.id for claimed in answer.tasks] == [task.id for task in taken], "best first, within the limit"
+        for task, claimed, wait_s in zip(taken, answer.tasks, answer.waits_s, strict=True):
             self.model.take(task, session)
-            assert (delivery, attempt, int(lost)) == (task.delivery, task.attempt, task.lost)
-            assert (spec, data, int(queued_at)) == (encode(task.spec), task.data, task.queued_at)
-        assert (count, int(float(head))) == self.model.head(queue)
+            assert (claimed.shard, claimed.session) == (SHARD, session)
+            assert (claimed.delivery, claimed.attempt, claimed.lost) == (task.delivery, task.attempt, task.lost)
+            assert (claimed.spec, claimed.data) == (task.spec, task.data)
+            assert wait_s == (answer.now_ms - task.queued_at) / 1000
+        assert (answer.left, answer.head_score) == self.model.head(queue)
 
     def settle(self, rng: Random) -> None:
         """Outcomes of one session: right ones, of others, of older deliveries, twice, of tasks that are gone."""
@@ -251,8 +255,9 @@ class ShardPair:
             rows.append((task_id, delivery, kind, b"" if kind == "g" else b'"%d"' % rng.randint(0, 99), ms))
             if rng.random() < 0.1:
                 rows.append((task_id, delivery, rng.choice("sdrg"), b"1", ms))
-        codes = self._call(self._calls.settle(SHARD, session, rows, _nobody))
-        assert [code.decode() for code in codes] == [self._expect_settled(session, *row) for row in rows], rows
+        answer = self._call(self._calls.settle(SHARD, session, [_ended(*row) for row in rows], _nobody))
+        codes = [code or answer.refused[n] for n, code in enumerate(answer.codes)]
+        assert codes == [self._expect_settled(session, *row) for row in rows], rows
 
     def _expect_settled(self, session: str, task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> str:
         task = self.model.tasks.get(task_id)
@@ -286,13 +291,13 @@ class ShardPair:
         call = self._calls.reap(SHARD, session, jitter, _nobody)
         assert call.args[4] == 256
         call.args[4] = limit
-        left, queued, scheduled, dead, heads, traced = self._call(call)
-        assert traced == [], "no task here has a trace context"
+        answer = self._call(call)
+        assert answer.lost == [], "no task here has a trace context"
         held = self.model.inflight[session]
         still = {raw.decode() for raw in self._talk([("HKEYS", keys.inflight(SHARD, session))])[0]}
         taken = [self.model.tasks[task_id] for task_id in held if task_id not in still]
         assert len(taken) == min(limit, len(held))
-        assert left == len(held) - len(taken)
+        assert answer.left == len(held) - len(taken)
         moved = {"queued": 0, "retrying": 0, "dead": 0}
         order = [raw.decode() for raw in self._published(len(self.model.published))]
         for task in sorted(taken, key=lambda t: order.index(t.id) if t.id in order else -1):
@@ -307,21 +312,21 @@ class ShardPair:
                 most_ms = int(1000 * task.spec.backoff.base_s * 2.0 ** (task.lost - 2))
                 task.state, task.due = "retrying", self._time_of("scheduled", task, 0, most_ms)
             moved[task.state] += 1
-        assert (queued, scheduled, dead) == tuple(moved.values())
-        self._expect_heads(heads, {task.spec.queue for task in taken if task.state == "queued"})
+        assert (answer.queued, answer.scheduled, answer.dead) == tuple(moved.values())
+        self._expect_heads(answer.heads, {task.spec.queue for task in taken if task.state == "queued"})
 
     def cancel(self, rng: Random) -> None:
         """A task in any state, or none."""
         task_id = rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"])
         ms = rng.choice((0, 1, LONG_MS))
-        state, session, delivery = self._call(self._calls.cancel(SHARD, task_id, ms, _nobody))
+        answer = self._call(self._calls.cancel(SHARD, task_id, ms, _nobody))
         task = self.model.tasks.get(task_id)
         if task is None or task.state in TERMINAL:
-            assert (state.decode(), session, delivery) == (task.state if task else "", b"", 0)
+            assert (answer.was, answer.session, answer.delivery) == (task.state if task else None, "", 0)
             return
         is_running = task.state == "running"
-        assert (state.decode(), session.decode()) == (task.state, task.session if is_running else "")
-        assert delivery == task.delivery
+        assert (answer.was, answer.session) == (task.state, task.session if is_running else "")
+        assert answer.delivery == task.delivery
         if is_running:
             del self.model.inflight[task.session][task_id]
         task.remember("cancelled")
@@ -338,12 +343,12 @@ class ShardPair:
         ended = [task.id for task in self.model.where("dead", "cancelled")]
         ids = [rng.choice(ended or ["unknown-1f"]) for _ in range(rng.randint(1, 3))]
         ids.append(rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"]))
-        codes, heads = self._call(self._calls.replay(SHARD, ids, _nobody))
-        expected, queues = [], set()
-        for task_id in ids:
+        answer = self._call(self._calls.replay(SHARD, ids, _nobody))
+        queued, refused, queues = 0, {}, set()
+        for n, task_id in enumerate(ids):
             task = self.model.tasks.get(task_id)
             if task is None or task.state not in ("dead", "cancelled"):
-                expected.append(task.state if task else "")
+                refused[n] = task.state if task else None
                 continue
             task.remember("replayed")
             task.session = ""
@@ -351,38 +356,38 @@ class ShardPair:
             queues.add(task.spec.queue)
             task.queued_at = int(self._talk([("HGET", keys.task(SHARD, task_id), "queued_at")])[0])
             assert self._times[0] <= task.queued_at <= self._times[1]
-            expected.append("1")
-        assert [code.decode() for code in codes] == expected
-        self._expect_heads(heads, queues)
+            queued += 1
+        assert (answer.queued, answer.refused) == (queued, refused)
+        self._expect_heads(answer.heads, queues)
 
-    def keep(self, rng: Random, age_ms: int | None = None) -> None:
+    def sweep(self, rng: Random, age_ms: int | None = None) -> None:
         """Promote and drop, often in small steps."""
         age_ms = rng.choice((-1, -1, -1, 0, 2, LONG_MS)) if age_ms is None else age_ms
-        call = self._calls.keep(SHARD, age_ms, _nobody)
+        call = self._calls.sweep(SHARD, age_ms, _nobody)
         assert call.args[3] == 256
         limit = call.args[3] = rng.choice((1, 2, 256, 256))
-        now, promoted, dropped, next_due, sessions, heads = self._call(call)
+        answer = self._call(call)
         by_due = sorted(self.model.where("scheduled", "retrying"), key=lambda t: (t.due, t.id))
-        due = [task for task in by_due if task.due is not None and task.due <= now][:limit]
-        assert promoted == len(due)
+        due = [task for task in by_due if task.due is not None and task.due <= answer.now_ms][:limit]
+        assert answer.promoted == len(due)
         for task in due:
-            task.state, task.queued_at = "queued", now
+            task.state, task.queued_at = "queued", answer.now_ms
         most = 0
         for state in TERMINAL:
             old = sorted((t for t in self.model.where(state)), key=lambda t: (t.drop_at, t.id))[:limit]
-            ended_by = -1 if state == "dead" or age_ms < 0 else now - age_ms
-            old = [t for t in old if t.ended_at <= ended_by or (t.drop_at is not None and t.drop_at <= now)]
+            ended_by = -1 if state == "dead" or age_ms < 0 else answer.now_ms - age_ms
+            old = [t for t in old if t.ended_at <= ended_by or (t.drop_at is not None and t.drop_at <= answer.now_ms)]
             most = max(most, len(old))
             for task in old:
                 del self.model.tasks[task.id]
                 self._dropped.append(task.id)
                 self.model.commits -= {one for one in self.model.commits if one[0] == task.id}
-        assert dropped == most
-        assert next_due == min((t.due or 0 for t in self.model.where("scheduled", "retrying")), default=0)
-        assert sorted(raw.decode() for raw in sessions) == sorted(s for s, held in self.model.inflight.items() if held)
-        told = {heads[n].decode() for n in range(0, len(heads), 3)}
-        assert {task.spec.queue for task in self.model.where("queued")} <= told
-        self._expect_heads(heads, told)
+        assert answer.dropped == most
+        assert answer.next_due_ms == min((t.due or 0 for t in self.model.where("scheduled", "retrying")), default=0)
+        assert sorted(answer.sessions) == sorted(s for s, held in self.model.inflight.items() if held)
+        queues = {head.queue for head in answer.heads}
+        assert {task.spec.queue for task in self.model.where("queued")} <= queues
+        self._expect_heads(answer.heads, queues)
 
     def progress(self, rng: Random) -> None:
         """What a running task says of itself; another delivery's word is not kept."""
@@ -396,20 +401,21 @@ class ShardPair:
             self.model.tasks[task_id].progress = value
 
     def counts(self, rng: Random) -> None:
-        """How many there are of each."""
-        with_ids = rng.random() < 0.5
-        *numbers, queues, flights = self._call(self._calls.counts(SHARD, with_ids, _nobody))
-        states = (("scheduled", "retrying"), ("waiting",), ("succeeded",), ("dead",), ("cancelled",))
-        assert numbers == [len(self.model.where(*names)) for names in states]
-        told = {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)}
-        assert {queue: count for queue, count in told.items() if count} == {
+        """How many there are of each, or the ids in flight."""
+        held = {session: sorted(ids) for session, ids in self.model.inflight.items() if ids}
+        if rng.random() < 0.5:
+            running = self._call(self._calls.running(SHARD, _nobody))
+            assert {session: sorted(ids) for session, ids in running.items()} == held
+            return
+        answer = self._call(self._calls.counts(SHARD, _nobody))
+        assert answer.states == {
+            "scheduled": len(self.model.where("scheduled", "retrying")),
+            **{state: len(self.model.where(state)) for state in ("waiting", "succeeded", "dead", "cancelled")},
+            "running": sum(map(len, held.values())),
+        }
+        assert {queue: count for queue, count in answer.queues.items() if count} == {
             queue: len(self.model.ready(queue)) for queue in QUEUES if self.model.ready(queue)
         }
-        running = {flights[n].decode(): flights[n + 1] for n in range(0, len(flights), 2)}
-        if with_ids:
-            running = {session: sorted(raw.decode() for raw in ids) for session, ids in running.items()}
-        held = {session: sorted(ids) for session, ids in self.model.inflight.items() if ids}
-        assert running == (held if with_ids else {session: len(ids) for session, ids in held.items()})
 
     def list(self, rng: Random) -> None:
         """Page through everything, or through one state, one type, one key."""
@@ -421,15 +427,14 @@ class ShardPair:
         found: list[str] = []
         before, pages = "", 0
         while True:
-            call = self._calls.list(SHARD, source, before, limit, scan, (state, kind, key), _nobody)
-            reached, flat = self._call(call)
-            assert len(flat) <= 2 * limit
-            found += [flat[n + 1].decode() for n in range(0, len(flat), 2)]
+            answer = self._call(self._calls.listing(SHARD, source, before, limit, scan, (state, kind, key), _nobody))
+            assert len(answer.rows) <= limit
+            found += [task_id for _, task_id in answer.rows]
             pages += 1
-            if not reached:
+            if not answer.reached:
                 break
-            assert reached.decode() != before, "every call gets on"
-            before = reached.decode()
+            assert answer.reached != before, "every call gets on"
+            before = answer.reached
         wanted = [
             task
             for task in self.model.tasks.values()
@@ -442,7 +447,7 @@ class ShardPair:
         assert found == [task.id for task in wanted], (state, kind, key, limit, scan, pages)
 
     def expire_dead(self, _: Random) -> None:
-        """The dead letter queue is purged: the next keep drops it."""
+        """The dead letter queue is purged: the next sweep drops it."""
         dead = self.model.where("dead")
         assert self._call(self._calls.expire_dead(SHARD, _nobody)) == len(dead)
         for task in dead:
@@ -473,7 +478,7 @@ class ShardPair:
         rng = Random(1)
         self.expire_dead(rng)
         while self.model.tasks:
-            self.keep(rng, 0)
+            self.sweep(rng, 0)
         self._talk([("DEL", *(keys.idempotency(SHARD, key) for key in KEYS))])
         self.model.keys.clear()
         self.check()
@@ -537,9 +542,10 @@ class ShardPair:
                 assert fields["error"]
             assert shard_of(task_id, SHARDS) == SHARD
 
-    def _expect_heads(self, flat: Sequence[Any], queues: set[str]) -> None:
-        told = {flat[n].decode(): (flat[n + 1], int(float(flat[n + 2]))) for n in range(0, len(flat), 3)}
-        assert told == {queue: self.model.head(queue) for queue in queues}
+    def _expect_heads(self, heads: Sequence[Head], queues: set[str]) -> None:
+        assert {head.queue: (head.count, head.score) for head in heads} == {
+            queue: self.model.head(queue) for queue in queues
+        }
 
     def _time_of(self, zset: str, task: Task, ms: int, most_ms: int | None = None) -> int:
         """The score that a script gave a task: its own time, which lies within the call, plus `ms` (to `most_ms`)."""
@@ -553,10 +559,12 @@ class ShardPair:
             self._told += self._listener.read_response()[2].split(b" ")
         return self._told[after:]
 
-    def _call(self, call: Call) -> Any:
+    def _call(self, call: Call[T]) -> T:
         before, reply, after = self._talk([("TIME",), call.command(), ("TIME",)])
         self._times = (_ms(before), _ms(after))
-        return reply
+        if isinstance(reply, Exception):
+            raise reply
+        return call.decode(reply)
 
     def _talk(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         self._redis.send_packed_command([pack_command(command) for command in commands])
@@ -586,6 +594,10 @@ def _place(task: Task) -> str:
 
 def _ms(time: Sequence[bytes]) -> int:
     return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
+def _ended(task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> Ended:
+    return Ended(Claimed(task_id, SHARD, delivery, 0, ANY_SPEC, b""), SettleKind(kind), payload, ms)
 
 
 def _nobody(_: Any) -> None:

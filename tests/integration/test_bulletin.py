@@ -92,7 +92,7 @@ async def test_the_list_is_bounded_and_ends_with_the_cluster(engines: list[Engin
 async def test_events_of_an_outage_are_told_after_it(engines: list[Engine], redis_server: Any) -> None:
     first, second = engines
     redis_server.stop()
-    await wait_until_async(lambda: not first.dispatch.is_up, 5, "Redis is away")
+    await wait_until_async(lambda: not first.shards.is_up, 5, "Redis is away")
     first.on_event(died("n1"))
     redis_server.cont()
     with second.listen(None) as listener:

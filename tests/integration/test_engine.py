@@ -28,7 +28,7 @@ from cluster.errors import (
 )
 from cluster.load import Load, Meta, QueueLoad
 from cluster.refusal import refusal
-from cluster.shards.calls import Head
+from cluster.shards.answers import Head, Swept
 from cluster.shards.task import State as TaskState
 from cluster.swim.events import Evidence, State
 from cluster.view import Peer, Redis, Verdict, View
@@ -120,7 +120,7 @@ async def test_a_batch_larger_than_the_slots_runs_whole(engine: Engine) -> None:
     ids = {r.task.id for r in results if isinstance(r, Submitted)}
     assert len(ids) == 2000
     async with asyncio.timeout(20):
-        while (await engine.queries.all_shards(False)) and engine.metrics.commits.values["succeeded"] < 2000:
+        while (await engine.queries.counts()) and engine.metrics.commits.values["succeeded"] < 2000:
             await asyncio.sleep(0.01)
     counts = await engine.counts()
     while counts["states"]["succeeded"] < 2000:
@@ -214,7 +214,7 @@ async def test_an_outage_loses_nothing_repeats_nothing_that_ran_and_leaves_no_sl
         await engine.submit(items)
     assert not caught.value.may_have_happened
     redis_server.cont()
-    await wait_until_async(lambda: engine.dispatch.is_up, 5, "Redis is back")
+    await wait_until_async(lambda: engine.shards.is_up, 5, "Redis is back")
     for error in refused:  # again, under the ids they had: none is stored twice
         await engine.submit(items, ids=error.ids)
 
@@ -259,7 +259,7 @@ async def test_cancelling_reaches_queued_scheduled_and_running_tasks(engine: Eng
 
 
 async def test_a_slot_that_a_cancelled_task_leaves_is_used_at_once_from_any_shard(engine: Engine) -> None:
-    engine.house._sweep = lambda: None  # type: ignore[method-assign]
+    engine.housekeeping._sweep = lambda: None  # type: ignore[method-assign]
     running = [await one(engine, "sleep", 30) for _ in range(8)]
     queued = [await one(engine, "sleep", 30) for _ in range(8)]
     for task in running:
@@ -270,15 +270,14 @@ async def test_a_slot_that_a_cancelled_task_leaves_is_used_at_once_from_any_shar
 
 async def test_every_lane_asks_something_each_sweep_whatever_the_node_owns(engine: Engine) -> None:
     """Readiness is an answer within the last seconds: a node that owns no shard of a lane must not look cut off."""
-    engine.house.own((2, 4), ())
-    await wait_until_async(lambda: all(lane.is_idle for lane in engine.dispatch.lanes), 5, "the lanes are at rest")
-    sweep, engine.house._sweep = engine.house._sweep, lambda: None  # type: ignore[method-assign]
-    engine.house.sweeps = 0  # the next is not one that looks at a shard of somebody else's
-    before = [lane.groups for lane in engine.dispatch.lanes]
+    engine.housekeeping.own((2, 4), ())
+    await wait_until_async(lambda: engine.shards.is_idle, 5, "the lanes are at rest")
+    sweep, engine.housekeeping._sweep = engine.housekeeping._sweep, lambda: None  # type: ignore[method-assign]
+    engine.housekeeping.sweeps = 0  # the next is not one that looks at a shard of somebody else's
+    lanes = engine.shards._lanes
+    before = [lane.groups for lane in lanes]
     sweep()
-    await wait_until_async(
-        lambda: all(lane.groups > n for lane, n in zip(engine.dispatch.lanes, before, strict=True)), 1, "both ask"
-    )
+    await wait_until_async(lambda: all(lane.groups > n for lane, n in zip(lanes, before, strict=True)), 1, "both ask")
 
 
 async def test_an_unknown_type_names_near_ones(engine: Engine) -> None:
@@ -329,7 +328,7 @@ async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None
 
 
 async def test_replaying_everything_ends_although_the_replayed_die_again(engine: Engine, monkeypatch: Any) -> None:
-    monkeypatch.setattr("node.queue.engine.REPLAY_PAGE", 2)
+    monkeypatch.setattr("node.queue.amending.REPLAY_PAGE", 2)
     tasks = [await one(engine, "fail", max_attempts=1) for _ in range(7)]
     for task in tasks:
         assert (await engine.wait(task.id, 5)).state == "dead"
@@ -346,9 +345,9 @@ async def test_what_redis_holds_and_this_node_does_not_run_is_given_back_uncount
     assert task.state == "queued"
     shard = engine.queries.shard(task.id)
     lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    claim = engine.dispatch.calls.claim(shard, "default", engine.dispatch.session, 1, None, lost.set_result)
-    engine.dispatch.lane(shard).add(claim)
-    assert (await lost)[3], "claimed behind the node's back"
+    claim = engine.shards.calls.claim(shard, "default", engine.dispatch.session, 1, None, lost.set_result)
+    engine.shards.send(claim)
+    assert (await lost).tasks, "claimed behind the node's back"
     engine.dispatch.is_claiming = True
     done = await engine.wait(task.id, 15)
     assert (done.state, done.attempt, done.delivery) == ("succeeded", 1, 2)
@@ -360,7 +359,7 @@ async def test_a_reaped_session_gives_its_tasks_back_at_once_and_its_late_outcom
     new = old[:-1] + ("0" if old[-1] != "0" else "1")
     engine.vitals.session = new
     # As after a pause: the tombstone is written and reaped by somebody, and this node does not know yet.
-    engine.house.reap(old, range(64))
+    engine.housekeeping.reap(old, range(64))
     for task in tasks:
         done = await engine.wait(task.id, 10)
         assert (done.state, done.delivery) == ("succeeded", 2)
@@ -419,10 +418,10 @@ async def test_while_memory_is_short_finished_tasks_go_before_their_time_and_oth
     done = await engine.wait((await one(engine, "noop")).id, 5)
     dead = await engine.wait((await one(engine, "fail", max_attempts=1)).id, 5)
     later = await one(engine, "noop", delay_s=60)
-    engine.house.is_memory_short = True
-    engine.house._age_ms = lambda: 0  # type: ignore[method-assign]
-    engine.house.look(engine.queries.shard(done.id))
-    engine.house.look(engine.queries.shard(dead.id))
+    engine.housekeeping.is_memory_short = True
+    engine.housekeeping._age_ms = lambda: 0  # type: ignore[method-assign]
+    engine.housekeeping.look(engine.queries.shard(done.id))
+    engine.housekeeping.look(engine.queries.shard(dead.id))
     async with asyncio.timeout(5):
         while True:
             try:
@@ -441,12 +440,12 @@ async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> Non
     shard = engine.queries.shard(task.id)
     engine.dispatch.backlog.set("default", shard, 0, 0)  # another node stored it: nothing is known here
     engine.dispatch.is_claiming = True
-    engine.house.look(shard)
-    lane = engine.dispatch.lane(shard)
-    (call,) = [call for call in lane._calls if call.script == "keep"]
+    engine.housekeeping.look(shard)
+    lane = engine.shards._lanes[engine.shards.lane_of(shard)]
+    (call,) = [call for call in lane._calls if call.script == "sweep"]
     answered = call.on_reply
     # What Redis would have said a moment before the task was queued.
-    call.on_reply = lambda reply: answered([reply[0], 0, 0, 0, [], [b"default", 0, b"0"]])
+    call.on_reply = lambda answer: answered(Swept(answer.now_ms, 0, 0, 0, [], [Head("default", 0, 0)]))
     for running in engine._tasks[:1]:
         running.cancel()  # no sweep may help
     while lane._calls:
@@ -509,7 +508,7 @@ async def idle_neighbour(engine: Engine) -> AsyncIterator[Callable[[], Awaitable
         members = (*engine.vitals.view.members, idle)
         engine.on_view(dataclasses.replace(engine.vitals.view, members=members))
         engine.owners = (engine.config.name,) * engine.config.shards
-        engine.house.own(range(engine.config.shards), [engine.dispatch.session])
+        engine.housekeeping.own(range(engine.config.shards), [engine.dispatch.session])
         yield woken
 
 
@@ -558,7 +557,7 @@ async def test_a_batch_that_was_stored_in_part_may_have_happened(engine: Engine)
     items = [Submission(type="noop", key=f"{n}") for n in range(600)]
     batch = asyncio.create_task(engine.submit(items))
     await asyncio.sleep(0)  # the first of them wait for their lanes to leave
-    engine.dispatch.lanes[1].is_up = False
+    engine.shards._lanes[1].is_up = False
     engine.dispatch._lane_changed(False)
     with pytest.raises(StoreUnavailable) as told:
         await batch
@@ -625,8 +624,10 @@ async def test_a_task_without_retention_is_there_for_whoever_sends_it_twice(engi
     """A submission that is forwarded after a time-out may be the second one, and the first may have run by then."""
     task = await one(engine, "noop", retention_s=0.0)
     assert (await engine.wait(task.id, 5)).state == "succeeded"
-    engine.house.look(engine.queries.shard(task.id))
-    await wait_until_async(lambda: not engine.house.is_looking(engine.queries.shard(task.id)), 5, "house was kept")
+    engine.housekeeping.look(engine.queries.shard(task.id))
+    await wait_until_async(
+        lambda: not engine.housekeeping.is_looking(engine.queries.shard(task.id)), 5, "house was kept"
+    )
     again = (await engine.submit([Submission(type="noop")], None, [task.id]))[0]
     assert isinstance(again, Submitted)
     assert (await engine.wait(task.id, 5)).delivery == 1

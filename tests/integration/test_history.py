@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from cluster import keys
+from cluster.shards.answers import SettleKind
+from cluster.shards.calls import Ended
 from node.queue.engine import Engine
 from node.schema import BackoffJson, ListQuery, TaskJson
 from tests.integration.test_engine import engine as engine
@@ -55,11 +57,12 @@ async def test_a_lost_worker_and_its_late_outcome_are_told_and_the_outcome_only_
     task = await one(engine, "sleep", 0.5, backoff=AT_ONCE)
     shard = engine.queries.shard(task.id)
     old = engine.dispatch.session
-    engine.house.reap(old, [shard])  # as after a pause: this node does not know that it was fenced
+    claimed = engine.worker.running[task.id].claimed
+    engine.housekeeping.reap(old, [shard])  # as after a pause: this node does not know that it was fenced
     await wait_until_async(lambda: engine.metrics.reaped.value == 1, 5, "it is queued again")
     for _ in range(2):
-        call = engine.dispatch.calls.settle(shard, old, [(task.id, 1, "s", b"1", 1000)], lambda _: None)
-        engine.dispatch.lane(shard).add(call)
+        late = Ended(claimed, SettleKind.SUCCEEDED, b"1", 1000)
+        engine.shards.send(engine.shards.calls.settle(shard, old, [late], lambda _: None))
     done = await engine.wait(task.id, 5)
     told = outcomes(done)
     assert told[0] == ("lost", 1, 1)

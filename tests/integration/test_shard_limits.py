@@ -12,8 +12,10 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from cluster import keys
 from cluster.config import Config
-from cluster.shards.calls import Calls, NewTask, connect
-from cluster.shards.lane import Call
+from cluster.shards.answers import SettleCode, Settled, SettleKind
+from cluster.shards.calls import Calls, Ended, NewTask, connect
+from cluster.shards.lane import Call, T
+from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Claimed, Ids, Spec
 from cluster.vitals.calls import Pulse
 from cluster.vitals.lease import Acquire, Renew, Takeover, Term
@@ -42,8 +44,12 @@ def new(due: int = 0, data: bytes = b"1") -> NewTask:
     return NewTask(task_id, SHARD, "default", 5, due, SPEC, packed, data, False, "", 0, "", lambda *_: None, None)
 
 
-async def do(client: redis.asyncio.Redis, call: Call) -> Any:
-    return await client.execute_command(*call.command(by_text=True))
+async def do(client: redis.asyncio.Redis, call: Call[T]) -> T:
+    return call.decode(await client.execute_command(*call.command(by_text=True)))
+
+
+def ended(task: NewTask, kind: SettleKind, payload: bytes, ms: int) -> Ended:
+    return Ended(Claimed(task.id, SHARD, 1, 1, SPEC, b"1", SESSION), kind, payload, ms)
 
 
 def nobody(_: Any) -> None: ...
@@ -56,15 +62,16 @@ async def test_a_full_redis_still_drops_what_is_past_its_time_although_something
     done, due = new(data=b'"%s"' % (b"x" * 2_000_000)), new(due=-1)
     await do(client, CALLS.store(SHARD, SESSION, [done, due], nobody))
     await do(client, CALLS.claim(SHARD, "default", SESSION, 1, None, nobody))
-    assert await do(client, CALLS.settle(SHARD, SESSION, [(done.id, 1, "s", b"1", 0)], nobody)) == [b"1"]
+    outcomes = [ended(done, SettleKind.SUCCEEDED, b"1", 0)]
+    assert (await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody))).codes == [SettleCode.COMMITTED]
     used = int((await client.info("memory"))["used_memory"])
     await client.config_set("maxmemory", used - 1_000_000)
     with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
         await do(client, CALLS.store(SHARD, SESSION, [new()], nobody))
 
     async def kept() -> bool:
-        _, promoted, dropped, *_ = await do(client, CALLS.keep(SHARD, -1, nobody))
-        return bool(promoted and dropped)
+        answer = await do(client, CALLS.sweep(SHARD, -1, nobody))
+        return bool(answer.promoted and answer.dropped)
 
     assert await wait_until_async(kept, 5, "the finished task is dropped, and the due one queued")
     assert not await client.exists(keys.task(SHARD, done.id))
@@ -84,11 +91,15 @@ async def test_a_full_redis_refuses_new_tasks_and_nothing_else(
         await client.set("other", "x")
     one, two, three, four, *_ = tasks
     claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 4, None, nobody))
-    assert claimed[3][0::7] == [task.id.encode() for task in (one, two, three, four)]
-    outcomes = [(one.id, 1, "s", b"1", 0), (two.id, 1, "r", b"{}", 60_000), (three.id, 1, "d", b"{}", 0)]
-    assert await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody)) == [b"1"] * 3
-    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody)))[1] == 1
-    assert (await do(client, CALLS.cancel(SHARD, tasks[5].id, 0, nobody)))[0] == b"queued"
+    assert [task.id for task in claimed.tasks] == [task.id for task in (one, two, three, four)]
+    outcomes = [
+        ended(one, SettleKind.SUCCEEDED, b"1", 0),
+        ended(two, SettleKind.RETRYING, b"{}", 60_000),
+        ended(three, SettleKind.DEAD, b"{}", 0),
+    ]
+    assert (await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody))).codes == [SettleCode.COMMITTED] * 3
+    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody))).queued == 1
+    assert (await do(client, CALLS.cancel(SHARD, tasks[5].id, 0, nobody))).was == "queued"
     pulse = Pulse(redis_server.url, 1.0, lambda: None)
     try:
         assert (await pulse.beat(SESSION, 1, 60_000, b"\0")).tombstone is None
@@ -103,20 +114,22 @@ async def test_a_claim_takes_no_more_data_than_its_answer_may_hold(client: redis
     tasks = [new(data=b'"%s"' % (b"x" * 400_000)) for _ in range(5)] + [new(data=b'"%s"' % (b"x" * 1_048_000))]
     await do(client, CALLS.store(SHARD, SESSION, tasks, nobody))
     for count in (2, 2, 1, 1):
-        _, left, _, flat = await do(client, CALLS.claim(SHARD, "default", SESSION, 10, None, nobody))
+        answer = await do(client, CALLS.claim(SHARD, "default", SESSION, 10, None, nobody))
         claimed, tasks = tasks[:count], tasks[count:]
-        assert flat[0::7] == [task.id.encode() for task in claimed]
-        assert left == len(tasks)
+        assert [task.id for task in answer.tasks] == [task.id for task in claimed]
+        assert answer.left == len(tasks)
 
 
 def dispatcher() -> Dispatcher:
     """One that sends nothing: its lanes do not run."""
     quiet: Any = nobody
-    return Dispatcher(Config(), connect("redis://127.0.0.1:1"), CALLS, Metrics(), quiet, quiet, quiet, quiet, quiet)
+    shards = Shards(connect("redis://127.0.0.1:1"), CALLS, 64, 1.0)
+    return Dispatcher(Config(), shards, Metrics(), quiet, quiet, quiet, quiet, quiet)
 
 
-def outcome(result: bytes = b"1") -> tuple[Claimed, str, bytes, int]:
-    return Claimed(IDS.next(1_700_000_000_000, 2), 2, 1, 1, SPEC, b"1", SESSION), "s", result, 0
+def outcome(result: bytes = b"1") -> Ended:
+    claimed = Claimed(IDS.next(1_700_000_000_000, 2), 2, 1, 1, SPEC, b"1", SESSION)
+    return Ended(claimed, SettleKind.SUCCEEDED, result, 0)
 
 
 def test_no_group_carries_more_of_results_than_its_deadline_bears() -> None:
@@ -127,12 +140,12 @@ def test_no_group_carries_more_of_results_than_its_deadline_bears() -> None:
         one._settles[0][2, session] = items[n * 10 : n * 10 + 10]
     sent: list[Any] = []
     for _ in range(20):
-        calls: list[Call] = []
+        calls: list[Call[Any]] = []
         one._collect_settles(0, calls)
         words = [word for call in calls for word in call.args]
         assert sum(len(word) for word in words if isinstance(word, bytes)) < GROUP_BYTES_MAX + 1_000_001
-        sent += [word for word in words if word in {item[0].id for item in items}]
-    assert sent == [item[0].id for item in items]
+        sent += [word for word in words if word in {item.claimed.id for item in items}]
+    assert sent == [item.claimed.id for item in items]
 
 
 async def test_one_outcome_that_redis_refuses_does_not_hold_up_those_beside_it() -> None:
@@ -143,10 +156,11 @@ async def test_one_outcome_that_redis_refuses_does_not_hold_up_those_beside_it()
 
     def answer() -> list[int]:
         """What Redis says of the next group, in which the bad one spoils the call that it is in."""
-        calls: list[Call] = []
+        calls: list[Call[Any]] = []
         one._collect_settles(0, calls)
         for call in calls:
-            call.on_reply(ResponseError("WRONGTYPE") if bad[0].id in call.args else [b"1"])
+            committed = Settled([SettleCode.COMMITTED], {})
+            call.on_reply(ResponseError("WRONGTYPE") if bad.claimed.id in call.args else committed)
         return [len(call.args) for call in calls]
 
     assert len(answer()) == 1
@@ -163,19 +177,20 @@ async def test_a_key_of_another_type_in_a_task_s_place_harms_that_task_alone(cli
     for spoilt in (tasks[0], due[0]):
         await client.delete(keys.task(SHARD, spoilt.id))
         await client.rpush(keys.task(SHARD, spoilt.id), "not a hash")  # type: ignore[misc]
-    found = await do(client, CALLS.list(SHARD, None, "", 10, 100, ("queued", "", ""), nobody))
-    assert {row.decode() for row in found[1][1::2]} == {task.id for task in tasks[1:]}
+    found = await do(client, CALLS.listing(SHARD, None, "", 10, 100, ("queued", "", ""), nobody))
+    assert {task_id for _, task_id in found.rows} == {task.id for task in tasks[1:]}
     claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 3, None, nobody))
-    assert claimed[3][0::7] == [task.id.encode() for task in tasks[1:3]]
+    assert [task.id for task in claimed.tasks] == [task.id for task in tasks[1:3]]
 
     async def promoted() -> bool:
-        return bool((await do(client, CALLS.keep(SHARD, -1, nobody)))[1])
+        return bool((await do(client, CALLS.sweep(SHARD, -1, nobody))).promoted)
 
     await wait_until_async(promoted, 5, "what is due is promoted")
     assert await client.hget(keys.task(SHARD, due[1].id), "state") == b"queued"  # type: ignore[misc]
     await client.delete(keys.task(SHARD, tasks[1].id))
     await client.rpush(keys.task(SHARD, tasks[1].id), "not a hash")  # type: ignore[misc]
-    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody)))[:2] == [0, 1]
+    reaped = await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody))
+    assert (reaped.left, reaped.queued) == (0, 1)
 
 
 async def test_however_short_memory_is_a_task_stays_for_as_long_as_somebody_may_ask(
@@ -185,11 +200,11 @@ async def test_however_short_memory_is_a_task_stays_for_as_long_as_somebody_may_
     own, usual = new(), new()
     await do(client, CALLS.store(SHARD, SESSION, [own, usual], nobody))
     await do(client, CALLS.claim(SHARD, "default", SESSION, 2, None, nobody))
-    outcomes = [(own.id, 1, "s", b"1", 100_000), (usual.id, 1, "s", b"1", 86_400_000)]
+    outcomes = [ended(own, SettleKind.SUCCEEDED, b"1", 100_000), ended(usual, SettleKind.SUCCEEDED, b"1", 86_400_000)]
     await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody))
-    assert (await do(client, CALLS.keep(SHARD, 60_000, nobody)))[2] == 0
+    assert (await do(client, CALLS.sweep(SHARD, 60_000, nobody))).dropped == 0
     await client.hincrby(keys.task(SHARD, usual.id), "finished_at", -60_000)  # type: ignore[misc]
-    assert (await do(client, CALLS.keep(SHARD, 60_000, nobody)))[2] == 1
+    assert (await do(client, CALLS.sweep(SHARD, 60_000, nobody))).dropped == 1
     assert await client.exists(keys.task(SHARD, own.id))
 
 
@@ -200,7 +215,7 @@ async def test_a_backoff_of_nothing_is_nothing_however_often_its_workers_died(cl
     await do(client, CALLS.claim(SHARD, "default", SESSION, 1, None, nobody))
     await client.hset(keys.task(SHARD, task.id), "lost", "156")  # type: ignore[misc]
     before_ms = int((await client.time())[0]) * 1000
-    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.9, nobody)))[2] == 1
+    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.9, nobody))).scheduled == 1
     due_ms = await client.zscore(keys.scheduled(SHARD), task.id)
     assert due_ms is not None
     assert due_ms - before_ms < 5_000

@@ -5,10 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.shards.calls import BATCH_MAX, Head
+from cluster.shards.answers import Head
+from cluster.shards.calls import BATCH_MAX
 from node.queue.backlog import SLACK_MS, Backlog, Pick
 
 LANES = 2
+LANE = [range(lane, 64, LANES) for lane in range(LANES)]
 NORMAL, HIGH = 1_000_000, 1_000_000 - 180_000  # heads of the same age, three levels apart
 KNOWN = st.dictionaries(
     st.integers(0, 63), st.tuples(st.integers(-(10**6), 10**6), st.integers(1, 600)), min_size=1, max_size=12
@@ -25,7 +27,7 @@ def backlog(known: dict[int, tuple[int, int]]) -> Backlog:
 
 def plans(known: dict[int, tuple[int, int]], free: int) -> list[Pick]:
     """Both lanes' claims."""
-    return [pick for lane in range(LANES) for pick in backlog(known).plan("q", free, lane, LANES)]
+    return [pick for lane in range(LANES) for pick in backlog(known).plan("q", free, LANE[lane])]
 
 
 @given(KNOWN, st.integers(-1, 1000))
@@ -33,7 +35,7 @@ def test_a_plan_never_takes_more_than_is_free_or_than_one_script_may(
     known: dict[int, tuple[int, int]], free: int
 ) -> None:
     for lane in range(LANES):
-        picks = backlog(known).plan("q", free, lane, LANES)
+        picks = backlog(known).plan("q", free, LANE[lane])
         assert sum(pick.limit for pick in picks) <= max(0, free)
         for pick in picks:
             assert 1 <= pick.limit <= min(BATCH_MAX, known[pick.shard][1])
@@ -55,7 +57,7 @@ def test_a_claim_takes_nothing_that_is_clearly_worse_than_another_shards_head(
 ) -> None:
     for lane in range(LANES):
         claimed: set[int] = set()
-        for pick in backlog(known).plan("q", free, lane, LANES):
+        for pick in backlog(known).plan("q", free, LANE[lane]):
             claimed.add(pick.shard)
             for shard, (score, _) in known.items():
                 if shard not in claimed:
@@ -72,7 +74,7 @@ def test_claims_answered_by_the_truth_drain_everything_in_the_end(known: dict[in
             break
         moved = 0
         for lane in range(LANES):
-            for pick in one.plan("q", free, lane, LANES):
+            for pick in one.plan("q", free, LANE[lane]):
                 score, count = rest[pick.shard]
                 assert pick.highest is None or score <= pick.highest
                 moved += pick.limit
@@ -84,20 +86,20 @@ def test_claims_answered_by_the_truth_drain_everything_in_the_end(known: dict[in
 
 def test_a_high_task_in_one_shard_goes_before_normal_ones_in_another() -> None:
     known = {0: (NORMAL, 100), 2: (HIGH, 3)}
-    assert backlog(known).plan("q", 8, 0, LANES) == [
+    assert backlog(known).plan("q", 8, LANE[0]) == [
         Pick(2, 3, NORMAL + SLACK_MS),
         Pick(0, 5, None),
     ]
-    assert backlog(known).plan("q", 2, 0, LANES) == [Pick(2, 2, NORMAL + SLACK_MS)]
+    assert backlog(known).plan("q", 2, LANE[0]) == [Pick(2, 2, NORMAL + SLACK_MS)]
 
 
 def test_what_is_clearly_worse_than_another_lanes_head_is_left_until_that_lane_has_claimed() -> None:
     known = {0: (NORMAL, 100), 1: (HIGH, 3)}
-    assert backlog(known).plan("q", 8, 0, LANES) == []
-    assert backlog(known).plan("q", 8, 1, LANES) == [Pick(1, 3, NORMAL + SLACK_MS)]
+    assert backlog(known).plan("q", 8, LANE[0]) == []
+    assert backlog(known).plan("q", 8, LANE[1]) == [Pick(1, 3, NORMAL + SLACK_MS)]
     after = backlog(known)
     after.set("q", 1, 0, 0)
-    assert after.plan("q", 5, 0, LANES) == [Pick(0, 5, None)]
+    assert after.plan("q", 5, LANE[0]) == [Pick(0, 5, None)]
 
 
 def test_within_the_slack_all_shards_count_as_equally_old() -> None:
@@ -117,7 +119,7 @@ def test_what_is_heard_later_corrects_what_was_heard_before() -> None:
     one.heard(4, [Head("q", 0, 0)])
     assert one.is_empty("q")
     assert one.queues() == ["p"]
-    assert one.plan("q", 10, 0, LANES) == []
+    assert one.plan("q", 10, LANE[0]) == []
     one.heard(4, [Head("never seen", 0, 0)])
     assert one.queues() == ["p"]
 
@@ -134,4 +136,4 @@ def test_what_was_heard_of_shards_that_moved_away_is_forgotten() -> None:
     backlog.set("default", 1, 5, 100)
     backlog.set("default", 2, 5, 100)
     backlog.keep_only([2])
-    assert [pick.shard for pick in backlog.plan("default", 10, 0, 1)] == [2]
+    assert [pick.shard for pick in backlog.plan("default", 10, range(64))] == [2]

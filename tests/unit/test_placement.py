@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from cluster import ring
 from cluster.load import Load, Meta, QueueLoad
 from cluster.swim.events import Evidence, State
 from cluster.view import Peer, Redis, Verdict, View
-from node.queue.placement import CHUNK_MAX, Placement, shard_of_key
+from node.queue.placement import CHUNK_MAX, Placement, Victim, shard_of_key, victim
 
 SHARDS = 64
 
@@ -202,3 +204,35 @@ def test_the_idlest_other_node_is_asked_for_as_much_as_it_has_room_for() -> None
     one.given("q", "c", 1)
     assert one.idlest("q") == ("", 0)
     assert one.idlest("nobody's") == ("", 0)
+
+
+def test_the_member_with_the_most_waiting_tasks_is_stolen_from() -> None:
+    members = [
+        peer("a", {"q": 9}, free=0, queued=50),
+        peer("b", {"q": 4}, free=0, queued=3),
+        peer("c", {"q": 4}, free=0, queued=7),
+        peer("d", {"other": 4}, free=0, queued=90),
+    ]
+    assert victim(members, "a", "q") == Victim("c", 7, 0)
+    assert victim(members, "z", "q") == Victim("a", 50, 0)
+    assert victim(members, "d", "nobody's") is None
+
+
+def test_tasks_that_a_member_has_free_slots_for_are_left_to_it() -> None:
+    assert victim([peer("b", {"q": 4}, free=3, queued=5)], "a", "q") == Victim("b", 2, 0)
+    assert victim([peer("b", {"q": 4}, free=4, queued=4)], "a", "q") is None
+
+
+def test_the_free_slots_of_a_member_that_claims_nothing_count_for_nothing() -> None:
+    able = peer("b", {"q": 4}, free=4, queued=4)
+    stalled = dataclasses.replace(able, load=msgspec.structs.replace(able.load, stalled=True))
+    assert victim([stalled], "a", "q") == Victim("b", 4, 0)
+
+
+def test_the_victims_shards_come_along() -> None:
+    load = Load(True, False, False, {"q": QueueLoad(0, 2, 0b1010)})
+    assert victim([dataclasses.replace(peer("b", {"q": 1}), load=load)], "a", "q") == Victim("b", 2, 0b1010)
+
+
+def test_a_member_without_a_load_is_no_victim() -> None:
+    assert victim([dataclasses.replace(peer("b", {"q": 1}), load=None)], "a", "q") is None

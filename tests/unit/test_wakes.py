@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.shards.calls import Calls, Head
+from cluster.shards.answers import Head
+from cluster.shards.calls import Calls
 from cluster.shards.lane import Call
 from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
 
@@ -19,15 +20,14 @@ SESSION = "n1/018bcfe5680-00000001"
 SCORES = st.integers(-(10**13), 10**13)
 
 
-class OneLane:
-    """A dispatcher with nothing but a lane that keeps what is sent."""
+class SentCalls:
+    """Shards that keep what is sent."""
 
     def __init__(self) -> None:
         self.calls = Calls(60.0, 1000, 60.0)
-        self.lanes = [self]
-        self.sent: list[Call] = []
+        self.sent: list[Call[Any]] = []
 
-    def add(self, call: Call) -> None:
+    def send(self, call: Call[Any]) -> None:
         self.sent.append(call)
 
     def messages(self) -> list[tuple[str, Any]]:
@@ -45,47 +45,47 @@ HEADS = st.builds(Head, st.text("abc-", min_size=1, max_size=5), st.integers(1, 
 
 @given(st.lists(st.tuples(st.integers(0, SHARDS - 1), HEADS), min_size=1, max_size=8))
 def test_work_is_read_as_it_was_sent_and_a_turn_of_the_loop_is_one_message(heads: list[tuple[int, Head]]) -> None:
-    dispatch = OneLane()
+    shards = SentCalls()
 
     async def turn() -> None:
-        wakes = Wakes(dispatch)  # type: ignore[arg-type]
+        wakes = Wakes(shards)  # type: ignore[arg-type]
         for shard, head in heads:
             wakes.work(SESSION, shard, [head, Head("empty", 0, 0)])
         await asyncio.sleep(0)
 
     asyncio.run(turn())
-    ((channel, told),) = dispatch.messages()
+    ((channel, told),) = shards.messages()
     assert SESSION in channel
     latest = {(shard, head.queue): head for shard, head in heads}
     assert told == Work([(shard, head) for (shard, _), head in latest.items()])
 
 
 async def test_of_several_due_times_in_a_shard_the_first_is_told() -> None:
-    dispatch = OneLane()
-    wakes = Wakes(dispatch)  # type: ignore[arg-type]
+    shards = SentCalls()
+    wakes = Wakes(shards)  # type: ignore[arg-type]
     for in_s in (9.0, 2.0, 5.0):
         wakes.due(SESSION, 3, in_s)
     wakes.due(SESSION, 4, 7.0)
     await asyncio.sleep(0)
-    ((_, told),) = dispatch.messages()
+    ((_, told),) = shards.messages()
     assert isinstance(told, Due)
     assert told.dues == [(3, pytest.approx(2.0, abs=0.1)), (4, pytest.approx(7.0, abs=0.1))]
 
 
 async def test_each_session_is_told_its_own_and_a_cancel_leaves_at_once() -> None:
-    dispatch = OneLane()
-    wakes = Wakes(dispatch)  # type: ignore[arg-type]
+    shards = SentCalls()
+    wakes = Wakes(shards)  # type: ignore[arg-type]
     wakes.work(SESSION, 1, [Head("q", 1, 5)])
     wakes.work("n2/018bcfe5680-00000002", 2, [Head("q", 1, 5)])
     wakes.cancelled(SESSION, "id-01", 7)
-    assert dispatch.messages()[0][1] == Cancelled("id-01", 7)
+    assert shards.messages()[0][1] == Cancelled("id-01", 7)
     await asyncio.sleep(0)
-    assert [told for _, told in dispatch.messages()[1:]] == [
+    assert [told for _, told in shards.messages()[1:]] == [
         Work([(1, Head("q", 1, 5))]),
         Work([(2, Head("q", 1, 5))]),
     ]
     await asyncio.sleep(0)
-    assert len(dispatch.sent) == 3, "nothing is told twice"
+    assert len(shards.sent) == 3, "nothing is told twice"
 
 
 JSONISH = st.recursive(

@@ -1,4 +1,4 @@
--- keep: keep house in one shard: drop what is past retention, promote what is due, report what is there.
+-- sweep: keep house in one shard: drop what is past retention, promote what is due, report what is there.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:scheduled            zset  ids by due time, ms
@@ -16,6 +16,7 @@
 --                                     their time; -1 while it is not
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/heads.lua
+-- Uses     include/spec.lua
 --
 -- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; call it again at
 --          once when promoted or dropped reached the limit
@@ -63,10 +64,10 @@ for _, id in ipairs(due) do
   local key = ARGV[1] .. id
   local packed = redis.pcall('HGET', key, 'spec')
   if type(packed) == 'string' then
-    local spec = cmsgpack.unpack(packed)
+    local spec = spec_of(packed)
     redis.call('HSET', key, 'state', 'queued', 'queued_at', now)
-    redis.call('ZADD', ARGV[2] .. spec[2], now - spec[3] * ARGV[3], id)
-    redis.call('SADD', KEYS[8], spec[2])
+    redis.call('ZADD', ARGV[2] .. spec[QUEUE], now - spec[LEVEL] * ARGV[3], id)
+    redis.call('SADD', KEYS[8], spec[QUEUE])
   end
 end
 if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end

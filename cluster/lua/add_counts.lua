@@ -1,4 +1,4 @@
--- add: what a node counted in one step of time, to what the whole cluster did in it.
+-- add_counts: add what a node counted in one step of time to what the whole cluster did in it.
 --
 -- KEYS[1]  {timeline}:sum:<step>  hash  counter -> how many
 -- KEYS[2]  {timeline}:never       –     guard: a moving slot answers TRYAGAIN before anything is written

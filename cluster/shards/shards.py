@@ -1,0 +1,139 @@
+"""The shards' traffic: every call of this node to a shard goes through here, on the lane that the call's key chooses.
+
+Two lanes, so that Redis works at one group while Python works at the other's answers. Everything about one shard uses
+one lane, which is what keeps its calls in order. Nobody else counts lanes: whoever gathers work for the next group (the
+dispatcher) keeps it by lane number, as `collect` hands it in. With Redis Cluster, a master would have lanes of its own.
+
+Does not know: what a call says, who owns a shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from cluster import keys
+from cluster.errors import StoreUnavailable, away, refused
+from cluster.shards.calls import Calls
+from cluster.shards.lane import Call, Lane, OnReply, T
+
+LANES = 2
+
+
+class Shards:
+    """This node's traffic with Redis: the lanes, and which of them carries a call."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        calls: Calls,
+        shards: int,
+        timeout_s: float,
+        on_latency: Callable[[float], None] | None = None,
+    ) -> None:
+        self.calls = calls  # makes a call; its answer arrives as a small frozen value
+        self.count = shards
+        self.lanes = range(LANES)
+        self._collect: Callable[[int], list[Call[Any]]] = lambda lane: []
+        self._on_state: Callable[[bool], None] = lambda is_up: None
+        self._of_lane = [frozenset(range(lane, shards, LANES)) for lane in self.lanes]
+        self._lanes = [
+            Lane(client, timeout_s, partial(self._collect_for, lane), self._lane_changed, on_latency)
+            for lane in self.lanes
+        ]
+
+    def collect_with(self, collect: Callable[[int], list[Call[Any]]], on_state: Callable[[bool], None]) -> None:
+        """Ask `collect` for its part of each group that a lane sends.
+
+        `on_state` is called with False when a lane gets no answer any more, with True when it does again.
+        """
+        self._collect, self._on_state = collect, on_state
+
+    def start(self) -> None:
+        """Begin to exchange; needs the running loop."""
+        for lane in self._lanes:
+            lane.start()
+
+    async def close(self) -> None:
+        """End without waiting for what is under way."""
+        for lane in self._lanes:
+            await lane.close()
+
+    # ---- calls
+
+    def send(self, call: Call[Any]) -> None:
+        """Send with the next group of the call's lane. Its `on_reply` is called exactly once, never from in here."""
+        self._lanes[self.lane_of_key(call.key)].add(call)
+
+    async def ask(self, make: Callable[[OnReply[T]], Call[T]]) -> T:
+        """Send a call and wait for its answer. Raises StoreUnavailable, also when Redis refuses."""
+        if not self.is_up:
+            raise away()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.send(make(partial(_resolve, future)))
+        return await future
+
+    def kick(self, lane: int | None = None) -> None:
+        """Ask `collect` for that lane, or for all of them, although there is no call to send."""
+        for one in self._lanes if lane is None else (self._lanes[lane],):
+            one.kick()
+
+    # ---- state
+
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis answered the last group of every lane."""
+        return all(lane.is_up for lane in self._lanes)
+
+    def is_lane_up(self, lane: int) -> bool:
+        """Whether Redis answered the last group of that lane."""
+        return self._lanes[lane].is_up
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no group is under way and none waits."""
+        return all(lane.is_idle for lane in self._lanes)
+
+    def idle(self) -> Iterator[int]:
+        """One shard of each lane that has nothing to do: a lane that asks nothing never learns that Redis is away."""
+        return (lane for lane in self.lanes if self._lanes[lane].is_idle)
+
+    def silent_s(self) -> float:
+        """For how many seconds the lane that was answered the longest ago has had no answer."""
+        return asyncio.get_running_loop().time() - min(lane.last_answer_s for lane in self._lanes)
+
+    # ---- which lane
+
+    def lane_of(self, shard: int) -> int:
+        """The number of the lane that carries everything about this shard."""
+        return shard % LANES
+
+    def of_lane(self, lane: int) -> frozenset[int]:
+        """The shards of a lane."""
+        return self._of_lane[lane]
+
+    def lane_of_key(self, key: str) -> int:
+        """The lane of a key; the first lane carries what belongs to no shard."""
+        return self.lane_of(keys.shard_of(key) or 0)
+
+    def _collect_for(self, lane: int) -> list[Call[Any]]:
+        return self._collect(lane)
+
+    def _lane_changed(self, is_up: bool) -> None:
+        self._on_state(is_up)
+
+
+def _resolve(future: asyncio.Future[T], answer: T | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, StoreUnavailable):
+        future.set_exception(answer)
+    elif isinstance(answer, Exception):
+        future.set_exception(refused(answer) if isinstance(answer, RedisError) else answer)
+    else:
+        future.set_result(answer)

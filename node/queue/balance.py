@@ -1,0 +1,156 @@
+"""Balance: what this node says of its load, and how work moves to nodes with free slots.
+
+Three ways, beside the placing of new tasks: a node with free slots steals from the most loaded one, a full node offers
+what waits in its shards to those with free slots, and what a node cannot run (it lacks the type) is left to another.
+
+Does not know: Redis, HTTP. Its figures of other nodes are as old as the gossip that brought them: every claim corrects.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+
+from cluster.config import Config
+from cluster.load import Load, QueueLoad
+from cluster.shards.answers import Head
+from cluster.view import Peer, View
+from node.queue.dispatch import Dispatcher
+from node.queue.housekeeping import Housekeeping
+from node.queue.placement import Placement, victim
+from node.queue.wakes import Wakes
+
+STEAL_INTERVAL_S = 0.02  # between two steals, or two offers, of one queue
+
+
+class Balance:
+    """One node's part in spreading the work."""
+
+    def __init__(
+        self,
+        config: Config,
+        dispatch: Dispatcher,
+        housekeeping: Housekeeping,
+        placement: Placement,
+        wakes: Wakes,
+        rng: Random,
+        on_load: Callable[[Load], None],
+    ) -> None:
+        self._config = config
+        self._dispatch = dispatch
+        self._housekeeping = housekeeping
+        self._placement = placement
+        self._wakes = wakes
+        self._rng = rng
+        self._on_load = on_load  # the load is another one than before
+        self._members: Sequence[Peer] = ()
+        self._load: Load | None = None
+        self._stole_s: dict[str, float] = {}  # queue -> when it was last stolen for
+        self._offered_s: dict[str, float] = {}  # queue -> when it was last offered
+        self._unknown_s: dict[tuple[int, str], float] = {}  # (shard, queue) of an unknown type -> when it is due again
+
+    def see(self, view: View) -> None:
+        """Take over what is known of the others."""
+        self._members = view.members
+
+    # ---- saying
+
+    def own_load(self) -> dict[str, int]:
+        """queued - free by queue, now."""
+        load: dict[str, int] = {}
+        for queue in self._config.queue_slots:
+            queued, _, _ = self._dispatch.backlog.queued(queue, self._housekeeping.owned)
+            load[queue] = queued - self._dispatch.free(queue)
+        return load
+
+    def publish(self, is_redis_up: bool, is_draining: bool, running: int) -> None:
+        """Tell the others this node's load, if it changed."""
+        queues: dict[str, QueueLoad] = {}
+        for queue in dict.fromkeys([*self._config.queue_slots, *self._dispatch.backlog.queues()]):
+            queued, bitmap, head = self._dispatch.backlog.queued(queue, self._housekeeping.owned)
+            queues[queue] = QueueLoad(max(0, self._dispatch.free(queue)), queued, bitmap, head)
+        load = Load(is_redis_up, False, is_draining, queues, running)
+        if load != self._load:
+            self._load = load
+            self._on_load(load)
+
+    # ---- moving
+
+    def steal(self) -> None:
+        """With free slots and nothing queued here, claim from the shards of the most loaded member."""
+        now_s = time.monotonic()
+        for queue in self._config.queue_slots:
+            free = self._dispatch.free(queue)
+            if free <= 0 or not self._dispatch.backlog.is_empty(queue):
+                continue
+            if now_s - self._stole_s.get(queue, 0.0) < STEAL_INTERVAL_S:
+                continue
+            found = victim(self._members, self._config.name, queue)
+            if found is None:
+                continue
+            self._stole_s[queue] = now_s
+            shards = [shard for shard in range(self._config.shards) if found.bitmap >> shard & 1]
+            self._rng.shuffle(shards)
+            # Half of what waits there: the victim goes on claiming too.
+            limit = max(1, min(free, -(-found.waiting // 2)))
+            shards = shards[:limit]
+            self._dispatch.steal(shards, queue, -(-limit // max(1, len(shards))))
+
+    def offer_all(self, session_of: Mapping[str, str]) -> None:
+        """Offer what waits in every queue that has no free slot here."""
+        for queue in self._dispatch.backlog.queues():
+            self.offer(queue, session_of)
+
+    def offer(self, queue: str, session_of: Mapping[str, str]) -> None:
+        """With no slot free, tell nodes that have some what waits here; they need not learn it by gossip.
+
+        `session_of`: node_id -> session, of the members that are not gone.
+        """
+        now_s = time.monotonic()
+        if self._dispatch.free(queue) > 0 or now_s - self._offered_s.get(queue, 0.0) < STEAL_INTERVAL_S:
+            return
+        self._offered_s[queue] = now_s
+        for score, shard, count in self._dispatch.backlog.heads(queue, self._housekeeping.owned):
+            while count > 0:
+                node, free = self._placement.idlest(queue)
+                session = session_of.get(node)
+                if session is None:
+                    return
+                self._wakes.work(session, shard, [Head(queue, min(count, free), score)])
+                self._placement.given(queue, node, min(count, free))
+                count -= free
+
+    def claim_what_was_missed(self) -> None:
+        """Steal with free slots, and claim what waits although no message said so."""
+        hungry = [queue for queue in self._config.queue_slots if self._dispatch.free(queue) > 0]
+        if hungry:
+            self.steal()
+        # A thread that ran on after it was stopped gives its slot back late, and tells nobody.
+        if self._dispatch.is_held_back or not all(self._dispatch.backlog.is_empty(queue) for queue in hungry):
+            self._dispatch.kick()
+
+    def lacks_type(self, shard: int, queue: str, in_s: float) -> None:
+        """This node gave back a task whose type it lacks: when the task is due again, another node looks at it first.
+
+        Else the shard's owner would claim it and give it back until the owner is replaced, and a node that has the type
+        would never see it.
+        """
+        self._unknown_s[shard, queue] = time.monotonic() + in_s
+
+    def leave(self, shard: int, head: Head) -> bool:
+        """Whether another node is to look there first; the next sweep finds what that node does not take."""
+        due_s = self._unknown_s.get((shard, head.queue))
+        if due_s is None or time.monotonic() < due_s:
+            return False
+        del self._unknown_s[shard, head.queue]
+        others = [
+            peer.session
+            for peer in self._members
+            if peer.node_id != self._config.name and peer.is_able and peer.meta and peer.meta.queues.get(head.queue)
+        ]
+        if not others:
+            return False
+        self._wakes.work(self._rng.choice(others), shard, [head])
+        self._dispatch.backlog.heard(shard, [Head(head.queue, 0, 0)])
+        return True
