@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from cluster.load import Load, Meta
 from cluster.refusal import Refusal
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 
 
 class Redis(StrEnum):
@@ -44,7 +44,7 @@ class Peer:
     session: str
     host: str
     port: int
-    state: State
+    state: MemberState
     evidence: Evidence
     by: str
     incarnation: int
@@ -70,7 +70,7 @@ class Peer:
     def is_able(self) -> bool:
         """Whether it may own shards: alive for gossip, reaches Redis, not stalled, not leaving, has slots."""
         return (
-            self.state is State.ALIVE
+            self.state is MemberState.ALIVE
             and self.load is not None
             and self.load.redis
             and not self.load.stalled
@@ -113,9 +113,9 @@ class View:
             return False
         proven = (Evidence.REFUSED, Evidence.FENCED, Evidence.SUPERSEDED)
         return all(
-            peer.state is State.LEFT
-            or (peer.state is State.DEAD and peer.evidence in proven)
-            or (peer.state is not State.DEAD and peer.load is not None and not peer.load.redis)
+            peer.state is MemberState.LEFT
+            or (peer.state is MemberState.DEAD and peer.evidence in proven)
+            or (peer.state is not MemberState.DEAD and peer.load is not None and not peer.load.redis)
             for peer in self.members
         )
 

@@ -39,10 +39,10 @@ with atheris.instrument_imports(
         Evidence,
         Identity,
         Join,
+        MemberState,
         PushPullRequest,
         PushPullResponse,
         Send,
-        State,
         Tcp,
         Tick,
     )
@@ -53,7 +53,7 @@ LIVES = 2_000  # inputs for one node: then a fresh one, so that what is kept of 
 
 def packets() -> list[bytes]:
     """One packet of every kind, as a start."""
-    row = wire.Row(SESSIONS[1], 3, State.SUSPECT, Evidence.REFUSED, "n2", "10.0.0.1", 5000, b"meta", 7)
+    row = wire.Row(SESSIONS[1], 3, MemberState.SUSPECT, Evidence.REFUSED, "n2", "10.0.0.1", 5000, b"meta", 7)
     load = wire.LoadRow(SESSIONS[2], 9, b"load")
     bodies: list[wire.Body] = [
         wire.Ping(1, SESSIONS[0]),
@@ -65,7 +65,7 @@ def packets() -> list[bytes]:
         wire.Rows(True, False),
         wire.Sync(),
     ]
-    head = wire.Head(SESSIONS[1], 0, State.ALIVE, 1, wire.Digest(4, 12345), 2, 1, b"load")
+    head = wire.Head(SESSIONS[1], 0, MemberState.ALIVE, 1, wire.Digest(4, 12345), 2, 1, b"load")
     rows, loads = [wire.encode_row(row)], [wire.encode_row(load)]
     return [wire.pack("rumor", head, body, rows, loads) for body in bodies]
 
@@ -83,7 +83,7 @@ class Target:
         self.swim = Swim(Config(), me, (), Random(1), self.now_s)
         self.swim.handle(Join((("10.0.0.1", 5000),)), self.now_s)
         for n in (1, 2, 3):
-            self.swim._learn(wire.Row(SESSIONS[n], 0, State.ALIVE, host=f"10.0.0.{n}", port=5000))
+            self.swim._learn(wire.Row(SESSIONS[n], 0, MemberState.ALIVE, host=f"10.0.0.{n}", port=5000))
 
     def take(self, data: bytes) -> None:
         """One input."""

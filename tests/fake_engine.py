@@ -11,8 +11,7 @@ from cluster.config import Config
 from cluster.errors import BadRequest, Conflict, NotFound, RumorError, StoreUnavailable, UnknownType
 from cluster.load import Load, Meta
 from cluster.shards.task import LEVELS, Ids
-from cluster.swim.events import Evidence
-from cluster.swim.events import State as Gossip
+from cluster.swim.events import Evidence, MemberState
 from cluster.view import Peer, Redis, Verdict, View
 from node.observe.metrics import Metrics
 from node.observe.redis_memory import Memory
@@ -203,7 +202,7 @@ def peer(node_id: str, port: int, *, redis: Redis = Redis.UNKNOWN, reaches: bool
         session=f"{node_id}/00000000001-00000001",
         host="127.0.0.1",
         port=port,
-        state=Gossip.ALIVE,
+        state=MemberState.ALIVE,
         evidence=Evidence.NONE,
         by="",
         incarnation=0,

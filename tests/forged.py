@@ -20,8 +20,8 @@ from cluster.swim.events import (
     Evidence,
     Identity,
     Member,
+    MemberState,
     Send,
-    State,
     Tcp,
     TcpConnect,
     TcpOutcome,
@@ -51,12 +51,12 @@ def identity_of(name: str, life: int = 1) -> Identity:
 def row_of(name: str, life: int = 1, **changes: Any) -> Row:
     """A full row: alive at incarnation 0 unless told otherwise."""
     host, port = address_of(name)
-    fields = {"incarnation": 0, "state": State.ALIVE, "host": host, "port": port, "meta": b"meta", **changes}
+    fields = {"incarnation": 0, "state": MemberState.ALIVE, "host": host, "port": port, "meta": b"meta", **changes}
     return Row(session_of(name, life), **fields)
 
 
 def accusation(name: str, by: str, evidence: Evidence = Evidence.SILENT, incarnation: int = 0) -> Row:
-    return Row(session_of(name), incarnation, State.SUSPECT, evidence, by)
+    return Row(session_of(name), incarnation, MemberState.SUSPECT, evidence, by)
 
 
 class Bench:
@@ -95,7 +95,7 @@ class Bench:
         fields: dict[str, Any] = {
             "session": session_of(peer),
             "incarnation": self.incarnation(peer),
-            "state": State.ALIVE,
+            "state": MemberState.ALIVE,
             "seq": next(self._seq),
             "digest": self.digest(),
             "epoch": 0,
@@ -148,7 +148,7 @@ class Bench:
     def member(self, name: str) -> Member | None:
         return next((member for member in self.swim.members() if member.identity.node_id == name), None)
 
-    def state(self, name: str) -> State | None:
+    def state(self, name: str) -> MemberState | None:
         member = self.member(name)
         return member.state if member is not None else None
 
@@ -203,7 +203,7 @@ def connects(actions: Iterable[Action]) -> list[str]:
     return [action.session for action in actions if isinstance(action, TcpConnect)]
 
 
-def changes(actions: Iterable[Action], of: str) -> list[tuple[State, Evidence]]:
+def changes(actions: Iterable[Action], of: str) -> list[tuple[MemberState, Evidence]]:
     """What the driver was told of a member."""
     return [
         (action.member.state, action.member.evidence)

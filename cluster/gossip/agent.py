@@ -31,7 +31,7 @@ from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import Gossip
 from cluster.gossip.keyring import gossip_keys
 from cluster.swim.core import Swim
-from cluster.swim.events import Changed, Conflict, Identity, Join, Leave, Renew, State
+from cluster.swim.events import Changed, Conflict, Identity, Join, Leave, MemberState, Renew
 from cluster.swim.wire import SYNC_MAX_BYTES
 
 JOIN_S = 3.0  # between two looks for seeds that are not alive here
@@ -134,7 +134,7 @@ class Agent:
 
     async def _joins(self) -> None:
         while True:
-            live = (m.identity for m in self.swim.members() if m.state not in (State.DEAD, State.LEFT))
+            live = (m.identity for m in self.swim.members() if m.state not in (MemberState.DEAD, MemberState.LEFT))
             there = {(identity.host, identity.port) for identity in live}
             wanted = [address for address in await seed_addresses(self.config.seeds) if address not in there]
             self.gossip.feed(Join(tuple(wanted)))
@@ -163,20 +163,20 @@ class Agent:
         self.stop.set()
 
     def _tell_stats(self) -> None:
-        live = sum(1 for member in self.swim.members() if member.state not in (State.DEAD, State.LEFT))
+        live = sum(1 for member in self.swim.members() if member.state not in (MemberState.DEAD, MemberState.LEFT))
         told = {"live": live, "health": self.swim.health, "cpu_s": round(time.process_time(), 4)}
         self.lines.tell("stats", self.config.name, **told, **self.swim.stats, **self.gossip.stats)
 
 
-def events(state: State, was: State | None) -> list[str]:
+def events(state: MemberState, was: MemberState | None) -> list[str]:
     """What a change of state is called on stdout; nothing for what is no news to others (it drains)."""
-    is_back = was in (None, State.DEAD, State.LEFT)
+    is_back = was in (None, MemberState.DEAD, MemberState.LEFT)
     match state:
-        case State.ALIVE | State.LEAVING:
-            return ["join"] if is_back else ["alive"] if was is State.SUSPECT else []
-        case State.SUSPECT:
-            return [] if was is State.SUSPECT else ["join", "suspect"] if is_back else ["suspect"]
-        case State.DEAD | State.LEFT:
+        case MemberState.ALIVE | MemberState.LEAVING:
+            return ["join"] if is_back else ["alive"] if was is MemberState.SUSPECT else []
+        case MemberState.SUSPECT:
+            return [] if was is MemberState.SUSPECT else ["join", "suspect"] if is_back else ["suspect"]
+        case MemberState.DEAD | MemberState.LEFT:
             return [] if was in (None, state) else [state.value]
 
 

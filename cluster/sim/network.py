@@ -35,12 +35,12 @@ from cluster.swim.events import (
     Identity,
     Join,
     Member,
+    MemberState,
     PushPull,
     PushPullReply,
     PushPullRequest,
     PushPullResponse,
     Send,
-    State,
     Tcp,
     TcpConnect,
     TcpOutcome,
@@ -280,10 +280,10 @@ class Sim:
         members = swim.members() if swim is not None else ()
         return next((member for member in members if member.identity.node_id == of), None)
 
-    def views_of(self, name: str, session: str | None = None) -> dict[str, State | None]:
+    def views_of(self, name: str, session: str | None = None) -> dict[str, MemberState | None]:
         """What each other running node holds of a node's session (default: its latest). None: not known."""
         session = session or self.nodes[name].session
-        views: dict[str, State | None] = {}
+        views: dict[str, MemberState | None] = {}
         for node in self.running():
             if node.name != name:
                 member = self.view(node.name, name)
@@ -296,20 +296,20 @@ class Sim:
         running = {session.node_of(node.session): node.session for node in self.running()}
         for node in self.running():
             assert node.swim is not None
-            held = {m.identity.node_id: m.identity.session for m in node.swim.members() if m.state is State.ALIVE}
+            held = {m.identity.node_id: m.identity.session for m in node.swim.members() if m.state is MemberState.ALIVE}
             if held != running:
                 return False
         return True
 
     def false_deaths(self) -> list[Seen]:
         """Deaths that were declared or believed of sessions that were running (a hung process is running)."""
-        return [one for one in self.seen if one.change.member.state is State.DEAD and one.was_running]
+        return [one for one in self.seen if one.change.member.state is MemberState.DEAD and one.was_running]
 
     def known_dead_s(self, session: str) -> dict[str, float]:
         """When each observer first held this session dead."""
         times: dict[str, float] = {}
         for one in self.seen:
-            if one.change.member.identity.session == session and one.change.member.state is State.DEAD:
+            if one.change.member.identity.session == session and one.change.member.state is MemberState.DEAD:
                 times.setdefault(one.observer, one.at_s)
         return times
 
@@ -318,7 +318,7 @@ class Sim:
         return {
             one.change.member.evidence
             for one in self.seen
-            if one.change.member.identity.session == session and one.change.member.state is State.DEAD
+            if one.change.member.identity.session == session and one.change.member.state is MemberState.DEAD
         }
 
     def total(self, counter: str) -> int:

@@ -50,7 +50,7 @@ from cluster.sim.network import (
     Tell,
     Vanish,
 )
-from cluster.swim.events import Leave, State
+from cluster.swim.events import Leave, MemberState
 
 SETTLE_S = 3.0  # from the start until the first fault may come
 CONVERGE_S = 12.0  # after the last fault is over; a member held dead is asked every second, full tables go every 15 s
@@ -301,7 +301,7 @@ def detections(sim: Sim, doings: Sequence[Doing]) -> list[tuple[float | None, fl
 def timeline(sim: Sim, doings: Sequence[Doing]) -> list[str]:
     """Faults and what was seen of them: one line for each change of one member, with the first and last observer."""
     lines: list[tuple[float, str]] = [(doing.at_s, f"** {doing}") for doing in doings]
-    groups: dict[tuple[str, State, str], list[tuple[float, str]]] = {}
+    groups: dict[tuple[str, MemberState, str], list[tuple[float, str]]] = {}
     for one in sim.seen:
         member = one.change.member
         if one.at_s >= SETTLE_S and member.state is not one.change.was and one.observer != member.identity.node_id:

@@ -50,13 +50,13 @@ from cluster.swim.events import (
     Join,
     Leave,
     Member,
+    MemberState,
     PushPullReply,
     PushPullRequest,
     PushPullResponse,
     Renew,
     SetEpoch,
     SetLoad,
-    State,
     Tcp,
     TcpOutcome,
     Tick,
@@ -153,7 +153,7 @@ class Swim:
         self._gossip_s = now_s
         self._push_pull_s = now_s + (0.5 + rng.random()) * config.push_pull_interval_s
         self._ring_repair_s = now_s + (1 + rng.random()) * RING_REPAIR_S
-        self._put_me(0, State.ALIVE)
+        self._put_me(0, MemberState.ALIVE)
         self._deadline_s = self._next_s()
 
     # ---- the interface
@@ -310,7 +310,7 @@ class Swim:
         entry = self._table.of(session)
         if entry is None or not entry.is_live or self._has_left:
             return
-        row = Row(session, entry.row.incarnation, State.SUSPECT, evidence, self._me.node_id)
+        row = Row(session, entry.row.incarnation, MemberState.SUSPECT, evidence, self._me.node_id)
         self._learn(row)
         suspicion = self._suspicions.get(session)
         if suspicion is not None:
@@ -364,7 +364,7 @@ class Swim:
 
     def _declare(self, entry: Entry, evidence: Evidence) -> None:
         """This node holds the member dead and says so to everybody at once."""
-        row = Row(entry.row.session, entry.row.incarnation, State.DEAD, evidence, self._me.node_id)
+        row = Row(entry.row.session, entry.row.incarnation, MemberState.DEAD, evidence, self._me.node_id)
         self._learn(row)
 
     # ---- claims
@@ -375,7 +375,7 @@ class Swim:
         if node_id == self._me.node_id:
             return self._hear_of_me(row)
         if row.session in self._tombstones and row.evidence is not Evidence.FENCED:
-            row = msgspec.structs.replace(row, state=State.DEAD, evidence=Evidence.FENCED, by="")
+            row = msgspec.structs.replace(row, state=MemberState.DEAD, evidence=Evidence.FENCED, by="")
         entry = self._table.get(node_id)
         if row.evidence is Evidence.FENCED:
             self._bury(row, is_known=entry is not None and entry.row.session == row.session)
@@ -388,13 +388,13 @@ class Swim:
         if is_surprising:
             # A refusal of that time, across a cut perhaps, is no second witness to one of now.
             evidence = Evidence.SILENT if row.evidence is Evidence.REFUSED else row.evidence
-            row = msgspec.structs.replace(row, state=State.SUSPECT, evidence=evidence, age_s=0)
+            row = msgspec.structs.replace(row, state=MemberState.SUSPECT, evidence=evidence, age_s=0)
         before, was = entry.row, entry.row.state
         is_older = precedence(row) < precedence(before)
         if not is_older and not is_same_claim(before, row):
             self._table.put(merge(before, row), self._now_s)
             self._changed(entry, was, before)
-        if row.state is State.SUSPECT and entry.row.state is State.SUSPECT:
+        if row.state is MemberState.SUSPECT and entry.row.state is MemberState.SUSPECT:
             self._confirm(entry, row)
         if is_surprising:
             self._rounds.start(entry, self._now_s, is_urgent=False)  # It is told, again and again, and refutes.
@@ -407,7 +407,11 @@ class Swim:
         at once. Believed, such a claim would make members that never lost each other hold each other dead when a cut
         heals. As a suspicion it is refuted in one round trip; where it is true, it soon is a death again.
         """
-        if not entry.is_live or row.state is not State.DEAD or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED):
+        if (
+            not entry.is_live
+            or row.state is not MemberState.DEAD
+            or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED)
+        ):
             return False
         suspicion = self._suspicions.get(row.session)
         suspect_s = self._now_s - suspicion.started_s if suspicion is not None else 0.0
@@ -426,32 +430,35 @@ class Swim:
         if row.state in LIVE:
             self._rounds.add(entry.node_id)
         self._changed(entry, None, None, first=old is None)
-        if row.state is State.SUSPECT:
+        if row.state is MemberState.SUSPECT:
             self._confirm(entry, row)
 
     def _end_session(self, entry: Entry) -> None:
         """A later session of the same name is here: the earlier one is over, whatever it was held to be."""
         self._forget_work(entry.row.session)
         row = entry.row
-        if row.state is State.LEFT or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED):
+        if row.state is MemberState.LEFT or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED):
             return
-        was, entry.row = row.state, msgspec.structs.replace(row, state=State.DEAD, evidence=Evidence.SUPERSEDED, by="")
+        was, entry.row = (
+            row.state,
+            msgspec.structs.replace(row, state=MemberState.DEAD, evidence=Evidence.SUPERSEDED, by=""),
+        )
         self._stats["deaths_superseded"] += 1
         self._post.out.append(Changed(entry.member(), was, False))
         entry.row = row  # The table still holds it, until the later one is put in its place.
 
-    def _changed(self, entry: Entry, was: State | None, before: Row | None, *, first: bool = False) -> None:
+    def _changed(self, entry: Entry, was: MemberState | None, before: Row | None, *, first: bool = False) -> None:
         """The entry's row is new: keep suspicions, rounds, news and the ring in step, and tell the driver."""
         row = entry.row
         was_live = was in LIVE
         self._post.out.append(Changed(entry.member(), was, first))
-        self._post.news.add(row if before is None or row.state is State.ALIVE else short(row), self._now_s)
+        self._post.news.add(row if before is None or row.state is MemberState.ALIVE else short(row), self._now_s)
         if not before or was_live != entry.is_live:
             self._ring_changed = True
         suspicion = self._suspicions.get(row.session)
-        if suspicion is not None and (row.state is not State.SUSPECT or suspicion.incarnation != row.incarnation):
+        if suspicion is not None and (row.state is not MemberState.SUSPECT or suspicion.incarnation != row.incarnation):
             del self._suspicions[row.session]
-        if row.state is State.DEAD and was_live:
+        if row.state is MemberState.DEAD and was_live:
             self._stats[f"deaths_{row.evidence}"] = self._stats.get(f"deaths_{row.evidence}", 0) + 1
         if not entry.is_live:
             self._forget_work(row.session)
@@ -459,7 +466,7 @@ class Swim:
                 self._urgent_own.append(short(row))
             else:
                 self._urgent_heard.append(short(row))
-        elif was in (State.SUSPECT, State.DEAD) and row.state is not State.SUSPECT:
+        elif was in (MemberState.SUSPECT, MemberState.DEAD) and row.state is not MemberState.SUSPECT:
             self._stats["refuted"] += 1
             self._urgent_heard.append(row)
 
@@ -513,9 +520,9 @@ class Swim:
 
     @property
     def _has_left(self) -> bool:
-        return self._my_row.state is State.LEFT
+        return self._my_row.state is MemberState.LEFT
 
-    def _put_me(self, incarnation: int, state: State) -> Row:
+    def _put_me(self, incarnation: int, state: MemberState) -> Row:
         me = self._me
         row = Row(me.session, incarnation, state, Evidence.NONE, "", me.host, me.port, me.meta)
         self._table.put(row, self._now_s)
@@ -554,7 +561,7 @@ class Swim:
     def _fence_me(self) -> None:
         was = self._my_row
         if was.evidence is not Evidence.FENCED:
-            row = msgspec.structs.replace(was, state=State.DEAD, evidence=Evidence.FENCED)
+            row = msgspec.structs.replace(was, state=MemberState.DEAD, evidence=Evidence.FENCED)
             self._table.put(row, self._now_s)
             self._post.news.add(row, self._now_s)
             self._ring_changed = True
@@ -571,16 +578,16 @@ class Swim:
         was = self._my_row.state
         self._past[self._me.session] = None
         self._me = Identity(self._me.node_id, session, self._me.host, self._me.port, self._me.meta)
-        row = self._put_me(0, State.LEAVING if was is State.LEAVING else State.ALIVE)
+        row = self._put_me(0, MemberState.LEAVING if was is MemberState.LEAVING else MemberState.ALIVE)
         self._urgent_own.append(row)
         self._post.out.append(Changed(self._my_entry.member(), None, False))
 
     def _on_leave(self, done: bool) -> None:
         mine = self._my_row
-        if mine.state in (State.LEFT, State.DEAD) or (mine.state is State.LEAVING and not done):
+        if mine.state in (MemberState.LEFT, MemberState.DEAD) or (mine.state is MemberState.LEAVING and not done):
             return
         incarnation = min(mine.incarnation + 1, wire.INCARNATION_MAX)
-        row = self._put_me(incarnation, State.LEFT if done else State.LEAVING)
+        row = self._put_me(incarnation, MemberState.LEFT if done else MemberState.LEAVING)
         self._urgent_own.append(row)
         self._post.out.append(Changed(self._my_entry.member(), mine.state, False))
         if done:
@@ -591,7 +598,7 @@ class Swim:
     def _on_fenced(self, session: str) -> None:
         known = self._table.of(session)
         incarnation = known.row.incarnation if known is not None else 0
-        self._learn(Row(session, incarnation, State.DEAD, Evidence.FENCED, self._me.node_id))
+        self._learn(Row(session, incarnation, MemberState.DEAD, Evidence.FENCED, self._me.node_id))
 
     def _on_load(self, load: bytes, is_urgent: bool) -> None:
         assert len(load) <= wire.LOAD_MAX_BYTES, f"load is {len(load)} bytes"
@@ -692,7 +699,7 @@ class Swim:
             if (head.incarnation, head.state) != (sender.row.incarnation, sender.row.state) and head.state in LIVE:
                 self._learn(Row(head.session, head.incarnation, head.state))
             self._hear_load(LoadRow(head.session, head.load_seq, head.load))
-            if sender.row.state is State.DEAD and self._now_s - sender.told_s >= TOLD_SPACING_S:
+            if sender.row.state is MemberState.DEAD and self._now_s - sender.told_s >= TOLD_SPACING_S:
                 sender.told_s = self._now_s
                 self._rounds.ping(sender, self._now_s)  # It lives and may not know what is held of it.
         for load in packet.loads:

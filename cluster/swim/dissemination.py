@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cluster.session import node_of
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from cluster.swim.suspicion import CONFIRMATIONS
 from cluster.swim.wire import Row, encode_row
 
@@ -50,9 +50,9 @@ class News:
     def add(self, row: Row, now_s: float) -> None:
         """Tell this from now on, instead of what it supersedes."""
         node_id = node_of(row.session)
-        is_final = row.state is not State.DEAD or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED)
+        is_final = row.state is not MemberState.DEAD or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED)
         item = Item(encode_row(row), now_s + (NEWS_S if is_final else DEATH_NEWS_S))
-        if row.state is not State.SUSPECT:
+        if row.state is not MemberState.SUSPECT:
             self._items.pop(node_id, None)
             self._items[node_id] = {"": item}
             return

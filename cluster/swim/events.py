@@ -12,7 +12,7 @@ from enum import StrEnum
 Address = tuple[str, int]
 
 
-class State(StrEnum):
+class MemberState(StrEnum):
     """What gossip alone holds of a member."""
 
     ALIVE = "alive"
@@ -59,7 +59,7 @@ class Member:
 
     identity: Identity
     incarnation: int
-    state: State
+    state: MemberState
     evidence: Evidence
     since_s: float  # when this node learned of the state
     by: str  # node_id of the member that accused or declared it; "" when not accused
@@ -231,7 +231,7 @@ class Changed:
     """
 
     member: Member
-    was: State | None
+    was: MemberState | None
     first: bool
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from cluster.config import Config
 from cluster.session import node_of
-from cluster.swim.events import Address, Evidence, State, Tcp, TcpConnect
+from cluster.swim.events import Address, Evidence, MemberState, Tcp, TcpConnect
 from cluster.swim.outbox import Post
 from cluster.swim.probe import (
     AID_SHARE,
@@ -224,7 +224,7 @@ class Rounds:
 
     @property
     def _has_left(self) -> bool:
-        return self._table[self._name].row.state is State.LEFT
+        return self._table[self._name].row.state is MemberState.LEFT
 
     @property
     def _length_s(self) -> float:
@@ -283,7 +283,7 @@ class Rounds:
             for entry in self._table.live.values()
             if entry.row.session != probe.session
             and entry.node_id != self._name
-            and entry.row.state is not State.SUSPECT
+            and entry.row.state is not MemberState.SUSPECT
         ]
         fresh = [entry for entry in others if entry.node_id not in probe.asked]
         if len(probe.asked) >= 2 * self._config.indirect_probes or not fresh:

@@ -21,11 +21,17 @@ from functools import lru_cache
 import msgspec
 
 from cluster.session import node_of, order
-from cluster.swim.events import Address, Evidence, Identity, Member, State
+from cluster.swim.events import Address, Evidence, Identity, Member, MemberState
 from cluster.swim.probe import Rtt
 from cluster.swim.wire import HASH_BYTES, TABLE_MAX, Digest, Row
 
-STATE_RANK = {State.ALIVE: 0, State.LEAVING: 1, State.SUSPECT: 2, State.DEAD: 3, State.LEFT: 4}
+STATE_RANK = {
+    MemberState.ALIVE: 0,
+    MemberState.LEAVING: 1,
+    MemberState.SUSPECT: 2,
+    MemberState.DEAD: 3,
+    MemberState.LEFT: 4,
+}
 EVIDENCE_RANK = {
     Evidence.NONE: 0,
     Evidence.SILENT: 1,
@@ -34,7 +40,7 @@ EVIDENCE_RANK = {
     Evidence.SUPERSEDED: 4,
     Evidence.FENCED: 5,
 }
-LIVE = (State.ALIVE, State.LEAVING, State.SUSPECT)
+LIVE = (MemberState.ALIVE, MemberState.LEAVING, MemberState.SUSPECT)
 
 life = lru_cache(maxsize=2 * TABLE_MAX)(order)  # parsed once per session; sessions come in every datagram
 
@@ -182,7 +188,7 @@ class Table:
 
     def dead(self) -> list[Entry]:
         """The dead that may come back, and where they were."""
-        return [entry for entry in self if entry.row.state is State.DEAD and entry.row.host]
+        return [entry for entry in self if entry.row.state is MemberState.DEAD and entry.row.host]
 
     def put(self, row: Row, now_s: float) -> Entry | None:
         """Make `row` the entry of its node_id. None when it is a new one and the table is full of live members."""
@@ -227,4 +233,4 @@ class Table:
 
 def accusation(entry: Entry) -> list[Row]:
     """What is held against this member, if anything: what it has to hear so that it can refute."""
-    return [] if entry.row.state in (State.ALIVE, State.LEAVING) else [short(entry.row)]
+    return [] if entry.row.state in (MemberState.ALIVE, MemberState.LEAVING) else [short(entry.row)]

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Meta, Raw, Struct
 
 from cluster.session import is_session
-from cluster.swim.events import Evidence, State, Tcp
+from cluster.swim.events import Evidence, MemberState, Tcp
 
 VERSION = 1
 
@@ -63,7 +63,7 @@ class Row(Struct, array_like=True, frozen=True):
 
     session: Session
     incarnation: Count
-    state: State
+    state: MemberState
     evidence: Evidence = Evidence.NONE
     by: Name = ""
     host: Host = ""
@@ -149,7 +149,7 @@ class Head(Struct, array_like=True, frozen=True):
 
     session: Session
     incarnation: Count
-    state: State
+    state: MemberState
     seq: Number
     digest: Digest
     epoch: Number

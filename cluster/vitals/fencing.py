@@ -20,7 +20,7 @@ from cluster import keys, session
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.swim.core import Swim
-from cluster.swim.events import Changed, Evidence, Member, State
+from cluster.swim.events import Changed, Evidence, Member, MemberState
 from cluster.view import Redis
 from cluster.vitals.calls import Pulse
 from cluster.vitals.kept_tasks import Nursery, wait_for
@@ -117,7 +117,7 @@ class Fencing:
                 del self._lives[next(iter(self._lives))]
             if last is not None and last not in self._ended:
                 self.consider([last])  # Whatever gossip says of it: a newer life ends it.
-        if member.state is State.ALIVE:
+        if member.state is MemberState.ALIVE:
             return
         if self._belief(name, member) is Belief.GONE:
             self.consider([name])  # Gossip forgets a session as soon as it knows a newer one; Redis may not yet.
@@ -175,7 +175,7 @@ class Fencing:
         if now_s - self._read_all_s >= SWEEP_S:
             self._read_all_s = now_s
             return list(beliefs)
-        suspects = {m.identity.session: None for m in self._swim.members() if m.state is State.SUSPECT}
+        suspects = {m.identity.session: None for m in self._swim.members() if m.state is MemberState.SUSPECT}
         paused_s = self._config.heartbeat_stale_s / 2
         return [
             name
@@ -247,7 +247,7 @@ class Fencing:
         member = next((m for m in self._swim.members() if m.identity.session == fence.session), None)
         if member is None:
             return "unknown"
-        return State.LEFT.value if member.state is State.LEFT else member.evidence.value
+        return MemberState.LEFT.value if member.state is MemberState.LEFT else member.evidence.value
 
     def _remember(self, name: str, cause: str) -> None:
         self._ended[name] = cause

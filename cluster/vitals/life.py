@@ -41,9 +41,9 @@ from cluster.swim.events import (
     Join,
     Leave,
     Member,
+    MemberState,
     Renew,
     SetLoad,
-    State,
 )
 from cluster.view import Redis, View
 from cluster.vitals import view_maker
@@ -394,7 +394,7 @@ class Life:
             self._lead_now.set()
         if is_ours:
             self._nursery.spawn(self._forget(name))
-        if cause != State.LEFT.value:
+        if cause != MemberState.LEFT.value:
             self.gossip.feed(Fenced(name))
             self._event("session_fenced", session.node_of(name), session=name, by=by, evidence=cause)
             log.info("session_ended", session=name, cause=cause, by=by)
@@ -431,7 +431,7 @@ class Life:
             return
         if node_id == self.config.name:
             return  # An earlier life of ours.
-        is_back = member.state is State.ALIVE and change.was in (None, State.DEAD, State.LEFT)
+        is_back = member.state is MemberState.ALIVE and change.was in (None, MemberState.DEAD, MemberState.LEFT)
         kind = "joined" if is_back else member.state.value
         if member.state is not change.was:
             self._event(f"member_{kind}", node_id, session=name, by=member.by, evidence=member.evidence.value)
@@ -478,7 +478,9 @@ class Life:
 
     async def _join(self) -> None:
         """Look for members that are not alive here: the seeds, and the list in Redis."""
-        alive = {m.identity.session: m for m in self._swim.members() if m.state not in (State.DEAD, State.LEFT)}
+        alive = {
+            m.identity.session: m for m in self._swim.members() if m.state not in (MemberState.DEAD, MemberState.LEFT)
+        }
         there = {(member.identity.host, member.identity.port) for member in alive.values()}
         seeds = await seed_addresses(self.config.seeds)
         listed: dict[str, Record] = {}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.keys import is_tombstone
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from cluster.view import Redis
 
 
@@ -173,7 +173,7 @@ class Witness:
         return (watch and watch.value) or b""
 
 
-def believe(state: State | None, evidence: Evidence, is_superseded: bool, is_synced: bool) -> Belief:
+def believe(state: MemberState | None, evidence: Evidence, is_superseded: bool, is_synced: bool) -> Belief:
     """Gossip's word on a session as a belief; `state` None: gossip does not know it.
 
     An unknown session holds work in Redis, or nobody would ask. Once this node knows the others, it counts as dead; a
@@ -183,6 +183,6 @@ def believe(state: State | None, evidence: Evidence, is_superseded: bool, is_syn
         return Belief.GONE
     if state is None:
         return Belief.DEAD if is_synced else Belief.ALIVE
-    if state not in (State.DEAD, State.LEFT):
+    if state not in (MemberState.DEAD, MemberState.LEFT):
         return Belief.ALIVE
     return Belief.GONE if evidence in (Evidence.REFUSED, Evidence.SUPERSEDED) else Belief.DEAD

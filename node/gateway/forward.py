@@ -18,7 +18,7 @@ from msgspec import msgpack
 
 from cluster.config import Config
 from cluster.errors import RumorError, StoreUnavailable
-from cluster.swim.events import State
+from cluster.swim.events import MemberState
 from cluster.view import Peer, Redis, View
 from node import trace_context
 from node.schema import ErrorJson, Forward, Forwarded, Submission, Submitted
@@ -130,7 +130,7 @@ def candidates(view: View) -> Iterator[Peer]:
         peer
         for peer in view.members
         if peer.node_id != view.node_id
-        and peer.state is State.ALIVE
+        and peer.state is MemberState.ALIVE
         and peer.redis is not Redis.GONE
         and (peer.redis is Redis.LIVE or (peer.load is not None and peer.load.redis))
         and not (peer.load is not None and peer.load.stalled)

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.load import Load
-from cluster.swim.events import State
+from cluster.swim.events import MemberState
 from cluster.view import Peer, Verdict, View
 
-GONE = (State.DEAD, State.LEFT)
+GONE = (MemberState.DEAD, MemberState.LEFT)
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
 STATUS = {None: "ok", WARNING: "ok", ERROR: "degraded", FATAL: "unavailable"}  # by the worst problem
 CUT = {

@@ -28,7 +28,7 @@ from cluster.shards.answers import Head
 from cluster.shards.calls import Calls, connect
 from cluster.shards.shards import Shards
 from cluster.shards.task import TERMINAL, Claimed, Lost
-from cluster.swim.events import State as Gossip
+from cluster.swim.events import MemberState
 from cluster.view import View
 from cluster.vitals.thread import Vitals
 from node.observe import redis_memory, report
@@ -206,7 +206,7 @@ class Engine:
         """Both witnesses' latest word: who owns what, who is how loaded."""
         self.view = view
         weights = {p.node_id: sum(p.meta.queues.values()) for p in view.members if p.is_able and p.meta is not None}
-        sessions = {p.node_id: p.session for p in view.members if p.state not in (Gossip.DEAD, Gossip.LEFT)}
+        sessions = {p.node_id: p.session for p in view.members if p.state not in (MemberState.DEAD, MemberState.LEFT)}
         if weights != self._weights or not self.owners[0]:
             self._weights = weights
             before, self.owners = self.owners, ring.owners(weights, self.config.shards)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster.swim import wire
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from tests.chaos.ledger import Ledger, check_kept, check_ran_once
 from tests.chaos.nodes import Fleet, Node
 from tests.integration.conftest import RedisServer
@@ -100,8 +100,10 @@ def test_datagrams_of_nobody_are_counted_and_harm_nobody(make_fleet: Make, ledge
     target, accused = fleet.nodes[0], fleet.nodes[1]
     sessions = [node.session for node in fleet.nodes]
     # A death that would be believed, if it were sealed as ours are.
-    head = wire.Head(fleet.nodes[2].session, 0, State.ALIVE, time.time_ns() // 1_000_000, wire.Digest(0, 0), 0, 0, b"")
-    row = wire.Row(accused.session, 0, State.DEAD, Evidence.REFUSED, fleet.nodes[2].node_id)
+    head = wire.Head(
+        fleet.nodes[2].session, 0, MemberState.ALIVE, time.time_ns() // 1_000_000, wire.Digest(0, 0), 0, 0, b""
+    )
+    row = wire.Row(accused.session, 0, MemberState.DEAD, Evidence.REFUSED, fleet.nodes[2].node_id)
     forged = wire.pack("rumor", head, wire.Gossip(), [wire.encode_row(row)])
     chance = random.Random(7)
     datagrams = [

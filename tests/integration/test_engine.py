@@ -29,8 +29,8 @@ from cluster.errors import (
 from cluster.load import Load, Meta, QueueLoad
 from cluster.refusal import refusal
 from cluster.shards.answers import Head, Swept
-from cluster.shards.task import State as TaskState
-from cluster.swim.events import Evidence, State
+from cluster.shards.task import State
+from cluster.swim.events import Evidence, MemberState
 from cluster.view import Peer, Redis, Verdict, View
 from node.observe.metrics import Metrics
 from node.queue.engine import Engine
@@ -57,7 +57,7 @@ class LoneVitals:
             self.session,
             "127.0.0.1",
             self.config.port,
-            State.ALIVE,
+            MemberState.ALIVE,
             Evidence.NONE,
             "",
             1,
@@ -481,7 +481,7 @@ async def test_a_task_that_succeeds_in_the_end_shows_no_error_of_an_earlier_atte
 async def test_a_cursor_that_no_listing_gave_is_refused(engine: Engine, text: str) -> None:
     cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
     with pytest.raises(BadRequest, match="cursor"):
-        await engine.list_tasks(ListQuery(state=TaskState.DEAD, cursor=cursor))
+        await engine.list_tasks(ListQuery(state=State.DEAD, cursor=cursor))
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from cluster.session import node_of
 from cluster.sim.network import Sim
 from cluster.sim.scenario import silent_bound_s as silent_bound_s  # from here the tests take them
 from cluster.sim.scenario import stalled_bound_s as stalled_bound_s
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 
 
 def seeds(count: int) -> list[int]:
@@ -58,6 +58,6 @@ def converges(sim: Sim, within_s: float) -> float:
     return sim.now_s - began_s
 
 
-def states_of(sim: Sim, name: str) -> set[State | None]:
+def states_of(sim: Sim, name: str) -> set[MemberState | None]:
     """What the running nodes hold of a node's present session."""
     return set(sim.views_of(name).values())

@@ -20,7 +20,7 @@ import pytest
 
 from cluster import session as sessions
 from cluster.sim.network import BOOT_WALL_MS, Crash, Cut, Heal, Link, Pause, Resume, SetLink, Sim, Start, Tell, Vanish
-from cluster.swim.events import Evidence, Fenced, Leave, Renew, SetEpoch, SetLoad, State
+from cluster.swim.events import Evidence, Fenced, Leave, MemberState, Renew, SetEpoch, SetLoad
 from tests.sim.invariants import converges, hint, nobody_dies_falsely, seeds, settled, states_of
 
 
@@ -77,8 +77,8 @@ def test_the_halves_of_a_cut_merge_by_themselves_after_60_s(seed: int) -> None:
     sim.at(2.0, Cut(left, right))
     sim.run_until(12.0)
     for name in left:
-        assert {sim.views_of(name)[other] for other in right} == {State.DEAD}, hint(sim)
-        assert {sim.views_of(name)[other] for other in left if other != name} == {State.ALIVE}, hint(sim)
+        assert {sim.views_of(name)[other] for other in right} == {MemberState.DEAD}, hint(sim)
+        assert {sim.views_of(name)[other] for other in left if other != name} == {MemberState.ALIVE}, hint(sim)
     sim.run_until(62.0)
     sim.at(62.0, Heal())
     sim.run_until(62.001)
@@ -105,7 +105,7 @@ def test_who_was_cut_off_is_found_among_many_that_are_gone(seed: int) -> None:
     sim.run_until(300.0)
     sim.at(300.0, Cut(("n3",), ("n1", "n2")))
     sim.run_until(360.0)
-    assert set(sim.views_of("n3").values()) == {State.DEAD}, hint(sim)
+    assert set(sim.views_of("n3").values()) == {MemberState.DEAD}, hint(sim)
     sim.at(360.0, Heal())
     sim.run_until(360.001)
     converges(sim, 4.0)
@@ -132,11 +132,11 @@ def test_a_refutation_wins(seed: int) -> None:
     sim = settled(seed, 16)
     sim.at(2.0, SetLink(Link(loss=0.1)))
     sim.at(2.0, Pause("n3"))
-    assert sim.run_while(lambda: State.SUSPECT not in states_of(sim, "n3"), 5.0), hint(sim)
+    assert sim.run_while(lambda: MemberState.SUSPECT not in states_of(sim, "n3"), 5.0), hint(sim)
     sim.run_until(sim.now_s + 0.5)
     sim.at(sim.now_s, Resume("n3"))
     sim.run_until(sim.now_s + 0.001)
-    assert sim.run_while(lambda: states_of(sim, "n3") != {State.ALIVE}, 1.0), hint(sim)
+    assert sim.run_while(lambda: states_of(sim, "n3") != {MemberState.ALIVE}, 1.0), hint(sim)
     nobody_dies_falsely(sim)
 
 
@@ -145,13 +145,13 @@ def test_who_leaves_is_known_to_have_left_and_never_dead(seed: int) -> None:
     sim = settled(seed, 16)
     sim.at(2.0, Tell("n3", Leave(False)))
     sim.run_until(2.05)
-    assert states_of(sim, "n3") == {State.LEAVING}, hint(sim)
+    assert states_of(sim, "n3") == {MemberState.LEAVING}, hint(sim)
     sim.at(3.0, Tell("n3", Leave(True)))
     sim.run_until(3.02)
-    assert states_of(sim, "n3") == {State.LEFT}, hint(sim)
+    assert states_of(sim, "n3") == {MemberState.LEFT}, hint(sim)
     sim.at(3.02, Crash("n3"))
     sim.run_until(10.0)
-    assert states_of(sim, "n3") == {State.LEFT}, hint(sim)
+    assert states_of(sim, "n3") == {MemberState.LEFT}, hint(sim)
 
 
 @pytest.mark.parametrize("seed", seeds(6))
@@ -160,7 +160,7 @@ def test_a_fenced_node_goes_on_as_a_new_session(seed: int) -> None:
     old = sim.nodes["n3"].session
     sim.at(2.0, Tell("n1", Fenced(old)))
     sim.run_until(2.02)
-    assert states_of(sim, "n3") == {State.DEAD}, hint(sim)
+    assert states_of(sim, "n3") == {MemberState.DEAD}, hint(sim)
     new = sessions.new("n3", BOOT_WALL_MS + 2100, sim.nodes["n3"].rng)
     sim.nodes["n3"].session = new
     sim.at(2.1, Tell("n3", Renew(new)))
@@ -266,4 +266,4 @@ def test_a_node_whose_host_died_comes_back_elsewhere_within_a_round_or_two(seed:
     sim.run_until(4.0)
     assert set(sim.known_dead_s(old)) >= set(sim.nodes) - {"n3", "elsewhere"}, hint(sim)
     new = sim.nodes["elsewhere"].session
-    assert {sim.views_of("n3", new)[f"n{n}"] for n in (1, 2, 4, 5, 6, 7, 8)} == {State.ALIVE}, hint(sim)
+    assert {sim.views_of("n3", new)[f"n{n}"] for n in (1, 2, 4, 5, 6, 7, 8)} == {MemberState.ALIVE}, hint(sim)

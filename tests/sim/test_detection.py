@@ -22,7 +22,7 @@ from statistics import median
 import pytest
 
 from cluster.sim.network import ClosePort, Crash, EndWatches, Link, Pause, Resume, SetLink, Sim, Slow, Start, Vanish
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from tests.sim.invariants import (
     converges,
     hint,
@@ -213,6 +213,6 @@ def test_a_host_that_goes_while_a_third_of_all_packets_is_lost_is_known(seed: in
     holds_dead(sim, session, 3.0, bound_s, {SILENT})
     nobody_dies_falsely(sim)
     assert {state for name in sim.nodes if name != "n5" for state in sim.views_of(name).values()} <= {
-        State.ALIVE,
-        State.SUSPECT,
+        MemberState.ALIVE,
+        MemberState.SUSPECT,
     }, hint(sim)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.gossip.agent import events, parse_request
-from cluster.swim.events import State
+from cluster.swim.events import MemberState
 
-ALIVE, LEAVING, SUSPECT, DEAD, LEFT = State
+ALIVE, LEAVING, SUSPECT, DEAD, LEFT = MemberState
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ ALIVE, LEAVING, SUSPECT, DEAD, LEFT = State
         (LEFT, LEFT, []),
     ],
 )
-def test_each_change_has_its_lines(was: State | None, state: State, told: list[str]) -> None:
+def test_each_change_has_its_lines(was: MemberState | None, state: MemberState, told: list[str]) -> None:
     assert events(state, was) == told
 
 

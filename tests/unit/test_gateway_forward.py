@@ -14,7 +14,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
-from cluster.swim.events import State
+from cluster.swim.events import MemberState
 from cluster.view import Peer, Redis, View
 from node.gateway import app
 from node.gateway.forward import candidates
@@ -199,7 +199,7 @@ def test_candidates_reach_redis_by_their_own_word_and_the_nearest_comes_first() 
         peer("cut", 4, reaches=False),
         peer("ended", 5, redis=Redis.GONE),
         peer("live", 6, redis=Redis.LIVE, reaches=False, rtt_s=0.3),
-        replace(peer("suspect", 7), state=State.SUSPECT),
+        replace(peer("suspect", 7), state=MemberState.SUSPECT),
     )
     view = View("n1", "n1/00000000001-00000001", members, None, 0, False, True)
     assert [one.node_id for one in candidates(view)] == ["near", "far", "live"]

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from cluster.config import Config
 from cluster.load import Meta
-from cluster.swim.events import State
+from cluster.swim.events import MemberState
 from node.gateway import access, app
 from node.gateway.routes import CALLERS, ROUTES
 from tests.fake_engine import FakeEngine
@@ -133,7 +133,7 @@ async def test_a_token_that_is_not_ascii_works_and_never_raises() -> None:
 # ---- pages of other nodes
 
 HERE = [fake_peer("n1", 5001), fake_peer("n2", 5002), replace(fake_peer("n9", 5009), host="10.0.0.9")]
-DEAD = replace(fake_peer("n3", 5003), state=State.DEAD)
+DEAD = replace(fake_peer("n3", 5003), state=MemberState.DEAD)
 
 
 async def ask_as(

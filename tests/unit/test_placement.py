@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster import ring
 from cluster.load import Load, Meta, QueueLoad
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from cluster.view import Peer, Redis, Verdict, View
 from node.queue.placement import CHUNK_MAX, Placement, Victim, shard_of_key, victim
 
@@ -28,7 +28,7 @@ def peer(name: str, queues: dict[str, int], free: int | None = None, queued: int
         f"{name}/018bcfe5680-00000001",
         "127.0.0.1",
         5000,
-        State.ALIVE,
+        MemberState.ALIVE,
         Evidence.NONE,
         "",
         1,

@@ -7,7 +7,7 @@ import pytest
 from cluster.errors import away, refused
 from cluster.load import Load
 from cluster.refusal import refusal
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from cluster.view import Peer, View
 from tests.unit.test_report import peer, view
 
@@ -64,17 +64,17 @@ def refused_view(text: str, *others: Peer) -> View:
 
 def test_all_are_refused_while_redis_says_so_and_so_does_everybody_who_may_be_running() -> None:
     assert refused_view(REPLICAS).is_refused_like_all
-    assert refused_view(REPLICAS, peer("n2", load=REFUSED), peer("n3", state=State.LEFT)).is_refused_like_all
-    assert refused_view(REPLICAS, peer("n2", state=State.DEAD, evidence=Evidence.REFUSED)).is_refused_like_all
+    assert refused_view(REPLICAS, peer("n2", load=REFUSED), peer("n3", state=MemberState.LEFT)).is_refused_like_all
+    assert refused_view(REPLICAS, peer("n2", state=MemberState.DEAD, evidence=Evidence.REFUSED)).is_refused_like_all
     assert not refused_view("NOPERM no").is_refused_like_all
     assert not view().is_refused_like_all
 
 
-@pytest.mark.parametrize("state", [State.ALIVE, State.SUSPECT, State.LEAVING])
-def test_whom_redis_serves_may_write_a_tombstone(state: State) -> None:
+@pytest.mark.parametrize("state", [MemberState.ALIVE, MemberState.SUSPECT, MemberState.LEAVING])
+def test_whom_redis_serves_may_write_a_tombstone(state: MemberState) -> None:
     assert not refused_view(REPLICAS, peer("n2", state=state)).is_refused_like_all
 
 
 @pytest.mark.parametrize("evidence", [Evidence.SILENT, Evidence.STALLED])
 def test_who_is_only_silent_may_write_to_another_master(evidence: Evidence) -> None:
-    assert not refused_view(REPLICAS, peer("n2", state=State.DEAD, evidence=evidence)).is_refused_like_all
+    assert not refused_view(REPLICAS, peer("n2", state=MemberState.DEAD, evidence=evidence)).is_refused_like_all

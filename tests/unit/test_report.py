@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.load import Load, Meta, QueueLoad
 from cluster.refusal import refusal
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from cluster.view import VERDICT, Leader, Peer, Redis, Verdict, View
 from node.observe import report
 
@@ -27,7 +27,7 @@ def peer(name: str = "n1", **more: Any) -> Peer:
         "session": f"{name}/018bcfe5680-00000001",
         "host": "127.0.0.1",
         "port": 5000,
-        "state": State.ALIVE,
+        "state": MemberState.ALIVE,
         "evidence": Evidence.NONE,
         "by": "",
         "incarnation": 1,
@@ -92,7 +92,7 @@ def test_a_member_that_one_witness_misses_is_a_problem_with_both_their_words(ver
 
 
 def test_a_dead_member_is_no_problem_of_the_living() -> None:
-    gone = peer("n2", state=State.DEAD, verdict=Verdict.DEAD, load=Load(True, True, False, {}))
+    gone = peer("n2", state=MemberState.DEAD, verdict=Verdict.DEAD, load=Load(True, True, False, {}))
     assert report.problems(view(peer(), gone), True, [], []) == []
 
 
@@ -119,8 +119,8 @@ def test_a_queue_is_served_only_by_a_member_that_is_able() -> None:
     gpu = Meta({"gpu": 1})
     assert report.problems(view(peer(), peer("n2", meta=gpu)), True, ["gpu"], []) == []
     for unable in (
-        peer("n2", meta=gpu, state=State.DEAD),
-        peer("n2", meta=gpu, state=State.SUSPECT),
+        peer("n2", meta=gpu, state=MemberState.DEAD),
+        peer("n2", meta=gpu, state=MemberState.SUSPECT),
         peer("n2", meta=gpu, load=None),
         peer("n2", meta=gpu, load=Load(True, False, True, {})),
         peer("n2", meta=gpu, load=Load(False, False, False, {})),
@@ -140,9 +140,9 @@ def test_the_status_is_that_of_the_worst_problem_in_whatever_order(severities: l
 def test_workers_are_the_members_that_are_there_and_what_redis_says_they_run() -> None:
     peers = (
         peer(),
-        peer("n2", state=State.SUSPECT, load=None),
-        peer("n3", state=State.LEFT),
-        peer("n4", state=State.DEAD),
+        peer("n2", state=MemberState.SUSPECT, load=None),
+        peer("n3", state=MemberState.LEFT),
+        peer("n4", state=MemberState.DEAD),
         peer("n5", meta=None),
     )
     rows = report.workers(view(*peers), {peer().session: ["b-01", "a-02"], peer("n4").session: ["c-00"]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.swim.events import Evidence, Fenced, State, Tcp, TcpConnect, TcpOutcome, Tick, WatchEnded
+from cluster.swim.events import Evidence, Fenced, MemberState, Tcp, TcpConnect, TcpOutcome, Tick, WatchEnded
 from cluster.swim.probe import REFUSAL_GRACE_SHARE, TCP_LOST_S, TCP_TIMEOUT_MIN_S, TCP_TRIES_MAX, Rtt
 from cluster.swim.wire import Ack, Nack, Ping, PingReq, Row
 from tests.forged import CONFIG, Bench, accusation, changes, connects, row_of, sent, session_of, targets, told
@@ -73,7 +73,7 @@ def test_a_dying_process_that_first_accepts_and_then_refuses_is_dead_soon() -> N
     assert connects(bench.actions) == [A]
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
     assert bench.now_s - began_s < 0.015
 
 
@@ -86,16 +86,16 @@ def test_refused_by_two_members_is_a_death_at_once() -> None:
     bench.tcp("a", Tcp.GONE)
     nack(bench, targets(bench.actions, PingReq)[0], Tcp.REFUSED)
     bench.pass_s(0.005)
-    assert changes(bench.actions, "a")[-1] == (State.DEAD, Evidence.REFUSED)
+    assert changes(bench.actions, "a")[-1] == (MemberState.DEAD, Evidence.REFUSED)
 
 
 def test_the_order_in_which_refusals_are_heard_does_not_matter() -> None:
     bench = watch_ended()
     nack(bench, targets(bench.actions, PingReq)[0], Tcp.REFUSED)
-    assert bench.state("a") is State.ALIVE
+    assert bench.state("a") is MemberState.ALIVE
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_two_refused_helpers_are_two_members() -> None:
@@ -103,7 +103,7 @@ def test_two_refused_helpers_are_two_members() -> None:
     first, second, *_ = targets(bench.actions, PingReq)
     nack(bench, first, Tcp.REFUSED)
     nack(bench, second, Tcp.REFUSED)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_one_helper_that_says_refused_twice_is_one_member() -> None:
@@ -111,7 +111,7 @@ def test_one_helper_that_says_refused_twice_is_one_member() -> None:
     first = targets(bench.actions, PingReq)[0]
     nack(bench, first, Tcp.REFUSED)
     nack(bench, first, Tcp.REFUSED)
-    assert bench.state("a") is State.ALIVE
+    assert bench.state("a") is MemberState.ALIVE
 
 
 def test_a_helper_that_was_not_asked_is_no_witness() -> None:
@@ -120,29 +120,29 @@ def test_a_helper_that_was_not_asked_is_no_witness() -> None:
     bench.hear(stranger, Nack(12345, A, Tcp.REFUSED))
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
-    assert bench.state("a") is State.SUSPECT
+    assert bench.state("a") is MemberState.SUSPECT
 
 
 def test_refused_by_one_of_several_is_only_a_suspicion() -> None:
     bench = watch_ended()
     bench.tcp("a", Tcp.REFUSED)
     bench.pass_s(0.2, answering=OTHERS)
-    assert changes(bench.actions, "a") == [(State.SUSPECT, Evidence.REFUSED)]
+    assert changes(bench.actions, "a") == [(MemberState.SUSPECT, Evidence.REFUSED)]
 
 
 def test_refused_by_one_is_a_death_when_there_are_only_two() -> None:
     bench = watch_ended("a")
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.005)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_accusations_that_carry_refusals_of_two_members_are_a_death() -> None:
     bench = Bench(*PEERS)
     bench.hear("b", rows=[accusation("a", "b", Evidence.REFUSED)])
-    assert bench.state("a") is State.SUSPECT
+    assert bench.state("a") is MemberState.SUSPECT
     bench.hear("c", rows=[accusation("a", "c", Evidence.REFUSED)])
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_a_refusal_is_ignored_while_the_member_answers_the_ping_of_this_round() -> None:
@@ -162,10 +162,10 @@ def test_a_closed_tcp_port_alone_waits_for_an_answer_by_udp() -> None:
     bench = watch_ended("a")
     bench.tcp("a", Tcp.REFUSED)
     bench.pass_s(0.9 * REFUSAL_GRACE_SHARE * CONFIG.probe_timeout_s)
-    assert bench.state("a") is State.ALIVE
+    assert bench.state("a") is MemberState.ALIVE
     assert len(sent(bench.actions, Ping, "a")) >= 3
     bench.pass_s(0.2 * REFUSAL_GRACE_SHARE * CONFIG.probe_timeout_s)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_a_closed_port_of_who_answers_slowly_waits_as_long_as_is_usual() -> None:
@@ -174,9 +174,9 @@ def test_a_closed_port_of_who_answers_slowly_waits_as_long_as_is_usual() -> None
     bench.hand_in(WatchEnded(A))
     bench.tcp("a", Tcp.REFUSED)
     bench.pass_s(0.30)
-    assert bench.state("a") is State.ALIVE
+    assert bench.state("a") is MemberState.ALIVE
     bench.pass_s(0.02)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_a_process_whose_ports_are_both_closed_is_waited_for_no_longer() -> None:
@@ -186,7 +186,7 @@ def test_a_process_whose_ports_are_both_closed_is_waited_for_no_longer() -> None
     bench.tcp("a", Tcp.GONE)
     assert bench.swim.deadline_s() <= bench.now_s
     bench.pass_s(0)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_a_slow_member_whose_tcp_port_is_closed_lives() -> None:
@@ -218,7 +218,7 @@ def test_a_connect_that_the_driver_lost_is_tried_again_and_proves_nothing() -> N
     timeout_s = next(action.timeout_s for action in bench.take() if isinstance(action, TcpConnect))
     bench.pass_s(timeout_s + TCP_LOST_S + 0.001, answering=OTHERS)
     assert connects(bench.take()) == [A]
-    assert bench.state("a") is State.ALIVE
+    assert bench.state("a") is MemberState.ALIVE
 
 
 def test_a_dropped_syn_costs_one_short_try() -> None:
@@ -243,7 +243,7 @@ def test_the_refusal_of_another_is_looked_at_again_at_once_by_those_that_watch()
     assert connects(bench.take()) == [A]
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.001, answering=OTHERS)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_a_connect_that_hangs_does_not_stand_in_the_way_of_another_member_s_refusal() -> None:
@@ -273,7 +273,7 @@ def test_an_answer_to_a_ping_from_before_the_watch_ended_does_not_end_the_round(
     bench.tcp("a", Tcp.GONE)
     nack(bench, targets(bench.actions, PingReq)[0], Tcp.REFUSED)
     bench.pass_s(0.001, answering=OTHERS)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 # ---- who is left to confirm
@@ -284,12 +284,12 @@ def test_a_lone_survivor_believes_what_it_was_refused_by_all() -> None:
     bench.hand_in(WatchEnded(A))
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.001)
-    assert bench.state("a") is State.SUSPECT
+    assert bench.state("a") is MemberState.SUSPECT
     bench.hand_in(WatchEnded(session_of("b")))
     bench.tcp("b", Tcp.GONE)
     bench.pass_s(0.001)
-    assert bench.state("b") is State.DEAD
-    assert bench.state("a") is State.DEAD
+    assert bench.state("b") is MemberState.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_a_member_that_was_heard_since_may_still_confirm() -> None:
@@ -298,11 +298,11 @@ def test_a_member_that_was_heard_since_may_still_confirm() -> None:
         bench.hand_in(WatchEnded(session_of(name)))
     bench.tcp("b", Tcp.GONE)
     bench.pass_s(0.001)
-    assert bench.state("b") is State.SUSPECT
+    assert bench.state("b") is MemberState.SUSPECT
     bench.hear("b", Ping(5, session_of("me")), incarnation=0)  # Not a refutation, since b does not know; but it lives.
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.001)
-    assert bench.state("a") is State.SUSPECT
+    assert bench.state("a") is MemberState.SUSPECT
 
 
 def test_helpers_that_say_nothing_of_a_refused_member_are_looked_at_themselves() -> None:
@@ -320,7 +320,7 @@ def test_a_death_seen_by_this_node_is_told_to_all_at_once() -> None:
     bench.tcp("a", Tcp.GONE)
     bench.hear("b", rows=[accusation("a", "b", Evidence.REFUSED)])
     bench.pass_s(0.005)
-    dead = [action for action in bench.actions if State.DEAD in [row.state for row in told([action], "a")]]
+    dead = [action for action in bench.actions if MemberState.DEAD in [row.state for row in told([action], "a")]]
     assert set(targets(dead)) >= set(OTHERS)
 
 
@@ -357,32 +357,32 @@ def fail_round(bench: Bench, outcome: Tcp) -> None:
 def test_silence_with_an_accepting_kernel_is_a_stall() -> None:
     bench = watch_ended()
     fail_round(bench, Tcp.ACCEPTED)
-    assert changes(bench.actions, "a") == [(State.SUSPECT, Evidence.STALLED)]
+    assert changes(bench.actions, "a") == [(MemberState.SUSPECT, Evidence.STALLED)]
     bench.pass_s(CONFIG.stalled_s - CONFIG.probe_timeout_s, answering=OTHERS)
-    assert bench.state("a") is State.SUSPECT
+    assert bench.state("a") is MemberState.SUSPECT
 
 
 def test_silence_of_the_whole_host_is_silence() -> None:
     bench = watch_ended()
     fail_round(bench, Tcp.SILENT)
-    assert changes(bench.actions, "a") == [(State.SUSPECT, Evidence.SILENT)]
+    assert changes(bench.actions, "a") == [(MemberState.SUSPECT, Evidence.SILENT)]
     bench.pass_s(CONFIG.suspicion_max_s + 0.1, answering=OTHERS)
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
 
 
 def test_a_helper_that_reached_the_kernel_makes_it_a_stall() -> None:
     bench = watch_ended()
     nack(bench, targets(bench.actions, PingReq)[0], Tcp.ACCEPTED)
     fail_round(bench, Tcp.SILENT)
-    assert changes(bench.actions, "a") == [(State.SUSPECT, Evidence.STALLED)]
+    assert changes(bench.actions, "a") == [(MemberState.SUSPECT, Evidence.STALLED)]
 
 
 def test_a_late_connect_still_says_what_kind_of_silence_it_is() -> None:
     bench = watch_ended()
     bench.pass_s(CONFIG.probe_timeout_s + 0.001, answering=OTHERS)
-    assert changes(bench.actions, "a") == [(State.SUSPECT, Evidence.SILENT)]
+    assert changes(bench.actions, "a") == [(MemberState.SUSPECT, Evidence.SILENT)]
     bench.tcp("a", Tcp.ACCEPTED)
-    assert changes(bench.actions, "a")[-1] == (State.SUSPECT, Evidence.STALLED)
+    assert changes(bench.actions, "a")[-1] == (MemberState.SUSPECT, Evidence.STALLED)
     assert bench.swim._suspicions[A].ends_s(CONFIG, 5) - bench.now_s > CONFIG.suspicion_max_s
 
 
@@ -401,7 +401,7 @@ def test_a_later_session_ends_the_earlier_at_once() -> None:
     bench = Bench(*PEERS)
     bench.take()
     bench.hear("b", rows=[row_of("a", life=2)])
-    assert changes(bench.actions, "a") == [(State.DEAD, Evidence.SUPERSEDED), (State.ALIVE, Evidence.NONE)]
+    assert changes(bench.actions, "a") == [(MemberState.DEAD, Evidence.SUPERSEDED), (MemberState.ALIVE, Evidence.NONE)]
     member = bench.member("a")
     assert member is not None
     assert member.identity.session == session_of("a", life=2)
@@ -420,29 +420,29 @@ def test_what_was_found_out_about_the_earlier_session_does_not_touch_the_later()
     bench.hear("b", rows=[row_of("a", life=2)])
     bench.tcp("a", Tcp.REFUSED)
     bench.pass_s(1, answering=OTHERS)
-    assert State.DEAD not in [state for state, _ in changes(bench.actions, "a")[2:]]
+    assert MemberState.DEAD not in [state for state, _ in changes(bench.actions, "a")[2:]]
 
 
 def test_a_tombstone_is_gossiped_and_holds_for_those_that_learn_of_the_session_later() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("x"), 0, State.DEAD, Evidence.FENCED, "b")])
+    bench.hear("b", rows=[Row(session_of("x"), 0, MemberState.DEAD, Evidence.FENCED, "b")])
     assert told(bench.hear("c", Ping(1, session_of("me"))), "x")
     bench.hear("d", rows=[row_of("x", incarnation=3)])
-    assert bench.state("x") is State.DEAD
+    assert bench.state("x") is MemberState.DEAD
 
 
 def test_a_tombstone_of_an_earlier_session_does_not_touch_the_later() -> None:
     bench = Bench(*PEERS)
     bench.hear("b", rows=[row_of("a", life=2)])
     bench.hand_in(Fenced(session_of("a", life=1)))
-    assert bench.state("a") is State.ALIVE
+    assert bench.state("a") is MemberState.ALIVE
 
 
 def test_fenced_strengthens_the_evidence_of_a_death() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(A, 0, State.DEAD, Evidence.SILENT, "b")])
+    bench.hear("b", rows=[Row(A, 0, MemberState.DEAD, Evidence.SILENT, "b")])
     bench.hand_in(Fenced(A))
-    assert changes(bench.actions, "a")[-1] == (State.DEAD, Evidence.FENCED)
+    assert changes(bench.actions, "a")[-1] == (MemberState.DEAD, Evidence.FENCED)
 
 
 def test_a_tick_without_anything_due_does_nothing() -> None:

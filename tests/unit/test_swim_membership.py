@@ -17,6 +17,7 @@ from cluster.swim.events import (
     Fenced,
     Join,
     Leave,
+    MemberState,
     PushPull,
     PushPullReply,
     PushPullRequest,
@@ -25,7 +26,6 @@ from cluster.swim.events import (
     Send,
     SetEpoch,
     SetLoad,
-    State,
     Watch,
 )
 from cluster.swim.newcomers import JOIN_MAX_S
@@ -86,7 +86,7 @@ def test_a_stranger_is_answered_and_asked_and_believed_only_when_it_has_answered
     assert told(actions, "me", to="x")
     assert bench.state("x") is bench.state("y") is None
     bench.hear("x", Ack(sent(actions, Ping, "x")[0].nr, session_of("x")), rows=[row_of("x"), row_of("y")])
-    assert bench.state("x") is bench.state("y") is State.ALIVE
+    assert bench.state("x") is bench.state("y") is MemberState.ALIVE
 
 
 def test_a_recording_of_a_forgotten_member_does_not_bring_it_back() -> None:
@@ -94,9 +94,11 @@ def test_a_recording_of_a_forgotten_member_does_not_bring_it_back() -> None:
     x, a = session_of("x"), session_of("a")
     recorded: list[Body] = [Ping(3, ""), Ack(7, x), Gossip(), Rows(False, False), Nack(8, a, None)]
     for body in recorded:
-        bench.hear("x", body, rows=[row_of("x"), Row(session_of("a"), 5, State.DEAD)], epoch=99, digest=OTHER_DIGEST)
+        bench.hear(
+            "x", body, rows=[row_of("x"), Row(session_of("a"), 5, MemberState.DEAD)], epoch=99, digest=OTHER_DIGEST
+        )
     assert [member.identity.node_id for member in bench.swim.members()] == ["a", "me"]
-    assert bench.state("a") is State.ALIVE
+    assert bench.state("a") is MemberState.ALIVE
     assert bench.swim.epoch == 0
 
 
@@ -156,7 +158,7 @@ def test_a_node_whom_nobody_answers_is_synced_when_its_patience_ends() -> None:
 
 
 def test_leaving_and_left_are_told_at_once() -> None:
-    for done, state in ((False, State.LEAVING), (True, State.LEFT)):
+    for done, state in ((False, MemberState.LEAVING), (True, MemberState.LEFT)):
         bench = Bench(*PEERS)
         bench.take()
         bench.hand_in(Leave(done))
@@ -167,22 +169,22 @@ def test_leaving_and_left_are_told_at_once() -> None:
 def test_who_has_left_probes_nobody_and_cannot_be_accused() -> None:
     bench = Bench(*PEERS)
     bench.hand_in(Leave(True))
-    bench.hear("a", rows=[Row(session_of("me"), 9, State.SUSPECT, Evidence.SILENT, "a")])
+    bench.hear("a", rows=[Row(session_of("me"), 9, MemberState.SUSPECT, Evidence.SILENT, "a")])
     bench.pass_s(5)
-    assert bench.state("me") is State.LEFT
-    assert {bench.state(peer) for peer in PEERS} == {State.ALIVE}
+    assert bench.state("me") is MemberState.LEFT
+    assert {bench.state(peer) for peer in PEERS} == {MemberState.ALIVE}
 
 
 def test_a_member_that_left_is_not_suspected() -> None:
     bench = Bench(*PEERS)
-    bench.hear("a", rows=[Row(session_of("a"), 1, State.LEFT)], state=State.LEFT, incarnation=1)
+    bench.hear("a", rows=[Row(session_of("a"), 1, MemberState.LEFT)], state=MemberState.LEFT, incarnation=1)
     bench.pass_s(10, answering=["b", "c", "d"])
-    assert changes(bench.actions, "a")[-1] == (State.LEFT, Evidence.NONE)
+    assert changes(bench.actions, "a")[-1] == (MemberState.LEFT, Evidence.NONE)
 
 
 def test_a_member_that_drains_is_still_probed() -> None:
     bench = Bench("a")
-    bench.hear("a", rows=[Row(session_of("a"), 1, State.LEAVING)], state=State.LEAVING, incarnation=1)
+    bench.hear("a", rows=[Row(session_of("a"), 1, MemberState.LEAVING)], state=MemberState.LEAVING, incarnation=1)
     bench.take()
     bench.pass_s(2 * CONFIG.probe_interval_s, answering=["a"])
     assert "a" in targets(bench.take(), Ping)
@@ -190,11 +192,11 @@ def test_a_member_that_drains_is_still_probed() -> None:
 
 def test_a_fenced_node_is_told_and_goes_on_as_a_new_session() -> None:
     bench = Bench(*PEERS)
-    bench.hear("a", rows=[Row(session_of("me"), 0, State.DEAD, Evidence.FENCED, "a")])
-    assert changes(bench.actions, "me")[-1] == (State.DEAD, Evidence.FENCED)
+    bench.hear("a", rows=[Row(session_of("me"), 0, MemberState.DEAD, Evidence.FENCED, "a")])
+    assert changes(bench.actions, "me")[-1] == (MemberState.DEAD, Evidence.FENCED)
     bench.take()
     bench.hand_in(Renew(session_of("me", life=2)))
-    assert bench.state("me") is State.ALIVE
+    assert bench.state("me") is MemberState.ALIVE
     assert {row.session for row in told(bench.take(), "me")} == {session_of("me", life=2)}
 
 
@@ -233,7 +235,7 @@ def elsewhere(bench: Bench, seq: int, body: Ping | Ack, life: int = 0) -> None:
 
 
 def bench_head(session: str, seq: int) -> wire.Head:
-    return wire.Head(session, 0, State.ALIVE, seq, Digest(0, 0), 0, 0, b"")
+    return wire.Head(session, 0, MemberState.ALIVE, seq, Digest(0, 0), 0, 0, b"")
 
 
 def test_a_claimed_later_life_of_this_node_is_a_conflict() -> None:
@@ -277,7 +279,7 @@ def test_a_mistaken_second_start_does_not_end_a_healthy_member() -> None:
             bench.hear("a", Ack(ping.nr, session_of("a")))
     member = bench.member("a")
     assert member is not None
-    assert (member.identity.session, member.state) == (session_of("a"), State.ALIVE)
+    assert (member.identity.session, member.state) == (session_of("a"), MemberState.ALIVE)
 
 
 def test_a_node_that_moved_is_taken_in_when_its_earlier_life_does_not_answer() -> None:
@@ -287,7 +289,7 @@ def test_a_node_that_moved_is_taken_in_when_its_earlier_life_does_not_answer() -
     second_start(bench)
     member = bench.member("a")
     assert member is not None
-    assert (member.identity.host, member.state) == ("elsewhere.test", State.ALIVE)
+    assert (member.identity.host, member.state) == ("elsewhere.test", MemberState.ALIVE)
 
 
 def test_an_earlier_life_at_this_address_is_just_over() -> None:
@@ -344,8 +346,8 @@ def test_a_pull_that_shows_unknown_rows_is_pulled_back_but_not_for_ever() -> Non
 
 def test_a_row_that_is_behind_is_answered_with_the_newer_one_once() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("d"), 0, State.DEAD, Evidence.REFUSED, "b")])
-    for is_final, answers in ((False, [State.DEAD]), (True, [])):
+    bench.hear("b", rows=[Row(session_of("d"), 0, MemberState.DEAD, Evidence.REFUSED, "b")])
+    for is_final, answers in ((False, [MemberState.DEAD]), (True, [])):
         bench.take()
         bench.hear("a", Rows(False, is_final), rows=[row_of("d")])
         about = [a for a in bench.take() if isinstance(a, Send) and isinstance(opened(a).body, Rows)]
@@ -389,7 +391,7 @@ def test_a_push_pull_body_that_is_not_one_gets_no_answer() -> None:
 
 def test_a_member_is_exchanged_with_now_and_then_also_when_dead() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.REFUSED, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.DEAD, Evidence.REFUSED, "b")])
     bench.take()
     bench.pass_s(40 * CONFIG.push_pull_interval_s, answering=["b", "c", "d"])
     asked = [action.target[0] for action in bench.take() if isinstance(action, PushPull)]
@@ -399,27 +401,27 @@ def test_a_member_is_exchanged_with_now_and_then_also_when_dead() -> None:
 
 def test_a_dead_member_is_pinged_now_and_then_and_told() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.REFUSED, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.DEAD, Evidence.REFUSED, "b")])
     bench.take()
     bench.pass_s(10, answering=["b", "c", "d"])
     actions = bench.take()
     assert 8 <= len(sent(actions, Ping, "a")) <= 13
-    assert State.DEAD in [row.state for row in told(actions, "a", to="a")]
+    assert MemberState.DEAD in [row.state for row in told(actions, "a", to="a")]
 
 
 def test_a_dead_member_is_forgotten_after_its_time() -> None:
     config = Config(forget_s=60.0, push_pull_interval_s=5.0)
     bench = Bench(*PEERS, config=config)
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.DEAD, Evidence.REFUSED, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.DEAD, Evidence.REFUSED, "b")])
     bench.pass_s(59, answering=["b", "c", "d"])
-    assert bench.state("a") is State.DEAD
+    assert bench.state("a") is MemberState.DEAD
     bench.pass_s(10, answering=["b", "c", "d"])
     assert bench.state("a") is None
 
 
 def test_a_death_older_than_memory_is_not_taken_over() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", Rows(False, True), rows=[row_of("x", state=State.DEAD, age_s=int(CONFIG.forget_s) + 1)])
+    bench.hear("b", Rows(False, True), rows=[row_of("x", state=MemberState.DEAD, age_s=int(CONFIG.forget_s) + 1)])
     assert bench.state("x") is None
 
 
@@ -484,7 +486,7 @@ def test_newer_news_of_a_member_replaces_older() -> None:
 def test_suspicions_of_different_accusers_are_all_told_until_one_bound() -> None:
     news = News()
     for by in "bcdefgh":
-        news.add(Row(session_of("a"), 0, State.SUSPECT, Evidence.SILENT, by), 0.0)
+        news.add(Row(session_of("a"), 0, MemberState.SUSPECT, Evidence.SILENT, by), 0.0)
     assert len(news.take(1000, 9)) == 4
     news.add(row_of("a", incarnation=1), 0.0)
     assert len(news.take(1000, 9)) == 1
@@ -503,9 +505,9 @@ def test_what_was_told_least_goes_first_and_nothing_exceeds_the_room() -> None:
 def test_what_is_old_is_told_no_more_and_a_death_is_old_first() -> None:
     news = News()
     for name, state, evidence in (
-        ("a", State.ALIVE, Evidence.NONE),
-        ("b", State.DEAD, Evidence.SILENT),
-        ("c", State.DEAD, Evidence.FENCED),
+        ("a", MemberState.ALIVE, Evidence.NONE),
+        ("b", MemberState.DEAD, Evidence.SILENT),
+        ("c", MemberState.DEAD, Evidence.FENCED),
     ):
         news.add(Row(session_of(name), 0, state, evidence, "e"), 5.0)
     news.drop_old(5.0 + DEATH_NEWS_S)
@@ -628,7 +630,7 @@ def test_the_watched_peers_follow_the_live_members() -> None:
     watched = successors(("me", *PEERS), "me", CONFIG.watch_peers)
     gone = watched[0]
     other = next(peer for peer in PEERS if peer != gone)
-    bench.hear(other, rows=[Row(session_of(gone), 0, State.DEAD, Evidence.REFUSED, other)])
+    bench.hear(other, rows=[Row(session_of(gone), 0, MemberState.DEAD, Evidence.REFUSED, other)])
     (watch,) = [action for action in bench.take() if isinstance(action, Watch)]
     assert {peer.node_id for peer in watch.peers} == set(PEERS) - {gone}
 
@@ -636,7 +638,7 @@ def test_the_watched_peers_follow_the_live_members() -> None:
 def test_a_suspect_is_still_watched() -> None:
     bench = Bench(*PEERS)
     bench.take()
-    bench.hear("b", rows=[Row(session_of("a"), 0, State.SUSPECT, Evidence.SILENT, "b")])
+    bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.SUSPECT, Evidence.SILENT, "b")])
     assert not [action for action in bench.take() if isinstance(action, Watch)]
 
 

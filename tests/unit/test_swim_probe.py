@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.swim.events import Evidence, State, Tcp, Tick
+from cluster.swim.events import Evidence, MemberState, Tcp, Tick
 from cluster.swim.probe import HEALTH_MAX, SPACING_MIN_S, Rtt, spacing_s
 from cluster.swim.wire import Ack, Nack, Ping, PingReq
 from tests.forged import CONFIG, Bench, changes, connects, sent, session_of, targets
@@ -45,7 +45,7 @@ def test_an_answered_ping_ends_the_round() -> None:
     bench.hear(name, Ack(ping.nr, session_of(name)))
     bench.pass_s(CONFIG.probe_timeout_s)
     assert name not in targets(bench.take(), Ping)
-    assert bench.state(name) is State.ALIVE
+    assert bench.state(name) is MemberState.ALIVE
 
 
 def test_a_round_is_many_pings_and_ends_in_suspicion_not_death() -> None:
@@ -53,7 +53,7 @@ def test_a_round_is_many_pings_and_ends_in_suspicion_not_death() -> None:
     name, _ = first_ping(bench)
     bench.pass_s(CONFIG.probe_timeout_s)
     assert len(sent(bench.take(), Ping, name)) >= 5
-    assert bench.state(name) is State.SUSPECT
+    assert bench.state(name) is MemberState.SUSPECT
 
 
 def test_spacing_follows_the_round_trip_within_its_bounds() -> None:
@@ -115,7 +115,7 @@ def test_an_answer_through_a_helper_ends_the_round() -> None:
     request = sent(bench.actions, PingReq, helper)[0]
     bench.hear(helper, Ack(request.nr, session_of(name)))
     bench.pass_s(CONFIG.probe_timeout_s)
-    assert bench.state(name) is State.ALIVE
+    assert bench.state(name) is MemberState.ALIVE
 
 
 def test_an_answer_of_another_session_does_not_count() -> None:
@@ -123,7 +123,7 @@ def test_an_answer_of_another_session_does_not_count() -> None:
     name, ping = first_ping(bench)
     bench.hear(name, Ack(ping.nr, session_of(name, life=0)))
     bench.pass_s(CONFIG.probe_timeout_s)
-    assert bench.state(name) is State.SUSPECT
+    assert bench.state(name) is MemberState.SUSPECT
 
 
 def test_a_made_up_number_does_not_count() -> None:
@@ -131,7 +131,7 @@ def test_a_made_up_number_does_not_count() -> None:
     name, ping = first_ping(bench)
     bench.hear(name, Ack(ping.nr + 7, session_of(name)))
     bench.pass_s(CONFIG.probe_timeout_s)
-    assert bench.state(name) is State.SUSPECT
+    assert bench.state(name) is MemberState.SUSPECT
 
 
 # ---- this node as helper
@@ -153,7 +153,7 @@ def test_a_helper_that_gets_no_answer_says_so_in_time_and_accuses_nobody() -> No
     bench.hear("a", PingReq(77, session_of("b"), "b.test", 5000, False))
     bench.pass_s(0.7 * CONFIG.probe_timeout_s)
     assert sent(bench.actions, Nack, "a") == [Nack(77, session_of("b"), None)]
-    assert bench.state("b") is State.ALIVE
+    assert bench.state("b") is MemberState.ALIVE
 
 
 def test_a_helper_helps_with_a_member_it_does_not_know() -> None:
@@ -204,7 +204,7 @@ def test_a_round_whose_helpers_all_nack_is_not_this_nodes_fault() -> None:
         request = sent(bench.actions, PingReq, helper)[0]
         bench.hear(helper, Nack(request.nr, session_of(name), Tcp.SILENT))
     bench.pass_s(CONFIG.probe_timeout_s)
-    assert bench.state(name) is State.SUSPECT
+    assert bench.state(name) is MemberState.SUSPECT
     assert bench.swim.health == 0
 
 
@@ -213,7 +213,7 @@ def test_a_node_that_doubts_itself_takes_longer_rounds_and_recovers_by_answers()
     bench.swim._rounds.health = 3
     name, _ = first_ping(bench)
     bench.pass_s(3.9 * CONFIG.probe_timeout_s)
-    assert bench.state(name) is State.ALIVE
+    assert bench.state(name) is MemberState.ALIVE
     bench.pass_s(30, answering=PEERS)
     assert bench.swim.health == 0
 
@@ -231,7 +231,7 @@ def test_a_late_tick_cancels_the_round_and_accuses_nobody() -> None:
     name, _ = first_ping(bench)
     bench.now_s += 3.0
     bench.hand_in(Tick())
-    assert {bench.state(peer) for peer in PEERS} == {State.ALIVE}
+    assert {bench.state(peer) for peer in PEERS} == {MemberState.ALIVE}
     assert changes(bench.actions, name) == []
     assert bench.swim.health == 1
     assert bench.swim.stats["late_ticks"] == 1
@@ -260,7 +260,7 @@ def test_datagrams_are_read_before_a_deadline_is_looked_at() -> None:
     bench.hear("b" if name != "b" else "c", Ping(1, session_of("me")))
     bench.hear(name, Ack(ping.nr, session_of(name)))
     bench.hand_in(Tick())
-    assert bench.state(name) is State.ALIVE
+    assert bench.state(name) is MemberState.ALIVE
 
 
 def test_time_that_runs_backwards_does_no_harm() -> None:
@@ -274,9 +274,9 @@ def test_an_absence_is_not_held_against_a_suspect() -> None:
     bench = Bench(*PEERS)
     name, _ = first_ping(bench)
     bench.pass_s(CONFIG.probe_timeout_s)
-    assert bench.state(name) is State.SUSPECT
+    assert bench.state(name) is MemberState.SUSPECT
     bench.now_s += 10.0
     bench.hand_in(Tick())
-    assert bench.state(name) is State.SUSPECT
+    assert bench.state(name) is MemberState.SUSPECT
     bench.pass_s(CONFIG.suspicion_max_s + 0.1)
-    assert changes(bench.actions, name)[-1] == (State.DEAD, Evidence.SILENT)
+    assert changes(bench.actions, name)[-1] == (MemberState.DEAD, Evidence.SILENT)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.swim import table as table_module
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from cluster.swim.table import LIVE, Table, merge, precedence
 from cluster.swim.wire import Row
 from tests.forged import row_of, session_of
@@ -18,7 +18,7 @@ claims = st.builds(
     Row,
     session=st.sampled_from([session_of("n1", life) for life in (1, 2, 3)]),
     incarnation=st.integers(0, 3),
-    state=st.sampled_from(State),
+    state=st.sampled_from(MemberState),
     evidence=st.sampled_from(Evidence),
     by=st.sampled_from(["", "a", "b"]),
     host=st.sampled_from(["", "n1.test"]),
@@ -58,7 +58,7 @@ def test_the_higher_claim_stands(one: Row, other: Row) -> None:
 
 def test_a_higher_incarnation_refutes_everything_but_a_tombstone() -> None:
     alive = row_of("n1", incarnation=1)
-    for state in State:
+    for state in MemberState:
         for evidence in Evidence:
             accused = row_of("n1", incarnation=0, state=state, evidence=evidence)
             stands = merge(alive, accused)
@@ -66,23 +66,23 @@ def test_a_higher_incarnation_refutes_everything_but_a_tombstone() -> None:
 
 
 def test_a_later_session_stands_above_any_claim_about_an_earlier_one() -> None:
-    for state in State:
+    for state in MemberState:
         earlier = row_of("n1", life=1, incarnation=9, state=state, evidence=Evidence.FENCED)
         later = row_of("n1", life=2)
         assert merge(earlier, later) == later
 
 
 def test_news_without_address_does_not_lose_the_address() -> None:
-    full, news = row_of("n1"), Row(session_of("n1"), 0, State.DEAD, Evidence.SILENT, "a")
+    full, news = row_of("n1"), Row(session_of("n1"), 0, MemberState.DEAD, Evidence.SILENT, "a")
     merged = merge(full, news)
-    assert (merged.state, merged.host, merged.meta) == (State.DEAD, full.host, full.meta)
+    assert (merged.state, merged.host, merged.meta) == (MemberState.DEAD, full.host, full.meta)
 
 
 rows_of_three = st.builds(
     lambda name, incarnation, state: row_of(name, incarnation=incarnation, state=state),
     st.sampled_from(["n1", "n2", "n3"]),
     st.integers(0, 3),
-    st.sampled_from(State),
+    st.sampled_from(MemberState),
 )
 
 
@@ -105,8 +105,8 @@ def test_digests_are_equal_exactly_when_the_live_rows_are(ones: list[Row], other
 def test_a_full_table_gives_up_the_longest_dead_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "TABLE_MAX", 3)
     table = Table()
-    table.put(row_of("old", state=State.DEAD), 1.0)
-    table.put(row_of("new", state=State.DEAD), 2.0)
+    table.put(row_of("old", state=MemberState.DEAD), 1.0)
+    table.put(row_of("new", state=MemberState.DEAD), 2.0)
     table.put(row_of("n1"), 3.0)
     assert table.put(row_of("n2"), 4.0) is not None
     assert {entry.node_id for entry in table} == {"new", "n1", "n2"}
@@ -123,7 +123,7 @@ def test_a_table_full_of_live_members_takes_no_more(monkeypatch: pytest.MonkeyPa
 
 def test_a_death_is_forgotten_by_its_own_age_not_by_when_it_was_heard() -> None:
     table = Table()
-    table.put(row_of("n1", state=State.DEAD, age_s=100), 1000.0)
+    table.put(row_of("n1", state=MemberState.DEAD, age_s=100), 1000.0)
     table.forget_before(899.0)
     assert len(table) == 1
     table.forget_before(901.0)

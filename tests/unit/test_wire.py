@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.swim import wire
-from cluster.swim.events import Evidence, State, Tcp
+from cluster.swim.events import Evidence, MemberState, Tcp
 from cluster.swim.wire import (
     Ack,
     Body,
@@ -46,7 +46,7 @@ rows = st.builds(
     Row,
     session=sessions,
     incarnation=counts,
-    state=st.sampled_from(State),
+    state=st.sampled_from(MemberState),
     evidence=st.sampled_from(Evidence),
     by=names,
     host=hosts,
@@ -67,7 +67,7 @@ bodies: st.SearchStrategy[Body] = st.one_of(
 )
 digests = st.builds(Digest, counts, st.integers(0, 2**64 - 1))
 heads = st.builds(
-    Head, sessions, counts, st.sampled_from(State), numbers, digests, numbers, counts, st.binary(max_size=400)
+    Head, sessions, counts, st.sampled_from(MemberState), numbers, digests, numbers, counts, st.binary(max_size=400)
 )
 packets = st.builds(
     Packet, st.just(wire.VERSION), names, heads, bodies, st.lists(rows, max_size=4), st.lists(load_rows, max_size=4)
@@ -121,7 +121,7 @@ def test_a_list_that_claims_to_be_huge_takes_no_memory() -> None:
 
 
 def some_head(session: str = "n1/0019ab00000-00000001") -> Head:
-    return Head(session, 0, State.ALIVE, 1, Digest(1, 1), 0, 0, b"")
+    return Head(session, 0, MemberState.ALIVE, 1, Digest(1, 1), 0, 0, b"")
 
 
 def test_fields_that_a_later_version_adds_at_the_end_are_skipped() -> None:
@@ -146,19 +146,19 @@ def test_another_version_is_not_decoded() -> None:
 )
 def test_a_name_that_is_not_a_session_is_not_decoded(session: str) -> None:
     assert decode(pack("c", some_head(session), Gossip())) is None
-    assert decode(pack("c", some_head(), Gossip(), [encode_row(Row(session, 0, State.ALIVE))])) is None
+    assert decode(pack("c", some_head(), Gossip(), [encode_row(Row(session, 0, MemberState.ALIVE))])) is None
     assert decode(pack("c", some_head(), Gossip(), [], [encode_row(LoadRow(session, 0, b""))])) is None
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        Row("n1/0019ab00000-00000001", 0, State.ALIVE, meta=b"m" * (wire.META_MAX_BYTES + 1)),
-        Row("n1/0019ab00000-00000001", 0, State.ALIVE, host="h" * (wire.HOST_MAX_CHARS + 1)),
-        Row("n1/0019ab00000-00000001", 0, State.ALIVE, by="b" * (wire.NAME_MAX_CHARS + 1)),
-        Row("n1/0019ab00000-00000001", 0, State.ALIVE, port=65_536),
-        Row("n1/0019ab00000-00000001", -1, State.ALIVE),
-        Row("n1/0019ab00000-00000001", wire.INCARNATION_MAX + 1, State.ALIVE),
+        Row("n1/0019ab00000-00000001", 0, MemberState.ALIVE, meta=b"m" * (wire.META_MAX_BYTES + 1)),
+        Row("n1/0019ab00000-00000001", 0, MemberState.ALIVE, host="h" * (wire.HOST_MAX_CHARS + 1)),
+        Row("n1/0019ab00000-00000001", 0, MemberState.ALIVE, by="b" * (wire.NAME_MAX_CHARS + 1)),
+        Row("n1/0019ab00000-00000001", 0, MemberState.ALIVE, port=65_536),
+        Row("n1/0019ab00000-00000001", -1, MemberState.ALIVE),
+        Row("n1/0019ab00000-00000001", wire.INCARNATION_MAX + 1, MemberState.ALIVE),
     ],
 )
 def test_a_row_out_of_bounds_is_not_decoded(row: Row) -> None:
@@ -168,7 +168,7 @@ def test_a_row_out_of_bounds_is_not_decoded(row: Row) -> None:
 @given(heads, rows)
 def test_the_largest_head_leaves_room_for_the_largest_row(head: Head, row: Row) -> None:
     long = "n" * 63 + "/" + "f" * 14 + "-" + "f" * 8
-    head = msgspec.structs.replace(head, session=long, load=b"l" * wire.LOAD_MAX_BYTES, state=State.LEAVING)
+    head = msgspec.structs.replace(head, session=long, load=b"l" * wire.LOAD_MAX_BYTES, state=MemberState.LEAVING)
     row = msgspec.structs.replace(
         row, session=long, by="b" * 63, host="h" * 253, meta=b"m" * 200, evidence=Evidence.SUPERSEDED
     )

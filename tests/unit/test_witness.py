@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.swim.events import Evidence, State
+from cluster.swim.events import Evidence, MemberState
 from cluster.view import Redis
 from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
 
@@ -151,21 +151,21 @@ def test_a_fenced_session_is_not_fenced_again() -> None:
 @pytest.mark.parametrize(
     ("state", "evidence", "is_superseded", "is_synced", "belief"),
     [
-        (State.ALIVE, Evidence.NONE, False, True, Belief.ALIVE),
-        (State.SUSPECT, Evidence.SILENT, False, True, Belief.ALIVE),
-        (State.LEAVING, Evidence.NONE, False, True, Belief.ALIVE),
-        (State.DEAD, Evidence.SILENT, False, True, Belief.DEAD),
-        (State.DEAD, Evidence.STALLED, False, True, Belief.DEAD),
-        (State.DEAD, Evidence.REFUSED, False, True, Belief.GONE),
-        (State.DEAD, Evidence.SUPERSEDED, False, True, Belief.GONE),
-        (State.LEFT, Evidence.NONE, False, True, Belief.DEAD),
+        (MemberState.ALIVE, Evidence.NONE, False, True, Belief.ALIVE),
+        (MemberState.SUSPECT, Evidence.SILENT, False, True, Belief.ALIVE),
+        (MemberState.LEAVING, Evidence.NONE, False, True, Belief.ALIVE),
+        (MemberState.DEAD, Evidence.SILENT, False, True, Belief.DEAD),
+        (MemberState.DEAD, Evidence.STALLED, False, True, Belief.DEAD),
+        (MemberState.DEAD, Evidence.REFUSED, False, True, Belief.GONE),
+        (MemberState.DEAD, Evidence.SUPERSEDED, False, True, Belief.GONE),
+        (MemberState.LEFT, Evidence.NONE, False, True, Belief.DEAD),
         (None, Evidence.NONE, False, True, Belief.DEAD),
         (None, Evidence.NONE, False, False, Belief.ALIVE),
         (None, Evidence.NONE, True, False, Belief.GONE),
     ],
 )
 def test_gossips_words_as_beliefs(
-    state: State | None, evidence: Evidence, is_superseded: bool, is_synced: bool, belief: Belief
+    state: MemberState | None, evidence: Evidence, is_superseded: bool, is_synced: bool, belief: Belief
 ) -> None:
     assert believe(state, evidence, is_superseded, is_synced) is belief
 
