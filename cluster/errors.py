@@ -55,12 +55,6 @@ class UnknownType(Invalid):
     code = "unknown_type"
 
 
-class UnknownQueue(Invalid):
-    """The named queue is malformed. Nothing happened."""
-
-    code = "unknown_queue"
-
-
 class IdempotencyConflict(Invalid):
     """The same Idempotency-Key came with another body. Nothing happened; the first task stands."""
 

@@ -1,29 +1,32 @@
 """Every key in Redis: one function each, with its type, its hash tag and how long it lives.
 
-All keys of a shard share the tag `{sNN}`, so that a shard lives whole on one master of a Redis Cluster; a session's
-key and channel share `{<session>}`; the leader's state shares `{leader}`. No other module writes a key name.
+All keys of a shard share the tag `{sNN}`, so that a shard lives whole on one master of a Redis Cluster. A session's
+key and channel share `{<session>}`. The leader's lease and what the whole cluster shares have `{leader}`. No other
+module writes a key name.
+
+Two keys have no use yet: no script adds to `waiting`, and nothing reads `{leader}:snapshot`.
 """
 
 from __future__ import annotations
 
-WORKERS_ACTIVE = "workers:active"  # set of node_ids that live; added at start, removed on leave and by a fencer
+WORKERS_ACTIVE = "workers:active"  # set: node_ids that live; each node adds its own, a leave or a fencer removes it
 
 LEADER_LEASE = "{leader}:lease"  # string <session>|<epoch>, PX leader_lease_s
-LEADER_EPOCH = "{leader}:epoch"  # string int, for ever: only rises
-LEADER_CONFIG = "{leader}:config"  # hash: shards, min_schema; for ever
+LEADER_EPOCH = "{leader}:epoch"  # string int, only rises; for ever
+LEADER_CONFIG = "{leader}:config"  # hash: shards, cluster, min_schema; for ever
 LEADER_CATALOG = "{leader}:catalog"  # hash: type -> msgpack of its queue, defaults, schema; for ever
 LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, written by each node itself; for ever
 LEADER_NEVER = "{leader}:never"  # never exists: the guard of the scripts in this slot (see `never`)
 LEADER_KEYS = "{leader}:keys"  # hash: node_id -> fingerprints of its gossip keys; for ever, as members
-LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; replaced, PX forget_s
+LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; PX forget_s; nothing reads it yet
 
-TIMELINE = "{timeline}:events"  # list: JSON of the last events that nodes told the cluster; PX TIMELINE_TTL_MS
+TIMELINE = "{timeline}:events"  # list: the last events that nodes told the cluster, JSON; PX TIMELINE_TTL_MS
 TIMELINE_NEVER = "{timeline}:never"  # never exists: the guard of the script in this slot
-TIMELINE_CHANNEL = "{timeline}:told"  # channel: the same events as they are told, and sums of tasks while watched
+TIMELINE_CHANNEL = "{timeline}:told"  # channel: each event as a node tells it; sums of tasks while anybody listens
 
 
 def timeline_sum(step: int) -> str:
-    """Hash: counter -> how many, of the whole cluster in one step of time; PX."""
+    """Hash: counter -> its sum over the whole cluster in one step of time; PX."""
     return f"{{timeline}}:sum:{step}"
 
 
@@ -43,7 +46,7 @@ def task(shard: int, task_id: str) -> str:
 
 
 def task_prefix(shard: int) -> str:
-    """What scripts append a task id to, to touch its hash."""
+    """Prefix to which scripts append a task id, to touch its hash."""
     return f"{tag(shard)}:task:"
 
 
@@ -53,32 +56,32 @@ def ready(shard: int, queue: str) -> str:
 
 
 def ready_prefix(shard: int) -> str:
-    """What scripts append a queue's name to."""
+    """Prefix to which scripts append a queue's name."""
     return f"{tag(shard)}:ready:"
 
 
 def queues(shard: int) -> str:
-    """Set: names of the queues that this shard ever held a task for. For ever (bounded by the names in use)."""
+    """Set: names of all queues for which this shard ever held a task. For ever (bounded by the names in use)."""
     return f"{tag(shard)}:queues"
 
 
 def scheduled(shard: int) -> str:
-    """Sorted set: scheduled and retrying ids by due time, ms."""
+    """Sorted set: ids that are scheduled or wait for a retry, by due time, ms."""
     return f"{tag(shard)}:scheduled"
 
 
 def waiting(shard: int) -> str:
-    """Sorted set: ids whose dependencies are not all finished, by creation time, ms."""
+    """Sorted set: ids that wait for other tasks, by creation time, ms. No script adds to it yet: it is always empty."""
     return f"{tag(shard)}:waiting"
 
 
 def inflight(shard: int, session: str) -> str:
-    """Hash: task id -> delivery, what the session runs: the fence. Exists while something is in flight."""
+    """Hash: task id -> delivery of what the session runs: the fence. Exists while something is in flight."""
     return f"{tag(shard)}:inflight:{session}"
 
 
 def inflight_prefix(shard: int) -> str:
-    """What scripts append a session to."""
+    """Prefix to which scripts append a session."""
     return f"{tag(shard)}:inflight:"
 
 
@@ -88,22 +91,22 @@ def sessions(shard: int) -> str:
 
 
 def done(shard: int) -> str:
-    """Sorted set: succeeded ids by finish time, ms."""
+    """Sorted set: succeeded ids by the time at which their retention ends, ms."""
     return f"{tag(shard)}:done"
 
 
 def dead(shard: int) -> str:
-    """Sorted set: dead ids by finish time, ms: the dead letter queue."""
+    """Sorted set: dead ids by the time at which their retention ends, ms: the dead letter queue."""
     return f"{tag(shard)}:dead"
 
 
 def cancelled(shard: int) -> str:
-    """Sorted set: cancelled ids by finish time, ms."""
+    """Sorted set: cancelled ids by the time at which their retention ends, ms."""
     return f"{tag(shard)}:cancelled"
 
 
 def index(shard: int) -> str:
-    """Sorted set: every id of the shard at score 0, so that ids list in their own (time) order."""
+    """Sorted set: every id of the shard at score 0, so that Redis lists ids in their own order, which is that of time."""
     return f"{tag(shard)}:index"
 
 
@@ -113,12 +116,12 @@ def idempotency(shard: int, key: str) -> str:
 
 
 def never(shard: int) -> str:
-    """Never exists: scripts declare it, so that a slot on the move answers TRYAGAIN before anything is written."""
+    """Never exists: scripts declare it, so that a slot that moves answers TRYAGAIN before a script writes anything."""
     return f"{tag(shard)}:never"
 
 
 def finished_channel(shard: int) -> str:
-    """Channel on which settles publish the ids that became terminal (for `wait_s`)."""
+    """Channel: settles publish there the ids that became terminal (for `wait_s`)."""
     return f"{tag(shard)}:finished"
 
 
@@ -128,7 +131,7 @@ def heartbeat(session: str) -> str:
 
 
 def wake(session: str) -> str:
-    """Channel of the session itself: wake-ups and the heartbeat's echo. Same slot as its heartbeat."""
+    """Channel: wake-ups for the session, and its heartbeat's echo. Same slot as its heartbeat."""
     return f"{{{session}}}:wake"
 
 
@@ -141,11 +144,11 @@ FENCED = "fenced "  # first characters of a tombstone
 
 
 def is_tombstone(value: bytes | None) -> bool:
-    """Whether a heartbeat's value says that its session was fenced."""
+    """Whether this value of a heartbeat says that its session was fenced."""
     return value is not None and value.startswith(FENCED.encode())
 
 
 def tombstone(value: bytes) -> tuple[str, str]:
-    """Cause and fencer (a node_id) in a tombstone; "" where it does not say."""
+    """Cause and fencer (a node_id) in a tombstone; "" for each that it does not name."""
     _, cause, _, by, *_ = [*value.decode("utf-8", "replace").split(" "), "", "", ""]
     return cause, by

@@ -19,7 +19,6 @@ BY_CODE: dict[str, type[RumorError]] = {
         errors.BadRequest,
         errors.Invalid,
         errors.UnknownType,
-        errors.UnknownQueue,
         errors.IdempotencyConflict,
         errors.NotFound,
         errors.Conflict,
