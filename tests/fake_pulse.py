@@ -1,0 +1,109 @@
+"""Redis as the vitals call it, kept in dicts: what a life and its parts are tested on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from cluster import keys
+from cluster.errors import StoreUnavailable, away
+from cluster.vitals.calls import Beat, Fenced, Record
+from cluster.vitals.lease import Term, Wish
+from cluster.vitals.witness import Fence
+
+
+class FakePulse:
+    """Answers at once, unless `failure` is set. `calls` names what changed something, in order."""
+
+    def __init__(self, url: str = "", timeout_s: float = 1.0, on_read_connection: Callable[[], None] = lambda: None):
+        self.timeout_s = timeout_s
+        self.failure: StoreUnavailable | None = None
+        self.heartbeats: dict[str, bytes] = {}
+        self.rows: dict[str, Record] = {}
+        self.channels: dict[str, list[asyncio.Queue[bytes]]] = {}
+        self.leader: Term | None = None
+        self.calls: list[str] = []
+
+    def go_away(self) -> None:
+        """Answer nothing from now on."""
+        self.failure = away()
+
+    def publish(self, name: str, message: bytes) -> None:
+        """Hand a message to whoever is subscribed to the session's channel."""
+        for queue in self.channels.get(name, ()):
+            queue.put_nowait(message)
+
+    def _ask(self, call: str = "") -> None:
+        if self.failure is not None:
+            raise self.failure
+        if call:
+            self.calls.append(call)
+
+    async def load(self) -> None:
+        self._ask("load")
+
+    async def beat(self, name: str, beat: int, ttl_ms: int, echo: bytes) -> Beat:
+        self._ask()
+        value = self.heartbeats.get(name)
+        if keys.is_tombstone(value):
+            return Beat(value, await self.subscribers(name))
+        self.heartbeats[name] = b"%d" % beat
+        self.publish(name, echo)
+        return Beat(None, await self.subscribers(name))
+
+    async def read(self, names: Sequence[str]) -> list[bytes | None]:
+        self._ask()
+        return [self.heartbeats.get(name) for name in names]
+
+    async def subscribers(self, name: str) -> int:
+        self._ask()
+        return len(self.channels.get(name, ()))
+
+    async def fence(self, fence: Fence, tombstone_ms: int, by: str) -> Fenced:
+        self._ask(f"fence {fence.session} {fence.cause}")
+        value = self.heartbeats.get(fence.session)
+        if value is not None and keys.is_tombstone(value):
+            return Fenced(True, False, value)
+        self.heartbeats[fence.session] = f"fenced {fence.cause} 0 {by}".encode()
+        return Fenced(True, True, self.heartbeats[fence.session])
+
+    async def lease(self, wish: Wish, ttl_ms: int, heard: int) -> Term | None:
+        self._ask()
+        return self.leader
+
+    async def resign(self, term: Term) -> None:
+        self._ask("resign")
+
+    async def snapshot(self, epoch: int, table: bytes, ttl_ms: int) -> bool:
+        self._ask()
+        return True
+
+    async def enroll(self, node_id: str, record: Record) -> None:
+        self._ask(f"enroll {record.session}")
+        self.rows[node_id] = record
+
+    async def forget(self, name: str) -> None:
+        self._ask(f"forget {name}")
+
+    async def members(self) -> dict[str, Record]:
+        self._ask()
+        return dict(self.rows)
+
+    @asynccontextmanager
+    async def listen(self, name: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        self._ask()
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self.channels.setdefault(name, []).append(queue)
+
+        async def messages() -> AsyncIterator[bytes]:
+            while True:
+                yield await queue.get()
+
+        try:
+            yield messages()
+        finally:
+            self.channels[name].remove(queue)
+
+    async def close(self) -> None:
+        pass
