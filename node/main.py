@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
 
 import structlog
 
@@ -18,8 +17,8 @@ from cluster.errors import ConfigError, RumorError
 from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
 from cluster.shards.calls import connect
-from cluster.view import View
 from cluster.vitals.thread import Vitals
+from cluster.vitals.told import GivingUp, Happened, NameTaken, NewView, Told
 from node.gateway import server
 from node.gateway.app import build
 from node.observe import logs, tracing
@@ -35,58 +34,36 @@ SPANS_GRACE_S = 2.0  # at the end of a node, for what a collector has not got ye
 log = structlog.get_logger("rumor.node")
 
 
-class Hooks:
-    """Passes vitals' news to the engine, once there is one."""
+class Relay:
+    """Passes on what vitals tells: to the engine, once there is one, and to the node what ends it."""
 
     def __init__(self, stop: asyncio.Event) -> None:
         self.engine: Engine | None = None
         self.conflict = ""
         self._stop = stop
-        self._early: list[dict[str, Any]] = []
+        self._early: list[Happened] = []
 
     def attach(self, engine: Engine) -> None:
-        """From now on everything goes to the engine; the timeline so far is caught up."""
+        """From now on everything goes to the engine; it catches up with the timeline so far."""
         self.engine = engine
-        for event in self._early:
-            engine.on_event(event)
+        for happened in self._early:
+            engine.hear(happened)
 
-    def on_view(self, view: View) -> None:
+    def hear(self, told: Told) -> None:
+        """Called on the main loop, in the order in which things happened."""
+        match told:
+            case Happened(event):
+                fields = {("event_kind" if name == "kind" else name): value for name, value in event.items()}
+                log.info("event", **fields)
+                if self.engine is None:
+                    self._early.append(told)
+            case NameTaken(message):
+                self.conflict = message
+                self._stop.set()
+            case GivingUp(message):
+                log.error("give_up", reason=message)
         if self.engine is not None:
-            self.engine.on_view(view)
-
-    def on_dead(self, session: str, cause: str) -> None:
-        if self.engine is not None:
-            self.engine.on_dead(session, cause)
-
-    def on_disowned(self, session: str) -> None:
-        if self.engine is not None:
-            self.engine.on_disowned(session)
-
-    def on_fenced(self, session: str) -> None:
-        if self.engine is not None:
-            self.engine.on_fenced(session)
-
-    def on_wake(self, message: bytes) -> None:
-        if self.engine is not None:
-            self.engine.on_wake(message)
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        log.info("event", **{("event_kind" if name == "kind" else name): value for name, value in event.items()})
-        if self.engine is not None:
-            self.engine.on_event(event)
-        else:
-            self._early.append(event)
-
-    def on_redis(self, ok: bool) -> None:
-        if self.engine is not None:
-            self.engine.on_redis(ok)
-
-    def on_conflict(self, message: str) -> None:
-        self.conflict = message
-        self._stop.set()
-
-    def on_give_up(self, message: str) -> None:
-        log.error("give_up", reason=message)
+            self.engine.hear(told)
 
 
 def bind(config: Config) -> socket.socket:
@@ -131,11 +108,11 @@ async def run(config: Config) -> int:
         log.warning(note["code"], message=note["message"], hint=note["hint"])
 
     fork_guard.guard(client, config.port)
-    hooks = Hooks(stop)
+    relay = Relay(stop)
     metrics = Metrics()
     spans = tracing.start(config.name)
     engine = Engine(config, registry, metrics, notes, spans)
-    vitals = Vitals(config, keys, meta, hooks, loop)
+    vitals = Vitals(config, keys, meta, relay.hear, loop)
 
     def on_signal(number: int) -> None:
         if stop.is_set():
@@ -149,16 +126,16 @@ async def run(config: Config) -> int:
 
     await vitals.start()
     await engine.start(vitals)
-    hooks.attach(engine)
-    engine.on_view(vitals.view)
+    relay.attach(engine)
+    engine.hear(NewView(vitals.view))
     runner = await server.start(build(engine), config, sock)
     gc.collect()
     gc.freeze()  # what is here now stays for good: no collection need look at it again
     log.info("started", node=config.name, session=vitals.session, url=f"http://{config.host}:{config.port}")
 
     await stop.wait()
-    if hooks.conflict:
-        log.error("conflict", reason=hooks.conflict)
+    if relay.conflict:
+        log.error("conflict", reason=relay.conflict)
     else:
         await engine.drain()
     engine.is_stopping = True
@@ -167,7 +144,7 @@ async def run(config: Config) -> int:
     await engine.close()
     spans.close(SPANS_GRACE_S)
     log.info("stopped", node=config.name)
-    return EXIT_CONFLICT if hooks.conflict else 0
+    return EXIT_CONFLICT if relay.conflict else 0
 
 
 def main_node(config: Config) -> int:

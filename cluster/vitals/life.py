@@ -7,7 +7,7 @@ watch, which begins again, so a Redis that was away fences nobody.
 Order matters in a session's birth: its subscription first, then its heartbeat, then gossip. A session that gossip knew
 before its subscription stood could be fenced by a mere refusal.
 
-Does not know: tasks, shards, HTTP. `hooks` is the way back to the main loop.
+Does not know: tasks, shards, HTTP, and the main loop: `tell` is the way back to it (see `told`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from random import Random, SystemRandom
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
@@ -53,10 +53,19 @@ from cluster.vitals.kept_tasks import Nursery, wait_for
 from cluster.vitals.leading import Leading
 from cluster.vitals.lease import Lease, Term
 from cluster.vitals.main_loop import MainLoop
+from cluster.vitals.told import (
+    Disowned,
+    GivingUp,
+    Happened,
+    NameTaken,
+    NewSession,
+    NewView,
+    RedisReach,
+    SessionEnded,
+    Tell,
+    Woken,
+)
 from cluster.vitals.witness import Fence, Path
-
-if TYPE_CHECKING:
-    from cluster.vitals.thread import Hooks
 
 log = structlog.get_logger("vitals")
 
@@ -76,9 +85,9 @@ EXIT_GAVE_UP = 70
 class Life:
     """What the vitals thread does. Public attributes are read (and `load`, `ticked_s` written) by the main thread."""
 
-    def __init__(self, config: Config, gossip_keys: Sequence[bytes], meta: bytes, hooks: Hooks, host: str) -> None:
+    def __init__(self, config: Config, gossip_keys: Sequence[bytes], meta: bytes, tell: Tell, host: str) -> None:
         self.config = config
-        self.hooks = hooks
+        self._tell = tell
         self._rng: Random = SystemRandom()
         self.session = session.new(config.name, wall_ms(), self._rng)
         self.view = View(config.name, self.session, (), None, 0, False, False)
@@ -130,7 +139,7 @@ class Life:
         self._nursery.keep("listen", self._listen)
         await self._beat()
         if not self.redis_ok:
-            self.hooks.on_redis(False)
+            self._tell(RedisReach(False))
         self.gossip.start()
         await self._join()
         if older is not None:
@@ -255,8 +264,8 @@ class Life:
             return
         if self._was is not None:
             was, self._was = self._was, None
-            self.hooks.on_fenced(name)
-            self.hooks.on_dead(was, self._was_cause)
+            self._tell(NewSession(name))
+            self._tell(SessionEnded(was, self._was_cause))
         if beat.subscribers == 0 or (
             (beat.subscribers > 1 or self._beat_nr - self._echoed_nr > ECHOES_LOST_MAX)
             and time.monotonic() - self._listened_s > RELISTEN_MIN_S
@@ -300,7 +309,7 @@ class Life:
                 log.warning("redis_away", error=why)
             self._enrolled_s = -inf
         self._watch_broke()
-        self.hooks.on_redis(is_ok)
+        self._tell(RedisReach(is_ok))
         self._tell_load()
         self._show_soon()
         self._lead_now.set()
@@ -317,7 +326,7 @@ class Life:
         if self._is_ending:
             return
         was = self.session
-        self.hooks.on_disowned(was)  # The new session may have to wait for Redis; what runs must not.
+        self._tell(Disowned(was))  # The new session may have to wait for Redis; what runs must not.
         at_ms = max(wall_ms(), session.order(after or was)[0] + 1)
         self.session = session.new(self.config.name, at_ms, self._rng)
         log.warning("session_fenced", was=was, now=self.session, cause=cause)
@@ -372,7 +381,7 @@ class Life:
                     self._echoed_nr = int(message[1:])
             else:
                 self._stats["wakes"] += 1
-                self.hooks.on_wake(message)
+                self._tell(Woken(message))
 
     async def _until_listening(self) -> None:
         try:
@@ -389,7 +398,7 @@ class Life:
 
     def on_ended(self, name: str, cause: str, by: str, is_ours: bool) -> None:
         """A tombstone stands for this session: tell the main loop first, then the lease and gossip."""
-        self.hooks.on_dead(name, cause)
+        self._tell(SessionEnded(name, cause))
         if self._lease.died(name):
             self._lead_now.set()
         if is_ours:
@@ -402,7 +411,7 @@ class Life:
 
     def on_ended_again(self, name: str, cause: str) -> None:
         """It may have claimed something, late, since it was reaped."""
-        self.hooks.on_dead(name, cause)
+        self._tell(SessionEnded(name, cause))
 
     def on_word(self) -> None:
         """Redis's word on some session changed."""
@@ -459,7 +468,7 @@ class Life:
         with contextlib.suppress(StoreUnavailable):
             value = (await self.pulse.read([other.session]))[0]
             if value is not None and keys.is_tombstone(value):
-                self.hooks.on_disowned(self.session)  # Before anybody can run its tasks again.
+                self._tell(Disowned(self.session))  # Before anybody can run its tasks again.
                 fence = Fence(self.session, Path.OWN, b"", Evidence.SUPERSEDED.value)
                 await self.pulse.fence(fence, self._tombstone_ms, self.config.name)
                 if session.is_newer(other.session, than=self.session):
@@ -469,7 +478,7 @@ class Life:
             f"node_id {other.node_id} is used twice: also at {other.host}:{other.port}, as session {other.session}."
         )
         log.error("name_used_twice", message=message)
-        self.hooks.on_conflict(message)
+        self._tell(NameTaken(message))
 
     async def _joins(self) -> None:
         while True:
@@ -579,7 +588,7 @@ class Life:
         essence = view_maker.essence(view)
         if essence != self._told:
             self._told = essence
-            self.hooks.on_view(view)
+            self._tell(NewView(view))
 
     def _word(self, member: Member) -> Redis:
         name = member.identity.session
@@ -594,7 +603,7 @@ class Life:
         return boot_s() - self._acked_s if name == self.session else self._fencing.age_s(name)
 
     def _event(self, kind: str, node_id: str, **more: Any) -> None:
-        self.hooks.on_event({"at_ms": wall_ms(), "kind": kind, "node_id": node_id, **more})
+        self._tell(Happened({"at_ms": wall_ms(), "kind": kind, "node_id": node_id, **more}))
 
     # ---- the main loop
 
@@ -619,7 +628,7 @@ class Life:
         """End our own session, so that others take the work at once, then the process: it cannot heal."""
         message = f"the main loop has not ticked for {quiet_s:.0f} s (stall_limit_s {self.config.stall_limit_s})"
         log.error("gave_up", message=message)
-        self.hooks.on_give_up(message)
+        self._tell(GivingUp(message))
         self._is_ending = True
         with contextlib.suppress(StoreUnavailable):
             await self.pulse.fence(Fence(self.session, Path.OWN, b"", "stalled"), self._tombstone_ms, self.config.name)

@@ -2,8 +2,8 @@
 
 Gossip, the heartbeat in Redis, watching others' heartbeats, fencing and the leader lease run on a thread with its own
 event loop and its own Redis connections, so a handler that blocks the main loop cannot get its node declared dead. The
-thread watches the main loop in turn. This module is the border: the main loop calls `Vitals`, the thread calls `Hooks`
-on the main loop; what crosses is immutable.
+thread watches the main loop in turn. This module is the border: the main loop calls `Vitals`, and the thread hands the
+main loop values of `told`. What crosses is immutable.
 
 Decides nothing; see `life` for what the thread does.
 """
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from cluster.config import Config
 from cluster.gossip import watch_token
@@ -24,92 +24,24 @@ from cluster.gossip.address import own_host
 from cluster.load import Load
 from cluster.view import View
 from cluster.vitals.life import Life
+from cluster.vitals.told import Tell, Told
 
 T = TypeVar("T")
 
 STOP_LIMIT_S = 10.0
 
 
-class Hooks(Protocol):
-    """What the main loop is told. All are called on the main loop, in the order in which things happened."""
-
-    def on_view(self, view: View) -> None:
-        """Membership, leader, reach of Redis or loads changed (loads: at most 10 times a second)."""
-
-    def on_dead(self, session: str, cause: str) -> None:
-        """Its tombstone is written (by anyone): reap all its shards now."""
-
-    def on_disowned(self, session: str) -> None:
-        """OUR session has ended, or is about to: nothing of it may commit, so nothing of it should go on."""
-
-    def on_fenced(self, session: str) -> None:
-        """OUR session was fenced; `session` is our new one, registered already."""
-
-    def on_wake(self, message: bytes) -> None:
-        """A payload that another node published to our channel."""
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        """A line of the timeline: `at_ms`, `kind`, `node_id` and what fits."""
-
-    def on_redis(self, is_ok: bool) -> None:
-        """Heartbeats are answered again, or no longer."""
-
-    def on_conflict(self, message: str) -> None:
-        """This node's name is used twice: the node must stop, for this reason."""
-
-    def on_give_up(self, message: str) -> None:
-        """The main loop hangs for stall_limit_s; the process is about to end (nobody may be there to hear this)."""
-
-
-class _OnMainLoop:
-    """Hooks that may be called from the vitals thread."""
-
-    def __init__(self, hooks: Hooks, loop: asyncio.AbstractEventLoop) -> None:
-        self._hooks = hooks
-        self._loop = loop
-
-    def on_view(self, view: View) -> None:
-        self._tell(self._hooks.on_view, view)
-
-    def on_dead(self, session: str, cause: str) -> None:
-        self._tell(self._hooks.on_dead, session, cause)
-
-    def on_disowned(self, session: str) -> None:
-        self._tell(self._hooks.on_disowned, session)
-
-    def on_fenced(self, session: str) -> None:
-        self._tell(self._hooks.on_fenced, session)
-
-    def on_wake(self, message: bytes) -> None:
-        self._tell(self._hooks.on_wake, message)
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        self._tell(self._hooks.on_event, event)
-
-    def on_redis(self, is_ok: bool) -> None:
-        self._tell(self._hooks.on_redis, is_ok)
-
-    def on_conflict(self, message: str) -> None:
-        self._tell(self._hooks.on_conflict, message)
-
-    def on_give_up(self, message: str) -> None:
-        self._tell(self._hooks.on_give_up, message)
-
-    def _tell(self, hook: Any, *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # The main loop has ended: nobody is left to be told.
-            self._loop.call_soon_threadsafe(hook, *args)
-
-
 class Vitals:
-    """The vitals thread, as the main loop holds it."""
+    """The vitals thread, as the main loop holds it. `hear` runs on `loop`, in the order in which things happened."""
 
     def __init__(
-        self, config: Config, keys: Sequence[bytes], meta: bytes, hooks: Hooks, loop: asyncio.AbstractEventLoop
+        self, config: Config, keys: Sequence[bytes], meta: bytes, hear: Tell, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.config = config
         self._keys = tuple(keys)
         self._meta = meta
-        self._hooks = _OnMainLoop(hooks, loop)
+        self._hear = hear
+        self._main_loop = loop
         self._started_life: Life | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -196,6 +128,11 @@ class Vitals:
         assert self._loop is not None, "start() first"
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
+    def _tell(self, told: Told) -> None:
+        """From the vitals thread: let the main loop hear this."""
+        with contextlib.suppress(RuntimeError):  # The main loop has ended: nobody is left to be told.
+            self._main_loop.call_soon_threadsafe(self._hear, told)
+
     def _run(self, started: Future[None]) -> None:
         try:
             import uvloop
@@ -214,7 +151,7 @@ class Vitals:
 
     async def _live(self, started: Future[None]) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        life = Life(self.config, self._keys, self._meta, self._hooks, await own_host(self.config))
+        life = Life(self.config, self._keys, self._meta, self._tell, await own_host(self.config))
         self._started_life = life
         try:
             await life.begin()

@@ -31,6 +31,18 @@ from cluster.shards.task import TERMINAL, Claimed, Lost
 from cluster.swim.events import MemberState
 from cluster.view import View
 from cluster.vitals.thread import Vitals
+from cluster.vitals.told import (
+    Disowned,
+    GivingUp,
+    Happened,
+    NameTaken,
+    NewSession,
+    NewView,
+    RedisReach,
+    SessionEnded,
+    Told,
+    Woken,
+)
 from node.observe import redis_memory, report
 from node.observe.cluster_timeline import Bulletin
 from node.observe.metrics import Metrics
@@ -164,7 +176,7 @@ class Engine:
         self.bulletin.start()
         self._note("node_started", self.config.name, session=vitals.session)
         self.publish_load()
-        self.on_view(vitals.view)
+        self._on_view(vitals.view)
         for run in (self.housekeeping.run(), self._report_load(), self._keep_catalog(), self._watch_memory()):
             self._tasks.append(asyncio.get_running_loop().create_task(run))
 
@@ -202,7 +214,27 @@ class Engine:
 
     # ---- what vitals says
 
-    def on_view(self, view: View) -> None:
+    def hear(self, told: Told) -> None:
+        """What happened on the vitals thread; called in the order in which it happened."""
+        match told:
+            case Woken(message):  # The most frequent is looked for first.
+                self._on_wake(message)
+            case NewView(view):
+                self._on_view(view)
+            case Happened(event):
+                self._on_event(event)
+            case SessionEnded(session):
+                self._on_dead(session)
+            case Disowned(session):
+                self._on_disowned(session)
+            case NewSession(session):
+                self._on_new_session(session)
+            case RedisReach(is_ok):
+                self._on_reach(is_ok)
+            case NameTaken() | GivingUp():
+                pass  # These end the node itself; `node.main` hears them too.
+
+    def _on_view(self, view: View) -> None:
         """Both witnesses' latest word: who owns what, who is how loaded."""
         self.view = view
         weights = {p.node_id: sum(p.meta.queues.values()) for p in view.members if p.is_able and p.meta is not None}
@@ -221,23 +253,23 @@ class Engine:
         self.balance.see(view)
         self.balance.steal()
 
-    def on_dead(self, session: str, cause: str) -> None:
+    def _on_dead(self, session: str) -> None:
         """A tombstone is written: queue again what the session held, and wake nobody on its behalf."""
         if self._sessions.get(node_of(session)) == session:
             del self._sessions[node_of(session)]  # the view that says so may still be under way
         self.housekeeping.reap(session, range(self.config.shards))
 
-    def on_disowned(self, session: str) -> None:
+    def _on_disowned(self, session: str) -> None:
         """This node's own session is over: what it claimed under it stops now, whether or not Redis answers."""
         if session == self.dispatch.session:
             self.worker.stop_all("fenced")
 
-    def on_fenced(self, session: str) -> None:
+    def _on_new_session(self, session: str) -> None:
         """This node's own session was fenced; it goes on under this one."""
         log.warning("fenced", was=self.dispatch.session, now=session)
         self.dispatch.renew(session)
 
-    def on_wake(self, message: bytes) -> None:
+    def _on_wake(self, message: bytes) -> None:
         """Another node placed work in our shards, or a task of ours was cancelled."""
         match parse_wake(message, self.config.shards):
             case Work(heads):
@@ -253,14 +285,14 @@ class Engine:
             case Cancelled(task_id, delivery):
                 self.worker.stop(task_id, delivery, "cancelled")
 
-    def on_event(self, event: dict[str, Any]) -> None:
+    def _on_event(self, event: dict[str, Any]) -> None:
         """A line of the timeline."""
         self._signs.see(event, time.monotonic())
         self.bulletin.note(event)
 
     def _note(self, kind: str, node_id: str, **more: Any) -> None:
         at_ms = time.time_ns() // 1_000_000
-        self.on_event({"at_ms": at_ms, "kind": kind, "node_id": node_id, "by": self.config.name, **more})
+        self._on_event({"at_ms": at_ms, "kind": kind, "node_id": node_id, "by": self.config.name, **more})
 
     def _on_reaped(self, session: str, tasks: int) -> None:
         took_s = self._signs.took_s(session, time.monotonic())
@@ -271,7 +303,7 @@ class Engine:
     def _on_lost(self, session: str, lost: Sequence[Lost]) -> None:
         self.tracing.recovered(session, lost, self._signs.ago_s(session, time.monotonic()))
 
-    def on_redis(self, is_ok: bool) -> None:
+    def _on_reach(self, is_ok: bool) -> None:
         """Vitals' heartbeat is (not) answered."""
         self._beats_ok = is_ok
         self._redis_changed(is_ok and self.shards.is_up)

@@ -32,6 +32,7 @@ from cluster.shards.answers import Head, Swept
 from cluster.shards.task import State
 from cluster.swim.events import Evidence, MemberState
 from cluster.view import Peer, Redis, Verdict, View
+from cluster.vitals.told import Disowned, NewSession, NewView, RedisReach, SessionEnded, Woken
 from node.observe.metrics import Metrics
 from node.queue.engine import Engine
 from node.queue.wakes import Work, parse_wake
@@ -363,15 +364,15 @@ async def test_a_reaped_session_gives_its_tasks_back_at_once_and_its_late_outcom
     for task in tasks:
         done = await engine.wait(task.id, 10)
         assert (done.state, done.delivery) == ("succeeded", 2)
-    engine.on_fenced(new)
+    engine.hear(NewSession(new))
     assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
 
 
 async def test_what_was_claimed_under_a_session_that_is_over_stops_at_once(engine: Engine) -> None:
     task = await one(engine, "sleep", 60)
-    engine.on_disowned("another/0-0")
+    engine.hear(Disowned("another/0-0"))
     assert task.id in engine.worker.running
-    engine.on_disowned(engine.dispatch.session)
+    engine.hear(Disowned(engine.dispatch.session))
     await wait_until_async(lambda: not engine.worker.running, 5, "it has ended, and no word of Redis was waited for")
 
 
@@ -400,7 +401,7 @@ async def test_a_key_of_another_type_in_a_task_s_place_does_not_hide_the_others(
 async def test_the_lease_stands_still_only_while_redis_refuses_everybody(engine: Engine) -> None:
     why = refusal("NOREPLICAS Not enough good replicas to write.")
     task = await one(engine, "sleep", 60)
-    engine.on_redis(False)
+    engine.hear(RedisReach(False))
     lease_s = engine.config.lease_s
     now_s = time.monotonic()
     mine = dataclasses.replace(engine.vitals.view.members[0], load=Load(False, False, False, {}))
@@ -451,7 +452,7 @@ async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> Non
     while lane._calls:
         await asyncio.sleep(0)
     assert not lane.is_idle, "the look has left and is not answered"
-    engine.on_wake(msgspec.msgpack.encode(("w", [(shard, "default", 1, 0)])))
+    engine.hear(Woken(msgspec.msgpack.encode(("w", [(shard, "default", 1, 0)]))))
     assert (await engine.wait(task.id, 5)).state == "succeeded"
 
 
@@ -466,7 +467,7 @@ async def test_what_a_dead_owner_held_is_claimed_here_before_the_view_knows_of_i
     dead = session.new("gone:1", 1_700_000_000_000, Random(1))
     engine.owners = ("gone:1",) * engine.config.shards
     engine._sessions["gone:1"] = dead
-    engine.on_dead(dead, "refused")
+    engine.hear(SessionEnded(dead, "refused"))
     engine.on_heads(shard, [Head("default", 1, 0)])  # as the answer to its reap says
     assert (await engine.wait(task.id, 5)).state == "succeeded"
 
@@ -506,7 +507,7 @@ async def idle_neighbour(engine: Engine) -> AsyncIterator[Callable[[], Awaitable
     async with engine.client.pubsub() as channel:
         await channel.subscribe(keys.wake(other))
         members = (*engine.vitals.view.members, idle)
-        engine.on_view(dataclasses.replace(engine.vitals.view, members=members))
+        engine.hear(NewView(dataclasses.replace(engine.vitals.view, members=members)))
         engine.owners = (engine.config.name,) * engine.config.shards
         engine.housekeeping.own(range(engine.config.shards), [engine.dispatch.session])
         yield woken

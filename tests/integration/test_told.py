@@ -20,6 +20,18 @@ from cluster.swim.events import Changed, Conflict, Evidence, Identity, Member, S
 from cluster.view import View
 from cluster.vitals.lease import Term
 from cluster.vitals.thread import Vitals
+from cluster.vitals.told import (
+    Disowned,
+    GivingUp,
+    Happened,
+    NameTaken,
+    NewSession,
+    NewView,
+    RedisReach,
+    SessionEnded,
+    Told,
+    Woken,
+)
 from tests.fake_pulse import FakePulse
 from tests.integration.conftest import free_port
 from tests.waiting import wait_until_async
@@ -45,38 +57,34 @@ class Recorder:
     def _name(self, word: str) -> str:
         return f"own{self.own.index(word) + 1}" if word in self.own else word
 
-    def on_view(self, view: View) -> None:
-        if view.session not in self.own:
-            self.own.append(view.session)
-        self.views.append(view)
+    def hear(self, told: Told) -> None:
+        match told:
+            case NewView(view):
+                self._meet(view.session)
+                self.views.append(view)
+            case SessionEnded(session, cause):
+                self._line("dead", session, cause)
+            case Disowned(session):
+                self._line("disowned", session)
+            case NewSession(session):
+                self._meet(session)
+                self._line("fenced", session)
+            case Woken(message):
+                self._line("wake", message.decode())
+            case Happened(event):
+                if event["kind"] == "session_renewed":
+                    self._meet(event["session"])
+                self._line("event", event["kind"], event.get("session", ""), event.get("evidence", ""))
+            case RedisReach(is_ok):
+                self._line("redis", is_ok)
+            case NameTaken(message):
+                self._line("conflict", message)
+            case GivingUp():
+                self._line("give_up")
 
-    def on_dead(self, session: str, cause: str) -> None:
-        self._line("dead", session, cause)
-
-    def on_disowned(self, session: str) -> None:
-        self._line("disowned", session)
-
-    def on_fenced(self, session: str) -> None:
+    def _meet(self, session: str) -> None:
         if session not in self.own:
             self.own.append(session)
-        self._line("fenced", session)
-
-    def on_wake(self, message: bytes) -> None:
-        self._line("wake", message.decode())
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "session_renewed":
-            self.own.append(event["session"])
-        self._line("event", event["kind"], event.get("session", ""), event.get("evidence", ""))
-
-    def on_redis(self, is_ok: bool) -> None:
-        self._line("redis", is_ok)
-
-    def on_conflict(self, message: str) -> None:
-        self._line("conflict", message)
-
-    def on_give_up(self, message: str) -> None:
-        self._line("give_up")
 
 
 class Script:
@@ -85,7 +93,7 @@ class Script:
     def __init__(self, config: Config, pulses: list[FakePulse]) -> None:
         self.recorder = Recorder()
         meta = encode_meta(Meta({"default": 4}, pid=1, version="0"))
-        self.vitals = Vitals(config, [OTHERS_KEY], meta, self.recorder, asyncio.get_running_loop())
+        self.vitals = Vitals(config, [OTHERS_KEY], meta, self.recorder.hear, asyncio.get_running_loop())
         self._pulses = pulses
 
     @property

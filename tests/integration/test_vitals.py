@@ -184,7 +184,7 @@ async def test_a_killed_process_is_dead_everywhere_within_moments(cluster: Clust
     child.send(signal.SIGKILL)
     await until(lambda: all(child.session in node.dead for node in cluster.nodes), "all reap n4")
     took_s = [node.dead[child.session][1] - began_s for node in cluster.nodes]
-    print(f"kill -9 to on_dead: {[round(1000 * s, 1) for s in took_s]} ms")
+    print(f"kill -9 to SessionEnded: {[round(1000 * s, 1) for s in took_s]} ms")
     assert min(took_s) < 1.0
     assert {node.dead[child.session][0] for node in cluster.nodes} == {"refused"}
     assert (await client.get(keys.heartbeat(child.session))).startswith(b"fenced refused ")
@@ -260,7 +260,7 @@ async def test_a_redis_that_was_away_fences_nobody(cluster: Cluster, redis_serve
     redis_server.stop()
     await until(lambda: all(not node.vitals.view.redis_ok for node in cluster.nodes), "all notice")
     noticed_s = [node.redis[-1][1] - began_s for node in cluster.nodes]
-    print(f"Redis stopped to on_redis(False): {[round(s, 2) for s in noticed_s]} s")
+    print(f"Redis stopped to RedisReach(False): {[round(s, 2) for s in noticed_s]} s")
     await until(lambda: time.monotonic() > began_s + 3.0, "three seconds")
     assert all(node.vitals.view.leader is None for node in cluster.nodes)
     redis_server.cont()

@@ -1,6 +1,6 @@
 """A node that is nothing but vitals and the two gossip routes: in this process, or as a child that can be killed.
 
-`python -m tests.integration.vitals_node '<json of Config fields>'` prints one JSON object a line for every hook.
+`python -m tests.integration.vitals_node <JSON of Config fields>` prints most of what it is told, one JSON a line.
 """
 
 from __future__ import annotations
@@ -19,13 +19,25 @@ from cluster.errors import ConfigError
 from cluster.load import Load, Meta, QueueLoad, encode_meta
 from cluster.view import View
 from cluster.vitals.thread import Vitals
+from cluster.vitals.told import (
+    Disowned,
+    GivingUp,
+    Happened,
+    NameTaken,
+    NewSession,
+    NewView,
+    RedisReach,
+    SessionEnded,
+    Told,
+    Woken,
+)
 
 KEY = b"k" * 32
 TICK_S = 0.1
 
 
 class VitalsNode:
-    """One node. What its hooks were told is kept in lists, with the time."""
+    """One node. What its vitals told is kept in lists, with the time."""
 
     def __init__(self, config: Config, on_told: Callable[[str, Any], None] | None = None) -> None:
         self.config = config
@@ -41,7 +53,7 @@ class VitalsNode:
         self._ticking: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
         meta = encode_meta(Meta({"default": 4}, pid=1, version="0"))
-        self.vitals = Vitals(config, [KEY], meta, self, asyncio.get_running_loop())
+        self.vitals = Vitals(config, [KEY], meta, self.hear, asyncio.get_running_loop())
 
     async def start(self) -> VitalsNode:
         app = web.Application()
@@ -70,38 +82,31 @@ class VitalsNode:
         peer = self.vitals.view.get(node_id)
         return ("unknown", "") if peer is None else (peer.state.value, peer.verdict.value)
 
-    # ---- hooks
-
-    def on_view(self, view: View) -> None:
-        self.views.append(view)
-
-    def on_dead(self, session: str, cause: str) -> None:
-        self.dead.setdefault(session, (cause, time.monotonic()))
-        self._on_told("dead", session)
-
-    def on_disowned(self, session: str) -> None:
-        self.disowned.append(session)
-
-    def on_fenced(self, session: str) -> None:
-        self.fenced.append(session)
-        self._on_told("fenced", session)
-
-    def on_wake(self, message: bytes) -> None:
-        self.wakes.append(message)
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-        self._on_told("event", event)
-
-    def on_redis(self, is_ok: bool) -> None:
-        self.redis.append((is_ok, time.monotonic()))
-        self._on_told("redis", is_ok)
-
-    def on_conflict(self, message: str) -> None:
-        self.conflicts.append(message)
-
-    def on_give_up(self, message: str) -> None:
-        self._on_told("give_up", message)
+    def hear(self, told: Told) -> None:
+        """What vitals tells, by its kind."""
+        match told:
+            case NewView(view):
+                self.views.append(view)
+            case SessionEnded(session, cause):
+                self.dead.setdefault(session, (cause, time.monotonic()))
+                self._on_told("dead", session)
+            case Disowned(session):
+                self.disowned.append(session)
+            case NewSession(session):
+                self.fenced.append(session)
+                self._on_told("fenced", session)
+            case Woken(message):
+                self.wakes.append(message)
+            case Happened(event):
+                self.events.append(event)
+                self._on_told("event", event)
+            case RedisReach(is_ok):
+                self.redis.append((is_ok, time.monotonic()))
+                self._on_told("redis", is_ok)
+            case NameTaken(message):
+                self.conflicts.append(message)
+            case GivingUp(message):
+                self._on_told("give_up", message)
 
     # ---- the gateway's part
 

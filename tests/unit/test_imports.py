@@ -17,6 +17,7 @@ PURE = (
     "cluster/vitals/witness.py",
     "cluster/vitals/view_maker.py",
     "cluster/vitals/main_loop.py",
+    "cluster/vitals/told.py",
     "cluster/gossip/watch_token.py",
     "cluster/session.py",
     "cluster/load.py",

@@ -25,7 +25,7 @@ async def test_a_node_that_renames_itself_stops_its_tasks_before_anybody_can_run
     life: Any = Life.__new__(Life)
     life.session, life.config = OURS, Config(node_id="n1")
     life.pulse = SimpleNamespace(read=read, fence=fence)
-    life.hooks = SimpleNamespace(on_disowned=lambda session: done.append(f"disowned {session}"))
+    life._tell = lambda told: done.append(f"disowned {told.session}")
     life._go_on_as_another = lambda *_, **__: done.append("renamed")
     await life._contest(Conflict(Identity("n1", EARLIER, "127.0.0.1", 5000, b"")))
     assert done == [f"disowned {OURS}", "fenced", "renamed"]
