@@ -106,7 +106,7 @@ def cancelled(shard: int) -> str:
 
 
 def index(shard: int) -> str:
-    """Sorted set: every id of the shard at score 0, so that Redis lists ids in their own order, which is that of time."""
+    """Sorted set: every id of the shard at score 0. Redis then lists ids in their own order, which is that of time."""
     return f"{tag(shard)}:index"
 
 

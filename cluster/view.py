@@ -10,7 +10,7 @@ from cluster.refusal import Refusal
 from cluster.swim.events import Evidence, MemberState
 
 
-class Redis(StrEnum):
+class RedisWord(StrEnum):
     """What Redis (the second witness) says of a session, as this node has seen it."""
 
     LIVE = "live"  # its heartbeat moves
@@ -49,7 +49,7 @@ class Peer:
     by: str
     incarnation: int
     rtt_s: float | None
-    redis: Redis
+    redis: RedisWord
     redis_age_s: float | None  # how long its heartbeat has been unchanged, as watched by this node
     verdict: Verdict
     load: Load | None

@@ -12,7 +12,7 @@ from cluster.errors import BadRequest, Conflict, NotFound, RumorError, StoreUnav
 from cluster.load import Load, Meta
 from cluster.shards.task import LEVELS, Ids
 from cluster.swim.events import Evidence, MemberState
-from cluster.view import Peer, Redis, Verdict, View
+from cluster.view import Peer, RedisWord, Verdict, View
 from node.observe.metrics import Metrics
 from node.observe.redis_memory import Memory
 from node.observe.timeline import Listener, Timeline
@@ -195,7 +195,9 @@ class FakeEngine:
         return self.ready, "ready" if self.ready else "Redis does not answer"
 
 
-def peer(node_id: str, port: int, *, redis: Redis = Redis.UNKNOWN, reaches: bool = True, rtt_s: float = 0.001) -> Peer:
+def peer(
+    node_id: str, port: int, *, redis: RedisWord = RedisWord.UNKNOWN, reaches: bool = True, rtt_s: float = 0.001
+) -> Peer:
     """A row of the view: alive, with its own word of whether it reaches Redis."""
     return Peer(
         node_id=node_id,

@@ -21,7 +21,7 @@ from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.swim.core import Swim
 from cluster.swim.events import Changed, Evidence, Member, MemberState
-from cluster.view import Redis
+from cluster.view import RedisWord
 from cluster.vitals.calls import Pulse
 from cluster.vitals.kept_tasks import Nursery, wait_for
 from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
@@ -75,11 +75,11 @@ class Fencing:
         """Whether a tombstone is known."""
         return name in self._ended
 
-    def word(self, name: str) -> Redis:
+    def word(self, name: str) -> RedisWord:
         """Redis's word on another session, for the view."""
         if name in self._ended:
-            return Redis.GONE
-        return self._witness.word(name) if self._owner.redis_ok else Redis.UNKNOWN
+            return RedisWord.GONE
+        return self._witness.word(name) if self._owner.redis_ok else RedisWord.UNKNOWN
 
     def age_s(self, name: str) -> float | None:
         """How long its heartbeat was watched standing still."""

@@ -45,7 +45,7 @@ from cluster.swim.events import (
     Renew,
     SetLoad,
 )
-from cluster.view import Redis, View
+from cluster.view import RedisWord, View
 from cluster.vitals import view_maker
 from cluster.vitals.calls import Pulse, Record
 from cluster.vitals.fencing import Fencing
@@ -590,12 +590,12 @@ class Life:
             self._told = essence
             self._tell(NewView(view))
 
-    def _word(self, member: Member) -> Redis:
+    def _word(self, member: Member) -> RedisWord:
         name = member.identity.session
         if name == self.session:
-            return Redis.LIVE if self.redis_ok else Redis.STALE
+            return RedisWord.LIVE if self.redis_ok else RedisWord.STALE
         if member.evidence is Evidence.FENCED:
-            return Redis.GONE  # whoever gossips that has seen the tombstone; our own reading is on its way
+            return RedisWord.GONE  # whoever gossips that has seen the tombstone; our own reading is on its way
         return self._fencing.word(name)
 
     def _age_s(self, member: Member) -> float | None:

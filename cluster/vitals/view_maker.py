@@ -13,7 +13,7 @@ from functools import lru_cache
 from cluster.load import Load, Meta, decode_load, decode_meta
 from cluster.session import node_of
 from cluster.swim.events import Member, MemberState
-from cluster.view import VERDICT, Leader, Peer, Redis, View
+from cluster.view import VERDICT, Leader, Peer, RedisWord, View
 from cluster.vitals.lease import Term
 
 REMEMBERED = 1024
@@ -22,15 +22,15 @@ _load: Callable[[bytes], Load | None] = lru_cache(REMEMBERED)(decode_load)
 _meta: Callable[[bytes], Meta | None] = lru_cache(REMEMBERED)(decode_meta)
 
 
-def peer(member: Member, redis: Redis, age_s: float | None) -> Peer:
+def peer(member: Member, redis: RedisWord, age_s: float | None) -> Peer:
     """One member with both witnesses' words.
 
     The second witness counts as live unless it says otherwise: only an agreement is a death. A live member that says
     itself that Redis does not answer it is believed at once, and a tombstone needs no second word.
     """
-    is_dead = member.state in (MemberState.DEAD, MemberState.LEFT) or redis is Redis.GONE
+    is_dead = member.state in (MemberState.DEAD, MemberState.LEFT) or redis is RedisWord.GONE
     load = _load(member.load) if member.load else None
-    is_live = redis not in (Redis.STALE, Redis.GONE) and (is_dead or load is None or load.redis)
+    is_live = redis not in (RedisWord.STALE, RedisWord.GONE) and (is_dead or load is None or load.redis)
     identity = member.identity
     return Peer(
         node_id=identity.node_id,

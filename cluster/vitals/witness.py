@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from cluster.keys import is_tombstone
 from cluster.swim.events import Evidence, MemberState
-from cluster.view import Redis
+from cluster.view import RedisWord
 
 
 class Belief(StrEnum):
@@ -116,14 +116,14 @@ class Witness:
         watch = self._watches.get(session)
         return watch is not None and watch.asked_s - watch.lease_since_s >= self.lease_s
 
-    def word(self, session: str) -> Redis:
+    def word(self, session: str) -> RedisWord:
         """This witness's word on a session, for the view."""
         if self.tombstone(session):
-            return Redis.GONE
+            return RedisWord.GONE
         if self.is_stale(session):
-            return Redis.STALE
+            return RedisWord.STALE
         watch = self._watches.get(session)
-        return Redis.LIVE if watch and watch.has_moved else Redis.UNKNOWN
+        return RedisWord.LIVE if watch and watch.has_moved else RedisWord.UNKNOWN
 
     def fences(self, beliefs: Mapping[str, Belief]) -> list[Fence]:
         """Whom to fence now, of the sessions that gossip has a belief about.

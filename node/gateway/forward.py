@@ -19,7 +19,7 @@ from msgspec import msgpack
 from cluster.config import Config
 from cluster.errors import RumorError, StoreUnavailable
 from cluster.swim.events import MemberState
-from cluster.view import Peer, Redis, View
+from cluster.view import Peer, RedisWord, View
 from node import trace_context
 from node.schema import ErrorJson, Forward, Forwarded, Submission, Submitted
 
@@ -131,8 +131,8 @@ def candidates(view: View) -> Iterator[Peer]:
         for peer in view.members
         if peer.node_id != view.node_id
         and peer.state is MemberState.ALIVE
-        and peer.redis is not Redis.GONE
-        and (peer.redis is Redis.LIVE or (peer.load is not None and peer.load.redis))
+        and peer.redis is not RedisWord.GONE
+        and (peer.redis is RedisWord.LIVE or (peer.load is not None and peer.load.redis))
         and not (peer.load is not None and peer.load.stalled)
     ]
     far = float("inf")

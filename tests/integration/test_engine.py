@@ -31,7 +31,7 @@ from cluster.refusal import refusal
 from cluster.shards.answers import Head, Swept
 from cluster.shards.task import State
 from cluster.swim.events import Evidence, MemberState
-from cluster.view import Peer, Redis, Verdict, View
+from cluster.view import Peer, RedisWord, Verdict, View
 from cluster.vitals.told import Disowned, NewSession, NewView, RedisReach, SessionEnded, Woken
 from node.observe.metrics import Metrics
 from node.queue.engine import Engine
@@ -63,7 +63,7 @@ class LoneVitals:
             "",
             1,
             None,
-            Redis.LIVE,
+            RedisWord.LIVE,
             0.0,
             Verdict.HEALTHY,
             self.load,

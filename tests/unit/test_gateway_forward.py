@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
 from cluster.swim.events import MemberState
-from cluster.view import Peer, Redis, View
+from cluster.view import Peer, RedisWord, View
 from node.gateway import app
 from node.gateway.forward import candidates
 from tests.fake_engine import FakeEngine, peer
@@ -197,8 +197,8 @@ def test_candidates_reach_redis_by_their_own_word_and_the_nearest_comes_first() 
         peer("far", 2, rtt_s=0.2),
         peer("near", 3, rtt_s=0.1),
         peer("cut", 4, reaches=False),
-        peer("ended", 5, redis=Redis.GONE),
-        peer("live", 6, redis=Redis.LIVE, reaches=False, rtt_s=0.3),
+        peer("ended", 5, redis=RedisWord.GONE),
+        peer("live", 6, redis=RedisWord.LIVE, reaches=False, rtt_s=0.3),
         replace(peer("suspect", 7), state=MemberState.SUSPECT),
     )
     view = View("n1", "n1/00000000001-00000001", members, None, 0, False, True)

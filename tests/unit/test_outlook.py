@@ -6,7 +6,7 @@ import pytest
 
 from cluster.load import Load, encode_load
 from cluster.swim.events import Evidence, Identity, Member, MemberState
-from cluster.view import Redis, Verdict, View
+from cluster.view import RedisWord, Verdict, View
 from cluster.vitals import view_maker
 from cluster.vitals.lease import Term
 
@@ -31,31 +31,31 @@ def member(state: MemberState, load: Load | None = None) -> Member:
 @pytest.mark.parametrize(
     ("state", "redis", "verdict"),
     [
-        (MemberState.ALIVE, Redis.LIVE, Verdict.HEALTHY),
-        (MemberState.SUSPECT, Redis.LIVE, Verdict.HEALTHY),
-        (MemberState.ALIVE, Redis.UNKNOWN, Verdict.HEALTHY),
-        (MemberState.ALIVE, Redis.STALE, Verdict.CUT_FROM_REDIS),
-        (MemberState.DEAD, Redis.LIVE, Verdict.CUT_FROM_PEERS),
-        (MemberState.DEAD, Redis.UNKNOWN, Verdict.CUT_FROM_PEERS),
-        (MemberState.DEAD, Redis.STALE, Verdict.DEAD),
-        (MemberState.LEFT, Redis.STALE, Verdict.DEAD),
-        (MemberState.ALIVE, Redis.GONE, Verdict.DEAD),
+        (MemberState.ALIVE, RedisWord.LIVE, Verdict.HEALTHY),
+        (MemberState.SUSPECT, RedisWord.LIVE, Verdict.HEALTHY),
+        (MemberState.ALIVE, RedisWord.UNKNOWN, Verdict.HEALTHY),
+        (MemberState.ALIVE, RedisWord.STALE, Verdict.CUT_FROM_REDIS),
+        (MemberState.DEAD, RedisWord.LIVE, Verdict.CUT_FROM_PEERS),
+        (MemberState.DEAD, RedisWord.UNKNOWN, Verdict.CUT_FROM_PEERS),
+        (MemberState.DEAD, RedisWord.STALE, Verdict.DEAD),
+        (MemberState.LEFT, RedisWord.STALE, Verdict.DEAD),
+        (MemberState.ALIVE, RedisWord.GONE, Verdict.DEAD),
     ],
 )
-def test_the_verdict_of_both_witnesses(state: MemberState, redis: Redis, verdict: Verdict) -> None:
+def test_the_verdict_of_both_witnesses(state: MemberState, redis: RedisWord, verdict: Verdict) -> None:
     assert view_maker.peer(member(state), redis, None).verdict is verdict
 
 
 def test_a_live_member_is_believed_when_it_says_that_redis_does_not_answer() -> None:
     away = Load(redis=False, stalled=False, leaving=False, queues={})
-    assert view_maker.peer(member(MemberState.ALIVE, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_REDIS
-    assert view_maker.peer(member(MemberState.DEAD, away), Redis.LIVE, 0.1).verdict is Verdict.CUT_FROM_PEERS
+    assert view_maker.peer(member(MemberState.ALIVE, away), RedisWord.LIVE, 0.1).verdict is Verdict.CUT_FROM_REDIS
+    assert view_maker.peer(member(MemberState.DEAD, away), RedisWord.LIVE, 0.1).verdict is Verdict.CUT_FROM_PEERS
 
 
 def test_ages_alone_are_not_worth_telling() -> None:
-    def view(age_s: float, redis: Redis) -> View:
+    def view(age_s: float, redis: RedisWord) -> View:
         leader = view_maker.leader(Term(SESSION, 3))
         return View("n1", SESSION, (view_maker.peer(member(MemberState.ALIVE), redis, age_s),), leader, 3, True, True)
 
-    assert view_maker.essence(view(0.1, Redis.LIVE)) == view_maker.essence(view(0.2, Redis.LIVE))
-    assert view_maker.essence(view(0.1, Redis.LIVE)) != view_maker.essence(view(0.1, Redis.STALE))
+    assert view_maker.essence(view(0.1, RedisWord.LIVE)) == view_maker.essence(view(0.2, RedisWord.LIVE))
+    assert view_maker.essence(view(0.1, RedisWord.LIVE)) != view_maker.essence(view(0.1, RedisWord.STALE))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cluster import ring
 from cluster.load import Load, Meta, QueueLoad
 from cluster.swim.events import Evidence, MemberState
-from cluster.view import Peer, Redis, Verdict, View
+from cluster.view import Peer, RedisWord, Verdict, View
 from node.queue.placement import CHUNK_MAX, Placement, Victim, shard_of_key, victim
 
 SHARDS = 64
@@ -33,7 +33,7 @@ def peer(name: str, queues: dict[str, int], free: int | None = None, queued: int
         "",
         1,
         None,
-        Redis.LIVE,
+        RedisWord.LIVE,
         0.0,
         Verdict.HEALTHY,
         Load(True, False, False, loads),

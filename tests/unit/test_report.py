@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cluster.load import Load, Meta, QueueLoad
 from cluster.refusal import refusal
 from cluster.swim.events import Evidence, MemberState
-from cluster.view import VERDICT, Leader, Peer, Redis, Verdict, View
+from cluster.view import VERDICT, Leader, Peer, RedisWord, Verdict, View
 from node.observe import report
 
 LEADER = Leader("n1", "n1/018bcfe5680-00000001", 3)
@@ -32,7 +32,7 @@ def peer(name: str = "n1", **more: Any) -> Peer:
         "by": "",
         "incarnation": 1,
         "rtt_s": None,
-        "redis": Redis.LIVE,
+        "redis": RedisWord.LIVE,
         "redis_age_s": 0.0,
         "verdict": Verdict.HEALTHY,
         "load": HEALTHY,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.swim.events import Evidence, MemberState
-from cluster.view import Redis
+from cluster.view import RedisWord
 from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
 
 STALE_S, LEASE_S, EVERY_S = 1.0, 30.0, 0.25
@@ -31,14 +31,14 @@ def test_a_heartbeat_that_stands_still_while_watched_is_stale() -> None:
     assert not witness.is_stale("a")
     watch(witness, {"a": b"7"}, 1.0, 0.5)
     assert witness.is_stale("a")
-    assert witness.word("a") is Redis.STALE
+    assert witness.word("a") is RedisWord.STALE
 
 
 def test_a_heartbeat_that_moves_is_live() -> None:
     witness = Witness(STALE_S, LEASE_S)
     for beat in range(20):
         witness.read("a", b"%d" % beat, beat * EVERY_S, beat * EVERY_S + 0.001)
-    assert witness.word("a") is Redis.LIVE
+    assert witness.word("a") is RedisWord.LIVE
     assert witness.fences({"a": Belief.DEAD}) == []
 
 
@@ -145,7 +145,7 @@ def test_a_fenced_session_is_not_fenced_again() -> None:
     witness = Witness(STALE_S, LEASE_S)
     watch(witness, {"a": b"fenced gone 17 n2"}, 0.0, 1.5)
     assert witness.fences({"a": Belief.GONE}) == []
-    assert witness.word("a") is Redis.GONE
+    assert witness.word("a") is RedisWord.GONE
 
 
 @pytest.mark.parametrize(
