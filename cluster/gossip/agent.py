@@ -24,6 +24,7 @@ from random import SystemRandom
 from typing import cast
 
 from cluster import session
+from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.gossip import watch_token
@@ -82,7 +83,7 @@ class Agent:
         self.connections: set[Connection] = set()
         self.lines = Lines()
         self._rng = SystemRandom()
-        self._me = self._life(host, time.time_ns() // 1_000_000)
+        self._me = self._life(host, wall_ms())
         self.swim = Swim(config, self._me, self.keys, self._rng, time.monotonic())
         self.gossip = Gossip(config, self.keys, self.swim, self._on_changed, self._on_conflict)
         self._server: asyncio.Server | None = None
@@ -129,8 +130,7 @@ class Agent:
 
     def accepts_watch(self, token: str) -> bool:
         """Whether the bearer of this token may hold a watch connection."""
-        wall_ms = time.time_ns() // 1_000_000
-        return watch_token.is_valid(self.keys, token, self.config.cluster, self.config.name, wall_ms)
+        return watch_token.is_valid(self.keys, token, self.config.cluster, self.config.name, wall_ms())
 
     async def _joins(self) -> None:
         while True:
@@ -146,9 +146,9 @@ class Agent:
             for event in events(state, was):
                 self.lines.tell(event, identity.node_id)
 
-    def _life(self, host: str, wall_ms: int) -> Identity:
+    def _life(self, host: str, began_ms: int) -> Identity:
         name = self.config.name
-        return Identity(name, session.new(name, wall_ms, self._rng), host, self.config.port)
+        return Identity(name, session.new(name, began_ms, self._rng), host, self.config.port)
 
     def _on_conflict(self, conflict: Conflict) -> None:
         other, me = conflict.other, self._me

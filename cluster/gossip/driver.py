@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.gossip import watch_token
@@ -399,7 +400,7 @@ class _Watcher:
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Ask, then read until the end. True: the peer answered and did not want to be watched."""
         config, peer = self.gossip.config, self.peer
-        claim = watch_token.Pass(config.cluster, config.name, peer.node_id, time.time_ns() // 1_000_000)
+        claim = watch_token.Pass(config.cluster, config.name, peer.node_id, wall_ms())
         token = watch_token.seal(self.gossip.keys, claim, os.urandom(watch_token.NONCE_BYTES))
         request = (
             f"GET {watch_token.PATH} HTTP/1.1\r\nHost: {_host_header((peer.host, peer.port))}\r\n"

@@ -20,7 +20,7 @@ import structlog
 from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from cluster.errors import StoreUnavailable
+from cluster.errors import StoreUnavailable, away
 from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
 
@@ -103,7 +103,7 @@ class Lane:
             self._calls.append(call)
             self._wanted.set()
         else:
-            asyncio.get_running_loop().call_soon(_answer, call, _gone())
+            asyncio.get_running_loop().call_soon(_answer, call, away())
 
     def kick(self) -> None:
         """Let `collect` be asked, although there is no call to add."""
@@ -208,7 +208,7 @@ class Lane:
         """Look with a PING until Redis answers; callers meanwhile fail at once instead of piling up."""
         calls, self._calls = self._calls, []  # asked for while the group that failed was under way
         for call in calls:
-            _answer(call, _gone())
+            _answer(call, away())
         while not self.is_up:
             try:
                 reply = (await self._within_deadline(self._ping()))[0]
@@ -243,7 +243,3 @@ def _answer(call: Call[Any], reply: Reply) -> None:
         call.on_reply(reply)
     except Exception:
         log.exception("answer_not_taken", script=call.script)
-
-
-def _gone() -> StoreUnavailable:
-    return StoreUnavailable("Redis does not answer.", "Try again soon.", may_have_happened=False)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.gossip import watch_token
 from cluster.gossip.address import own_host
@@ -108,8 +109,7 @@ class Vitals:
 
     def accepts_watch(self, token: str) -> bool:
         """Whether the bearer of this token may hold a watch connection to this node."""
-        wall_ms = time.time_ns() // 1_000_000
-        return watch_token.is_valid(self._keys, token, self.config.cluster, self.config.name, wall_ms)
+        return watch_token.is_valid(self._keys, token, self.config.cluster, self.config.name, wall_ms())
 
     async def leave(self) -> None:
         """Say that this node drains: it keeps its heartbeat, owns nothing, leads nothing."""
