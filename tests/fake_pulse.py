@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from cluster import keys
 from cluster.errors import StoreUnavailable, away
-from cluster.vitals.calls import Beat, Fenced, Record
+from cluster.vitals.calls import Beat, FenceReply, MemberRow
 from cluster.vitals.lease import Term, Wish
 from cluster.vitals.witness import Fence
 
@@ -20,7 +20,7 @@ class FakePulse:
         self.timeout_s = timeout_s
         self.failure: StoreUnavailable | None = None
         self.heartbeats: dict[str, bytes] = {}
-        self.rows: dict[str, Record] = {}
+        self.rows: dict[str, MemberRow] = {}
         self.channels: dict[str, list[asyncio.Queue[bytes]]] = {}
         self.leader: Term | None = None
         self.calls: list[str] = []
@@ -60,13 +60,13 @@ class FakePulse:
         self._ask()
         return len(self.channels.get(name, ()))
 
-    async def fence(self, fence: Fence, tombstone_ms: int, by: str) -> Fenced:
+    async def fence(self, fence: Fence, tombstone_ms: int, by: str) -> FenceReply:
         self._ask(f"fence {fence.session} {fence.cause}")
         value = self.heartbeats.get(fence.session)
         if value is not None and keys.is_tombstone(value):
-            return Fenced(True, False, value)
+            return FenceReply(True, False, value)
         self.heartbeats[fence.session] = f"fenced {fence.cause} 0 {by}".encode()
-        return Fenced(True, True, self.heartbeats[fence.session])
+        return FenceReply(True, True, self.heartbeats[fence.session])
 
     async def lease(self, wish: Wish, ttl_ms: int, heard: int) -> Term | None:
         self._ask()
@@ -79,14 +79,14 @@ class FakePulse:
         self._ask()
         return True
 
-    async def enroll(self, node_id: str, record: Record) -> None:
+    async def enroll(self, node_id: str, record: MemberRow) -> None:
         self._ask(f"enroll {record.session}")
         self.rows[node_id] = record
 
     async def forget(self, name: str) -> None:
         self._ask(f"forget {name}")
 
-    async def members(self) -> dict[str, Record]:
+    async def members(self) -> dict[str, MemberRow]:
         self._ask()
         return dict(self.rows)
 

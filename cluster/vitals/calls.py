@@ -25,7 +25,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from cluster import keys, scripts, session
 from cluster.errors import StoreUnavailable, refused
-from cluster.vitals.lease import Acquire, Renew, Takeover, Term, Wish
+from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term, Wish
 from cluster.vitals.witness import Fence
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ READ_MAX = 512  # heartbeats per pipeline
 MEMBERS_MAX = 10_000  # rows of the member list that are looked at
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True):
+class MemberRow(msgspec.Struct, array_like=True, frozen=True):
     """A node's row in the member list."""
 
     session: str
@@ -56,7 +56,7 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Fenced:
+class FenceReply:
     """The answer to a fence."""
 
     is_dead: bool
@@ -112,7 +112,7 @@ class Pulse:
         reply = await self._ask(self._beats.execute_command("PUBSUB", "NUMSUB", keys.wake(name)))
         return int(reply[0][1] if isinstance(reply[0], (list, tuple)) else reply[1])
 
-    async def fence(self, fence: Fence, tombstone_ms: int, by: str) -> Fenced:
+    async def fence(self, fence: Fence, tombstone_ms: int, by: str) -> FenceReply:
         """Write the tombstone if Redis agrees."""
         name = fence.session
         async with self._fencing:
@@ -122,7 +122,7 @@ class Pulse:
                 [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
                 [fence.path.value, fence.seen, fence.cause, tombstone_ms, by],
             )
-        return Fenced(int(code) != 0, int(code) == 1, bytes(value))
+        return FenceReply(int(code) != 0, int(code) == 1, bytes(value))
 
     async def lease(self, wish: Wish, ttl_ms: int, heard: int) -> Term | None:
         """Carry out a wish. Returns who holds the lease now."""
@@ -130,7 +130,7 @@ class Pulse:
         match wish:
             case Acquire(session=name):
                 reply = await self._script(self._beats, "lease", slots, [name, 0, ttl_ms, heard])
-            case Renew(term=term):
+            case RenewTerm(term=term):
                 reply = await self._script(self._beats, "lease", slots, [term.session, term.epoch, ttl_ms, heard])
             case Takeover(session=name, dead=dead):
                 reply = await self._script(self._beats, "takeover", slots, [name, dead, ttl_ms, heard])
@@ -147,7 +147,7 @@ class Pulse:
         slots = [keys.LEADER_SNAPSHOT, keys.LEADER_EPOCH, keys.LEADER_NEVER]
         return bool(await self._script(self._beats, "snapshot", slots, [epoch, table, ttl_ms]))
 
-    async def enroll(self, node_id: str, record: Record) -> None:
+    async def enroll(self, node_id: str, record: MemberRow) -> None:
         """Put this node on the member list and among the active workers."""
         pipeline = self._beats.pipeline(transaction=False)
         pipeline.hset(keys.LEADER_MEMBERS, node_id, _pack(record))
@@ -161,13 +161,13 @@ class Pulse:
         if not await self._script(self._fences, "forget", slots, [node_id, name]):
             await self._ask(self._fences.srem(keys.WORKERS_ACTIVE, node_id))
 
-    async def members(self) -> dict[str, Record]:
+    async def members(self) -> dict[str, MemberRow]:
         """The member list. Rows of another form are left out."""
         rows = await self._ask(self._fences.hgetall(keys.LEADER_MEMBERS))
-        found: dict[str, Record] = {}
+        found: dict[str, MemberRow] = {}
         for node_id, row in list(rows.items())[:MEMBERS_MAX]:
             try:
-                found[node_id.decode()] = msgspec.msgpack.decode(row, type=Record)
+                found[node_id.decode()] = msgspec.msgpack.decode(row, type=MemberRow)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
         return found
@@ -246,5 +246,5 @@ async def _messages(connection: Connection) -> AsyncIterator[bytes]:
             yield reply[2]
 
 
-def _pack(record: Record) -> bytes:
+def _pack(record: MemberRow) -> bytes:
     return msgspec.msgpack.encode(record)

@@ -33,7 +33,7 @@ class Acquire:
 
 
 @dataclass(frozen=True, slots=True)
-class Renew:
+class RenewTerm:
     """Ask for more time for exactly this term."""
 
     term: Term
@@ -47,7 +47,7 @@ class Takeover:
     dead: str
 
 
-Wish = Acquire | Renew | Takeover
+Wish = Acquire | RenewTerm | Takeover
 
 
 class Lease:
@@ -80,14 +80,14 @@ class Lease:
     def wish(self, now_s: float) -> Wish:
         """What to ask Redis for."""
         if self.holder is not None and self.holder.session == self.session:
-            return Renew(self.holder) if self.may_lead(now_s) else Acquire(self.session)
+            return RenewTerm(self.holder) if self.may_lead(now_s) else Acquire(self.session)
         if self.holder is not None and self.holder.session == self._dead:
             return Takeover(self.session, self.holder.session)
         return Acquire(self.session)
 
     def answered(self, wish: Wish, holder: Term | None, asked_s: float) -> None:
         """Redis answered a wish that left at `asked_s`: `holder` has the lease now (None: nobody has)."""
-        if isinstance(wish, Renew):
+        if isinstance(wish, RenewTerm):
             asker = wish.term.session
             if wish.term != self.holder:
                 return  # A late reply: that term was given up, or lost, meanwhile.

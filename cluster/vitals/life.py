@@ -25,6 +25,7 @@ from typing import Any
 import structlog
 
 from cluster import keys, session
+from cluster.clock import boot_s, wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.gossip.address import seed_addresses
@@ -47,7 +48,7 @@ from cluster.swim.events import (
 )
 from cluster.view import RedisWord, View
 from cluster.vitals import view_maker
-from cluster.vitals.calls import Pulse, Record
+from cluster.vitals.calls import MemberRow, Pulse
 from cluster.vitals.fencing import Fencing
 from cluster.vitals.kept_tasks import Nursery, wait_for
 from cluster.vitals.leading import Leading
@@ -122,7 +123,7 @@ class Life:
         self._listening, self._relisten = asyncio.Event(), asyncio.Event()
         self._lead_now, self._beat_now = asyncio.Event(), asyncio.Event()
         self.pulse = Pulse(config.redis_url, config.redis_timeout_s, self._watch_broke)
-        self._record = Record(self.session, host, config.port)
+        self._record = MemberRow(self.session, host, config.port)
         me = Identity(config.name, self.session, host, config.port, meta)
         rng = Random(self._rng.getrandbits(64))
         self._swim = Swim(config, me, gossip_keys, rng, time.monotonic())
@@ -492,7 +493,7 @@ class Life:
         }
         there = {(member.identity.host, member.identity.port) for member in alive.values()}
         seeds = await seed_addresses(self.config.seeds)
-        listed: dict[str, Record] = {}
+        listed: dict[str, MemberRow] = {}
         with contextlib.suppress(StoreUnavailable):
             listed = await self.pulse.members()
         known = [(record.host, record.port) for record in listed.values() if record.session not in alive]
@@ -636,16 +637,6 @@ class Life:
         os._exit(EXIT_GAVE_UP)
 
 
-def replace_session(record: Record, name: str) -> Record:
+def replace_session(record: MemberRow, name: str) -> MemberRow:
     """The same address under another session."""
-    return Record(name, record.host, record.port)
-
-
-def wall_ms() -> int:
-    """This node's own wall clock."""
-    return time.time_ns() // 1_000_000
-
-
-def boot_s() -> float:
-    """Monotonic seconds that go on while the machine sleeps, where the platform has them."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return MemberRow(name, record.host, record.port)

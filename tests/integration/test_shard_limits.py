@@ -18,7 +18,7 @@ from cluster.shards.lane import Call, T
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Claimed, Ids, Spec
 from cluster.vitals.calls import Pulse
-from cluster.vitals.lease import Acquire, Renew, Takeover, Term
+from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term
 from cluster.vitals.witness import Fence, Path
 from node.observe.metrics import Metrics
 from node.queue.dispatch import GROUP_BYTES_MAX, SETTLE_AGAIN_S, Dispatcher
@@ -241,7 +241,7 @@ async def test_garbage_in_the_leader_s_place_keeps_nobody_from_leading(
         assert term.epoch >= 4
         await client.delete(keys.LEADER_EPOCH)
         await client.rpush(keys.LEADER_EPOCH, "again")  # type: ignore[misc]
-        assert await pulse.lease(Renew(term), 5_000, 3) == term
+        assert await pulse.lease(RenewTerm(term), 5_000, 3) == term
         assert await pulse.snapshot(term.epoch, b"{}", 1000)
     finally:
         await pulse.close()

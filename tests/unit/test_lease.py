@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.vitals.lease import Acquire, Lease, Renew, Takeover, Term
+from cluster.vitals.lease import Acquire, Lease, RenewTerm, Takeover, Term
 
 TTL_S = 5.0
 
@@ -29,7 +29,7 @@ def test_trust_ends_before_the_lease_can() -> None:
 def test_a_slow_renewal_does_not_extend_trust() -> None:
     lease = leading()
     wish = lease.wish(1.0)
-    assert wish == Renew(Term("a", 1))
+    assert wish == RenewTerm(Term("a", 1))
     # Asked at 1, answered at 3.9: what counts is when the request left.
     lease.answered(wish, Term("a", 1), asked_s=1.0)
     assert not lease.may_lead(1.0 + TTL_S - lease.margin_s)
@@ -66,7 +66,7 @@ def test_a_higher_epoch_heard_by_gossip_ends_the_term_at_once() -> None:
 
 def test_a_refused_renewal_ends_the_term() -> None:
     lease = leading()
-    lease.answered(Renew(Term("a", 1)), Term("b", 2), asked_s=1.0)
+    lease.answered(RenewTerm(Term("a", 1)), Term("b", 2), asked_s=1.0)
     assert not lease.may_lead(1.1)
     assert lease.leader(1.1) == Term("b", 2)
 
