@@ -103,7 +103,8 @@ class FakePulse:
         try:
             yield messages()
         finally:
-            self.channels[name].remove(queue)
+            if queue in self.channels[name]:
+                self.channels[name].remove(queue)
 
     async def close(self) -> None:
         pass

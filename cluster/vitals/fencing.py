@@ -36,8 +36,13 @@ ENDED_MAX = 10_000  # dead sessions remembered, so that each is told once
 class Owner(Protocol):
     """The life whose second witness this is, and the script that stands for it in a test."""
 
-    session: str
-    redis_ok: bool
+    @property
+    def session(self) -> str:
+        """This node's own session."""
+
+    @property
+    def redis_ok(self) -> bool:
+        """Whether Redis takes its heartbeats."""
 
     def on_ended(self, name: str, cause: str, by: str, is_ours: bool) -> None:
         """A tombstone stands for this session: told once each; `is_ours`: this node wrote it just now."""

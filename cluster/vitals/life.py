@@ -25,13 +25,12 @@ from typing import Any
 import structlog
 
 from cluster import keys, session
-from cluster.clock import boot_s, wall_ms
+from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.gossip.address import seed_addresses
 from cluster.gossip.driver import Gossip
 from cluster.load import Load, encode_load
-from cluster.refusal import Refusal
 from cluster.swim.core import Swim
 from cluster.swim.events import (
     Changed,
@@ -50,6 +49,7 @@ from cluster.view import RedisWord, View
 from cluster.vitals import view_maker
 from cluster.vitals.calls import MemberRow, Pulse
 from cluster.vitals.fencing import Fencing
+from cluster.vitals.heartbeat import Heartbeat
 from cluster.vitals.kept_tasks import Nursery, wait_for
 from cluster.vitals.leading import Leading
 from cluster.vitals.lease import Lease, Term
@@ -70,11 +70,6 @@ from cluster.vitals.witness import Fence, Path
 
 log = structlog.get_logger("vitals")
 
-ECHO = b"\x00"  # first byte of what a session publishes to itself; no other message begins with it
-ECHOES_LOST_MAX = 3  # beats without an echo, before the subscription counts as deaf
-RELISTEN_MIN_S = 0.5  # between two new subscriptions, unless nobody is subscribed at all
-TTL_LEASES = 2  # a heartbeat outlives its lease, so that it never vanishes while a fencer still watches it
-ENROLL_S = 1.0  # between two entries of our own row in the member list
 JOIN_S = 3.0  # between two tries to find members that are not alive here
 VIEW_MIN_S = 0.05  # between two views for changes of state
 LOAD_S = 0.1  # between two views for loads, and two changes of our own load
@@ -99,19 +94,11 @@ class Life:
         self._nursery = Nursery(self._stats)
         self._lease = Lease(self.session, config.leader_lease_s)
         self._told_leader: Term | None = None
-        self.redis_ok = False
-        self._refusal: Refusal | None = None  # why, when Redis answers
         self._is_leaving = False
         self._is_stalled = False
         self._is_ending = False
         self._was: str | None = None  # our session before this one, until the new one is registered
         self._was_cause = ""
-        self._listened_s = 0.0
-        self._beat_nr = 0
-        self._echoed_nr = 0
-        self._acked_s = boot_s()
-        self._enrolled_s = -inf
-        self._not_enrolled = ""  # why our row could not be written, as last logged
         self._told: tuple[object, ...] = ()
         self._told_load = b""
         self._own_load: Load | None = None
@@ -120,10 +107,9 @@ class Life:
         self._seen_s: dict[tuple[str, str], float] = {}
 
         self._loop = asyncio.get_running_loop()
-        self._listening, self._relisten = asyncio.Event(), asyncio.Event()
-        self._lead_now, self._beat_now = asyncio.Event(), asyncio.Event()
+        self._lead_now = asyncio.Event()
         self.pulse = Pulse(config.redis_url, config.redis_timeout_s, self._watch_broke)
-        self._record = MemberRow(self.session, host, config.port)
+        self._heartbeat = Heartbeat(config, self.pulse, MemberRow(self.session, host, config.port), self, self._stats)
         me = Identity(config.name, self.session, host, config.port, meta)
         rng = Random(self._rng.getrandbits(64))
         self._swim = Swim(config, me, gossip_keys, rng, time.monotonic())
@@ -137,15 +123,15 @@ class Life:
         """Bind, register, join. Raises ConfigError when this cannot be: the port or the name is taken."""
         self.gossip.bind()
         older = await self._older_life()
-        self._nursery.keep("listen", self._listen)
-        await self._beat()
+        self._nursery.keep("listen", self._heartbeat.listen)
+        await self._heartbeat.beat()
         if not self.redis_ok:
             self._tell(RedisReach(False))
         self.gossip.start()
         await self._join()
         if older is not None:
             self.consider([older])
-        self._nursery.keep("beat", self._beats)
+        self._nursery.keep("beat", self._heartbeat.run)
         self._nursery.keep("read", self._fencing.run)
         self._nursery.keep("join", self._joins)
         self._nursery.keep("lead", self._leads)
@@ -188,7 +174,7 @@ class Life:
 
     def is_sure(self, name: str) -> bool:
         """Whether nobody can have watched this session's heartbeat stand still: Redis acknowledged it just now."""
-        return name == self.session and boot_s() - self._acked_s < self.config.heartbeat_stale_s
+        return name == self.session and self._heartbeat.age_s() < self.config.heartbeat_stale_s
 
     def answer(self, body: bytes) -> bytes | None:
         """The reply to a peer's full exchange."""
@@ -225,95 +211,44 @@ class Life:
         at_ms = max(wall_ms(), session.order(after)[0] + 1)
         self.session = session.new(self.config.name, at_ms, self._rng)
         self._lease.renamed(self.session)
-        self._record = replace_session(self._record, self.session)
+        self._heartbeat.rename(self.session)
         self.gossip.feed(Renew(self.session))
 
-    # ---- the heartbeat
+    # ---- what the heartbeat says
 
-    async def _beats(self) -> None:
-        next_s = time.monotonic() + self.config.heartbeat_interval_s
-        while True:
-            await wait_for(self._beat_now, next_s - time.monotonic())
-            next_s = max(next_s, time.monotonic()) + self.config.heartbeat_interval_s
-            await self._beat()
+    @property
+    def redis_ok(self) -> bool:
+        """Whether Redis takes our heartbeats."""
+        return self._heartbeat.redis_ok
 
-    async def _beat(self) -> None:
-        """One heartbeat, and what its answer means."""
-        if boot_s() - self._acked_s > self.config.tombstone_s:
-            # Our tombstone may have been written and forgotten since. Registering again would raise the dead.
-            self._go_on_as_another("forgotten")
-        name, self._beat_nr = self.session, self._beat_nr + 1
-        asked_s = boot_s()
-        try:
-            await self._until_listening()
-            ttl_ms = int(TTL_LEASES * self.config.lease_s * 1000)
-            beat = await self.pulse.beat(name, self._beat_nr, ttl_ms, ECHO + b"%d" % self._beat_nr)
-        except StoreUnavailable as error:
-            self._stats["beats_failed"] += 1
-            self._redis_answers(False, error.message, error.refusal)
-            return
-        if name != self.session:
-            return
-        if beat.tombstone is not None:
-            self._go_on_as_another(keys.tombstone(beat.tombstone)[0])
-            return
-        self._stats["beats"] += 1
-        self._acked_s = asked_s  # The answer may have lain in its buffer for long: this process may have been stopped.
-        self._redis_answers(True)
-        await self._enroll()
-        if name != self.session:
-            return
+    def on_fenced(self, cause: str) -> None:
+        """Our own tombstone stands there, or may have stood there."""
+        self._go_on_as_another(cause)
+
+    def on_registered(self) -> None:
+        """Redis has taken a heartbeat: of a new session the first ends the one before it."""
         if self._was is not None:
             was, self._was = self._was, None
-            self._tell(NewSession(name))
+            self._tell(NewSession(self.session))
             self._tell(SessionEnded(was, self._was_cause))
-        if beat.subscribers == 0 or (
-            (beat.subscribers > 1 or self._beat_nr - self._echoed_nr > ECHOES_LOST_MAX)
-            and time.monotonic() - self._listened_s > RELISTEN_MIN_S
-        ):
-            self._stats["deaf"] += 1
-            self._relisten.set()
 
-    async def _enroll(self) -> None:
-        """Put our row on the member list. That it cannot be is no sign that Redis is away: our heartbeat is there.
-
-        Again and again, as the row may have been taken away together with an earlier life of ours.
-        """
-        now_s = time.monotonic()
-        if now_s - self._enrolled_s < ENROLL_S:
-            return
-        self._enrolled_s = now_s
-        try:
-            await self.pulse.enroll(self.config.name, self._record)
-            self._not_enrolled = ""
-        except StoreUnavailable as error:
-            self._stats["enrollments_failed"] += 1
-            if error.message != self._not_enrolled:
-                log.warning("not_enrolled", error=error.message)
-            self._not_enrolled = error.message
-
-    def _redis_answers(self, is_ok: bool, why: str = "", refusal: Refusal | None = None) -> None:
-        """Redis took our heartbeat, or why not."""
-        if refusal != self._refusal:
-            self._refusal = refusal
-            self._show_soon()
-            if refusal is not None:
-                log.error("redis_refuses", words=refusal.words, hint=refusal.hint)
-        if is_ok == self.redis_ok:
-            return
-        self.redis_ok = is_ok
+    def on_reach(self, is_ok: bool) -> None:
+        """Redis takes our heartbeats again, or no longer: the watch on others begins again either way."""
         if is_ok:
-            log.info("redis_answers")
             self._nursery.spawn(self._redis_is_back())
-        else:
-            if refusal is None:
-                log.warning("redis_away", error=why)
-            self._enrolled_s = -inf
         self._watch_broke()
         self._tell(RedisReach(is_ok))
         self._tell_load()
         self._show_soon()
         self._lead_now.set()
+
+    def on_refusal(self) -> None:
+        """Redis gives another reason why it takes no heartbeat."""
+        self._show_soon()
+
+    def on_message(self, message: bytes) -> None:
+        """Another node published this to our channel."""
+        self._tell(Woken(message))
 
     async def _redis_is_back(self) -> None:
         with contextlib.suppress(StoreUnavailable):
@@ -335,61 +270,12 @@ class Life:
         if self._was is None:
             self._was, self._was_cause = was, cause
         self._fencing.renamed(was, cause)
-        self._acked_s = boot_s()
-        self._enrolled_s = -inf
-        self._record = replace_session(self._record, self.session)
         self._lease.renamed(self.session)
-        self._listening.clear()
-        self._relisten.set()
+        self._heartbeat.renew(self.session)
         self.gossip.feed(Fenced(was))
         self.gossip.feed(Renew(self.session))
         self._event("session_renewed", self.config.name, session=self.session, was=was, evidence=cause)
-        self._beat_now.set()
         self._show_soon()
-
-    # ---- our own channel
-
-    async def _listen(self) -> None:
-        """Hold one subscription to our own channel; a deaf or doubled one is replaced."""
-        while True:
-            name = self.session
-            self._relisten.clear()
-            try:
-                async with self.pulse.listen(name) as messages:
-                    self._listened_s = time.monotonic()
-                    self._echoed_nr = self._beat_nr
-                    self._listening.set()
-                    self._stats["subscriptions"] += 1
-                    hearing = self._loop.create_task(self._hear(messages))
-                    waiting = self._loop.create_task(self._relisten.wait())
-                    try:
-                        await asyncio.wait({hearing, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                        if hearing.done():
-                            hearing.result()
-                    finally:
-                        hearing.cancel()
-                        waiting.cancel()
-                        await asyncio.gather(hearing, waiting, return_exceptions=True)
-            except StoreUnavailable:
-                self._stats["subscriptions_lost"] += 1
-                self._listening.clear()
-                await asyncio.sleep(self.config.heartbeat_interval_s / 2)
-
-    async def _hear(self, messages: Any) -> None:
-        async for message in messages:
-            if message[:1] == ECHO:
-                with contextlib.suppress(ValueError):
-                    self._echoed_nr = int(message[1:])
-            else:
-                self._stats["wakes"] += 1
-                self._tell(Woken(message))
-
-    async def _until_listening(self) -> None:
-        try:
-            async with asyncio.timeout(self.config.redis_timeout_s):
-                await self._listening.wait()
-        except TimeoutError:
-            raise StoreUnavailable("Redis does not take our subscription.") from None
 
     # ---- what the second witness says
 
@@ -583,7 +469,7 @@ class Life:
             epoch=max(self._swim.epoch, self._lease.epoch),
             redis_ok=self.redis_ok,
             is_synced=self._swim.is_synced,
-            refusal=self._refusal,
+            refusal=self._heartbeat.refusal,
         )
         self.view = view
         essence = view_maker.essence(view)
@@ -601,7 +487,7 @@ class Life:
 
     def _age_s(self, member: Member) -> float | None:
         name = member.identity.session
-        return boot_s() - self._acked_s if name == self.session else self._fencing.age_s(name)
+        return self._heartbeat.age_s() if name == self.session else self._fencing.age_s(name)
 
     def _event(self, kind: str, node_id: str, **more: Any) -> None:
         self._tell(Happened({"at_ms": wall_ms(), "kind": kind, "node_id": node_id, **more}))
@@ -635,8 +521,3 @@ class Life:
             await self.pulse.fence(Fence(self.session, Path.OWN, b"", "stalled"), self._tombstone_ms, self.config.name)
         self.gossip.feed(Fenced(self.session))
         os._exit(EXIT_GAVE_UP)
-
-
-def replace_session(record: MemberRow, name: str) -> MemberRow:
-    """The same address under another session."""
-    return MemberRow(name, record.host, record.port)

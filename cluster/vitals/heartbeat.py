@@ -1,0 +1,227 @@
+"""One node's sign of life in Redis: its session's heartbeat, the channel it listens on, its row on the member list.
+
+A session subscribes to its own channel first and sends its heartbeat after that: a session whose heartbeat stood there
+without a subscriber could be fenced as one whose process is gone. Each heartbeat is echoed on the channel, which tells
+a subscription that hears from one that has gone deaf.
+
+A call without an answer changes nothing but the word on Redis: it is away, or it refuses and says why.
+
+Decides nothing beyond its own session; what follows from an answer is for its `Bearer`. Does not know: gossip, other
+sessions, the main loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from math import inf
+from typing import Protocol
+
+import structlog
+
+from cluster import keys
+from cluster.clock import boot_s
+from cluster.config import Config
+from cluster.errors import StoreUnavailable
+from cluster.refusal import Refusal
+from cluster.vitals.calls import MemberRow, Pulse
+from cluster.vitals.kept_tasks import wait_for
+
+log = structlog.get_logger("vitals")
+
+ECHO = b"\x00"  # first byte of what a session publishes to itself; no other message begins with it
+ECHOES_LOST_MAX = 3  # beats without an echo, before the subscription counts as deaf
+RELISTEN_MIN_S = 0.5  # between two new subscriptions, unless nobody is subscribed at all
+TTL_LEASES = 2  # leases until a heartbeat vanishes after its last beat: longer than any fencer watches it
+ENROLL_S = 1.0  # between two writings of our own row on the member list
+
+
+class Bearer(Protocol):
+    """The life whose heartbeat this is, or the script that stands for it in a test."""
+
+    def on_fenced(self, cause: str) -> None:
+        """A tombstone stands for our session, or may have stood there until Redis forgot it."""
+
+    def on_registered(self) -> None:
+        """Redis has taken a heartbeat of our session, and our row was written or at least tried."""
+
+    def on_reach(self, is_ok: bool) -> None:
+        """Redis takes our heartbeats again, or no longer."""
+
+    def on_refusal(self) -> None:
+        """Redis gives another reason than before why it takes no heartbeat, or none any more."""
+
+    def on_message(self, message: bytes) -> None:
+        """Another node published this to our channel."""
+
+
+class Heartbeat:
+    """The heartbeat of one node, session after session. `run` and `listen` are endless tasks; both must run."""
+
+    def __init__(self, config: Config, pulse: Pulse, row: MemberRow, bearer: Bearer, stats: Counter[str]) -> None:
+        self.redis_ok = False
+        self.refusal: Refusal | None = None  # why Redis takes no heartbeat, although it answers
+        self._config = config
+        self._pulse = pulse
+        self._row = row
+        self._bearer = bearer
+        self._stats = stats
+        self._beat_nr = 0
+        self._echoed_nr = 0
+        self._acked_s = boot_s()
+        self._listened_s = 0.0
+        self._enrolled_s = -inf
+        self._not_enrolled = ""  # why our row could not be written, as last logged
+        self._listening, self._relisten = asyncio.Event(), asyncio.Event()
+        self._beat_now = asyncio.Event()
+
+    @property
+    def session(self) -> str:
+        """The session whose heartbeat this is now."""
+        return self._row.session
+
+    def age_s(self) -> float:
+        """Seconds since the last heartbeat left that Redis acknowledged."""
+        return boot_s() - self._acked_s
+
+    def rename(self, session: str) -> None:
+        """Take this session's name, before anything was said to Redis under the old one."""
+        self._row = MemberRow(session, self._row.host, self._row.port)
+
+    def renew(self, session: str) -> None:
+        """Go on as this session: subscribe anew, then beat at once."""
+        self.rename(session)
+        self._acked_s = boot_s()
+        self._enrolled_s = -inf
+        self._listening.clear()
+        self._relisten.set()
+        self._beat_now.set()
+
+    async def run(self) -> None:
+        """Beat, for ever."""
+        next_s = time.monotonic() + self._config.heartbeat_interval_s
+        while True:
+            await wait_for(self._beat_now, next_s - time.monotonic())
+            next_s = max(next_s, time.monotonic()) + self._config.heartbeat_interval_s
+            await self.beat()
+
+    async def beat(self) -> None:
+        """One heartbeat, and what its answer means."""
+        if self.age_s() > self._config.tombstone_s:
+            # Our tombstone may have been written and forgotten since. Registering again would raise the dead.
+            self._bearer.on_fenced("forgotten")
+        name, self._beat_nr = self.session, self._beat_nr + 1
+        asked_s = boot_s()
+        try:
+            await self._until_listening()
+            ttl_ms = int(TTL_LEASES * self._config.lease_s * 1000)
+            beat = await self._pulse.beat(name, self._beat_nr, ttl_ms, ECHO + b"%d" % self._beat_nr)
+        except StoreUnavailable as error:
+            self._stats["beats_failed"] += 1
+            self._reached(False, error.message, error.refusal)
+            return
+        if name != self.session:
+            return
+        if beat.tombstone is not None:
+            self._bearer.on_fenced(keys.tombstone(beat.tombstone)[0])
+            return
+        self._stats["beats"] += 1
+        self._acked_s = asked_s  # The answer may have lain in its buffer for long: this process may have been stopped.
+        self._reached(True)
+        await self._enroll()
+        if name != self.session:
+            return
+        self._bearer.on_registered()
+        if self._is_deaf(beat.subscribers):
+            self._stats["deaf"] += 1
+            self._relisten.set()
+
+    def _is_deaf(self, subscribers: int) -> bool:
+        """Whether our subscription is gone, doubled, or no longer hears our own echoes."""
+        if subscribers == 0:
+            return True
+        is_off = subscribers > 1 or self._beat_nr - self._echoed_nr > ECHOES_LOST_MAX
+        return is_off and time.monotonic() - self._listened_s > RELISTEN_MIN_S
+
+    async def _enroll(self) -> None:
+        """Put our row on the member list. A failure is no sign that Redis is away: it has just taken our heartbeat.
+
+        The row is written again and again, as it may have been taken away together with an earlier life of ours.
+        """
+        now_s = time.monotonic()
+        if now_s - self._enrolled_s < ENROLL_S:
+            return
+        self._enrolled_s = now_s
+        try:
+            await self._pulse.enroll(self._config.name, self._row)
+            self._not_enrolled = ""
+        except StoreUnavailable as error:
+            self._stats["enrollments_failed"] += 1
+            if error.message != self._not_enrolled:
+                log.warning("not_enrolled", error=error.message)
+            self._not_enrolled = error.message
+
+    def _reached(self, is_ok: bool, why: str = "", refusal: Refusal | None = None) -> None:
+        """Redis took our heartbeat; or it did not, and why."""
+        if refusal != self.refusal:
+            self.refusal = refusal
+            self._bearer.on_refusal()
+            if refusal is not None:
+                log.error("redis_refuses", words=refusal.words, hint=refusal.hint)
+        if is_ok == self.redis_ok:
+            return
+        self.redis_ok = is_ok
+        if is_ok:
+            log.info("redis_answers")
+        else:
+            if refusal is None:
+                log.warning("redis_away", error=why)
+            self._enrolled_s = -inf
+        self._bearer.on_reach(is_ok)
+
+    # ---- our own channel
+
+    async def listen(self) -> None:
+        """Hold one subscription to our own channel, for ever; replace one that is deaf or doubled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._relisten.clear()
+            try:
+                async with self._pulse.listen(self.session) as messages:
+                    self._listened_s = time.monotonic()
+                    self._echoed_nr = self._beat_nr
+                    self._listening.set()
+                    self._stats["subscriptions"] += 1
+                    hearing = loop.create_task(self._hear(messages))
+                    waiting = loop.create_task(self._relisten.wait())
+                    try:
+                        await asyncio.wait({hearing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                        if hearing.done():
+                            hearing.result()
+                    finally:
+                        hearing.cancel()
+                        waiting.cancel()
+                        await asyncio.gather(hearing, waiting, return_exceptions=True)
+            except StoreUnavailable:
+                self._stats["subscriptions_lost"] += 1
+                self._listening.clear()
+                await asyncio.sleep(self._config.heartbeat_interval_s / 2)
+
+    async def _hear(self, messages: AsyncIterator[bytes]) -> None:
+        async for message in messages:
+            if message[:1] == ECHO:
+                with contextlib.suppress(ValueError):
+                    self._echoed_nr = int(message[1:])
+            else:
+                self._stats["wakes"] += 1
+                self._bearer.on_message(message)
+
+    async def _until_listening(self) -> None:
+        try:
+            async with asyncio.timeout(self._config.redis_timeout_s):
+                await self._listening.wait()
+        except TimeoutError:
+            raise StoreUnavailable("Redis does not take our subscription.") from None
