@@ -1,7 +1,10 @@
 """The route table: every call of the gateway once, with what it takes and answers.
 
-The gateway binds these to its handlers by `operation`, `/openapi.json` is made from them, and a wrong path or method
-is answered by looking here. Does not know: handlers, aiohttp.
+To add a call, add its Route to ROUTES, and to `task_calls`, `cluster_calls` or `peer_calls` a method whose name is the
+route's `operation`. Then run `python scripts/docs_reference.py`: docs/http.md and `/openapi.json` are made from this
+table, and so is the answer to a wrong path or method.
+
+Does not know: handlers, aiohttp.
 """
 
 from __future__ import annotations

@@ -11,8 +11,11 @@ from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
 from node.gateway import app, server
+from node.gateway.cluster_calls import ClusterCalls
 from node.gateway.openapi import document
+from node.gateway.peer_calls import PeerCalls
 from node.gateway.routes import ROUTES
+from node.gateway.task_calls import TaskCalls
 from node.schema import TaskJson
 from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
@@ -213,6 +216,11 @@ def test_each_reference_in_openapi_leads_somewhere() -> None:
                 check(value)
 
     check(described)
+
+
+def test_every_route_has_one_handler_and_every_handler_a_route() -> None:
+    handlers = [name for calls in (TaskCalls, ClusterCalls, PeerCalls) for name in vars(calls) if name[0] != "_"]
+    assert sorted(handlers) == sorted(route.operation for route in ROUTES)
 
 
 def test_the_example_task_has_the_fields_of_a_task() -> None:

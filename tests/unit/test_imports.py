@@ -87,6 +87,12 @@ def test_cluster_imports_nothing_of_node(path: Path) -> None:
     assert "node" not in roots(path)
 
 
+@pytest.mark.parametrize("path", sources("node/gateway"), ids=name)
+def test_the_gateway_imports_nothing_of_the_queue(path: Path) -> None:
+    """It calls an engine by protocol; the tests hand in one that keeps its tasks in a dict."""
+    assert not [full for full in imports(ast.parse(path.read_text("utf-8"))) if full.startswith("node.queue")]
+
+
 @pytest.mark.parametrize("path", sources("cluster", "node"), ids=name)
 def test_no_production_module_imports_the_tests(path: Path) -> None:
     assert "tests" not in roots(path)

@@ -1,0 +1,121 @@
+"""The calls that nodes make to each other: member tables, watch connections, forwarded submissions.
+
+Does not know: what is inside a sealed table or a token (vitals opens them), what a task is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+from aiohttp import hdrs, web
+from msgspec import msgpack
+
+from cluster.config import Config
+from cluster.errors import BadRequest, Forbidden, RumorError
+from cluster.gossip.watch_token import HEADER as WATCH_HEADER
+from node.gateway import access, parse
+from node.gateway.request_body import whole
+from node.gateway.responses import as_json, error_json
+from node.gateway.waits import OpenWaits
+from node.observe.tracing import Tracing
+from node.schema import Forward, Forwarded, Submission, Submitted
+
+WATCH_LOOK_S = 1.0  # time within which a watch whose client has gone is let go
+
+_decode_forward = msgpack.Decoder(Forward).decode
+
+
+class PeerVitals(Protocol):
+    """What these calls hand to the vitals thread."""
+
+    async def push_pull(self, body: bytes) -> bytes | None: ...
+    def accepts_watch(self, token: str) -> bool: ...
+
+
+class PeerEngine(Protocol):
+    """What these calls need of the engine."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def vitals(self) -> PeerVitals: ...
+    @property
+    def tracing(self) -> Tracing: ...
+    async def submit(
+        self,
+        items: Sequence[Submission | RumorError],
+        idempotency_keys: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        trace: str | None = None,
+    ) -> Sequence[Submitted | RumorError]: ...
+
+
+class PeerCalls:
+    """The handlers, each named for the `operation` of its route."""
+
+    def __init__(self, engine: PeerEngine, waits: OpenWaits) -> None:
+        self._engine = engine
+        self._config = engine.config
+        self._waits = waits
+
+    async def gossip(self, request: web.Request) -> web.Response:
+        self._require_peer(request)
+        answer = await self._engine.vitals.push_pull(await whole(request, self._config.body_max_bytes))
+        if answer is None:
+            raise Forbidden("this is not a sealed member table of this cluster.", "Compare the gossip keys.")
+        return web.Response(body=answer, headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
+
+    async def watch(self, request: web.Request) -> web.StreamResponse:
+        """A connection whose end tells the peer that this process is gone; it is held until one side stops."""
+        self._require_peer(request)
+        if not self._engine.vitals.accepts_watch(request.headers.get(WATCH_HEADER, "")):
+            raise Forbidden("the watch token is not one of this cluster.", "Compare the gossip keys.")
+        response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
+        await response.prepare(request)
+        try:
+            with self._waits.hold() as wait:
+                async with wait:
+                    while request.transport is not None:
+                        await asyncio.sleep(WATCH_LOOK_S)
+        except TimeoutError:
+            pass  # The node shuts down.
+        return response
+
+    async def take_over(self, request: web.Request) -> web.Response:
+        """Store a submission for a peer that cannot reach Redis. Never forwards again."""
+        body = await whole(request, 2 * self._config.batch_max_bytes)  # Its left-out fields are written out as null.
+        try:
+            submission = _decode_forward(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadRequest(f"not a forwarded submission: {error}", "Only nodes call this.") from None
+        items = parse.batch(submission.items, self._config.batch_max_tasks, self._config.nesting_max)
+        if len(items) != len(submission.ids):
+            raise BadRequest(f"{len(submission.ids)} ids for {len(items)} tasks.", "Only nodes call this.")
+        keys = submission.idempotency_keys
+        if keys is not None and len(keys) != len(items):
+            raise BadRequest(f"{len(keys)} keys for {len(items)} tasks.", "Only nodes call this.")
+        with self._engine.tracing.receiving(request.headers):
+            results = await self._engine.submit(items, keys, ids=submission.ids, trace=submission.trace)
+        return as_json([_forwarded(result) for result in results])
+
+    def _require_peer(self, request: web.Request) -> None:
+        """Raise Forbidden unless a node may have sent this.
+
+        Without a gossip key nothing is sealed; then only this machine may gossip, unless the node is told otherwise
+        (`insecure`). No web page may gossip, either, by way of a browser on this machine.
+        """
+        config = self._config
+        if access.is_cross_site(request.headers, request.headers.get(hdrs.HOST, "")):
+            raise Forbidden("a web page may not gossip.", "Only nodes call this.")
+        if config.gossip_keys or config.gossip_key_file or config.insecure or access.is_loopback(request):
+            return
+        raise Forbidden("this node has no gossip key and takes gossip from its own machine only.", "Set gossip_keys.")
+
+
+def _forwarded(result: Submitted | RumorError) -> Forwarded:
+    if isinstance(result, RumorError):
+        return Forwarded(error=error_json(result).error, status=result.status)
+    return Forwarded(task=result.task, is_new=result.is_new)

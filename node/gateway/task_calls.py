@@ -1,0 +1,252 @@
+"""The calls about tasks: submit, read, list, cancel, retry, replay, purge. Each handler is parse, call, render.
+
+A submission that this node cannot store goes through a peer, and so does a read. Does not know: Redis, keys, scripts;
+what a peer is, beyond that its view row has a URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from aiohttp import hdrs, web
+
+from cluster.config import Config
+from cluster.errors import BadRequest, RumorError, StoreUnavailable, TooLarge, TooSlow
+from cluster.view import View
+from node import trace_context
+from node.gateway import forward, parse
+from node.gateway.request_body import lines, whole
+from node.gateway.responses import JSON_HEADERS, as_json, error_json, line
+from node.gateway.waits import OpenWaits
+from node.observe.metrics import Metrics
+from node.observe.tracing import Tracing
+from node.schema import (
+    BatchJson,
+    ErrorJson,
+    ListQuery,
+    Removed,
+    Replayed,
+    Submission,
+    Submitted,
+    TaskJson,
+    TaskList,
+    TaskQuery,
+)
+
+ANSWER_WITHIN_S = 1.0  # time after which a submission that no node can store is refused
+NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+
+
+class TaskEngine(Protocol):
+    """What these calls need of the engine."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def view(self) -> View: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def tracing(self) -> Tracing: ...
+    async def submit(
+        self,
+        items: Sequence[Submission | RumorError],
+        idempotency_keys: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        trace: str | None = None,
+    ) -> Sequence[Submitted | RumorError]: ...
+    async def get(self, task_id: str) -> TaskJson: ...
+    async def wait(self, task_id: str, wait_s: float) -> TaskJson: ...
+    async def cancel(self, task_id: str) -> TaskJson: ...
+    async def retry(self, task_id: str) -> TaskJson: ...
+    async def replay(self, type: str | None, limit: int | None) -> int: ...
+    async def purge_dead(self) -> int: ...
+    async def list_tasks(self, query: ListQuery) -> tuple[Sequence[TaskJson], str | None]: ...
+
+
+class TaskCalls:
+    """The handlers, each named for the `operation` of its route."""
+
+    def __init__(self, engine: TaskEngine, forwarder: forward.Forwarder, waits: OpenWaits) -> None:
+        self._engine = engine
+        self._config = engine.config
+        self._nesting_max = engine.config.nesting_max
+        self._body_max = engine.config.body_max_bytes
+        self._forwarder = forwarder
+        self._waits = waits
+        self._store = engine.tracing.sending(self._store_or_forward)
+        self._forward = engine.tracing.forwarding(forwarder.submit)
+
+    # ---- submitting
+
+    async def submit(self, request: web.Request) -> web.Response:
+        started_s = time.monotonic()
+        item = parse.submission(await whole(request, self._body_max), self._nesting_max)
+        request_headers = request.headers
+        key = parse.idempotency_key(request_headers.get("Idempotency-Key"))
+        keys = None if key is None else [key]
+        result = (await self._store([item], keys, trace_context.received(request_headers), started_s))[0]
+        if isinstance(result, RumorError):
+            raise result
+        task = result.task
+        headers = {**JSON_HEADERS, hdrs.LOCATION: "/tasks/" + task.id}
+        if task.traceparent:
+            headers.update(_trace_headers([task]))
+        return web.Response(body=line(task), status=202 if result.is_new else 200, headers=headers)
+
+    async def submit_batch(self, request: web.Request) -> web.StreamResponse:
+        started_s = time.monotonic()
+        key = parse.idempotency_key(request.headers.get("Idempotency-Key"))
+        trace = trace_context.received(request.headers)
+        if request.content_type in NDJSON:
+            return await self._submit_lines(request, key, trace)
+        body = await whole(request, self._config.batch_max_bytes)
+        items = parse.batch(body, self._config.batch_max_tasks, self._nesting_max)
+        results = await self._store_valid(items, 0, key, trace, started_s)
+        rejected = sum(isinstance(result, ErrorJson) for result in results)
+        response = as_json(BatchJson(len(results) - rejected, rejected, results))
+        response.headers.update(_trace_headers(results))
+        return response
+
+    async def _submit_lines(self, request: web.Request, key: str | None, trace: str | None) -> web.StreamResponse:
+        """NDJSON: store and answer each chunk of lines before reading the next.
+
+        If Redis fails before the first answer, the whole call fails; later, only the lines that it hits.
+        """
+        response = web.StreamResponse(headers={**JSON_HEADERS, hdrs.CONTENT_TYPE: "application/x-ndjson"})
+        place = 0
+        try:
+            async for chunk in lines(request, self._body_max):
+                items = parse.lines(chunk, self._nesting_max, place + 1)
+                try:
+                    results = await self._store_valid(items, place, key, trace, time.monotonic())
+                except StoreUnavailable as error:
+                    if not response.prepared:
+                        raise
+                    results = [error_json(error)] * len(items)
+                if not response.prepared:
+                    response.headers.update(_trace_headers(results))
+                    await response.prepare(request)
+                await response.write(b"".join(map(line, results)))
+                place += len(chunk)
+        except (TooLarge, TooSlow) as error:
+            if not response.prepared:
+                raise
+            await response.write(line(error_json(error)))
+            response.force_close()  # Nobody knows where the next line would begin.
+        if not response.prepared:
+            raise BadRequest("the body is empty.", "Send one JSON task a line.")
+        return response
+
+    async def _store_valid(
+        self,
+        items: Sequence[Submission | RumorError],
+        first: int,
+        key: str | None,
+        trace: str | None,
+        started_s: float,
+    ) -> list[TaskJson | ErrorJson]:
+        """Store the items that are submissions; each result stands in the place of its item.
+
+        `first` is the first item's place in the request. Under an Idempotency-Key each task gets a key of its own, made
+        of that place. It is therefore the same in every repeat, whatever became of the other items and whichever node
+        the repeat reaches.
+        """
+        valid = [item for item in items if isinstance(item, Submission)]
+        keys = None
+        if key is not None:
+            places = [place for place, item in enumerate(items, first) if isinstance(item, Submission)]
+            keys = [f"{key}\n{place}" for place in places]  # no client's key has a line break
+        stored = iter(await self._store(valid, keys, trace, started_s) if valid else ())
+        rejected = self._engine.metrics.rejected
+        results: list[TaskJson | ErrorJson] = []
+        for item in items:
+            result = next(stored) if isinstance(item, Submission) else item
+            if isinstance(result, RumorError):
+                rejected.add(result.code)
+                results.append(error_json(result))
+            else:
+                results.append(result.task)
+        return results
+
+    async def _store_or_forward(
+        self, items: Sequence[Submission], keys: Sequence[str] | None, trace: str | None, started_s: float
+    ) -> Sequence[Submitted | RumorError]:
+        """Store here or, when Redis does not answer, through a peer."""
+        try:
+            return await self._engine.submit(items, keys, trace=trace)
+        except StoreUnavailable as error:
+            if len(error.ids) != len(items) or not any(error.ids):
+                raise
+            loop = asyncio.get_running_loop()
+            deadline_s = loop.time() + started_s + ANSWER_WITHIN_S - time.monotonic()
+            # The engine gave no id to an item that it could not accept; which error that item had is lost by now.
+            ids = [task_id for task_id in error.ids if task_id]
+            ready = [item for task_id, item in zip(error.ids, items, strict=True) if task_id]
+            if keys is not None:
+                keys = [key for task_id, key in zip(error.ids, keys, strict=True) if task_id]
+            submission = forward.outgoing(ids, ready, keys, trace)
+            outcome = "failed"
+            try:
+                results = iter(await self._forward(self._engine.view, submission, error, deadline_s))
+                outcome = "ok"
+            finally:
+                self._engine.metrics.forwarded.add(outcome, len(ready))
+            return [next(results) if task_id else forward.NOT_READY for task_id in error.ids]
+
+    # ---- reading
+
+    async def list_tasks(self, request: web.Request) -> web.Response:
+        tasks, cursor = await self._engine.list_tasks(parse.query(ListQuery, request.query))
+        return as_json(TaskList(list(tasks), cursor))
+
+    async def get_task(self, request: web.Request) -> web.Response:
+        started_s = time.monotonic()
+        wait_s = parse.query(TaskQuery, request.query).wait_s
+        try:
+            return as_json(await self._get(request.match_info["id"], wait_s))
+        except StoreUnavailable:
+            if forward.FORWARDED in request.headers:
+                raise
+            deadline_s = started_s + ANSWER_WITHIN_S + wait_s
+            answer = await self._forwarder.read(self._engine.view, request.rel_url.raw_path_qs, deadline_s)
+            if answer is None:
+                raise
+            return web.Response(status=answer[0], body=answer[1], headers=JSON_HEADERS)
+
+    async def _get(self, task_id: str, wait_s: float) -> TaskJson:
+        if wait_s == 0:
+            return await self._engine.get(task_id)
+        try:
+            with self._waits.hold() as wait:
+                async with wait:
+                    return await self._engine.wait(task_id, wait_s)
+        except TimeoutError:  # The node shuts down.
+            return await self._engine.get(task_id)
+
+    # ---- changing
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        return as_json(await self._engine.cancel(request.match_info["id"]))
+
+    async def retry(self, request: web.Request) -> web.Response:
+        return as_json(await self._engine.retry(request.match_info["id"]))
+
+    async def replay(self, request: web.Request) -> web.Response:
+        selection = parse.replay(await whole(request, self._body_max))
+        return as_json(Replayed(await self._engine.replay(selection.type, selection.limit)))
+
+    async def purge_dead(self, request: web.Request) -> web.Response:
+        return as_json(Removed(await self._engine.purge_dead()))
+
+
+def _trace_headers(results: Sequence[TaskJson | ErrorJson]) -> Mapping[str, str]:
+    """Headers with the trace context of one call's submissions, which is that of its first task."""
+    first = next((result for result in results if isinstance(result, TaskJson)), None)
+    if first is None or not first.traceparent:
+        return {}
+    headers = {trace_context.TRACEPARENT: first.traceparent}
+    return headers | {trace_context.TRACESTATE: first.tracestate} if first.tracestate else headers
