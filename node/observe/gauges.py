@@ -1,45 +1,50 @@
-"""What `/metrics` says of states: members, queues, the node itself. Read when somebody scrapes, counted by nobody.
+"""What `/metrics` says of states: members, queues, the node itself. Each is read at a scrape; nothing counts it.
 
-Does not know: how any of it comes about.
+GAUGES is the table of them. Does not know: how the engine and vitals come by their figures.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from cluster import __version__
 from cluster.config import Config
 from cluster.view import View
-from node.observe.metrics import Metrics
+from node.observe.metrics import Labels, Metrics
 from node.observe.redis_memory import Memory
 
-Labelled = dict[tuple[str, ...], float]
+Labelled = Mapping[Labels, float]
 
-# What the vitals count, as metrics of their own: name -> (help, label, its values -> names there). What is not named
-# here is in rumor_vitals_events_total.
+# Metrics made of what the vitals thread counts: name -> (help, label, the label's values -> names in vitals). Counters
+# without a row here are in rumor_vitals_events_total.
 VITALS: dict[str, tuple[str, str, dict[str, str]]] = {
     "rumor_gossip_probes_total": ("Probe rounds begun.", "", {"": "swim_probes"}),
     "rumor_gossip_failed_rounds_total": (
-        "Probe rounds without an answer, also by way of others.",
+        "Probe rounds in which the member answered neither directly nor by way of others.",
         "",
         {"": "swim_failed_rounds"},
     ),
-    "rumor_gossip_suspicions_total": ("Suspicions of others, own and heard.", "", {"": "swim_suspicions"}),
+    "rumor_gossip_suspicions_total": (
+        "Suspicions of other members, this node's own and those it heard of.",
+        "",
+        {"": "swim_suspicions"},
+    ),
     "rumor_gossip_refutations_total": (
-        "Accusations refuted: of this node by itself, of others as this node heard.",
+        "Accusations refuted: by this node (self), or by other members as this node heard (others).",
         "of",
         {"self": "swim_refutations", "others": "swim_refuted"},
     ),
     "rumor_gossip_deaths_total": (
-        "Members this node came to hold dead, by the evidence.",
+        "Members that this node began to hold dead, by the evidence.",
         "evidence",
         {kind: f"swim_deaths_{kind}" for kind in ("silent", "stalled", "refused", "superseded", "fenced")},
     ),
     "rumor_gossip_datagrams_total": (
-        "Gossip over UDP.",
+        "Datagrams of gossip over UDP.",
         "direction",
         {"in": "swim_datagrams_in", "out": "swim_datagrams_out"},
     ),
@@ -49,7 +54,7 @@ VITALS: dict[str, tuple[str, str, dict[str, str]]] = {
         {"in": "swim_bytes_in", "out": "swim_bytes_out"},
     ),
     "rumor_gossip_dropped_total": (
-        "Datagrams that were not taken: no member sent them, or not just now.",
+        "Gossip that this node dropped: no member had sent it, or it was a repeat.",
         "reason",
         {kind: f"swim_dropped_{kind}" for kind in ("malformed", "unsealed", "other_cluster", "replayed", "oversize")},
     ),
@@ -60,7 +65,7 @@ CAUSES = ("refused", "silent", "stalled", "superseded", "lease", "left", "unknow
 
 
 class Watched(Protocol):
-    """What the gauges read."""
+    """What the gauges read of the engine."""
 
     @property
     def view(self) -> View: ...
@@ -74,12 +79,12 @@ class Watched(Protocol):
 
 
 class Counted:
-    """The cluster's counts as this scrape finds them; none while Redis is away: better no number than an old one."""
+    """The cluster's counts at the latest scrape; empty while Redis is away, since no number beats an old one."""
 
     def __init__(self, queues: Iterable[str]) -> None:
-        self._served = tuple(queues)  # shown as 0 too: a series that comes and goes is no use in a query
-        self.states: Labelled = {}
-        self.queued: Labelled = {}
+        self._served = tuple(queues)  # shown at 0, too: a query cannot use a series that comes and goes
+        self.states: dict[Labels, float] = {}
+        self.queued: dict[Labels, float] = {}
 
     def keep(self, counts: Mapping[str, Any]) -> None:
         self.states = {(name,): float(n) for name, n in counts.get("states", {}).items()}
@@ -90,109 +95,131 @@ class Counted:
         self.states, self.queued = {}, {}
 
 
-def register(metrics: Metrics, engine: Watched, answers: Mapping[tuple[str, ...], float]) -> Counted:
-    """Export the view, vitals' own counters, the gateway's answers, and what the cluster holds."""
-    counted = Counted(engine.config.queue_slots)
-    gauge = metrics.gauge
-    gauge(
-        "rumor_node_info",
-        "1; which node this is.",
-        ("node_id", "version"),
-        lambda: {(engine.config.name, __version__): 1.0},
-    )
-    gauge("rumor_members", "Members this node knows, by verdict.", ("verdict",), lambda: _members(engine.view))
-    gauge("rumor_redis_ok", "1 while this node reaches Redis.", (), lambda: {(): float(engine.view.redis_ok)})
-    gauge(
-        "rumor_redis_memory_used_bytes",
-        "What Redis says that it uses (used_memory), up to a second old.",
-        (),
-        lambda: {(): float(engine.memory.used_bytes)},
-    )
-    gauge(
-        "rumor_redis_memory_limit_bytes",
-        "Redis's maxmemory; 0: none is set.",
-        (),
-        lambda: {(): float(engine.memory.limit_bytes)},
-    )
-    gauge("rumor_is_leader", "1 while this node's session leads.", (), lambda: {(): float(_leads(engine.view))})
-    gauge("rumor_leader_epoch", "Highest epoch heard of.", (), lambda: {(): float(engine.view.epoch)})
-    gauge(
-        "rumor_problems",
-        "What /health says is wrong, by its code: 1 for each, more where several members have it.",
-        ("code", "severity"),
-        lambda: _problems(engine.health()),
-    )
-    gauge("rumor_ready", "1 while this node takes work (/readyz).", (), lambda: _of(engine.health(), "ready"))
-    gauge("rumor_shards_owned", "Shards this node looks after.", (), lambda: _of(engine.health(), "shards_owned"))
-    gauge(
-        "rumor_slots",
-        "Slots this node has for a queue.",
-        ("queue",),
-        lambda: {(name,): float(n) for name, n in engine.config.queue_slots.items()},
-    )
-    gauge("rumor_slots_taken", "Tasks this node runs.", (), lambda: _of(engine.health(), "running"))
-    gauge(
-        "rumor_lingering_runs",
-        "Runs that were stopped and whose thread goes on: they hold their slot and may not commit.",
-        (),
-        lambda: _of(engine.health(), "lingering"),
-    )
-    gauge("rumor_running_tasks", "Tasks a member runs, by its word.", ("node_id",), lambda: _running(engine.view))
-    gauge(
-        "rumor_tasks",
-        "Tasks of the whole cluster by state, from Redis, up to a second old; every node says the same.",
-        ("state",),
-        lambda: counted.states,
-    )
-    gauge(
-        "rumor_queued_tasks",
-        "Tasks waiting for a slot in the whole cluster, from Redis; every node says the same.",
-        ("queue",),
-        lambda: counted.queued,
-    )
-    gauge("rumor_http_requests_total", "Requests answered.", ("operation", "status"), lambda: answers)
-    gauge("rumor_fences_total", "Sessions that this node fenced.", ("cause",), lambda: _fences(engine.vitals.stats))
-    for name, (help, label, names) in VITALS.items():
-        gauge(name, help, (label,) if label else (), partial(_named, engine, names))
-    gauge(
-        "rumor_vitals_events_total",
-        "What else membership and heartbeats counted.",
-        ("event",),
-        lambda: _others(engine.vitals.stats),
-    )
-    return counted
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the gauges of one node are read."""
+
+    engine: Watched
+    counted: Counted
+    answers: Labelled  # of the gateway, by operation and status
 
 
-def _members(view: View) -> Labelled:
-    return {(verdict,): float(n) for verdict, n in Counter(peer.verdict.value for peer in view.members).items()}
+def register(metrics: Metrics, engine: Watched, answers: Labelled) -> Counted:
+    """Export every row of GAUGES; returns the place for the cluster's counts, which the caller fills at each scrape."""
+    sources = Sources(engine, Counted(engine.config.queue_slots), answers)
+    for name, help, labels, read in GAUGES:
+        metrics.gauge(name, help, labels, partial(read, sources))
+    return sources.counted
 
 
-def _fences(stats: Mapping[str, int]) -> Labelled:
-    found: Labelled = {(cause,): 0.0 for cause in CAUSES}
-    found.update({(name.removeprefix(FENCE),): float(n) for name, n in stats.items() if name.startswith(FENCE)})
-    return found
+def _health(name: str) -> Callable[[Sources], Labelled]:
+    """A reader of one number in the engine's health."""
+    return lambda of: {(): float(of.engine.health().get(name, 0))}
 
 
-def _named(engine: Watched, names: Mapping[str, str]) -> Labelled:
-    stats = engine.vitals.stats
-    return {(of,) if of else (): float(stats.get(name, 0)) for of, name in names.items()}
+def _vitals(names: Mapping[str, str], of: Sources) -> Labelled:
+    stats = of.engine.vitals.stats
+    return {(label,) if label else (): float(stats.get(name, 0)) for label, name in names.items()}
 
 
-def _others(stats: Mapping[str, int]) -> Labelled:
+def _other_vitals(of: Sources) -> Labelled:
+    stats = of.engine.vitals.stats
     return {(name,): float(n) for name, n in stats.items() if name not in NAMED and not name.startswith(FENCE)}
 
 
-def _of(health: Mapping[str, Any], name: str) -> Labelled:
-    return {(): float(health.get(name, 0))}
+def _fences(of: Sources) -> Labelled:
+    stats = of.engine.vitals.stats
+    fences: dict[Labels, float] = {(cause,): 0.0 for cause in CAUSES}
+    fences.update({(name.removeprefix(FENCE),): float(n) for name, n in stats.items() if name.startswith(FENCE)})
+    return fences
 
 
-def _problems(health: Mapping[str, Any]) -> Labelled:
-    return {key: float(n) for key, n in Counter((p["code"], p["severity"]) for p in health.get("problems", ())).items()}
+def _members(of: Sources) -> Labelled:
+    verdicts = Counter(peer.verdict.value for peer in of.engine.view.members)
+    return {(verdict,): float(n) for verdict, n in verdicts.items()}
 
 
-def _leads(view: View) -> bool:
-    return view.leader is not None and view.leader.session == view.session
+def _running(of: Sources) -> Labelled:
+    return {(peer.node_id,): float(peer.load.running) for peer in of.engine.view.members if peer.load is not None}
 
 
-def _running(view: View) -> Labelled:
-    return {(peer.node_id,): float(peer.load.running) for peer in view.members if peer.load is not None}
+def _problems(of: Sources) -> Labelled:
+    codes = Counter((problem["code"], problem["severity"]) for problem in of.engine.health().get("problems", ()))
+    return {code: float(n) for code, n in codes.items()}
+
+
+def _leads(of: Sources) -> Labelled:
+    view = of.engine.view
+    return {(): float(view.leader is not None and view.leader.session == view.session)}
+
+
+GAUGES: tuple[tuple[str, str, Labels, Callable[[Sources], Labelled]], ...] = (
+    (
+        "rumor_node_info",
+        "Always 1; the labels say which node this is.",
+        ("node_id", "version"),
+        lambda of: {(of.engine.config.name, __version__): 1.0},
+    ),
+    ("rumor_members", "Members that this node has in its table, by verdict.", ("verdict",), _members),
+    ("rumor_redis_ok", "1 while this node reaches Redis.", (), lambda of: {(): float(of.engine.view.redis_ok)}),
+    (
+        "rumor_redis_memory_used_bytes",
+        "Memory that Redis uses by its own count (used_memory), up to a second old.",
+        (),
+        lambda of: {(): float(of.engine.memory.used_bytes)},
+    ),
+    (
+        "rumor_redis_memory_limit_bytes",
+        "Redis's maxmemory; 0 when none is set.",
+        (),
+        lambda of: {(): float(of.engine.memory.limit_bytes)},
+    ),
+    ("rumor_is_leader", "1 while this node's session leads.", (), _leads),
+    (
+        "rumor_leader_epoch",
+        "Highest epoch that this node has heard of.",
+        (),
+        lambda of: {(): float(of.engine.view.epoch)},
+    ),
+    (
+        "rumor_problems",
+        "Problems that /health names, by code: 1 for each, more where several members have it.",
+        ("code", "severity"),
+        _problems,
+    ),
+    ("rumor_ready", "1 while this node takes work (/readyz).", (), _health("ready")),
+    ("rumor_shards_owned", "Shards that this node owns.", (), _health("shards_owned")),
+    (
+        "rumor_slots",
+        "Slots that this node has for a queue.",
+        ("queue",),
+        lambda of: {(name,): float(n) for name, n in of.engine.config.queue_slots.items()},
+    ),
+    ("rumor_slots_taken", "Tasks that this node runs.", (), _health("running")),
+    (
+        "rumor_lingering_runs",
+        "Runs that were stopped but whose thread goes on: they hold their slot and may not commit.",
+        (),
+        _health("lingering"),
+    ),
+    ("rumor_running_tasks", "Tasks that a member says it runs.", ("node_id",), _running),
+    (
+        "rumor_tasks",
+        "Tasks of the whole cluster by state, from Redis, up to a second old; every node says the same.",
+        ("state",),
+        lambda of: of.counted.states,
+    ),
+    (
+        "rumor_queued_tasks",
+        "Tasks waiting for a slot in the whole cluster, from Redis; every node says the same.",
+        ("queue",),
+        lambda of: of.counted.queued,
+    ),
+    ("rumor_http_requests_total", "Requests answered.", ("operation", "status"), lambda of: of.answers),
+    ("rumor_fences_total", "Sessions that this node fenced.", ("cause",), _fences),
+    *(
+        (name, help, (label,) if label else (), partial(_vitals, names))
+        for name, (help, label, names) in VITALS.items()
+    ),
+    ("rumor_vitals_events_total", "Everything else that the vitals thread counts.", ("event",), _other_vitals),
+)

@@ -1,11 +1,11 @@
-"""What a node says of the cluster to people: members, workers, what is wrong. Plain data for JSON.
+"""What a node says of the cluster to people: members, workers, problems. Plain data for JSON.
 
-Pure: it is made from one view. Does not know: HTTP, Redis, how the view came about.
+Pure: all of it is made from one view. Does not know: HTTP, Redis, how the view came about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.load import Load
@@ -14,15 +14,15 @@ from cluster.view import Peer, Verdict, View
 
 GONE = (MemberState.DEAD, MemberState.LEFT)
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
-STATUS = {None: "ok", WARNING: "ok", ERROR: "degraded", FATAL: "unavailable"}  # by the worst problem
+STATUS = {None: "ok", WARNING: "ok", ERROR: "degraded", FATAL: "unavailable"}  # severity of the worst problem -> status
 CUT = {
     Verdict.CUT_FROM_REDIS: "cut off from Redis: its peers hold it alive, and its heartbeat in Redis does not move",
     Verdict.CUT_FROM_PEERS: "cut off from its peers: gossip holds it dead, and Redis holds it live",
 }
 CUT_HINT = {
-    Verdict.CUT_FROM_REDIS: "It takes no new tasks and keeps what it runs, until its lease is over. "
-    "Mend its way to Redis, or stop it.",
-    Verdict.CUT_FROM_PEERS: "It keeps working. Mend its way to its peers: UDP and TCP on its port.",
+    Verdict.CUT_FROM_REDIS: "It takes no new tasks, and keeps what it runs until its lease is over. "
+    "Mend its connection to Redis, or stop it.",
+    Verdict.CUT_FROM_PEERS: "It keeps working. Mend its connection to its peers: UDP and TCP on its port.",
 }
 
 
@@ -41,7 +41,7 @@ def cluster(view: View, owners: Sequence[str], events: Iterable[Mapping[str, Any
 
 
 def workers(view: View, running: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Rows of `GET /workers`; `running` is ids in flight by session."""
+    """Rows of `GET /workers`; `running` maps a session to the ids that it has in flight."""
     rows = []
     for peer in view.members:
         if peer.state in GONE or peer.meta is None:
@@ -49,8 +49,8 @@ def workers(view: View, running: Mapping[str, Sequence[str]]) -> list[dict[str, 
         ids = sorted(running.get(peer.session, ()))
         queues: dict[str, dict[str, int]] = {}
         for queue, slots in peer.meta.queues.items():
-            said = peer.load.queues.get(queue) if peer.load else None
-            queues[queue] = {"slots": slots, "running": max(0, slots - said.free) if said else 0}
+            load = peer.load.queues.get(queue) if peer.load else None
+            queues[queue] = {"slots": slots, "running": max(0, slots - load.free) if load else 0}
         rows.append(
             {
                 "node_id": peer.node_id,
@@ -69,7 +69,7 @@ def workers(view: View, running: Mapping[str, Sequence[str]]) -> list[dict[str, 
 
 
 def head_count(view: View) -> dict[str, int]:
-    """Members by whether they are there."""
+    """How many members are there, and how many this node knows."""
     return {"alive": sum(peer.state not in GONE for peer in view.members), "known": len(view.members)}
 
 
@@ -77,59 +77,73 @@ def problems(
     view: View, is_redis_up: bool, waiting_queues: Iterable[str], redis_notes: Iterable[Mapping[str, str]]
 ) -> list[dict[str, str]]:
     """What is wrong, worst first: code, severity, message, hint."""
-    found: list[dict[str, str]] = []
+    return [
+        *_redis_problems(view, is_redis_up),
+        *_member_problems(view, is_redis_up),
+        *_queue_problems(view, waiting_queues),
+        *({"severity": WARNING, **note} for note in redis_notes),
+    ]
 
-    def say(code: str, severity: str, message: str, hint: str) -> None:
-        found.append({"code": code, "severity": severity, "message": message, "hint": hint})
 
+def _redis_problems(view: View, is_redis_up: bool) -> Iterator[dict[str, str]]:
+    """Whether Redis takes what nodes write, and whether there is a leader."""
     refusal = view.refusal
     if refusal is not None:
-        say(
+        yield _problem(
             "redis_refuses",
             FATAL,
             f"Redis answers and refuses to write: {refusal.words}.",
-            f"{refusal.hint} What runs goes on, and nothing is lost; nothing is accepted and nothing starts meanwhile.",
+            f"{refusal.hint} Meanwhile no task is accepted and none starts; running tasks go on, and nothing is lost.",
         )
     elif not is_redis_up:
-        say(
+        yield _problem(
             "redis_away",
             FATAL,
             "This node gets no answer from Redis.",
-            "Is it running, and reachable from here? Submissions are forwarded or get 503 meanwhile.",
+            "Check that Redis runs and that this node can reach it. Meanwhile submissions are forwarded or get 503.",
         )
     if view.leader is None:
-        say("no_leader", ERROR, "There is no leader.", "One is elected as soon as Redis takes what nodes write.")
+        yield _problem(
+            "no_leader", ERROR, "There is no leader.", "The nodes elect one as soon as Redis takes what they write."
+        )
+
+
+def _member_problems(view: View, is_redis_up: bool) -> Iterator[dict[str, str]]:
+    """Members that are cut off or stalled."""
     for peer in view.members:
         if peer.verdict in CUT and is_redis_up:
-            say(
-                peer.verdict.value,
-                ERROR,
-                f"{peer.node_id} is {CUT[peer.verdict]}.",
-                CUT_HINT[peer.verdict],
-            )
+            yield _problem(peer.verdict.value, ERROR, f"{peer.node_id} is {CUT[peer.verdict]}.", CUT_HINT[peer.verdict])
         if peer.load is not None and peer.load.stalled and peer.state not in GONE:
-            say(
+            yield _problem(
                 "stalled",
                 ERROR,
                 f"{peer.node_id}'s event loop does not tick: a handler blocks it.",
                 "Use a plain def (a child process) or executor='thread' for code that blocks.",
             )
+
+
+def _queue_problems(view: View, waiting_queues: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Queues in which tasks wait and which no live node serves."""
     served = {queue for peer in view.members if peer.is_able and peer.meta for queue in peer.meta.queues}
-    waiting = {name for peer in view.members if peer.load for name, one in peer.load.queues.items() if one.queued}
+    waiting = {name for peer in view.members if peer.load for name, load in peer.load.queues.items() if load.queued}
     for queue in sorted(waiting.union(waiting_queues)):
         if queue not in served:
-            say(
+            yield _problem(
                 "queue_unserved",
                 ERROR,
                 f"Tasks wait in queue {queue!r}, which no live node serves.",
                 f"Start a node with --queues {queue}:SLOTS.",
             )
-    return found + [{"severity": WARNING, **note} for note in redis_notes]
 
 
-def status(found: Sequence[Mapping[str, str]]) -> str:
+def _problem(code: str, severity: str, message: str, hint: str) -> dict[str, str]:
+    return {"code": code, "severity": severity, "message": message, "hint": hint}
+
+
+def status(problems: Iterable[Mapping[str, str]]) -> str:
     """One word for all problems."""
-    return STATUS[max((one["severity"] for one in found), key=[WARNING, ERROR, FATAL].index, default=None)]
+    severities = (problem["severity"] for problem in problems)
+    return STATUS[max(severities, key=[WARNING, ERROR, FATAL].index, default=None)]
 
 
 def _member(peer: Peer) -> dict[str, Any]:

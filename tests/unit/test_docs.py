@@ -80,6 +80,6 @@ def test_every_problem_that_health_names_is_explained() -> None:
     codes = {verdict.value for verdict in report.CUT}
     for file in ("observe/report.py", "queue/redis_checks.py", "observe/redis_memory.py"):
         text = (ROOT / "node" / file).read_text("utf-8")
-        codes |= set(re.findall(r'\bsay\(\s*"(\w+)"', text)) | set(re.findall(r'"code": "(\w+)"', text))
+        codes |= set(re.findall(r'\b_problem\(\s*"(\w+)"', text)) | set(re.findall(r'"code": "(\w+)"', text))
     assert len(codes) >= 9
     assert [code for code in sorted(codes) if f"| `{code}` |" not in page] == []
