@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_type_hints
@@ -26,6 +26,8 @@ OTHER_VARIABLES = re.compile(  # of the client, the launcher, the tests; and wha
     r"|(.*_)?SERVICE_(HOST|PORT.*)|(.*_)?PORT_\d+_.*)\Z"
 )
 SLOTS_MAX = 100_000
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", "console", "json")
 TRACE_ID = "{trace_id}"
 SHARDS_MAX = 256
 
@@ -217,71 +219,95 @@ ORDERED = (  # (smaller, larger, why the other way round cannot work)
 
 def check(config: Config) -> None:
     """Raise ConfigError with the values and the way out, if this configuration cannot work."""
+    for rules in TABLES:
+        for is_broken, message, hint in rules(config):
+            if is_broken:
+                raise ConfigError(message, hint)
+
+
+# Each table below has the rows (whether the rule is broken, what is wrong, what to do). The first broken rule is the
+# one that the user reads, so the order of the rows counts.
+Rules = Iterator[tuple[bool, str, str]]
+
+
+def _measures(c: Config) -> Rules:
     for name in POSITIVE:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} is {getattr(config, name)!r}: it must be above 0.", f"Set {name} above 0.")
+        value = getattr(c, name)
+        yield not value > 0, f"{name} is {value!r}: it must be above 0.", f"Set {name} above 0."
     for name in NOT_NEGATIVE:
-        if not getattr(config, name) >= 0:
-            raise ConfigError(
-                f"{name} is {getattr(config, name)!r}: it must not be negative.", f"Set {name} to 0 or more."
-            )
+        value = getattr(c, name)
+        yield not value >= 0, f"{name} is {value!r}: it must not be negative.", f"Set {name} to 0 or more."
     for small, large, why in ORDERED:
-        if getattr(config, small) > getattr(config, large):
-            raise ConfigError(
-                f"{small} is {getattr(config, small)} but {large} is {getattr(config, large)}: {why}.",
-                f"Set {small} below {large}.",
-            )
-    if not 1 <= config.port <= 65_535:
-        raise ConfigError(f"port is {config.port}: a port is 1 to 65535.", "Choose another port.")
-    if config.shards > SHARDS_MAX:
-        raise ConfigError(f"shards is {config.shards}: at most {SHARDS_MAX}.", "64 is right for most clusters.")
-    if config.host in UNSPECIFIED and not config.node_id and not config.advertise_host:
-        raise ConfigError(
-            f"host is {config.host}, so the default node_id would be {config.name} on every machine.",
-            "Set node_id to a name of this node alone, or advertise_host to the address at which peers reach it.",
-        )
-    if not NAME.match(config.name):
-        raise ConfigError(
-            f"node_id is {config.name!r}: 1 to 63 of letters, digits, '_', '.', ':', '@', '-'.", "Choose a plain name."
-        )
-    if not NAME.match(config.cluster):
-        raise ConfigError(f"cluster is {config.cluster!r}: not a plain name.", "Use letters, digits, '-' and '_'.")
-    if config.public_url and not PUBLIC_URL.fullmatch(config.public_url):
-        raise ConfigError(
-            f"public_url is {config.public_url!r}: not http://HOST[:PORT] or https://HOST[:PORT], at most 120 long.",
-            "Name the node's own place, without a path: what browsers show as its origin.",
-        )
-    for seed in config.seeds:
-        match = SEED.fullmatch(seed)
-        if match is None or not 1 <= int(match[2]) <= 65_535:
-            raise ConfigError(f"seeds has {seed!r}: not HOST:PORT.", "For example: 10.0.0.1:5000 or [fd00::1]:5000")
-    parse_queues(config.queues)
-    if config.trace_url and not (config.trace_url.startswith(("http://", "https://")) and TRACE_ID in config.trace_url):
-        raise ConfigError(
-            f"trace_url is {config.trace_url!r}: not a web address with {TRACE_ID} in it.",
-            f"Write it like https://jaeger.example/trace/{TRACE_ID}",
-        )
-    if config.log_level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"log_level is {config.log_level!r}.", "Use debug, info, warning or error.")
-    if config.log_format not in ("auto", "console", "json"):
-        raise ConfigError(f"log_format is {config.log_format!r}.", "Use auto, console or json.")
-    if bool(config.tls_cert) != bool(config.tls_key):
-        raise ConfigError("tls_cert and tls_key belong together and only one is set.", "Set both or neither.")
-    if not config.is_loopback and not config.insecure:
-        missing = [
-            name
-            for name, has in (
-                ("gossip key (gossip_keys or gossip_key_file)", config.gossip_keys or config.gossip_key_file),
-                ("api_token", config.api_token),
-            )
-            if not has
-        ]
-        if missing:
-            what = "it" if len(missing) == 1 else "them"
-            raise ConfigError(
-                f"host is {config.host}, which others can reach, and there is no {' and no '.join(missing)}.",
-                f"Set {what} (rumor keygen makes a key), bind 127.0.0.1, or say --insecure.",
-            )
+        low, high = getattr(c, small), getattr(c, large)
+        yield low > high, f"{small} is {low} but {large} is {high}: {why}.", f"Set {small} below {large}."
+    yield not 1 <= c.port <= 65_535, f"port is {c.port}: a port is 1 to 65535.", "Choose another port."
+    yield c.shards > SHARDS_MAX, f"shards is {c.shards}: at most {SHARDS_MAX}.", "64 is right for most clusters."
+
+
+def _names_and_addresses(c: Config) -> Rules:
+    yield (
+        c.host in UNSPECIFIED and not c.node_id and not c.advertise_host,
+        f"host is {c.host}, so the default node_id would be {c.name} on every machine.",
+        "Set node_id to a name of this node alone, or advertise_host to the address at which peers reach it.",
+    )
+    yield (
+        not NAME.match(c.name),
+        f"node_id is {c.name!r}: 1 to 63 of letters, digits, '_', '.', ':', '@', '-'.",
+        "Choose a plain name.",
+    )
+    yield (
+        not NAME.match(c.cluster),
+        f"cluster is {c.cluster!r}: not a plain name.",
+        "Use letters, digits, '-' and '_'.",
+    )
+    yield (
+        bool(c.public_url and not PUBLIC_URL.fullmatch(c.public_url)),
+        f"public_url is {c.public_url!r}: not http://HOST[:PORT] or https://HOST[:PORT], at most 120 long.",
+        "Name the node's own place, without a path: what browsers show as its origin.",
+    )
+    for seed in c.seeds:
+        yield not _is_seed(seed), f"seeds has {seed!r}: not HOST:PORT.", "For example: 10.0.0.1:5000 or [fd00::1]:5000"
+
+
+def _operation(c: Config) -> Rules:
+    parse_queues(c.queues)  # raises by itself, since the node also parses what it serves
+    yield (
+        bool(c.trace_url) and not (c.trace_url.startswith(("http://", "https://")) and TRACE_ID in c.trace_url),
+        f"trace_url is {c.trace_url!r}: not a web address with {TRACE_ID} in it.",
+        f"Write it like https://jaeger.example/trace/{TRACE_ID}",
+    )
+    yield (
+        c.log_level not in LOG_LEVELS,
+        f"log_level is {c.log_level!r}.",
+        "Use debug, info, warning or error.",
+    )
+    yield c.log_format not in LOG_FORMATS, f"log_format is {c.log_format!r}.", "Use auto, console or json."
+
+
+def _protection(c: Config) -> Rules:
+    yield (
+        bool(c.tls_cert) != bool(c.tls_key),
+        "tls_cert and tls_key belong together and only one is set.",
+        "Set both or neither.",
+    )
+    credentials = {
+        "gossip key (gossip_keys or gossip_key_file)": c.gossip_keys or c.gossip_key_file,
+        "api_token": c.api_token,
+    }
+    missing = [name for name, value in credentials.items() if not value]
+    yield (
+        bool(missing) and not c.is_loopback and not c.insecure,
+        f"host is {c.host}, which others can reach, and there is no {' and no '.join(missing)}.",
+        f"Set {'it' if len(missing) == 1 else 'them'} (rumor keygen makes a key), bind 127.0.0.1, or say --insecure.",
+    )
+
+
+TABLES = (_measures, _names_and_addresses, _operation, _protection)
+
+
+def _is_seed(text: str) -> bool:
+    match = SEED.fullmatch(text)
+    return match is not None and 1 <= int(match[2]) <= 65_535
 
 
 def variable(name: str) -> str:

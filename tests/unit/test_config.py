@@ -6,6 +6,7 @@ import configparser
 import dataclasses
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,35 @@ def test_what_must_be_ordered_is_refused_with_both_values_and_the_reason(small: 
     assert small in message
     assert large in message
     assert why in message
+
+
+BREAKING = [  # for each rule of `check`, in order, settings that break it and no rule before it
+    *({name: "0"} for name in config.POSITIVE),
+    *({name: "-1"} for name in config.NOT_NEGATIVE),
+    *({small: str(2 * getattr(Config(), large))} for small, large, _ in config.ORDERED),
+    {"port": "0"},
+    {"shards": "257"},
+    {"host": "0.0.0.0", "insecure": "true"},
+    {"node_id": "a/b"},
+    {"cluster": ""},
+    {"public_url": "localhost:5000"},
+    {"seeds": "10.0.0.1"},
+    {"trace_url": "https://jaeger.example/trace/"},
+    {"log_level": "loud"},
+    {"log_format": "xml"},
+    {"tls_key": "only-one.pem"},
+    {"host": "10.0.0.1"},
+]
+
+
+def test_every_rule_can_be_broken_and_the_first_broken_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [refused(partial(from_text, values)) for values in BREAKING]
+    monkeypatch.setattr(config, "check", lambda unchecked: None)
+    for place, (values, message) in enumerate(zip(BREAKING, messages, strict=True)):
+        rows = [row for rules in config.TABLES for row in rules(from_text({"seeds": "n1:5000"} | values))]
+        assert len(rows) == len(BREAKING)
+        assert next(n for n, row in enumerate(rows) if row[0]) == place, message
+        assert rows[place][1] == message
 
 
 @pytest.mark.parametrize(
