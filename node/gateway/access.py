@@ -1,8 +1,10 @@
-"""Who may call: the bearer token, and, where there is none, no web page of another origin.
+"""Who may call: whoever has the bearer token; without a token, anybody but a web page of another origin.
 
-A node on localhost without a token trusts the programs of its machine. A browser is one of them and carries out what
-any web page says, so what a browser says about a page's origin is believed, and a name that is not this node's (a page
-that had its own name point at 127.0.0.1) is refused. Does not know: routes, the engine.
+A node on localhost without a token trusts the programs of its machine. A browser is one of them, and it carries out
+what any web page says. The node therefore believes what a browser says about a page's origin. It also refuses a request
+for a host name that is not its own, because the author of a page can let a name of his own point at 127.0.0.1.
+
+Does not know: routes, the engine.
 """
 
 from __future__ import annotations
@@ -23,37 +25,39 @@ from cluster.view import View
 Check = Callable[[web.Request], None]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-FETCHED_BY_ITSELF = frozenset({"same-origin", "none"})  # Sec-Fetch-Site: its own page, or typed by a person
+OWN_SITE = frozenset(
+    {"same-origin", "none"}
+)  # values of Sec-Fetch-Site: from the node's own page, or typed by a person
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORTS = {"http": 80, "https": 443}
-NOBODY: Mapping[str, str] = {}
-HOSTS_MAX = 256  # accepted Host headers remembered
+NO_HEADERS: Mapping[str, str] = {}
+HOSTS_MAX = 256  # Host headers that are remembered as accepted, and sources in a policy
 
 
-def guard(config: Config) -> Check:
+def caller_check(config: Config) -> Check:
     """The check for every call but the open ones; it raises Unauthorized or Forbidden."""
-    return bearer(config.api_token) if config.api_token else local(config)
+    return token_check(config.api_token) if config.api_token else local_check(config)
 
 
-def bearer(token: str) -> Check:
-    """Every call carries the token."""
+def token_check(token: str) -> Check:
+    """With a token: every call must carry it."""
     expected = f"Bearer {token}".encode()
 
     def check(request: web.Request) -> None:
-        given = request.headers.get(hdrs.AUTHORIZATION, "")
-        scheme, space, credentials = given.partition(" ")
-        # Bytes, as compare_digest refuses str that is not ASCII; the scheme's case does not matter (RFC 9110 §11.1).
+        header = request.headers.get(hdrs.AUTHORIZATION, "")
+        scheme, space, credentials = header.partition(" ")
+        # Bytes, because compare_digest takes str only in ASCII; the scheme's case does not matter (RFC 9110 §11.1).
         if not hmac.compare_digest(f"{scheme.title()}{space}{credentials}".encode("utf-8", "replace"), expected):
             raise Unauthorized(
-                "the API token is wrong." if given else "this call needs the API token.",
+                "the API token is wrong." if header else "this call needs the API token.",
                 "Send the header Authorization: Bearer TOKEN with the node's api_token.",
             )
 
     return check
 
 
-def local(config: Config) -> Check:
-    """No token: the caller is trusted, unless it is a browser acting for somebody else's page."""
+def local_check(config: Config) -> Check:
+    """Without a token: every caller is trusted except a browser that acts for somebody else's page."""
     checks_names = config.is_loopback and not config.insecure
     own_names = {config.host.lower(), config.reachable_host.lower(), urlsplit(config.public_url).hostname or ""}
     accepted: set[str] = set()
@@ -76,55 +80,55 @@ def local(config: Config) -> Check:
 def is_cross_site(headers: Mapping[str, str], host: str) -> bool:
     """Whether a browser says that a page of another origin made this request. Programs send neither header."""
     site = headers.get("Sec-Fetch-Site")
-    if site is not None and site not in FETCHED_BY_ITSELF:
+    if site is not None and site not in OWN_SITE:
         return True
     origin = headers.get(hdrs.ORIGIN)
     return origin is not None and origin.partition("://")[2].lower() != host.lower()
 
 
-def neighbourly(origin: str | None, view: View, config: Config) -> Mapping[str, str]:
-    """The headers that let a page of this origin read what this node answers: none unless it is the page of a member.
+def cors_headers(origin: str | None, view: View, config: Config) -> Mapping[str, str]:
+    """The headers that let a page of this origin read this node's answers; none unless it is a member's page.
 
-    A page whose node has died goes on with another one, which for a browser is another origin. So members that are dead
-    count as long as they are remembered. Such a page may read and nothing more: `local` refuses its changes as those of
-    any other page. Without a token only members on this node's own host count, as a row proves no more than an address.
+    A page whose node has died goes on with another node, which for a browser is another origin. Dead members therefore
+    count as long as they are remembered. Such a page may only read: `local_check` refuses its changes like those of any
+    other page. Without a token only members on this node's own host count, since a row proves no more than an address.
     """
-    asked = _split_origin(origin) if origin is not None else None
-    if origin is None or asked is None:
-        return NOBODY
+    page = _split_origin(origin) if origin is not None else None
+    if origin is None or page is None:
+        return NO_HEADERS
     own_hosts = (_plain(config.reachable_host), _plain(urlsplit(config.public_url).hostname or ""))
-    if not config.api_token and asked[1] not in own_hosts:
-        return NOBODY
+    if not config.api_token and page[1] not in own_hosts:
+        return NO_HEADERS
     for peer in view.members:
-        if asked in (_split_origin(peer.url), _split_origin(peer.public_url)):
+        if page in (_split_origin(peer.url), _split_origin(peer.public_url)):
             return {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.VARY: hdrs.ORIGIN}
-    return NOBODY
+    return NO_HEADERS
 
 
-def preflight(leave: Mapping[str, str]) -> Mapping[str, str]:
-    """The answer to a browser that asks whether its page may read; empty when it may not."""
-    if not leave:
-        return NOBODY
+def preflight_headers(cors: Mapping[str, str]) -> Mapping[str, str]:
+    """The answer to a browser that asks whether its page may read; empty when it may not. `cors` is for that page."""
+    if not cors:
+        return NO_HEADERS
     return {
-        **leave,
+        **cors,
         hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET",
         hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Last-Event-ID",
         hdrs.ACCESS_CONTROL_MAX_AGE: "600",
     }
 
 
-def origins(view: View) -> list[str]:
-    """Where a page may look for the other nodes, as sources of a Content-Security-Policy: their hosts, any port.
+def policy_sources(view: View) -> list[str]:
+    """Where a page may look for the other nodes, as sources of a Content-Security-Policy: their hosts, at any port.
 
-    Any port, as a node that joins later is not known yet. IPv6 has no place in a policy.
+    Any port, because a node on the same host may join after the page was loaded. A policy cannot name IPv6 addresses.
     """
-    places = [urlsplit(peer.public_url) for peer in view.members]
-    hosts = {f"{place.scheme}://{place.hostname}:*": None for place in places if ":" not in (place.hostname or "")}
-    return list(hosts)[:HOSTS_MAX]
+    urls = [urlsplit(peer.public_url) for peer in view.members]
+    sources = {f"{url.scheme}://{url.hostname}:*": None for url in urls if ":" not in (url.hostname or "")}
+    return list(sources)[:HOSTS_MAX]
 
 
 def _split_origin(origin: str) -> tuple[str, str, int] | None:
-    """(scheme, host, port) of an Origin header; None when it cannot be a node's."""
+    """(scheme, host, port) of an Origin header; None when no node can have that origin."""
     scheme, colon, rest = origin.partition("://")
     host, _, port = rest.rpartition(":") if ":" in rest and not rest.endswith("]") else (rest, "", "")
     if not colon or scheme not in DEFAULT_PORTS or (port and not (port.isascii() and port.isdigit() and len(port) < 6)):
@@ -133,7 +137,7 @@ def _split_origin(origin: str) -> tuple[str, str, int] | None:
 
 
 def _plain(host: str) -> str:
-    """A host by one name: all names of this machine's loopback are this machine."""
+    """A host by one name: every loopback address, and localhost, is 127.0.0.1."""
     host = host.lower()
     try:
         return LOOPBACK if host == "localhost" or ipaddress.ip_address(host).is_loopback else host
@@ -151,7 +155,7 @@ def is_own_host(host: str, own_names: set[str]) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is an IP address, not a name that somebody's DNS answers for."""
+    """Whether this is an IP address, and not a name, which anybody's DNS may answer."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -168,7 +172,7 @@ def is_loopback(request: web.Request) -> bool:
 
 
 def server_tls(config: Config) -> ssl.SSLContext | None:
-    """What HTTPS is served with, or None for HTTP. Raises ConfigError when the files cannot be used."""
+    """The TLS context for HTTPS, or None for HTTP. Raises ConfigError when the files cannot be used."""
     if not config.tls_cert:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

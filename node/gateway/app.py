@@ -21,7 +21,7 @@ from node.gateway import access, parse
 from node.gateway.cluster_calls import ClusterCalls, ClusterEngine
 from node.gateway.forward import Forwarder
 from node.gateway.peer_calls import PeerCalls, PeerEngine
-from node.gateway.responses import refusal
+from node.gateway.responses import error_response
 from node.gateway.routes import CALLERS, ROUTES, Route, methods_of
 from node.gateway.task_calls import TaskCalls, TaskEngine
 from node.gateway.waits import OpenWaits
@@ -104,7 +104,7 @@ class Entrance:
 
     def __init__(self, engine: GatewayEngine, answers: Answers) -> None:
         self._engine = engine
-        self._check = access.guard(engine.config)
+        self._check = access.caller_check(engine.config)
         self._answers = answers
 
     def around(self, route: Route, handler: Handler) -> Handler:
@@ -120,7 +120,7 @@ class Entrance:
             is_of_a_page = hdrs.ORIGIN in request.headers
             is_preflight = is_of_a_page and is_elsewhere and request.method == "OPTIONS"
             # A browser asks before it reads, without the token that it will read with.
-            if is_preflight and (headers := access.preflight(self._neighbourly(request))):
+            if is_preflight and (headers := access.preflight_headers(self._cors_headers(request))):
                 return web.Response(status=204, headers=headers)
             try:
                 if check is not None:
@@ -131,27 +131,29 @@ class Entrance:
             except RumorError as error:
                 if rejected is not None:
                     rejected.add(error.code)
-                response = refusal(error)
+                response = error_response(error)
             except web.RequestPayloadError as error:
                 what = " ".join(str(error).split()).removeprefix("400, message: ")
-                response = refusal(BadRequest(f"the body cannot be read: {what}.", "Check its encoding and length."))
+                response = error_response(
+                    BadRequest(f"the body cannot be read: {what}.", "Check its encoding and length.")
+                )
             except (asyncio.CancelledError, ConnectionError):
                 raise  # The client or this node is going; there is nobody to answer.
             except Exception as error:
                 if request.writer.output_size:
                     raise  # An answer has begun; all that is left is to end the connection.
                 _log.exception("request_failed", operation=operation)
-                response = refusal(
+                response = error_response(
                     RumorError(f"the gateway failed: {type(error).__name__}.", "The log of this node has the details.")
                 )
             if is_of_a_page and not response.prepared:
-                response.headers.update(self._neighbourly(request))
+                response.headers.update(self._cors_headers(request))
             counted = (operation, str(response.status))
             answers[counted] = answers.get(counted, 0) + 1
             return response
 
         return answer
 
-    def _neighbourly(self, request: web.Request) -> Mapping[str, str]:
+    def _cors_headers(self, request: web.Request) -> Mapping[str, str]:
         """The headers that let the page of another node read here; none for any other origin."""
-        return access.neighbourly(request.headers.get(hdrs.ORIGIN), self._engine.view, self._engine.config)
+        return access.cors_headers(request.headers.get(hdrs.ORIGIN), self._engine.view, self._engine.config)

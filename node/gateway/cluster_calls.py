@@ -63,7 +63,7 @@ class ClusterCalls:
         return as_json(await self._engine.sums())
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        headers = {**sse.HEADERS, **self._neighbourly(request)}
+        headers = {**sse.HEADERS, **self._cors_headers(request)}
         if request.method == "HEAD":
             return web.Response(headers=headers)
         with self._engine.listen(request.headers.get("Last-Event-ID")) as listener:
@@ -100,12 +100,12 @@ class ClusterCalls:
 
     async def page(self, request: web.Request) -> web.Response:
         accepted = request.headers.get(hdrs.ACCEPT_ENCODING, "")
-        body, headers = self._page.answer(access.origins(self._engine.view), "gzip" in accepted)
+        body, headers = self._page.answer(access.policy_sources(self._engine.view), "gzip" in accepted)
         return web.Response(body=body, headers=headers)
 
     async def docs(self, request: web.Request) -> web.Response:
         body, headers = self._docs.answer((), "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, ""))
         return web.Response(body=body, headers=headers)
 
-    def _neighbourly(self, request: web.Request) -> Mapping[str, str]:
-        return access.neighbourly(request.headers.get(hdrs.ORIGIN), self._engine.view, self._engine.config)
+    def _cors_headers(self, request: web.Request) -> Mapping[str, str]:
+        return access.cors_headers(request.headers.get(hdrs.ORIGIN), self._engine.view, self._engine.config)

@@ -17,7 +17,7 @@ from cluster.config import Config
 from cluster.errors import BadRequest, Forbidden, RumorError
 from cluster.gossip.watch_token import HEADER as WATCH_HEADER
 from node.gateway import access, parse
-from node.gateway.request_body import whole
+from node.gateway.request_body import read_body
 from node.gateway.responses import as_json, error_json
 from node.gateway.waits import OpenWaits
 from node.observe.tracing import Tracing
@@ -63,7 +63,7 @@ class PeerCalls:
 
     async def gossip(self, request: web.Request) -> web.Response:
         self._require_peer(request)
-        answer = await self._engine.vitals.push_pull(await whole(request, self._config.body_max_bytes))
+        answer = await self._engine.vitals.push_pull(await read_body(request, self._config.body_max_bytes))
         if answer is None:
             raise Forbidden("this is not a sealed member table of this cluster.", "Compare the gossip keys.")
         return web.Response(body=answer, headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
@@ -86,7 +86,9 @@ class PeerCalls:
 
     async def take_over(self, request: web.Request) -> web.Response:
         """Store a submission for a peer that cannot reach Redis. Never forwards again."""
-        body = await whole(request, 2 * self._config.batch_max_bytes)  # Its left-out fields are written out as null.
+        body = await read_body(
+            request, 2 * self._config.batch_max_bytes
+        )  # Its left-out fields are written out as null.
         try:
             submission = _decode_forward(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

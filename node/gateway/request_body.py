@@ -1,6 +1,6 @@
-"""Request bodies within their limits: refused as soon as they are known to be over, never held beyond.
+"""Request bodies within their limits: a body over the limit is refused at once, and no more than the limit is held.
 
-A body that comes with its head, as nearly all do, costs no timer. Does not know: what the bytes mean.
+A body that comes together with its head, as nearly all do, costs no timer. Does not know: what the bytes mean.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from aiohttp import StreamReader, hdrs, web
 
 from cluster.errors import TooLarge, TooSlow
 
-LINES_MAX = 1000  # lines handed on at once
-BODY_S = 20.0  # for a body, and a second more for each RATE_MIN_BYTES of it that came: a slow line is no offence
+LINES_MAX = 1000  # lines in one chunk
+BODY_S = 20.0  # time for a body, and a second more for each RATE_MIN_BYTES that came: a slow line is no offence
 RATE_MIN_BYTES = 16_384
-PAUSE_S = 60.0  # between two pieces of a stream of lines, which may last
+PAUSE_S = 60.0  # longest pause between two pieces of a stream of lines; the stream itself may last
 
 
-async def whole(request: web.Request, max_bytes: int) -> bytes:
-    """The whole body; over the limit it is refused before it is read. Raises TooLarge, TooSlow."""
+async def read_body(request: web.Request, max_bytes: int) -> bytes:
+    """The whole body; one that declares itself over the limit is refused unread. Raises TooLarge, TooSlow."""
     content = request.content
     declared = request.headers.get(hdrs.CONTENT_LENGTH)
     if declared is not None and len(declared) > 6 and int(declared) > max_bytes:
@@ -46,15 +46,15 @@ async def _in_time(content: StreamReader, max_bytes: int) -> bytes:
                 parts.append(part)
                 limit.reschedule(began_s + BODY_S + size / RATE_MIN_BYTES)
     except TimeoutError:
-        late_s = limit.when() or began_s
+        deadline_s = limit.when() or began_s
         raise TooSlow(
-            f"only {size:,} bytes of the body came within {late_s - began_s:.0f} s.",
+            f"only {size:,} bytes of the body came within {deadline_s - began_s:.0f} s.",
             f"Send at least {RATE_MIN_BYTES:,} bytes a second.",
         ) from None
     return b"".join(parts)
 
 
-async def lines(request: web.Request, line_max_bytes: int) -> AsyncIterator[list[bytes]]:
+async def read_lines(request: web.Request, line_max_bytes: int) -> AsyncIterator[list[bytes]]:
     """Chunks of non-empty lines, as they arrive. Raises TooLarge, TooSlow."""
     rest = b""
     content = request.content
@@ -64,10 +64,10 @@ async def lines(request: web.Request, line_max_bytes: int) -> AsyncIterator[list
                 data = await content.readany()
         except TimeoutError:
             raise TooSlow(f"no further line came within {PAUSE_S:g} s.", "Begin a new call for what is left.") from None
-        *found, rest = (rest + data).split(b"\n")
-        found = [line for line in found if line.strip()]
-        for start in range(0, len(found), LINES_MAX):
-            yield found[start : start + LINES_MAX]
+        *lines, rest = (rest + data).split(b"\n")
+        lines = [line for line in lines if line.strip()]
+        for start in range(0, len(lines), LINES_MAX):
+            yield lines[start : start + LINES_MAX]
         if len(rest) > line_max_bytes:
             raise _too_large(line_max_bytes, "line")
     if rest.strip():

@@ -26,31 +26,31 @@ encode = msgspec.json.Encoder().encode
 
 def as_json(value: Any, status: int = 200) -> web.Response:
     """The value, encoded in one go."""
-    return web.Response(body=line(value), status=status, headers=JSON_HEADERS)
+    return web.Response(body=json_line(value), status=status, headers=JSON_HEADERS)
 
 
-def line(value: Any) -> bytes:
-    """The value as JSON with a line break behind it, for whoever reads it in a terminal."""
+def json_line(value: Any) -> bytes:
+    """The value as JSON and a line break, which a terminal needs before its prompt."""
     return encode(value) + b"\n"
 
 
 def error_json(error: RumorError) -> ErrorJson:
-    """The error in the form that every error has."""
-    indefinite = error.may_have_happened if isinstance(error, StoreUnavailable) else msgspec.UNSET
-    return ErrorJson(ErrorBody(error.code, error.message, error.hint, indefinite))
+    """The error in the one form that all errors have."""
+    may_have_happened = error.may_have_happened if isinstance(error, StoreUnavailable) else msgspec.UNSET
+    return ErrorJson(ErrorBody(error.code, error.message, error.hint, may_have_happened))
 
 
-def refusal(error: RumorError) -> web.Response:
-    """The response to a request that failed so."""
+def error_response(error: RumorError) -> web.Response:
+    """The response to a request that failed with this error."""
     headers: dict[str, str] = {**JSON_HEADERS, **STATUS_HEADERS.get(error.status, {})}
     if isinstance(error, MethodNotAllowed):
         headers[hdrs.ALLOW] = ", ".join(error.allowed)
-    return web.Response(body=line(error_json(error)), status=error.status, headers=headers)
+    return web.Response(body=json_line(error_json(error)), status=error.status, headers=headers)
 
 
-def raw(error: RumorError) -> bytes:
-    """The same as bytes, for a connection on which there is no request to answer."""
-    body = line(error_json(error))
+def error_bytes(error: RumorError) -> bytes:
+    """The same response as bytes, for a connection that has no request to answer."""
+    body = json_line(error_json(error))
     headers = {
         **JSON_HEADERS,
         **STATUS_HEADERS.get(error.status, {}),

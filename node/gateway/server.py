@@ -22,7 +22,7 @@ from aiohttp import web
 from cluster.config import Config
 from cluster.errors import BadRequest, RumorError, TooManyConnections, TooSlow
 from node.gateway import access
-from node.gateway.responses import raw, refusal
+from node.gateway.responses import error_bytes, error_response
 
 SHUTDOWN_S = 2.0  # requests under way may end in this time once the node stops
 BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
@@ -216,7 +216,7 @@ class _Connection(web.RequestHandler):
     def end_headless(self, why: RumorError) -> None:
         """Say why to whoever began a head; others only opened a connection, in advance."""
         if self._has_begun and self.transport is not None:
-            self.transport.write(raw(why))
+            self.transport.write(error_bytes(why))
         self.force_close()
 
     def idle_s(self, now_s: float) -> float:
@@ -229,7 +229,7 @@ class _Connection(web.RequestHandler):
         """Say that there is no room. `transport` is not ours to keep: nothing that this client sends is read."""
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by name
         self._force_close = True
-        transport.write(raw(self._server.refused()))
+        transport.write(error_bytes(self._server.refused()))
         lingering = self._server.lingering
         if transport.can_write_eof() and len(lingering) < LINGERING_MAX:
             transport.write_eof()
@@ -254,13 +254,13 @@ class _Connection(web.RequestHandler):
         if status == 400:
             # The parser points with a caret on a line of its own, which means nothing inside JSON.
             what = " ".join(line.strip() for line in (message or "malformed").splitlines() if line.strip(" ^"))
-            response = refusal(
+            response = error_response(
                 BadRequest(
                     f"this is not HTTP/1.1: {what}.", "Send HTTP/1.1; for https, give the node tls_cert and tls_key."
                 )
             )
         else:
             _log.error("connection_failed", status=status, exc_info=exc)
-            response = refusal(RumorError("the gateway failed.", "The log of this node has the details."))
+            response = error_response(RumorError("the gateway failed.", "The log of this node has the details."))
         response.force_close()
         return response

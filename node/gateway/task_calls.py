@@ -18,8 +18,8 @@ from cluster.errors import BadRequest, RumorError, StoreUnavailable, TooLarge, T
 from cluster.view import View
 from node import trace_context
 from node.gateway import forward, parse
-from node.gateway.request_body import lines, whole
-from node.gateway.responses import JSON_HEADERS, as_json, error_json, line
+from node.gateway.request_body import read_body, read_lines
+from node.gateway.responses import JSON_HEADERS, as_json, error_json, json_line
 from node.gateway.waits import OpenWaits
 from node.observe.metrics import Metrics
 from node.observe.tracing import Tracing
@@ -84,7 +84,7 @@ class TaskCalls:
 
     async def submit(self, request: web.Request) -> web.Response:
         started_s = time.monotonic()
-        item = parse.submission(await whole(request, self._body_max), self._nesting_max)
+        item = parse.submission(await read_body(request, self._body_max), self._nesting_max)
         request_headers = request.headers
         key = parse.idempotency_key(request_headers.get("Idempotency-Key"))
         keys = None if key is None else [key]
@@ -95,7 +95,7 @@ class TaskCalls:
         headers = {**JSON_HEADERS, hdrs.LOCATION: "/tasks/" + task.id}
         if task.traceparent:
             headers.update(_trace_headers([task]))
-        return web.Response(body=line(task), status=202 if result.is_new else 200, headers=headers)
+        return web.Response(body=json_line(task), status=202 if result.is_new else 200, headers=headers)
 
     async def submit_batch(self, request: web.Request) -> web.StreamResponse:
         started_s = time.monotonic()
@@ -103,7 +103,7 @@ class TaskCalls:
         trace = trace_context.received(request.headers)
         if request.content_type in NDJSON:
             return await self._submit_lines(request, key, trace)
-        body = await whole(request, self._config.batch_max_bytes)
+        body = await read_body(request, self._config.batch_max_bytes)
         items = parse.batch(body, self._config.batch_max_tasks, self._nesting_max)
         results = await self._store_valid(items, 0, key, trace, started_s)
         rejected = sum(isinstance(result, ErrorJson) for result in results)
@@ -119,7 +119,7 @@ class TaskCalls:
         response = web.StreamResponse(headers={**JSON_HEADERS, hdrs.CONTENT_TYPE: "application/x-ndjson"})
         place = 0
         try:
-            async for chunk in lines(request, self._body_max):
+            async for chunk in read_lines(request, self._body_max):
                 items = parse.lines(chunk, self._nesting_max, place + 1)
                 try:
                     results = await self._store_valid(items, place, key, trace, time.monotonic())
@@ -130,12 +130,12 @@ class TaskCalls:
                 if not response.prepared:
                     response.headers.update(_trace_headers(results))
                     await response.prepare(request)
-                await response.write(b"".join(map(line, results)))
+                await response.write(b"".join(map(json_line, results)))
                 place += len(chunk)
         except (TooLarge, TooSlow) as error:
             if not response.prepared:
                 raise
-            await response.write(line(error_json(error)))
+            await response.write(json_line(error_json(error)))
             response.force_close()  # Nobody knows where the next line would begin.
         if not response.prepared:
             raise BadRequest("the body is empty.", "Send one JSON task a line.")
@@ -236,7 +236,7 @@ class TaskCalls:
         return as_json(await self._engine.retry(request.match_info["id"]))
 
     async def replay(self, request: web.Request) -> web.Response:
-        selection = parse.replay(await whole(request, self._body_max))
+        selection = parse.replay(await read_body(request, self._body_max))
         return as_json(Replayed(await self._engine.replay(selection.type, selection.limit)))
 
     async def purge_dead(self, request: web.Request) -> web.Response:

@@ -124,7 +124,7 @@ async def test_a_watch_without_a_good_token_is_refused() -> None:
 
 
 async def test_a_token_that_is_not_ascii_works_and_never_raises() -> None:
-    check = access.bearer(TOKEN)
+    check = access.token_check(TOKEN)
     assert check is not None
     response, _ = await ask(Config(api_token=TOKEN), "GET", "/tasks", {"Authorization": "Bearer other"})
     assert response.status == 401
@@ -208,8 +208,8 @@ async def test_no_web_page_gossips(method: str, path: str, headers: Mapping[str,
 
 def test_a_page_may_ask_the_hosts_of_all_members_and_no_others() -> None:
     view = FakeEngine(peers=[*HERE, replace(DEAD, host="fd00::1")]).view
-    assert access.origins(view) == ["http://127.0.0.1:*", "http://10.0.0.9:*"]
-    assert access.origins(FakeEngine(peers=PUBLISHED).view) == ["http://localhost:*", "https://n2.example.com:*"]
+    assert access.policy_sources(view) == ["http://127.0.0.1:*", "http://10.0.0.9:*"]
+    assert access.policy_sources(FakeEngine(peers=PUBLISHED).view) == ["http://localhost:*", "https://n2.example.com:*"]
 
 
 # Members of a network of their own, reached by published ports and by a proxy.
@@ -236,7 +236,7 @@ PUBLISHED = [
 )
 def test_the_page_at_a_members_public_url_may_read(origin: str, has_token: bool, may_read: bool) -> None:
     config = Config(api_token="a-token" if has_token else "", public_url="http://localhost:5001")
-    assert bool(access.neighbourly(origin, FakeEngine(peers=PUBLISHED).view, config)) is may_read
+    assert bool(access.cors_headers(origin, FakeEngine(peers=PUBLISHED).view, config)) is may_read
 
 
 async def test_a_node_behind_a_proxy_answers_to_its_public_name() -> None:
