@@ -1,13 +1,15 @@
-"""A submission that this node cannot store, carried out by a peer that can: one hop, with ids fixed before.
+"""A submission that this node cannot store, handed to a peer that can: one hop, with ids fixed beforehand.
 
-The ids were fixed before the first call to Redis and storing is idempotent on them, so it does not matter whether this
-node's own call, which got no answer, was carried out. The receiver never forwards again. All of it ends at one
-deadline. Does not know: what a task is; it carries bytes that `wire` describes.
+This node fixed the ids before its own call to Redis, and storing is idempotent on them. So it does not matter whether
+Redis carried out that call, to which it gave no answer. The peer never forwards again. One deadline bounds all of it.
+
+Does not know: what a task is; it carries bytes that `schema` describes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -23,15 +25,15 @@ from cluster.view import Peer, RedisWord, View
 from node import trace_context
 from node.schema import ErrorJson, Forward, Forwarded, Submission, Submitted
 
-FORWARDED = "Rumor-Forwarded"  # on reads: one hop only
+FORWARDED = "Rumor-Forwarded"  # header of a forwarded read, which goes one hop only
 PATH = "/gossip/submit"
 HINT = "Send it again with the same Idempotency-Key: it cannot be stored twice."
 
-NO_ANSWER = 0  # in place of a status
+NO_ANSWER = 0  # stands in place of a status
 
 NOT_READY = StoreUnavailable(
     "this node cannot reach Redis and could not prepare this task; it was not stored.",
-    "Send it again by itself: what is wrong with it is then said.",
+    "Send it again by itself; the answer then says what is wrong with it.",
     may_have_happened=False,
 )
 
@@ -42,7 +44,7 @@ _refusal = msgspec.json.Decoder(ErrorJson).decode
 
 
 class RemoteError(RumorError):
-    """A peer's answer for one task, as that peer worded it. What it says of what happened, holds."""
+    """A peer's error for one task, in that peer's words. Whether the task may be stored is as the peer says."""
 
     def __init__(self, code: str, message: str, hint: str, status: int) -> None:
         super().__init__(message, hint)
@@ -63,12 +65,12 @@ class Forwarder:
         """The answers in order. Raises StoreUnavailable when no peer gave any before `deadline_s` (loop time)."""
         body = _encode(forward)
         headers = {"Content-Type": "application/msgpack", **trace_context.current()}
-        maybe = error.may_have_happened
+        may_have_happened = error.may_have_happened
         for peer in candidates(view):
             answer = await self._ask("POST", peer.url + PATH, headers, body, deadline_s)
             if answer is None:
                 continue
-            maybe = maybe or _maybe_stored(*answer)
+            may_have_happened = may_have_happened or _may_be_stored(*answer)
             if answer[0] != 200:
                 continue
             try:
@@ -78,7 +80,7 @@ class Forwarder:
             if len(results) == len(forward.ids):
                 return [_result(result) for result in results]
         raise StoreUnavailable(
-            f"{error.message.rstrip('.')}; and no peer that reaches Redis took it over.", HINT, maybe
+            f"{error.message.rstrip('.')}; and no peer that reaches Redis took it over.", HINT, may_have_happened
         )
 
     async def read(self, view: View, path: str, deadline_s: float) -> tuple[int, bytes] | None:
@@ -96,7 +98,7 @@ class Forwarder:
     async def _ask(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, deadline_s: float
     ) -> tuple[int, bytes] | None:
-        """Status and body; NO_ANSWER for what may have arrived all the same; None: it was never sent."""
+        """Status and body; NO_ANSWER when the request may have arrived all the same; None when it was never sent."""
         try:
             async with (
                 asyncio.timeout_at(deadline_s),
@@ -124,7 +126,7 @@ class Forwarder:
 def candidates(view: View) -> Iterator[Peer]:
     """Peers that may store for us, the best first: they say that they reach Redis, and Redis has not fenced them.
 
-    Redis's own word comes second here: a node that cannot reach it holds that word as unknown.
+    A peer's own word suffices, because this node cannot reach Redis and so does not know Redis's word about the peer.
     """
     able = [
         peer
@@ -135,8 +137,7 @@ def candidates(view: View) -> Iterator[Peer]:
         and (peer.redis is RedisWord.LIVE or (peer.load is not None and peer.load.redis))
         and not (peer.load is not None and peer.load.stalled)
     ]
-    far = float("inf")
-    yield from sorted(able, key=lambda peer: (far if peer.rtt_s is None else peer.rtt_s, peer.node_id))
+    yield from sorted(able, key=lambda peer: (math.inf if peer.rtt_s is None else peer.rtt_s, peer.node_id))
 
 
 def outgoing(
@@ -147,8 +148,8 @@ def outgoing(
     return Forward(list(ids), _encode_json(items), keys, trace)
 
 
-def _maybe_stored(status: int, body: bytes) -> bool:
-    """Whether a peer that answered so, or not at all, may have stored what it was given."""
+def _may_be_stored(status: int, body: bytes) -> bool:
+    """Whether a peer that gave this answer, or none, may have stored the submission."""
     if NO_ANSWER < status < 500 and status != 200:
         return False
     try:
@@ -168,7 +169,7 @@ def _result(result: Forwarded) -> Submitted | RumorError:
 
 
 def _tls(config: Config) -> ssl.SSLContext | bool:
-    """Peers' certificates are checked against the usual authorities and this node's own chain."""
+    """Check peers' certificates against the usual authorities and this node's own chain."""
     if not config.tls_cert:
         return True
     context = ssl.create_default_context()

@@ -1,6 +1,6 @@
-"""`/openapi.json`: OpenAPI 3.1 made from the route table and the very types that requests are parsed into.
+"""`/openapi.json`: OpenAPI 3.1, made from the route table and the very types that requests are parsed into.
 
-Does not know: handlers; nothing is described here that stands in `routes` or `wire`.
+Pure. What stands in `routes` or `schema` is not described here again. Does not know: handlers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from node.gateway.routes import CALLERS, COMMON_ERRORS, EXAMPLE_TASK, ROUTES, Ro
 REF = "#/components/schemas/{name}"
 HINT = "What to do about it."
 HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
-    # Blanks at the ends do not arrive, so that a key of blanks alone is an empty one.
+    # HTTP strips blanks at the ends, so a key of nothing but blanks would arrive empty.
     "Idempotency-Key": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 }
-LINKS = {  # what to do with the id of a task that was just submitted
+LINKS = {  # operations that take the id of a task that was just submitted
     name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("get_task", "cancel", "retry")
 }
-ANY_ITEM = {"description": "Anything else is answered with its error, in its place."}
+ANY_ITEM = {"description": "For anything else the answer has an error in the place of that item."}
 ERRORS: dict[int, tuple[str, str]] = {  # status -> (code, an example of its message)
     400: ("bad_request", "the body is not JSON: trailing comma in array near line 1, column 34: '[1, 2,]}'."),
     401: ("unauthorized", "this call needs the API token."),
@@ -155,9 +155,9 @@ def _header(name: str) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, components: dict[str, Any]) -> Any:
-    """The schema with references to types that only parameters have (enums) written out."""
+    """The schema with its references written out: only parameters have these types (enums)."""
     if isinstance(schema, list):
-        return [_inlined(one, components) for one in schema]
+        return [_inlined(item, components) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
@@ -175,7 +175,7 @@ def _schemas() -> dict[str, Any]:
     _, components = msgspec.json.schema_components([_described(kind) for kind in TYPES], ref_template=REF)
     components["BatchJson"]["properties"]["results"] = {
         "type": "array",
-        "description": "In the order of the request; what has an id is a task, what has none an error.",
+        "description": "In the order of the request: a task (it has an id) or an error (it has none).",
         "items": {"anyOf": [_schema(schema.TaskJson), _schema(schema.ErrorJson)]},
     }
     components["TaskList"]["properties"]["tasks"]["items"] = _schema(schema.TaskJson)
@@ -183,19 +183,19 @@ def _schemas() -> dict[str, Any]:
 
 
 def _described(kind: type[Struct]) -> type[Struct]:
-    """The struct with `Any` for Raw, and for what holds it: msgspec has no schema for a Raw default."""
+    """The struct with `Any` in place of Raw and of lists of TaskJson: msgspec has no schema for a Raw default."""
     fields = msgspec.structs.fields(kind)
     if not any(_is_raw(field.type) or field.type == list[schema.TaskJson] for field in fields):
         return kind
     config = kind.__struct_config__
-    made = msgspec.defstruct(
+    described = msgspec.defstruct(
         kind.__name__,
         [_plain(field) for field in fields],
         kw_only=True,
         forbid_unknown_fields=config.forbid_unknown_fields,
     )
-    made.__doc__ = kind.__doc__
-    return made
+    described.__doc__ = kind.__doc__
+    return described
 
 
 def _plain(field: msgspec.structs.FieldInfo) -> tuple[str, Any] | tuple[str, Any, Any]:

@@ -1,8 +1,10 @@
-"""Bytes and query strings into the types of `wire`, or an error that names the field and shows its value.
+"""Bytes and query strings into the types of `schema`, or an error that names the field and shows its value.
 
-What is accepted can be read again: data is decoded once here, so that no worker finds out later that it is not UTF-8,
-out of range or nested too deep. Malformed JSON is a BadRequest (400), well-formed JSON that does not fit is Invalid
-(422). Does not know: HTTP, the engine.
+Pure. Data that is accepted can be read again: it is decoded once here, so that no worker finds out later that it is
+not UTF-8, out of range or nested too deep. Malformed JSON is a BadRequest (400); well-formed JSON that does not fit is
+Invalid (422).
+
+Does not know: HTTP, the engine.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ T = TypeVar("T", bound=Struct)
 SHOWN_MAX = 80  # characters of a value or of malformed JSON that an error repeats
 IDEMPOTENCY_KEY_MAX = 255
 EXAMPLE = 'Send JSON like {"type": "process", "data": "Hello World"}.'
-LINES_HINT = "Send an array of tasks; for one JSON a line send Content-Type: application/x-ndjson."
+LINES_HINT = "Send an array of tasks. For one JSON task a line, send Content-Type: application/x-ndjson."
 EXAMPLES: dict[Any, str] = {Replay: 'Send JSON like {"type": "process", "limit": 100}, or nothing for all.'}
 
 _json = msgspec.json.Decoder().decode
@@ -41,11 +43,11 @@ def submission(body: bytes, nesting_max: int, root: str = "$") -> Submission:
 
 
 def batch(body: bytes, tasks_max: int, nesting_max: int) -> list[Submission | RumorError]:
-    """An array of tasks; one that does not fit is its error, in its place."""
+    """An array of tasks; in the place of one that does not fit stands its error."""
     try:
         items: list[Submission] = _submissions(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # At least one does not fit. The array itself must; its items are then read one by one.
+        # At least one item does not fit. The array itself must; then its items are read one by one.
         try:
             raws = _decoded(_raws, body, nesting_max, "$")
         except (BadRequest, Invalid) as error:
@@ -66,7 +68,7 @@ def batch(body: bytes, tasks_max: int, nesting_max: int) -> list[Submission | Ru
 
 
 def lines(chunk: list[bytes], nesting_max: int, first: int) -> list[Submission | RumorError]:
-    """Lines of NDJSON, `first` being the number of the first."""
+    """Lines of NDJSON; `first` is the number of the first line."""
     return [_or_error(line, nesting_max, f"line {number}: $") for number, line in enumerate(chunk, first)]
 
 
@@ -76,11 +78,11 @@ def replay(body: bytes) -> Replay:
 
 
 def query(kind: type[T], pairs: Mapping[str, str]) -> T:
-    """Query parameters as one of the query types. A parameter it does not have is an error, not a guess."""
-    known = kind.__struct_fields__
+    """Query parameters as one of the query types. A parameter that the type lacks is an error."""
+    names = kind.__struct_fields__
     for name in pairs:
-        if name not in known:
-            raise BadRequest(f"unknown query parameter {name!r}.", _known(name, known))
+        if name not in names:
+            raise BadRequest(f"unknown query parameter {name!r}.", _suggestion(name, names))
     try:
         return msgspec.convert(dict(pairs), kind, strict=False)
     except msgspec.ValidationError as error:
@@ -93,7 +95,7 @@ def query(kind: type[T], pairs: Mapping[str, str]) -> T:
 
 
 def no_query(pairs: Mapping[str, str]) -> None:
-    """For calls that take no query parameters."""
+    """Raise BadRequest if there is a query parameter, for calls that take none."""
     for name in pairs:
         raise BadRequest(f"unknown query parameter {name!r}.", "This call takes none; the body carries the fields.")
 
@@ -113,7 +115,7 @@ def idempotency_key(text: str | None) -> str | None:
 def depth_is_over(text: bytes, limit: int) -> bool:
     """Whether valid JSON nests deeper than `limit` levels.
 
-    Strings are cut out, all brackets made one kind, and the innermost pairs removed `limit` times: each pass is a scan
+    Cut out the strings, make all brackets one kind, and remove the innermost pairs `limit` times: each pass is one scan
     in C and takes one level off.
     """
     if text.count(b"[") + text.count(b"{") <= limit:
@@ -132,7 +134,7 @@ _NO_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
 
 
 def _check_data(data: Raw, nesting_max: int, root: str) -> None:
-    """Raise Invalid for data that is syntactically JSON and still cannot be read or is nested too deep."""
+    """Raise Invalid for data that is JSON by its syntax, but cannot be read or is nested too deep."""
     try:
         _json(data)
     except RecursionError:
@@ -185,31 +187,33 @@ def _too_deep(nesting_max: int, path: str) -> Invalid:
 
 
 def _malformed(error: msgspec.DecodeError, body: bytes, root: str, example: str) -> BadRequest:
-    """About where the JSON breaks, with what stands there."""
+    """The error for bytes that are no JSON: about where they break off, and the text there."""
     if not body.strip():
         return BadRequest(f"{_place(root)} is empty.", example)
     what = str(error)
-    found = _AT_BYTE.search(what)
-    if found is None and (half := _HALF.search(body)):
+    position = _AT_BYTE.search(what)
+    if position is None and (half := _HALF.search(body)):
         shown = half[0].decode("ascii")
-        return BadRequest(f"{_place(root)} is not JSON: {shown} is half of a surrogate pair.", "Send the other, too.")
-    if found is None:
+        return BadRequest(
+            f"{_place(root)} is not JSON: {shown} is half of a surrogate pair.", "Send the other half, too."
+        )
+    if position is None:
         return BadRequest(f"{_place(root)} is not JSON: it ends too early ({len(body)} bytes).", example)
-    at = min(int(found[1]), len(body))
+    at = min(int(position[1]), len(body))
     line, column = body.count(b"\n", 0, at) + 1, at - (body.rfind(b"\n", 0, at) + 1) + 1
     near = body[max(0, at - 20) : at + 20].decode("utf-8", "replace")
     what = _AT_BYTE.sub("", what.removeprefix("JSON is malformed: "))
-    # msgspec counts the byte it stopped at, which may be a few past the one that is wrong: hence "near".
+    # "near", because msgspec names the byte at which it stopped, which may be a few past the wrong one.
     return BadRequest(f"{_place(root)} is not JSON: {what} near line {line}, column {column}: {near!r}.", example)
 
 
 def _misfit(error: msgspec.ValidationError, body: bytes, root: str, kind: type[Struct]) -> Invalid:
-    """Which field does not fit, its value, and what would."""
+    """The error for JSON that does not fit: which field, its value, and what would fit."""
     what, path = _split(error)
     unknown = _UNKNOWN_FIELD.search(what)
     if unknown is not None:
-        known = BackoffJson.__struct_fields__ if path.endswith("backoff") else kind.__struct_fields__
-        return Invalid(f"{root}{path[1:]} has an unknown field {unknown[1]!r}.", _known(unknown[1], known))
+        names = BackoffJson.__struct_fields__ if path.endswith("backoff") else kind.__struct_fields__
+        return Invalid(f"{root}{path[1:]} has an unknown field {unknown[1]!r}.", _suggestion(unknown[1], names))
     value = _value_at(body, path)
     if what.startswith("Object missing"):
         return Invalid(f"{root}{path[1:]}: {_lower(what)}.", EXAMPLE)
@@ -221,30 +225,32 @@ def _misfit(error: msgspec.ValidationError, body: bytes, root: str, kind: type[S
 
 def _choices(kind: type[Struct], field: str) -> list[str]:
     """The words, and the range of numbers, that a field of this type takes."""
-    found: list[str] = []
+    choices: list[str] = []
 
-    def look(at: Any) -> None:
-        match at:
+    def collect(taken: Any) -> None:
+        match taken:
             case inspect.LiteralType():
-                found.extend(map(str, at.values))
+                choices.extend(map(str, taken.values))
             case inspect.EnumType():
-                found.extend(str(one.value) for one in at.cls)
+                choices.extend(str(member.value) for member in taken.cls)
             case inspect.IntType(ge=int(), le=int()):
-                found.append(f"{at.ge} to {at.le}")
+                choices.append(f"{taken.ge} to {taken.le}")
             case inspect.UnionType():
-                for one in at.types:
-                    look(one)
+                for part in taken.types:
+                    collect(part)
             case inspect.Metadata():
-                look(at.type)
+                collect(taken.type)
 
-    for one in getattr(inspect.type_info(kind), "fields", ()):
-        if one.encode_name == field:
-            look(one.type)
-    return found
+    for declared in getattr(inspect.type_info(kind), "fields", ()):
+        if declared.encode_name == field:
+            collect(declared.type)
+    return choices
 
 
 _AT_BYTE = re.compile(r" \(byte (\d+)\)")
-_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?=\"|[^\\])")  # msgspec only says that its other half is missing
+_HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?=\"|[^\\])"
+)  # the first half of a surrogate pair alone, of which msgspec gives no position
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
@@ -267,15 +273,15 @@ def _value_at(body: bytes, path: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str):  # bytes of a header that are not UTF-8 come as lone surrogates, which JSON cannot hold
+    if isinstance(value, str):  # header bytes that are not UTF-8 arrive as lone surrogates, which JSON cannot hold
         value = value.encode("utf-8", "backslashreplace").decode()
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
 
 
-def _known(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return (f"Did you mean {near[0]}? " if near else "") + f"Known here: {', '.join(known)}."
+def _suggestion(name: str, names: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return (f"Did you mean {near[0]}? " if near else "") + f"Known here: {', '.join(names)}."
 
 
 def _place(root: str) -> str:

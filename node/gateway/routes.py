@@ -17,9 +17,9 @@ from typing import Any
 
 from node import schema
 
-EVERYBODY = "everybody"  # no token: probes of an orchestrator, and the page, which holds nothing but itself
-PEERS = "peers"  # sealed by the gossip key instead
-CALLERS = "callers"  # the API token, or, without one, no web page of another origin
+EVERYBODY = "everybody"  # needs no token: an orchestrator's probes, and the pages, which contain no data
+PEERS = "peers"  # needs the seal of the gossip key instead of a token
+CALLERS = "callers"  # needs the API token; where none is set, any caller but a web page of another origin
 
 COMMON_ERRORS = (400, 401, 403)
 EXAMPLE_TASK = {
@@ -62,7 +62,7 @@ EXAMPLE_TASK = {
 
 @dataclass(frozen=True)
 class Route:
-    """One call. A `None` among the answers is JSON of no fixed form; a string is a media type."""
+    """One call. `answers` maps a status to a type; None is JSON of no fixed form, a string is a media type."""
 
     method: str
     path: str
@@ -84,9 +84,9 @@ class Route:
 
 
 _SUBMIT = {
-    "Idempotency-Key": "The same key gives the same task, whichever node it reaches; 1 to 255 characters.",
-    "traceparent": "W3C trace context that the task is part of; a malformed one is as good as none.",
-    "tracestate": "Goes with it.",
+    "Idempotency-Key": "The same key gives the same task, whichever node the call reaches; 1 to 255 characters.",
+    "traceparent": "W3C trace context that the task belongs to; a malformed one is ignored.",
+    "tracestate": "The W3C tracestate that goes with traceparent.",
 }
 
 ROUTES = (
@@ -105,7 +105,7 @@ ROUTES = (
         "POST",
         "/tasks/batch",
         "submit_batch",
-        "Submit many tasks; NDJSON in gives NDJSON out, streamed",
+        "Submit many tasks; an NDJSON body is streamed, and answered in NDJSON",
         {200: schema.BatchJson},
         body=list[schema.Submission],
         body_example=[{"type": "process", "data": n} for n in (1, 2)],
@@ -150,14 +150,14 @@ ROUTES = (
         "POST",
         "/dead/replay",
         "replay",
-        "Queue dead tasks again: all, of one type, or so many",
+        "Queue dead tasks again: all of them, those of one type, or up to a number",
         {200: schema.Replayed},
         body=schema.Replay,
         body_example={"type": "process", "limit": 100},
         errors=(408, 413, 422, 503),
     ),
     Route("DELETE", "/dead", "purge_dead", "Remove all dead tasks", {200: schema.Removed}, errors=(503,)),
-    Route("GET", "/workers", "workers", "The live nodes and what they run", {200: None}, errors=(503,)),
+    Route("GET", "/workers", "workers", "The live nodes and the tasks that they run", {200: None}, errors=(503,)),
     Route(
         "GET",
         "/cluster",
@@ -170,22 +170,24 @@ ROUTES = (
         "GET",
         "/events",
         "events",
-        "Server-sent events: what happened in the cluster, then what happens; task sums once a second",
+        "Server-sent events: the cluster's timeline so far and as it goes on; task sums once a second",
         {200: "text/event-stream"},
         errors=(429,),
-        headers={"Last-Event-ID": "Go on after this event of the same node; without it, all that is kept comes first."},
+        headers={
+            "Last-Event-ID": "Continue after this event of the same node; without it, begin with all that are kept."
+        },
     ),
     Route(
         "GET",
         "/sums",
         "sums",
-        "What the cluster did in the last ten minutes, in steps of five seconds: outcomes, waiting and run times",
+        "Task sums of the last ten minutes in steps of five seconds: outcomes, waiting times and run times",
         {200: None},
         errors=(503,),
     ),
     Route("GET", "/health", "health", "Whether this node is usable, and what is wrong", {200: None, 503: None}),
-    Route("GET", "/livez", "livez", "The process answers", {200: None}, for_whom=EVERYBODY),
-    Route("GET", "/readyz", "readyz", "The node takes work", {200: None, 503: None}, for_whom=EVERYBODY),
+    Route("GET", "/livez", "livez", "Whether the process answers", {200: None}, for_whom=EVERYBODY),
+    Route("GET", "/readyz", "readyz", "Whether the node takes work", {200: None, 503: None}, for_whom=EVERYBODY),
     Route("GET", "/metrics", "metrics", "Prometheus metrics", {200: "text/plain"}),
     Route("GET", "/openapi.json", "openapi", "This description", {200: None}),
     Route("GET", "/docs", "docs", "This description, for people", {200: "text/html"}, for_whom=EVERYBODY),
@@ -197,7 +199,10 @@ ROUTES = (
 
 
 def methods_of(path: str) -> tuple[str, ...]:
-    """The methods that this path has; none: there is no such path. Without those that only take it for an id."""
-    found = [route for route in ROUTES if route.path == path]
-    found = found or [route for route in ROUTES if route.pattern.fullmatch(path)]
-    return tuple(route.method for route in found)
+    """The methods that this path takes; none if there is no such path.
+
+    A path that stands in the table is never read as another route's path with an id in it.
+    """
+    routes = [route for route in ROUTES if route.path == path]
+    routes = routes or [route for route in ROUTES if route.pattern.fullmatch(path)]
+    return tuple(route.method for route in routes)

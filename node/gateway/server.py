@@ -1,10 +1,10 @@
-"""The listening socket: HTTP or HTTPS in front of an application, also for what is not HTTP at all.
+"""The listening socket: HTTP or HTTPS in front of an application, and an answer to bytes that are not HTTP at all.
 
-A client has HEAD_S to say what it wants, and there is room for a bounded number of clients. What waits for a head costs
-whoever sends one in time nothing: a deadline is looked at by one timer for all. When there is no room, the connection
-that has been the longest without a request makes it.
+A client has HEAD_S to send the head of its request, and there is room for a bounded number of connections. The deadline
+costs nothing per request, because one timer looks after all connections that still owe a head. When there is no room,
+the connection that has been without a request the longest must go.
 
-Does not know: routes, the engine. How long a body may take is `request_body`'s to say.
+Does not know: routes, the engine. How long a body may take is `request_body`'s decision.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from cluster.errors import BadRequest, RumorError, TooManyConnections, TooSlow
 from node.gateway import access
 from node.gateway.responses import error_bytes, error_response
 
-SHUTDOWN_S = 2.0  # requests under way may end in this time once the node stops
-BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
-HEAD_S = 10.0  # for the whole head of a request, from its first byte, or from the connection's beginning
-LOOK_S = 1.0  # between two looks at who is over it
-LINGER_S = 1.0  # a refused client may still send this long: closed at once, its kernel would drop our answer
-LINGERING_MAX = 64  # such clients at once; what is open for them, Redis and gossip could not have
-IDLE_S = 30.0  # after which a kept connection makes room, when there is none; otherwise it may stay for an hour
-LOG_S = 10.0  # between two lines that there is no room
-FILES_KEPT = 256  # open files that are not clients': Redis, gossip, child processes, logs
-ROOM_MIN = 16
+SHUTDOWN_S = 2.0  # time in which requests under way may end once the node stops
+BACKLOG = 4096  # length of the accept queue: the kernel of a stopped process must go on accepting, or it looks dead
+HEAD_S = 10.0  # time for the whole head of a request, from its first byte or from the connection's beginning
+LOOK_S = 1.0  # time between two looks for connections that are over it
+LINGER_S = 1.0  # time in which a refused client may still send; if we closed at once, its kernel would drop our answer
+LINGERING_MAX = 64  # such clients at once; each takes an open file that Redis and gossip could need
+IDLE_S = 30.0  # time without a request after which a connection may be ended to make room; else it stays for an hour
+LOG_S = 10.0  # time between two log lines that there is no room
+FILES_KEPT = 256  # open files kept free for the node itself: Redis, gossip, child processes, logs
+ROOM_MIN = 16  # connections, however few files may be open
 
 _log = structlog.get_logger("rumor.gateway")
 
 
 async def start(app: web.Application, config: Config, sock: socket.socket | None = None) -> web.AppRunner:
-    """Serve on a bound socket, or bind one; `cleanup()` of what is returned ends it.
+    """Serve on a bound socket, or bind one; `cleanup()` of the runner that is returned ends it.
 
     Raises OSError when the port is taken, ConfigError when the certificate cannot be used.
     """
@@ -60,25 +60,32 @@ async def start(app: web.Application, config: Config, sock: socket.socket | None
 
 
 def room_for(connections: int) -> int:
-    """For how many connections there is room: as many as wanted, or as this process may have open files.
+    """How many connections there is room for: as many as configured, or fewer if this process may open fewer files.
 
-    The soft limit is raised for it; it is low for the sake of programs that use select().
+    Raises the soft limit of open files if need be; it is low only for the sake of programs that use select().
     """
-    wanted = connections + FILES_KEPT
+    files = connections + FILES_KEPT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):  # a kernel may have a lower one than it says
+    if soft != resource.RLIM_INFINITY and soft < files:
+        allowed = files if hard == resource.RLIM_INFINITY else min(files, hard)
+        with contextlib.suppress(ValueError, OSError):  # a kernel may allow less than it says
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
             soft = allowed
-        if soft < wanted:
+        if soft < files:
             connections = max(ROOM_MIN, soft - FILES_KEPT)
             _log.warning("connections_limited", connections=connections, open_files=soft, hint="Raise ulimit -n.")
     return connections
 
 
+# aiohttp offers no public way to do what the classes below do, so they use these private names of it: of `web.SockSite`
+# `_backlog`, `_runner`, `_server`, `_sock` and `_ssl_context`; of `web.AppRunner` `_kwargs` and `_make_server`; of
+# `web.Server` `_connections`, `_kwargs` and `_loop`; of `web.RequestHandler` `_force_close`, `_keepalive_timeout`,
+# `_loop`, `_next_keepalive_close_time`, `_request_count` and `_waiter`. This is why setup.cfg bounds aiohttp's version
+# from above. Run tests/unit/test_gateway_server.py before you raise that bound.
+
+
 class _Site(web.SockSite):
-    """As aiohttp's, but who opens a connection for TLS and says nothing has HEAD_S, too, instead of a minute."""
+    """aiohttp's site, but a client that opens a connection for TLS and sends nothing has HEAD_S, not a minute."""
 
     async def start(self) -> None:
         await web.BaseSite.start(self)
@@ -94,31 +101,33 @@ class _Site(web.SockSite):
 
 
 class Runner(web.AppRunner):
-    """AppRunner whose connections answer malformed HTTP in the error form, too, and do not wait for ever."""
+    """AppRunner whose connections answer malformed HTTP in the error form, too, and wait only for so long."""
 
     def __init__(self, app: web.Application, room: int) -> None:
         super().__init__(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         self._room = room
 
     async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        return _Server(self._room, made.request_handler, request_factory=made.request_factory, **self._kwargs)
+        server = await super()._make_server()
+        return _Server(self._room, server.request_handler, request_factory=server.request_factory, **self._kwargs)
 
 
 class _Server(web.Server):
+    """All connections of one node: who owes a head, who was refused, and whether there is room."""
+
     def __init__(self, room: int, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.room = room
-        self.headless: dict[_Connection, float] = {}  # still to say what they want -> when their time is up, in order
+        self.headless: dict[_Connection, float] = {}  # connection that owes a head -> its deadline, in order
         self.lingering: dict[_Connection, asyncio.TimerHandle] = {}  # refused, and not closed yet
         self._look: asyncio.TimerHandle | None = None
-        self._sought_s = self._refused_s = -math.inf
+        self._sought_idle_s = self._logged_full_s = -math.inf  # the last time
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
     def has_room(self) -> bool:
-        """Whether one more may come: also by ending the connection that has been without a request the longest."""
+        """Whether one more connection may come, if need be by ending the one without a request for the longest."""
         if len(self._connections) < self.room:
             return True
         if not self.headless:
@@ -127,22 +136,22 @@ class _Server(web.Server):
         return True
 
     def refused(self) -> TooManyConnections:
-        """The same, for one that nobody made room for; logged now and then, not for each of very many."""
+        """The error for a client that found no room. Logged now and then, since there may be very many of them."""
         now_s = self._loop.time()
-        if now_s - self._refused_s > LOG_S:
-            self._refused_s = now_s
+        if now_s - self._logged_full_s > LOG_S:
+            self._logged_full_s = now_s
             _log.warning("connections_refused", connections=self.room, hint="Raise connections_max, or add nodes.")
         return self.full()
 
     def full(self) -> TooManyConnections:
-        """What is said to whoever finds no room."""
+        """The error that says that there is no room."""
         return TooManyConnections(
             f"this node holds {self.room:,} connections, its limit.",
-            "Ask another node, close what is idle, or raise connections_max.",
+            "Ask another node, close idle connections, or raise connections_max.",
         )
 
     def wait_for(self, connection: _Connection) -> None:
-        """It has to say what it wants, from now on."""
+        """The connection owes the head of a request from now on."""
         self.headless[connection] = self._loop.time() + HEAD_S
         if self._look is None:
             self._look = self._loop.call_later(LOOK_S, self._end_late)
@@ -156,36 +165,39 @@ class _Server(web.Server):
         self._look = None
         now_s = self._loop.time()
         while self.headless:
-            connection, until_s = next(iter(self.headless.items()))
-            if until_s > now_s:
+            connection, deadline_s = next(iter(self.headless.items()))
+            if deadline_s > now_s:
                 self._look = self._loop.call_later(LOOK_S, self._end_late)
                 return
-            late = f"the head of the request did not come within {HEAD_S:g} s."
-            self._end(connection, TooSlow(late, "Send it in one go."))
+            message = f"the head of the request did not come within {HEAD_S:g} s."
+            self._end(connection, TooSlow(message, "Send it in one go."))
 
-    def _end(self, connection: _Connection, why: RumorError) -> None:
+    def _end(self, connection: _Connection, error: RumorError) -> None:
         del self.headless[connection]
-        connection.end_headless(why)
+        connection.end_headless(error)
 
     def _end_idle(self) -> bool:
-        """End what is kept and was not used of late; whether there was any. It looks at all, so only now and then."""
+        """End the connections that are idle; whether there was one. Looks at them all, hence at most once in LOOK_S."""
         now_s = self._loop.time()
-        if now_s - self._sought_s < LOOK_S:
+        if now_s - self._sought_idle_s < LOOK_S:
             return False
-        self._sought_s = now_s
-        idle = [one for one in self._connections if isinstance(one, _Connection) and one.idle_s(now_s) > IDLE_S]
+        self._sought_idle_s = now_s
+        connections = (c for c in self._connections if isinstance(c, _Connection))
+        idle = [connection for connection in connections if connection.idle_s(now_s) > IDLE_S]
         for connection in idle:
             connection.force_close()
         return bool(idle)
 
 
 class _Connection(web.RequestHandler):
+    """One client's connection."""
+
     __slots__ = ("_has_begun", "_server")
 
     def __init__(self, server: _Server, **kwargs: object) -> None:
         super().__init__(server, **kwargs)  # type: ignore[arg-type]
         self._server = server
-        self._has_begun = False  # a head, which is not complete
+        self._has_begun = False  # whether part of a head has come
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server = self._server
@@ -213,21 +225,21 @@ class _Connection(web.RequestHandler):
             if self not in self._server.headless:
                 self._server.wait_for(self)
 
-    def end_headless(self, why: RumorError) -> None:
-        """Say why to whoever began a head; others only opened a connection, in advance."""
+    def end_headless(self, error: RumorError) -> None:
+        """End it; a client that began a head is told why. The others only opened a connection in advance."""
         if self._has_begun and self.transport is not None:
-            self.transport.write(error_bytes(why))
+            self.transport.write(error_bytes(error))
         self.force_close()
 
     def idle_s(self, now_s: float) -> float:
-        """For how long it has been kept without a request; 0 while there is one."""
+        """Seconds since its last request ended; 0 while there is a request."""
         if self._waiter is None or self._waiter.done():
             return 0.0
         return now_s - (self._next_keepalive_close_time - self._keepalive_timeout)
 
     def _refuse(self, transport: asyncio.BaseTransport) -> None:
-        """Say that there is no room. `transport` is not ours to keep: nothing that this client sends is read."""
-        transport = cast(asyncio.Transport, transport)  # uvloop's are none by name
+        """Answer that there is no room, without keeping `transport`: nothing that this client sends is read."""
+        transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         self._force_close = True
         transport.write(error_bytes(self._server.refused()))
         lingering = self._server.lingering
@@ -238,7 +250,7 @@ class _Connection(web.RequestHandler):
             transport.close()
 
     def log_exception(self, *args: object, **kwargs: object) -> None:
-        """A body that cannot be read was answered already; aiohttp meets its error again when it reads the rest."""
+        """Leaves out the error of an unreadable body: it was answered, and aiohttp meets it again reading the rest."""
         if not isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **kwargs)
 
@@ -250,9 +262,9 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if request.writer.output_size:
-            raise ConnectionError("an answer has begun; there is no way to say that it failed")
+            raise ConnectionError("an answer has begun; it is too late to say that it failed")
         if status == 400:
-            # The parser points with a caret on a line of its own, which means nothing inside JSON.
+            # The parser's message has a line with nothing but a caret, which means nothing inside JSON.
             what = " ".join(line.strip() for line in (message or "malformed").splitlines() if line.strip(" ^"))
             response = error_response(
                 BadRequest(

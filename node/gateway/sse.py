@@ -1,10 +1,11 @@
-"""Server-sent events over one response: what a listener gets, a comment when there is nothing, an end when it is slow.
+"""Server-sent events over one response: the frames of a listener, a comment in a silence, an end for a slow client.
 
-Plain aiohttp, not aiohttp-sse: here a frame is encoded once for all clients, and all that waits goes in one write;
-aiohttp-sse encodes and writes event by event and client by client, sends no comments (how a client is told that it is
-too slow), and its pings run on a timer of their own, so that a client that reads nothing has two writers waiting.
+Plain aiohttp, not aiohttp-sse. Here a frame is encoded once for all clients, and one write takes all frames that wait.
+aiohttp-sse encodes and writes event by event and client by client; it sends no comments, with which we tell a client
+that it is too slow; and its pings run on a timer of their own, so that a client that reads nothing keeps two writers
+waiting.
 
-Does not know: what happened, who listens.
+Does not know: what the events are, who listens.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ HEADERS: dict[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "X-Accel-Buffering": "no",  # nginx would hold it back
 }
-HELLO = b": the timeline of this cluster, then what happens; GET /openapi.json tells more\nretry: 500\n\n"
+HELLO = b": the timeline of this cluster so far and as it goes on; see GET /openapi.json\nretry: 500\n\n"
 SILENCE = b": nothing new\n\n"
 BYE = b": this node stops. Connect to another one.\n\n"
-SILENCE_S = 5.0  # without an event, before a comment shows that the connection lives
-SEND_WITHIN_S = 10.0  # a client that has not taken what was written by then is let go
+SILENCE_S = 5.0  # time without an event, after which a comment shows that the connection lives
+SEND_WITHIN_S = 10.0  # time in which a client must take what was written, or it is let go
 
 
 async def pour(request: web.Request, response: web.StreamResponse, listener: Listener) -> None:
-    """Write until the client goes, or is too slow. Raises ConnectionError when it is gone."""
+    """Write until the client goes or is too slow. Raises ConnectionError when it is gone."""
     frames = HELLO
     while True:
         try:
@@ -38,7 +39,7 @@ async def pour(request: web.Request, response: web.StreamResponse, listener: Lis
                 await response.write(frames)
         except TimeoutError:
             if request.transport is not None:
-                request.transport.abort()  # What it did not take would hold the close up for ever.
+                request.transport.abort()  # A close would wait for ever until the client takes the rest.
             raise ConnectionResetError("the client does not read") from None
         if frames is DROPPED:
             return

@@ -242,7 +242,7 @@ async def test_ndjson_without_its_content_type_is_told_so(client: Client, body: 
     response = await client.post("/tasks/batch", data=body, headers={"Content-Type": "application/json"})
     assert response.status == 422
     hint = (await response.json())["error"]["hint"]
-    assert "for one JSON a line send Content-Type: application/x-ndjson" in hint
+    assert "one JSON task a line, send Content-Type: application/x-ndjson" in hint
 
 
 async def test_ndjson_is_answered_line_by_line_in_order(client: Client) -> None:
