@@ -1,12 +1,13 @@
-"""The bulletin: what nodes tell the whole cluster through Redis, for people who watch.
+"""The cluster's timeline: what nodes tell each other of events and sums through Redis, for people who watch.
 
-Two things go over one channel. Events: each node tells what it saw or did first-hand; they are kept in a bounded list,
-so that a page opened later knows what happened. Sums of tasks: one a second from each node that has something to say.
-Of those only the counts of a step are kept, for some minutes, for charts; a step in which Redis is away has a hole, and
-what a node counted in the step of its end is lost. Observing costs next to nothing while nobody observes: only a node
-that somebody listens to subscribes, and a node whose sums nobody hears tells them rarely.
+Two things go over one channel. First, events: each node tells what it saw or did first-hand. Redis keeps them in a
+bounded list, so that a page that is opened later can show them. Second, sums of tasks: each node on which something
+happened tells one a second. For charts Redis keeps only their counts by step, for some minutes. A step in which Redis
+is away has a hole, and the counts of a node that ends are lost for that step.
 
-With Redis away a node goes on with its own events, and tells them when it is back. Decides nothing.
+Watching costs next to nothing while nobody watches: a node subscribes only while a client listens to it, and a node
+whose sums nobody hears tells them rarely. While Redis is away a node keeps its own events, and tells them afterwards.
+This module decides nothing.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from node.observe import task_rates
 from node.observe.task_rates import Sum, Summing
 from node.observe.timeline import EVENTS_MAX, Event, Listener, Timeline, is_first_hand
 
-INTERVAL_S = 1.0  # of sums
+INTERVAL_S = 1.0  # time between two sums
 UNTOLD_MAX = 200  # events that wait for Redis
-TELL_MAX = 50  # in one call
-TTL_MS = 7 * 86_400_000
+TELL_MAX = 50  # events in one call
+TTL_MS = 7 * 86_400_000  # lifetime of the list of events in Redis
 STEP_TTL_MS = 1_000 * task_rates.STEP_S * (task_rates.STEPS_KEPT + 2)
-UNHEARD_TICKS = 3  # sums that nobody heard: this many are left out before the next try
-SUMS_MAX = 1_000  # of one interval: a sum from each node
+UNHEARD_TICKS = 3  # sums that are left out after one that nobody heard
+SUMS_MAX = 1_000  # sums in one interval, which has one from each node
 MESSAGE_MAX_BYTES = 262_144
 
 log = structlog.get_logger("rumor.bulletin")
 
 
 class _Message(msgspec.Struct):
-    """What goes over the channel."""
+    """A message on the channel."""
 
     events: list[dict[str, Any]] = []
     sum: Sum | None = None
@@ -55,7 +56,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Bulletin:
-    """One node's part."""
+    """One node's part in the cluster's timeline."""
 
     def __init__(
         self,
@@ -75,10 +76,10 @@ class Bulletin:
         self._untold: deque[bytes] = deque(maxlen=UNTOLD_MAX)
         self._is_telling = False
         self._unheard_ticks = 0
-        self._sums: list[Sum] = []  # of other nodes, since the last tick
+        self._sums: list[Sum] = []  # from other nodes, since the last tick
         self._step = 0
         self._counted: dict[str, int] = {}  # by this node in that step
-        self._wanted = asyncio.Event()  # somebody listens
+        self._is_watched = asyncio.Event()  # a client listens to this node
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -94,7 +95,7 @@ class Bulletin:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def note(self, event: Event) -> None:
-        """Something happened that this node saw: keep it, and tell the cluster if nobody else would."""
+        """Keep an event that this node saw, and tell the cluster if no other node would."""
         kept = self._timeline.add(event)
         if is_first_hand(kept, self._me):
             self._untold.append(_encode(kept))
@@ -102,9 +103,9 @@ class Bulletin:
 
     @contextmanager
     def listen(self, after: str | None) -> Iterator[Listener]:
-        """Everything from that event on; raises TooManyListeners."""
+        """A listener that gets everything after that event; raises TooManyListeners."""
         with self._timeline.listen(after) as listener:
-            self._wanted.set()
+            self._is_watched.set()
             yield listener
 
     # ---- telling
@@ -115,29 +116,29 @@ class Bulletin:
         events = [self._untold.popleft() for _ in range(min(TELL_MAX, len(self._untold)))]
         self._is_telling = True
 
-        def told(answer: int | Exception) -> None:
+        def on_reply(answer: int | Exception) -> None:
             self._is_telling = False
-            if isinstance(answer, Exception):  # no answer, or Redis refuses to write: again with the next tick
+            if isinstance(answer, Exception):  # no answer, or Redis refuses to write: try again at the next tick
                 room = UNTOLD_MAX - len(self._untold)
                 self._untold.extendleft(reversed(events[max(0, len(events) - room) :]))
             else:
                 self._tell()
 
-        self._shards.send(self._shards.calls.tell(events, EVENTS_MAX, TTL_MS, told))
+        self._shards.send(self._shards.calls.tell(events, EVENTS_MAX, TTL_MS, on_reply))
 
     def _read(self) -> None:
-        """What the cluster was told before."""
+        """Read the events that Redis keeps."""
 
-        def read(lines: Sequence[bytes] | Exception) -> None:
+        def on_reply(lines: Sequence[bytes] | Exception) -> None:
             if not isinstance(lines, Exception):
                 for raw in lines:
                     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                         self._timeline.merge([msgspec.json.decode(raw)])
 
-        self._shards.send(self._shards.calls.timeline(read))
+        self._shards.send(self._shards.calls.timeline(on_reply))
 
     async def _tick(self) -> None:
-        """Once a second: this node's sum to the cluster, and everybody's to those who listen here."""
+        """Once a second: tell the cluster this node's sum, and the clients that listen here the sums of all nodes."""
         loop = asyncio.get_running_loop()
         next_s = loop.time()
         while True:
@@ -152,7 +153,7 @@ class Bulletin:
             if is_watched:
                 await self._say(own, others)
             else:
-                self._wanted.clear()
+                self._is_watched.clear()
 
     def _announce(self, own: Sum) -> None:
         if own.is_empty or not self._shards.is_up:
@@ -161,13 +162,13 @@ class Bulletin:
             self._unheard_ticks -= 1
             return
 
-        def told(listeners: int | Exception) -> None:
+        def on_reply(listeners: int | Exception) -> None:
             self._unheard_ticks = UNHEARD_TICKS if listeners == 0 else 0
 
-        self._shards.send(self._shards.calls.announce(_encode(_Message(sum=own)), told))
+        self._shards.send(self._shards.calls.announce(_encode(_Message(sum=own)), on_reply))
 
     def _count(self, own: Sum, step: int) -> None:
-        """Keep it for charts: added up here, and to the cluster's counts when the step is over."""
+        """Keep a sum for charts: add it up here, and add the total to the cluster's counts when the step is over."""
         if step != self._step:
             if self._counted and self._shards.is_up:
                 self._shards.send(
@@ -181,25 +182,25 @@ class Bulletin:
             counts: dict[str, Any] = await self._counts()
         except StoreUnavailable:
             counts = {"states": None, "queues": None}  # No number is better than an old one.
-        told = {"at_ms": time.time_ns() // 1_000_000, "kind": "task_sums", "node_id": self._me, "window_s": INTERVAL_S}
-        told["nodes"] = 1 + len({one.by for one in others})
-        self._timeline.say("task", {**told, **task_rates.report([own, *others]), **counts})
+        event = {"at_ms": time.time_ns() // 1_000_000, "kind": "task_sums", "node_id": self._me, "window_s": INTERVAL_S}
+        event["nodes"] = 1 + len({other.by for other in others})
+        self._timeline.say("task", {**event, **task_rates.report([own, *others]), **counts})
 
     # ---- hearing
 
     async def _hear(self) -> None:
-        """Subscribed while somebody listens here. What was told before the subscription stood is read after it."""
+        """Subscribe while a client listens here. Events from before the subscription stood are read from Redis."""
         while True:
-            await self._wanted.wait()
+            await self._is_watched.wait()
             pubsub = self._client.pubsub(ignore_subscribe_messages=True)
             try:
                 async with asyncio.timeout(1.0):
                     await pubsub.subscribe(keys.TIMELINE_CHANNEL)
                 self._read()
-                while self._wanted.is_set():
+                while self._is_watched.is_set():
                     message = await pubsub.get_message(timeout=INTERVAL_S)
                     if message is not None and message["type"] == "message":
-                        self._heard_one(message["data"])
+                        self._on_message(message["data"])
             except (RedisError, OSError, TimeoutError, RuntimeError) as error:
                 log.info("bulletin_unheard", error=str(error))
                 await asyncio.sleep(INTERVAL_S)
@@ -207,7 +208,7 @@ class Bulletin:
                 with contextlib.suppress(RedisError, OSError):
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
 
-    def _heard_one(self, data: bytes) -> None:
+    def _on_message(self, data: bytes) -> None:
         if len(data) > MESSAGE_MAX_BYTES:
             return
         try:

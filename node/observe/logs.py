@@ -1,7 +1,7 @@
-"""Structured logs on stderr: an event name with fields; readable on a terminal, JSON elsewhere or where asked for.
+"""Structured logs on stderr: an event name with fields; readable on a terminal, otherwise or on request as JSON.
 
-Lines of the standard library's `logging` come out in the same form. Whatever is logged while an attempt runs, by its
-handler or anything that it calls, carries the task's id and that of its trace.
+Lines of the standard library's `logging` come out in the same form. Every line that an attempt's handler logs, or
+anything that it calls, carries the id of the task and that of its trace.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from cluster.config import Config
 from cluster.shards.task import Claimed
 from node import trace_context
 
-REPEAT_S = 60.0  # between two equal complaints of OpenTelemetry's
+REPEAT_S = 60.0  # time between two equal complaints of OpenTelemetry
 
-attempt: ContextVar[Claimed | None] = ContextVar("attempt", default=None)  # that the code which logs belongs to
+attempt: ContextVar[Claimed | None] = ContextVar("attempt", default=None)  # of the code that logs
 
 
 def configure(config: Config) -> None:
-    """Set structlog and the standard library's logging up for this process."""
+    """Set up structlog and the standard library's logging for this process."""
     level = getattr(logging, config.log_level.upper())
     readable = config.log_format == "console" or (config.log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.types.Processor = (
-        # Plain: the other forms of a traceback show the values of variables, and with them secrets.
+        # Plain, because the other forms of a traceback show the values of variables, and secrets with them.
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if readable
         else structlog.processors.JSONRenderer(sort_keys=False)
@@ -62,7 +62,7 @@ def configure(config: Config) -> None:
 
 
 def ids_of(claimed: Claimed) -> dict[str, str]:
-    """What a line about a task carries."""
+    """The fields of a line about a task."""
     context = claimed.spec.trace
     return {"task": claimed.id} if context is None else {"task": claimed.id, "trace": trace_context.trace_id(context)}
 
@@ -76,7 +76,7 @@ def _of_attempt(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapp
 
 
 class _Sparse(logging.Filter):
-    """A collector that is away is worth a line now and then, not one for each batch that it does not get."""
+    """Lets a complaint about a collector that is away through now and then, not once for each batch."""
 
     def __init__(self) -> None:
         super().__init__()

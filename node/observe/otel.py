@@ -1,11 +1,11 @@
-"""Spans by OpenTelemetry, after its messaging conventions: send, wait, process, and recover where a node was lost.
+"""Spans by OpenTelemetry, after its messaging conventions: send, wait, process, and recover after the loss of a node.
 
-A task carries the context of the span that sent it; everything else about the task is that span's child. The id of an
-attempt's span is made of the task's id and the delivery, so that whoever must name it can, with nothing stored: a child
-process whose handler's spans belong below it, the next attempt and the recovery that link to it, and the node that
-tells of it in place of the one that was killed.
+A task carries the context of the span that sent it; every other span of the task is that span's child. The id of an
+attempt's span is computed from the task's id and the delivery, so nothing needs to be stored for those who must name
+it: a child process, whose handler's spans belong below it; the next attempt and the recovery, which link to it; and the
+node that reports it in place of a node that was killed.
 
-The only module that imports OpenTelemetry's SDK. Spans are sent by a thread of the SDK's; how many wait is bounded.
+This is the only module that imports OpenTelemetry's SDK. A thread of the SDK sends the spans; a bounded number waits.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ from node.schema import Submission, Submitted
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
 
-# Where the environment does not say.
-SEND_EVERY_MS = 1_000  # the SDK's 5 s lose more with a process that is killed
-WAITING_MAX = 16_384  # spans of some 3.5 KB: room for a burst
-ALL = 1 << 64  # a ratio sampler takes the traces whose id, in its lower half, is below its bound
+# Defaults where the environment sets none.
+SEND_EVERY_MS = 1_000  # less than the SDK's 5 s, which lose more spans with a process that is killed
+WAITING_MAX = 16_384  # spans of some 3.5 KB each: room for a burst
+
+ALL = 1 << 64  # bound of a sampler that takes every trace: it takes one if the lower half of the id is below its bound
 TEXT_MAX = 300  # characters of an error's message
-TOLD_BY_OTHERS = ("fenced", "gone", "lease")  # why an attempt was stopped whose span the node that reaps it makes
+REPORTED_BY_REAPER = ("fenced", "gone", "lease")  # reasons for which the node that reaps the task reports this span
 FAILED = (Kind.FAILED, Kind.RETRY, Kind.REJECTED)
 
-_log = logging.getLogger("opentelemetry.rumor")  # one of those that `logs` keeps from repeating themselves
+_log = logging.getLogger("opentelemetry.rumor")  # `logs` keeps this name from repeating itself
 
-# The parent of what belongs to no trace: not sampled, by whichever sampler.
+# The parent of spans that belong to no trace: no sampler takes it.
 _NOBODY = with_span(NonRecordingSpan(SpanContext((1 << 128) - 1, (1 << 64) - 1, False, TraceFlags(0))), Context())
 
 
@@ -60,14 +61,14 @@ def is_set_up() -> bool:
 
 
 class Otel:
-    """Makes the spans of one node, or of one of its child processes. All but `inside` is called on the loop."""
+    """Makes the spans of one node or of one of its child processes. Call all but `inside` on the loop."""
 
     is_on = True
 
     def __init__(self, node_id: str, environ: Mapping[str, str]) -> None:
-        found = trace.get_tracer_provider()
-        if isinstance(found, TracerProvider):
-            self._provider = found
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, TracerProvider):
+            self._provider = provider
         else:
             self._provider = _provider(node_id, environ)
             trace.set_tracer_provider(self._provider)
@@ -82,7 +83,7 @@ class Otel:
         async def traced(
             items: Sequence[Submission], keys: Sequence[str] | None, context: str | None, started_s: float
         ) -> Stored:
-            # Asking the SDK costs 5 us. Of the usual sampler the answer is known beforehand, and mostly no.
+            # Asking the SDK costs 5 us. The usual sampler's answer can be computed beforehand, and it is mostly no.
             if context is None and self._ids.draw() & ALL - 1 >= self._bound:
                 return await store(items, keys, None, started_s)
             span = self._start(
@@ -119,7 +120,7 @@ class Otel:
         context.run(attach, _NOBODY)
 
     def waited(self, claimed: Claimed, wait_s: float) -> None:
-        """From when it was queued. Not of what was lost or given back: that was queued before its earlier attempt."""
+        """From queued to now. None for a task that was lost or given back: it was queued before an earlier attempt."""
         context = claimed.spec.trace
         if context is None or wait_s == 0 or claimed.lost or claimed.delivery != claimed.attempt:
             return
@@ -138,7 +139,7 @@ class Otel:
         return span if span.is_recording() else None
 
     def end(self, span: trace.Span, outcome: Outcome, why: str) -> None:
-        if why in TOLD_BY_OTHERS:
+        if why in REPORTED_BY_REAPER:
             return
         span.set_attribute("rumor.task.outcome", outcome.kind.value)
         if why:
@@ -148,15 +149,15 @@ class Otel:
         _end(span)
 
     def recovered(self, session: str, lost: Sequence[Lost], since_s: float) -> None:
-        """A span for each attempt that its own node cannot tell of any more, and one for what was done about it."""
+        """For each attempt whose own node can report no span any more, that span, and one of the recovery."""
         now_ns = time.time_ns()
         noticed_ns = now_ns - int(since_s * 1e9)
         where = {"rumor.lost.node_id": node_of(session), "rumor.lost.session": session}
-        for one in lost:
-            claimed = one.claimed
+        for loss in lost:
+            claimed = loss.claimed
             if claimed.spec.trace is None:
                 continue
-            began_ns = min(now_ns - int(one.ran_s * 1e9), noticed_ns)
+            began_ns = min(now_ns - int(loss.ran_s * 1e9), noticed_ns)
             attempt = self._attempt(claimed, {**_about(claimed, "process"), **where}, began_ns)
             attempt.set_attribute("rumor.task.outcome", "lost")
             _fail(attempt, "WorkerLost", f"its node {node_of(session)} was lost while it ran")
@@ -164,7 +165,7 @@ class Otel:
             span = self._start(
                 f"recover {claimed.spec.type}",
                 _parent(claimed.spec.trace),
-                attributes={**_about(claimed, "recover"), **where, "rumor.task.outcome": one.outcome},
+                attributes={**_about(claimed, "recover"), **where, "rumor.task.outcome": loss.outcome},
                 links=[Link(attempt.get_span_context())],
                 start_time=noticed_ns,
             )
@@ -177,7 +178,7 @@ class Otel:
         return _current(with_span(NonRecordingSpan(_attempt_context(claimed, context)), Context()))
 
     def close(self, within_s: float) -> None:
-        """In a thread, since the SDK waits for as long as it likes for a collector that is away."""
+        """In a thread, because the SDK may wait without limit for a collector that is away."""
         closing = threading.Thread(target=self._provider.shutdown, name="rumor-spans", daemon=True)
         closing.start()
         closing.join(within_s)
@@ -193,7 +194,7 @@ class Otel:
     ) -> trace.Span:
         try:
             return self._tracer.start_span(name, parent, kind, attributes, links, start_time)
-        except Exception:  # of a sampler or a processor that somebody has put in
+        except Exception:  # raised by a sampler or a processor that somebody has put in
             _log.exception("a span could not begin")
             return trace.INVALID_SPAN
 
@@ -212,7 +213,7 @@ class Otel:
 
 
 class _Ids(IdGenerator):
-    """Those of the provider, unless one is given beforehand. Only the tracer of one `Otel` uses it, on the loop."""
+    """The provider's ids, unless one is set beforehand. Only the tracer of one `Otel` uses it, on the loop."""
 
     def __init__(self, others: IdGenerator) -> None:
         self.next_span = 0
@@ -220,7 +221,7 @@ class _Ids(IdGenerator):
         self._others = others
 
     def draw(self) -> int:
-        """The id that the next trace will have."""
+        """Draw the id that the next trace will have."""
         self._next_trace = self._others.generate_trace_id()
         return self._next_trace
 
@@ -236,14 +237,14 @@ class _Ids(IdGenerator):
 
 
 def _provider(node_id: str, environ: Mapping[str, str]) -> TracerProvider:
-    """The SDK's own, as OTEL_… variables want it; `rumor` and this node's name where they do not say."""
-    # Only here: a provider of a handler's module may send in another way, and then this need not be installed.
+    """A provider of the SDK as OTEL_… variables configure it; by default for the service `rumor` and this node."""
+    # Imported only here: if a handler's module has its own provider, this exporter need not be installed.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    told = OTELResourceDetector().detect().attributes
+    configured = OTELResourceDetector().detect().attributes
     ours = {"service.name": "rumor", "service.version": __version__, "service.instance.id": node_id}
     provider = TracerProvider(
-        resource=Resource.create({name: value for name, value in ours.items() if name not in told}),
+        resource=Resource.create({name: value for name, value in ours.items() if name not in configured}),
         shutdown_on_exit=False,
     )
     provider.add_span_processor(
@@ -257,7 +258,7 @@ def _provider(node_id: str, environ: Mapping[str, str]) -> TracerProvider:
 
 
 def attempt_id(task_id: str, delivery: int) -> int:
-    """The span id of an attempt, whoever asks."""
+    """The span id of an attempt, the same on every node and in every process."""
     return int.from_bytes(hashlib.blake2b(f"{task_id}/{delivery}".encode(), digest_size=8).digest()) or 1
 
 
@@ -268,7 +269,7 @@ def _attempt_context(claimed: Claimed, context: str, delivery: int = 0) -> SpanC
 
 
 def _span_context(context: str) -> SpanContext:
-    """Of a stored line; one that cannot be read gives an invalid context, which is none."""
+    """The context in a stored line; an invalid one, which counts as none, if the line cannot be read."""
     try:
         _, trace_id, span_id, flags = trace_context.traceparent(context).split("-")
         state = trace_context.tracestate(context)
@@ -288,23 +289,23 @@ def _parent(context: str) -> Context:
 
 
 def _context_of(span: trace.Span) -> str:
-    """The line to store."""
-    of = span.get_span_context()
-    line = f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}"
-    state = of.trace_state.to_header()
+    """The line to store for this span."""
+    context = span.get_span_context()
+    line = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    state = context.trace_state.to_header()
     return f"{line} {state}" if state else line
 
 
 def _end(span: trace.Span, at_ns: int | None = None) -> None:
     try:
         span.end(at_ns)
-    except Exception:  # of a processor that somebody has put in
+    except Exception:  # raised by a processor that somebody has put in
         _log.exception("a span was lost")
 
 
 @contextmanager
 def _around(span: trace.Span) -> Iterator[None]:
-    """It is the current one in here, and ends with it."""
+    """The span is the current one inside the block and ends with it."""
     try:
         with trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
             yield
@@ -325,7 +326,7 @@ def _current(context: Context) -> Iterator[None]:
 
 
 def _name(verb: str, items: Sequence[Submission]) -> str:
-    """With the type, if there is one. Types are few: a node refuses those that no node knows."""
+    """The verb with the type, if all items have the same. Types are few: a node refuses one that no node knows."""
     first = items[0].type if items else ""
     return f"{verb} {first}" if first and all(item.type == first for item in items) else verb
 
@@ -340,7 +341,7 @@ def _operation(name: str, kind: str | None = None) -> dict[str, Any]:
 
 def _about(claimed: Claimed, operation: str) -> dict[str, Any]:
     spec = claimed.spec
-    told = {
+    attributes = {
         "messaging.system": "rumor",
         "messaging.operation.name": operation,
         "messaging.destination.name": spec.queue,
@@ -351,12 +352,12 @@ def _about(claimed: Claimed, operation: str) -> dict[str, Any]:
         "rumor.task.delivery": claimed.delivery,
     }
     if operation == "process":
-        told["messaging.operation.type"] = operation
-    return told
+        attributes["messaging.operation.type"] = operation
+    return attributes
 
 
 def _describe(span: trace.Span, results: Stored) -> None:
-    """What became of what was sent; of one task also which it is."""
+    """Add to the span what became of the submissions; for a single task also its id, queue, shard and type."""
     first = results[0] if results else None
     if len(results) == 1 and isinstance(first, RumorError):
         _fail(span, first.code, first.message)
@@ -382,7 +383,7 @@ def _fail(span: trace.Span, kind: str, message: str) -> None:
 
 def _fail_attempt(span: trace.Span, failure: Failure) -> None:
     _fail(span, failure.type, failure.message)
-    told = {"exception.type": failure.type, "exception.message": failure.message[:TEXT_MAX]}
+    attributes = {"exception.type": failure.type, "exception.message": failure.message[:TEXT_MAX]}
     if failure.traceback:
-        told["exception.stacktrace"] = failure.traceback
-    span.add_event("exception", told)
+        attributes["exception.stacktrace"] = failure.traceback
+    span.add_event("exception", attributes)

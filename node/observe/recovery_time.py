@@ -1,7 +1,8 @@
-"""When a session's end was first noticed here, for the time that its recovery took.
+"""When this node first noticed the end of each session; from that follows how long its recovery took.
 
-Pure: times are handed in. A refuted suspicion is forgotten, and so is a session once it was reaped. Does not know: what
-a death is, who decides it.
+Pure: times are handed in. A refuted suspicion is forgotten, and so is a session once it has been reaped.
+
+Does not know: what a death is, who decides it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 SIGNS = ("member_suspect", "member_dead", "session_fenced")
 RECOVERED = ("member_alive", "member_joined")
-SESSIONS_MAX = 1_000  # a session that held nothing is never reaped, and must not stay for ever
+SESSIONS_MAX = 1_000  # bound on sessions that held nothing: nobody reaps those, and they must not stay for ever
 
 
 class Signs:
@@ -21,7 +22,7 @@ class Signs:
         self._first_s: dict[str, float] = {}
 
     def see(self, event: Mapping[str, Any], now_s: float) -> None:
-        """A line of the timeline."""
+        """Take one event of the timeline into account."""
         session = event.get("session")
         if not session:
             return
@@ -33,10 +34,10 @@ class Signs:
             self._first_s.pop(session, None)
 
     def ago_s(self, session: str, now_s: float) -> float:
-        """Seconds since the first sign; 0 if there was none."""
+        """Seconds since the session's first sign; 0 if there was none."""
         return now_s - self._first_s.get(session, now_s)
 
     def took_s(self, session: str, now_s: float) -> float | None:
-        """Seconds since the first sign, for the reaping; None if there was none, or this was asked before."""
+        """Seconds from the first sign to the reaping, and forget the session; None if there was none (any more)."""
         first_s = self._first_s.pop(session, None)
         return None if first_s is None else now_s - first_s

@@ -1,6 +1,6 @@
-"""How full Redis is, and what follows: finished tasks go early, then submissions are refused, before writes fail.
+"""How full Redis is, and what follows: finished tasks are dropped early, then submissions are refused.
 
-Redis refuses writes at `maxmemory`, also those that would commit an outcome. Everything here happens before that.
+Pure. At `maxmemory` Redis refuses every write, also one that would commit an outcome; both steps come before that.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SHORT = 0.7  # of maxmemory: finished tasks are dropped before their time
-FULL = 0.92  # of maxmemory: submissions get 429
+SHORT = 0.7  # share of maxmemory above which finished tasks are dropped before their time
+FULL = 0.92  # share of maxmemory above which submissions get 429
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,13 @@ class Memory:
     """One look at INFO memory."""
 
     used_bytes: int = 0
-    limit_bytes: int = 0  # 0: none set
+    limit_bytes: int = 0  # maxmemory; 0 when none is set
     is_short: bool = False
     is_full: bool = False
 
     @property
     def note(self) -> dict[str, str] | None:
-        """For /health, when there is something to say."""
+        """The problem for /health; None while there is none."""
         if not self.is_full:
             return None
         return {
@@ -35,8 +35,8 @@ class Memory:
         }
 
 
-def look(told: Mapping[str, Any], retention_max_bytes: int) -> Memory:
-    """Judge what INFO memory says."""
-    used, limit = int(told.get("used_memory", 0)), int(told.get("maxmemory", 0))
+def look(info: Mapping[str, Any], retention_max_bytes: int) -> Memory:
+    """Judge an answer to INFO memory."""
+    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     is_short = used > retention_max_bytes or (limit > 0 and used > SHORT * limit)
     return Memory(used, limit, is_short, limit > 0 and used > FULL * limit)

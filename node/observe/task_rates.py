@@ -1,9 +1,9 @@
-"""Tasks in sums: what one second brought, of one node or of many; never a task by itself.
+"""Tasks in sums: what happened in one second, on one node or on many; never a task by itself.
 
-Pure: counters are read and the difference to the last reading is the sum. It merges with others' by adding. Percentiles
-come from the histograms that `/metrics` has anyway, so that watching costs nothing for each task; between two bounds
-they are interpolated, which is as exact as a chart needs. For charts that begin before somebody looked, the cluster
-keeps sums of longer steps as plain counters, to which each node adds its own.
+Pure: a sum is the difference between two readings of the counters, and sums of many nodes merge by adding. Percentiles
+come from the histograms that `/metrics` has anyway, so watching costs nothing for each task. Between two bounds they
+are interpolated, which is as exact as a chart needs. A chart begins before anybody looked: for it the cluster keeps
+sums of longer steps as plain counters, to which each node adds its own.
 
 Does not know: Redis, HTTP, the time.
 """
@@ -17,10 +17,10 @@ from msgspec import Struct
 
 from node.observe.metrics import OTHER, SECONDS, Labels, Metrics
 
-TYPES_MAX = 20  # in one sum; what is beyond is counted as OTHER
-STEP_S = 5  # of what is kept for charts
-STEPS_KEPT = 120
-SETTLED_S = 2.0  # after its end all nodes have told what they counted in a step
+TYPES_MAX = 20  # types in one sum; further ones count as OTHER
+STEP_S = 5  # length of the steps that are kept for charts
+STEPS_KEPT = 120  # ten minutes of them
+SETTLED_S = 2.0  # time after the end of a step by which all nodes have added their counts to it
 
 
 class Sum(Struct, omit_defaults=True):
@@ -37,41 +37,41 @@ class Sum(Struct, omit_defaults=True):
 
     @property
     def is_empty(self) -> bool:
-        """Nothing happened."""
+        """Whether nothing happened."""
         return not (self.accepted or self.outcomes or self.refused or self.reaped or self.wait or self.run)
 
 
-def count(one: Sum, into: dict[str, int]) -> None:
+def count(own: Sum, counters: dict[str, int]) -> None:
     """Add a sum to plain counters, as the cluster keeps them; types are left out."""
-    told = {"accepted": one.accepted, "refused": one.refused, "reaped": one.reaped}
-    told |= {f"outcome:{name}": n for name, n in one.outcomes.items()}
-    told |= {f"wait:{bucket}": n for bucket, n in one.wait.items()}
-    told |= {f"run:{bucket}": n for bucket, n in one.run.items()}
-    _add(into, {name: n for name, n in told.items() if n})
+    counts = {"accepted": own.accepted, "refused": own.refused, "reaped": own.reaped}
+    counts |= {f"outcome:{name}": n for name, n in own.outcomes.items()}
+    counts |= {f"wait:{bucket}": n for bucket, n in own.wait.items()}
+    counts |= {f"run:{bucket}": n for bucket, n in own.run.items()}
+    _add(counters, {name: n for name, n in counts.items() if n})
 
 
 def counted(counters: Mapping[str, int]) -> Sum:
-    """The sum that such counters are. What another version wrote, and is not known here, is passed over."""
-    found = Sum(by="")
+    """The sum that such counters hold. Counters of another version, which have names unknown here, are left out."""
+    kept = Sum(by="")
     for name, n in counters.items():
         kind, _, of = name.partition(":")
         if kind in ("accepted", "refused", "reaped") and not of:
-            setattr(found, kind, n)
+            setattr(kept, kind, n)
         elif kind == "outcome":
-            found.outcomes[of] = n
+            kept.outcomes[of] = n
         elif kind in ("wait", "run") and of.isascii() and of.isdigit():
-            getattr(found, kind)[int(of)] = n
-    return found
+            getattr(kept, kind)[int(of)] = n
+    return kept
 
 
 def steps(now_s: float) -> range:
-    """The steps that are kept and over, oldest first. A step's number is its start by the clock, in steps."""
+    """The numbers of the steps that are kept and over, oldest first. Step n begins at n * STEP_S by the clock."""
     end = int((now_s - SETTLED_S) // STEP_S)
     return range(end - STEPS_KEPT, end)
 
 
 class Summing:
-    """Makes one node's sums from its counters."""
+    """Makes the sums of one node from its counters."""
 
     def __init__(self, me: str, metrics: Metrics) -> None:
         self._me = me
@@ -79,7 +79,7 @@ class Summing:
         self._last = self._read()
 
     def take(self) -> Sum:
-        """What happened since the last time."""
+        """The sum since the last call."""
         was, self._last = self._last, self._read()
         now = self._last
         types: dict[str, dict[str, int]] = {}
@@ -125,22 +125,22 @@ class _Reading(NamedTuple):
 
 
 def report(sums: Iterable[Sum]) -> dict[str, Any]:
-    """Many nodes' sums as one, for people: latencies in milliseconds."""
+    """The sums of many nodes as one, for people: latencies in milliseconds."""
     outcomes: dict[str, int] = {}
     types: dict[str, dict[str, int]] = {}
     wait, run = [0] * (len(SECONDS) + 1), [0] * (len(SECONDS) + 1)
     accepted = refused = reaped = 0
-    for one in sums:
-        accepted += one.accepted
-        refused += one.refused
-        reaped += one.reaped
-        _add(outcomes, one.outcomes)
-        for kind, counts in one.types.items():
+    for each in sums:
+        accepted += each.accepted
+        refused += each.refused
+        reaped += each.reaped
+        _add(outcomes, each.outcomes)
+        for kind, counts in each.types.items():
             _add(types.setdefault(kind if kind in types or len(types) < TYPES_MAX else OTHER, {}), counts)
-        for found, told in ((wait, one.wait), (run, one.run)):
-            for bucket, n in told.items():
-                if 0 <= bucket < len(found):
-                    found[bucket] += n
+        for total, sparse in ((wait, each.wait), (run, each.run)):
+            for bucket, n in sparse.items():
+                if 0 <= bucket < len(total):
+                    total[bucket] += n
     return {
         "accepted": accepted,
         "outcomes": outcomes,
@@ -160,15 +160,17 @@ def percentiles_ms(counts: Sequence[int], bounds: Sequence[float] = SECONDS) -> 
 
 
 def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = SECONDS) -> float:
-    """The value below which that share lies, taken as spread evenly inside its bucket; the last bound for what is
-    beyond it."""
-    wanted = share * sum(counts)
+    """The value below which this share of all values lies; the last bound if it lies beyond that.
+
+    Inside a bucket the values count as evenly spread.
+    """
+    rank = share * sum(counts)
     below = 0.0
     for n, count in enumerate(counts):
-        if count and below + count >= wanted:
+        if count and below + count >= rank:
             low = bounds[n - 1] if n else 0.0
             high = bounds[n] if n < len(bounds) else bounds[-1]
-            return low + (high - low) * (wanted - below) / count
+            return low + (high - low) * (rank - below) / count
         below += count
     return bounds[-1]
 

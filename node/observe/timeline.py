@@ -1,9 +1,10 @@
-"""The timeline: what happened in the cluster, as this node saw it or was told, and who listens to it.
+"""The timeline: the cluster's events, as this node saw them or heard of them, and the clients that listen.
 
-Everything is bounded: the events that are kept, the listeners, and what waits for each of them. One that does not keep
-up is dropped and told so; nobody waits for it. An event's `id` is the life of the node that saw it and a number, so one
-that is heard again (on the channel, from the list in Redis) is kept once. Events are ordered by the clock of whoever
-saw them; such clocks are shown to people side by side, and nothing is decided by them.
+Everything is bounded: the events that are kept, the listeners, and the frames that wait for each listener. A listener
+that does not keep up is told so and dropped; nobody waits for it. An event's `id` is the life of the node that saw it
+and a number, so an event that arrives twice (on the channel, from the list in Redis) is kept once. Each event has the
+time of the node that saw it, and events are ordered by that time. People see the clocks of different nodes side by
+side; no decision rests on them.
 
 Does not know: HTTP, Redis.
 """
@@ -24,12 +25,12 @@ from cluster.errors import TooManyListeners
 Event = dict[str, Any]
 
 EVENTS_MAX = 500
-EVENT_MAX_BYTES = 2_048  # of one that another node tells
+EVENT_MAX_BYTES = 2_048  # size of an event from another node
 LISTENERS_MAX = 64
 WAITING_MAX = 256  # frames that may wait for one listener
-DROPPED = b": dropped: this client reads more slowly than things happen. Connect again with Last-Event-ID.\n\n"
+DROPPED = b": dropped: this client reads too slowly. Connect again with Last-Event-ID.\n\n"
 
-NAMES = {  # kind -> the name that its event has on the wire
+NAMES = {  # kind of an event -> its name in the stream of server-sent events
     **dict.fromkeys(
         (
             *(f"member_{state}" for state in ("joined", "alive", "leaving", "suspect", "dead", "left")),
@@ -48,20 +49,20 @@ _encode = msgspec.json.Encoder().encode
 
 
 def is_first_hand(event: Event, me: str) -> bool:
-    """Whether this node is who did or saw it: it tells the cluster. What each node finds by itself is not told."""
+    """Whether this node did or saw it, and so tells the cluster. Shard moves are not told: each node finds them."""
     if event["kind"] == "shards_moved":
         return False
     return event.get("by") == me or (event["kind"] in OF_ONESELF and event["node_id"] == me)
 
 
 def frame(name: str, data: Any, event_id: str = "") -> bytes:
-    """One server-sent event. JSON has no line break, so its data is one line."""
+    """One server-sent event. Its data is one line, because JSON needs no line break."""
     head = f"id: {event_id}\nevent: {name}\ndata: " if event_id else f"event: {name}\ndata: "
     return head.encode() + _encode(data) + b"\n\n"
 
 
 class Listener:
-    """What waits for one client."""
+    """The frames that wait for one client."""
 
     def __init__(self, first: bytes) -> None:
         self._first = first
@@ -71,17 +72,17 @@ class Listener:
         if first:
             self._ready.set()
 
-    def put(self, one: bytes) -> None:
-        """Hand on, or drop the listener."""
+    def put(self, frame: bytes) -> None:
+        """Add a frame; a listener for which too many wait is dropped instead."""
         if len(self._frames) >= WAITING_MAX:
             self._frames.clear()
             self.is_dropped = True
         if not self.is_dropped:
-            self._frames.append(one)
+            self._frames.append(frame)
         self._ready.set()
 
     async def next(self, limit_s: float) -> bytes:
-        """All that waits, as soon as there is something; b"" when nothing came in time. After DROPPED there is none."""
+        """All frames that wait, as soon as there is one; b"" when none came in time. After DROPPED comes nothing."""
         try:
             async with asyncio.timeout(limit_s):
                 await self._ready.wait()
@@ -90,14 +91,14 @@ class Listener:
         self._ready.clear()
         if self.is_dropped:
             return DROPPED
-        found = self._first + b"".join(self._frames)
+        frames = self._first + b"".join(self._frames)
         self._first = b""
         self._frames.clear()
-        return found
+        return frames
 
 
 class Timeline:
-    """One node's."""
+    """The timeline of one node."""
 
     def __init__(self, me: str, life: str) -> None:
         self._me = me
@@ -110,41 +111,41 @@ class Timeline:
 
     @property
     def listeners(self) -> int:
-        """How many listen."""
+        """How many clients listen."""
         return len(self._listeners)
 
     def own(self, limit: int = EVENTS_MAX) -> list[Event]:
-        """The latest that this node saw itself, oldest first."""
-        mine = f"{self._life}-"  # not those of an earlier life, which stand in the cluster's list
-        found = [event for _, _, event, _ in self._events if event["id"].startswith(mine)]
-        return found[max(0, len(found) - limit) :] if limit > 0 else []
+        """The latest events that this node saw itself, oldest first."""
+        mine = f"{self._life}-"  # without those of an earlier life, which stand in the cluster's list
+        events = [event for _, _, event, _ in self._events if event["id"].startswith(mine)]
+        return events[max(0, len(events) - limit) :] if limit > 0 else []
 
     def add(self, event: Event) -> Event:
-        """What this node saw; as it is kept, with its id."""
+        """Keep an event that this node saw; returns it with its id."""
         self._seen += 1
         kept = {**event, "seen_by": self._me, "id": f"{self._life}-{self._seen}"}
         self._keep(kept)
         return kept
 
     def merge(self, events: Iterable[Any]) -> None:
-        """What other nodes told. What is known already, or has another form, is passed over."""
+        """Keep the events of other nodes, except those that are here already or have another form."""
         for event in events:
             if _is_event(event) and event["id"] not in self._known:
                 self._keep(event)
 
     def say(self, name: str, data: Any) -> None:
-        """To whoever listens now; not kept."""
-        self._tell(frame(name, data))
+        """Send to all that listen now, and keep nothing."""
+        self._send(frame(name, data))
 
     @contextmanager
     def listen(self, after: str | None) -> Iterator[Listener]:
-        """Everything after the event of that id of this node's stream, or all that is kept, and then what comes."""
+        """All events after this place in the node's stream, or all that are kept; then the new ones."""
         if len(self._listeners) >= LISTENERS_MAX:
             raise TooManyListeners(
                 f"{LISTENERS_MAX} clients listen to this node already.", "Listen to another node, or close one."
             )
         place = self._place(after or "")
-        listener = Listener(b"".join(one for _, nr, _, one in self._events if nr > place))
+        listener = Listener(b"".join(event_frame for _, nr, _, event_frame in self._events if nr > place))
         self._listeners.add(listener)
         try:
             yield listener
@@ -157,18 +158,18 @@ class Timeline:
 
     def _keep(self, event: Event) -> None:
         self._nr += 1
-        one = frame(NAMES[event["kind"]], event, f"{self._life}.{self._nr}")
-        insort(self._events, (event["at_ms"], self._nr, event, one), key=lambda row: row[:2])
+        event_frame = frame(NAMES[event["kind"]], event, f"{self._life}.{self._nr}")
+        insort(self._events, (event["at_ms"], self._nr, event, event_frame), key=lambda row: row[:2])
         self._known[event["id"]] = None
         if len(self._events) > EVENTS_MAX:
             del self._events[0]
-        while len(self._known) > 4 * EVENTS_MAX:  # longer than any list that could tell it again
+        while len(self._known) > 4 * EVENTS_MAX:  # more than any list holds that could bring it again
             del self._known[next(iter(self._known))]
-        self._tell(one)
+        self._send(event_frame)
 
-    def _tell(self, one: bytes) -> None:
+    def _send(self, event_frame: bytes) -> None:
         for listener in self._listeners:
-            listener.put(one)
+            listener.put(event_frame)
 
 
 def _is_event(event: Any) -> bool:

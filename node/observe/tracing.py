@@ -1,7 +1,7 @@
-"""Tracing as the rest of the node sees it: what a span may be made of, and whether spans are made at all.
+"""Tracing as the rest of the node sees it: where spans begin and end, and whether there are spans at all.
 
-They are where the environment names an OTLP collector (OTEL_EXPORTER_OTLP_ENDPOINT), or where the handlers' own modules
-have set up OpenTelemetry; `otel` makes them then. Elsewhere `Off` does nothing, and OpenTelemetry is not imported.
+There are, made by `otel`, if the environment names an OTLP collector (OTEL_EXPORTER_OTLP_ENDPOINT), or if the handlers'
+own modules have set up OpenTelemetry. Otherwise `Off` does nothing, and nobody imports OpenTelemetry.
 
 Nothing here may fail or hold up a task: spans can be lost, tasks cannot.
 """
@@ -42,45 +42,45 @@ class Tracing(Protocol):
     @property
     def is_on(self) -> bool: ...
     def sending(self, store: Store) -> Store:
-        """The same, with a span around it; what is stored then carries that span as its context."""
+        """`store` with a span around it; the tasks that it stores carry that span as their context."""
         ...
 
     def forwarding(self, submit: Forwarding) -> Forwarding:
-        """The same, with a span around it."""
+        """`submit` with a span around it."""
         ...
 
     def receiving(self, headers: CIMultiDictProxy[str]) -> AbstractContextManager[Any]:
-        """A span around what a peer forwarded."""
+        """A span around a submission that a peer forwarded."""
         ...
 
     def shield(self, context: Context) -> None:
-        """What runs in this context belongs to no trace, unless `begin` says so."""
+        """From now on code in this context belongs to no trace, until `begin` says otherwise."""
         ...
 
     def waited(self, claimed: Claimed, wait_s: float) -> None: ...
     def begin(self, claimed: Claimed, context: Context) -> Any:
-        """The span of an attempt, from now on the current one in `context`."""
+        """Begin the span of an attempt and make it the current one in `context`."""
         ...
 
     def end(self, span: Any, outcome: Outcome, why: str) -> None:
-        """`why` it was stopped, if it was."""
+        """End it; `why` is the reason for which the attempt was stopped, "" if it was not."""
         ...
 
     def recovered(self, session: str, lost: Sequence[Lost], since_s: float) -> None:
-        """Attempts of a session whose end was noticed so long ago are queued again."""
+        """Attempts of a session are queued again; `since_s` ago this node noticed the session's end."""
         ...
 
     def inside(self, claimed: Claimed) -> AbstractContextManager[Any]:
-        """In a child process: what is done in here belongs to the attempt, whose span the node makes."""
+        """In a child process: code in here belongs to the attempt, whose span the node makes."""
         ...
 
     def close(self, within_s: float) -> None:
-        """Send what is left, for so long at the most."""
+        """Send the remaining spans, for `within_s` at most."""
         ...
 
 
 class Off:
-    """No spans; a trace context that comes with a task is kept with it all the same."""
+    """No spans. A task keeps the trace context that it comes with all the same."""
 
     is_on = False
 
@@ -113,7 +113,7 @@ OFF = Off()
 
 
 def start(node_id: str, environ: Mapping[str, str] = os.environ) -> Tracing:
-    """Tracing as the environment wants it; call it once the handlers' modules are imported."""
+    """Tracing as the environment asks for it. Call this after the import of the handlers' modules."""
     if not is_wanted(environ):
         return OFF
     try:
@@ -122,16 +122,16 @@ def start(node_id: str, environ: Mapping[str, str] = os.environ) -> Tracing:
         log.warning("tracing_off", reason=str(error), hint=INSTALL)
         return OFF
     try:
-        # A provider that is set up sends spans its own way, whatever the variables say of a protocol.
+        # A provider that a module has set up sends spans its own way, whatever protocol the variables name.
         if otel.is_set_up() or (has_endpoint(environ) and has_known_protocol(environ)):
             return otel.Otel(node_id, environ)
-    except Exception as error:  # of an environment that OpenTelemetry cannot read: no reason to run no tasks
-        log.warning("tracing_off", reason=f"{type(error).__name__}: {error}", hint="Look at the OTEL_… variables.")
+    except Exception as error:  # OpenTelemetry cannot read the environment, which is no reason to run no tasks
+        log.warning("tracing_off", reason=f"{type(error).__name__}: {error}", hint="Check the OTEL_… variables.")
     return OFF
 
 
 def has_known_protocol(environ: Mapping[str, str]) -> bool:
-    """Whether spans can be sent by the protocol that is asked for; if not, it is logged."""
+    """Whether spans can be sent by the protocol that the environment asks for. Logs a warning if not."""
     protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), PROTOCOL)
     if protocol != PROTOCOL:
         log.warning("tracing_off", reason=f"protocol is {protocol}", hint=f"Only {PROTOCOL}: usually on port 4318.")
