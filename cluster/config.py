@@ -1,7 +1,7 @@
-"""The configuration: one frozen dataclass, checked when built, before any socket opens.
+"""The configuration: one frozen dataclass, checked when it is built, before any socket opens.
 
-Each field is declared once, with its help text; its flag (`--lease-s`), its environment variable (`RUMOR_LEASE_S`)
-and its row in the docs come from that line. Units are in the names.
+Each field is declared once, with its help text. Its flag (`--lease-s`), its environment variable (`RUMOR_LEASE_S`) and
+its row in the docs come from that line. Names contain the unit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
 SEED = re.compile(r"([^\s\[\]]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
 PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
-UNSPECIFIED = ("0.0.0.0", "::")  # bound to every address, so none of them says where peers reach this node
-OTHER_VARIABLES = re.compile(  # of the client, the launcher, the tests; and what Kubernetes sets for a service "rumor"
+UNSPECIFIED = ("0.0.0.0", "::")  # hosts that stand for every address and so name none at which peers reach this node
+OTHER_VARIABLES = re.compile(  # of the client, launcher and tests, and those that Kubernetes sets for a service "rumor"
     r"RUMOR_((URL|CA_FILE|BASE_PORT|DATA_DIR|LAUNCH_ID|LAUNCHER|COMPLETE)|(TEST|SIM|BENCH)_.*"
     r"|(.*_)?SERVICE_(HOST|PORT.*)|(.*_)?PORT_\d+_.*)\Z"
 )
@@ -33,64 +33,66 @@ SHARDS_MAX = 256
 
 
 def option(default: Any, text: str, *, secret: bool = False) -> Any:
-    """A configuration field: its default and the one sentence that explains it everywhere."""
+    """A configuration field: its default, and the one sentence that explains it everywhere."""
     return field(default=default, metadata={"help": text, "secret": secret})
 
 
 @dataclass(frozen=True)
 class Config:
-    """What one node is told. Build it with `Config(...)`, `from_text` or `from_env`; all three check it."""
+    """The settings of one node. Build it with `Config(...)`, `from_text` or `from_env`; all three check it."""
 
     # Who this node is
-    cluster: str = option("rumor", "Name of the cluster; datagrams of another name are dropped.")
+    cluster: str = option("rumor", "Name of the cluster; a node drops datagrams that carry another name.")
     node_id: str = option("", "Stable name of this node; default host:port.")
     host: str = option("127.0.0.1", "Address to bind for HTTP (TCP) and gossip (UDP).")
     port: int = option(5000, "Port for HTTP (TCP) and gossip (UDP); one number for both.")
     advertise_host: str = option("", "Address at which peers reach this node; default: the bound host.")
     public_url: str = option(
-        "", "URL at which browsers and clients reach this node, if that is another (published port, proxy)."
+        "", "URL at which browsers and clients reach this node, if it differs from its address (published port, proxy)."
     )
 
     # How it finds the others
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis or Valkey server that holds the queues.", secret=True)
     seeds: tuple[str, ...] = option(
-        (), "Comma-separated HOST:PORT of members to join by; the list in Redis is used too."
+        (), "Comma-separated HOST:PORT of members to join through; nodes also use the list in Redis."
     )
     gossip_keys: tuple[str, ...] = option(
         (), "Comma-separated base64 keys of 32 bytes; the first seals, all open. Required off loopback.", secret=True
     )
-    gossip_key_file: str = option("", "File with one gossip key a line; keeps keys out of the process list.")
+    gossip_key_file: str = option("", "File with one gossip key per line; it keeps keys out of the process list.")
 
     # What it runs
     tasks: tuple[str, ...] = option(
         (), "Comma-separated modules with @task handlers, found from the working directory."
     )
     queues: str = option("default:100,sync:2", "Queues this node serves and its slots for each: NAME:SLOTS,…")
-    shards: int = option(64, "Number of shards; fixed by the first node of a cluster.")
+    shards: int = option(64, "Number of shards; the first node of a cluster fixes it.")
     max_attempts: int = option(5, "Attempts a task gets unless its type or submission says otherwise.")
     timeout_s: float = option(3600.0, "Seconds one attempt may run unless its type or submission says otherwise.")
     backoff_base_s: float = option(1.0, "Backoff after a failed attempt: full jitter over base x factor^(n-1).")
     backoff_factor: float = option(2.0, "Factor of the exponential backoff.")
     backoff_max_s: float = option(300.0, "Longest backoff, seconds.")
-    priority_aging_s: float = option(60.0, "Seconds of waiting that are worth one priority level.")
+    priority_aging_s: float = option(60.0, "Seconds of waiting that count as much as one priority level.")
     retention_s: float = option(86_400.0, "Seconds a finished task stays readable.")
     dead_retention_s: float = option(604_800.0, "Seconds a dead task stays in the dead letter queue.")
     retention_max_bytes: int = option(
         1_073_741_824,
-        "Memory of Redis above which finished tasks are dropped before their time, oldest first (and always at 70 % "
-        "of its maxmemory).",
+        "Memory use of Redis, in bytes, above which finished tasks are dropped before their time, oldest first (and "
+        "always above 70 % of its maxmemory).",
     )
-    idempotency_s: float = option(86_400.0, "Seconds an Idempotency-Key keeps answering with its first task.")
+    idempotency_s: float = option(86_400.0, "Seconds for which an Idempotency-Key is answered with its first task.")
     queue_limit: int = option(1_000_000, "Tasks that may be queued in one shard before submissions get 429.")
-    drain_s: float = option(30.0, "Seconds running tasks may finish in after SIGTERM, before they are handed back.")
+    drain_s: float = option(
+        30.0, "Seconds that running tasks have to finish after SIGTERM before the node hands them back."
+    )
 
     # Redis: the second witness
     heartbeat_interval_s: float = option(0.25, "Seconds between heartbeats in Redis.")
-    heartbeat_stale_s: float = option(1.0, "Seconds unchanged, while watched, after which a heartbeat is stale.")
+    heartbeat_stale_s: float = option(1.0, "Seconds without a change, while watched, after which a heartbeat is stale.")
     lease_s: float = option(
         30.0, "Seconds a silent session keeps its tasks when gossip does not agree that it is dead."
     )
-    leader_lease_s: float = option(5.0, "Length of the leader's lease, seconds; renewed at a third.")
+    leader_lease_s: float = option(5.0, "Length of the leader's lease, seconds; the leader renews it after a third.")
     redis_timeout_s: float = option(0.8, "Deadline of one call to Redis, seconds.")
     tombstone_s: float = option(86_400.0, "Seconds the tombstone of a fenced session is kept.")
     sweep_interval_s: float = option(1.0, "Seconds between housekeeping sweeps over the owned shards.")
@@ -99,13 +101,19 @@ class Config:
     probe_interval_s: float = option(0.5, "Seconds between the starts of two probe rounds.")
     probe_timeout_s: float = option(0.4, "Seconds after which a probe round without an answer has failed.")
     gossip_interval_s: float = option(0.1, "Seconds between gossip messages while there is news.")
-    indirect_probes: int = option(3, "Members asked to probe on one's behalf.")
-    suspicion_min_s: float = option(1.2, "Seconds a silent suspect has to refute once enough members confirm.")
-    suspicion_max_s: float = option(3.0, "Seconds a silent suspect has while nobody confirms.")
-    stalled_s: float = option(5.0, "Seconds a hung process (its kernel accepts TCP, it answers nothing) has.")
+    indirect_probes: int = option(3, "Members that a node asks to probe on its behalf.")
+    suspicion_min_s: float = option(
+        1.2, "Seconds a silent suspect has to refute the suspicion once enough members confirm it."
+    )
+    suspicion_max_s: float = option(3.0, "Seconds a silent suspect has while nobody confirms the suspicion.")
+    stalled_s: float = option(
+        5.0, "Seconds a suspect has whose process hangs (its kernel accepts TCP, but nothing answers)."
+    )
     push_pull_interval_s: float = option(15.0, "Seconds between full exchanges of the member table with a random peer.")
-    forget_s: float = option(3600.0, "Seconds a dead member is remembered, and tried again, so that cuts heal.")
-    watch_peers: int = option(3, "Members each member holds a watch connection to.")
+    forget_s: float = option(
+        3600.0, "Seconds for which a dead member is remembered and tried again, so that cuts heal."
+    )
+    watch_peers: int = option(3, "Members to which each member holds a watch connection.")
 
     # The node's own health
     stall_after_s: float = option(5.0, "Seconds without a tick of the main loop after which a node says it is stalled.")
@@ -117,18 +125,18 @@ class Config:
     batch_max_tasks: int = option(10_000, "Most tasks in one batch.")
     nesting_max: int = option(64, "Deepest nesting of task data.")
     connections_max: int = option(
-        10_000, "HTTP connections at once, if as many files may be open; a further one is told so (503) and ended."
+        10_000, "HTTP connections at once, if that many files may be open; a further one is answered 503 and closed."
     )
 
     # Security and operation
     api_token: str = option("", "Bearer token that every HTTP call must carry. Required off loopback.", secret=True)
-    insecure: bool = option(False, "Allow other addresses than loopback without key or token.")
+    insecure: bool = option(False, "Allow addresses other than loopback without a key or a token.")
     insecure_redis: bool = option(False, "Start although Redis may evict or lose tasks (maxmemory-policy).")
     tls_cert: str = option("", "Certificate chain (PEM) for HTTPS.")
     tls_key: str = option("", "Private key (PEM) for HTTPS.")
     trace_url: str = option(
         "",
-        "Where one looks at a trace, with {trace_id} in it: tasks that have one link to it.",
+        "URL of a page that shows a trace, with {trace_id} in it; tasks that have a trace link to it.",
     )
     log_level: str = option("info", "debug, info, warning or error.")
     log_format: str = option("auto", "console, json, or auto (console on a terminal).")
@@ -148,7 +156,7 @@ class Config:
 
     @property
     def reachable_host(self) -> str:
-        """The host peers use."""
+        """The host that peers use."""
         return self.advertise_host or self.host
 
     @property
@@ -168,7 +176,7 @@ def parse_queues(text: str) -> dict[str, int]:
                 "Write it like default:100,sync:2",
             )
         if name in slots:
-            raise ConfigError(f"queues is {text!r}: {name!r} stands there twice.", "Name each queue once.")
+            raise ConfigError(f"queues is {text!r}: {name!r} appears twice.", "Name each queue once.")
         slots[name] = int(count)
     return slots
 
@@ -248,7 +256,7 @@ def _names_and_addresses(c: Config) -> Rules:
     yield (
         c.host in UNSPECIFIED and not c.node_id and not c.advertise_host,
         f"host is {c.host}, so the default node_id would be {c.name} on every machine.",
-        "Set node_id to a name of this node alone, or advertise_host to the address at which peers reach it.",
+        "Set node_id to a name that no other node has, or advertise_host to the address at which peers reach it.",
     )
     yield (
         not NAME.match(c.name),
@@ -263,7 +271,7 @@ def _names_and_addresses(c: Config) -> Rules:
     yield (
         bool(c.public_url and not PUBLIC_URL.fullmatch(c.public_url)),
         f"public_url is {c.public_url!r}: not http://HOST[:PORT] or https://HOST[:PORT], at most 120 long.",
-        "Name the node's own place, without a path: what browsers show as its origin.",
+        "Give the node's origin as browsers show it, without a path.",
     )
     for seed in c.seeds:
         yield not _is_seed(seed), f"seeds has {seed!r}: not HOST:PORT.", "For example: 10.0.0.1:5000 or [fd00::1]:5000"
@@ -287,7 +295,7 @@ def _operation(c: Config) -> Rules:
 def _protection(c: Config) -> Rules:
     yield (
         bool(c.tls_cert) != bool(c.tls_key),
-        "tls_cert and tls_key belong together and only one is set.",
+        "tls_cert and tls_key belong together, but only one is set.",
         "Set both or neither.",
     )
     credentials = {
@@ -298,7 +306,7 @@ def _protection(c: Config) -> Rules:
     yield (
         bool(missing) and not c.is_loopback and not c.insecure,
         f"host is {c.host}, which others can reach, and there is no {' and no '.join(missing)}.",
-        f"Set {'it' if len(missing) == 1 else 'them'} (rumor keygen makes a key), bind 127.0.0.1, or say --insecure.",
+        f"Set {'it' if len(missing) == 1 else 'them'} (rumor keygen makes a key), bind 127.0.0.1, or use --insecure.",
     )
 
 
@@ -323,29 +331,29 @@ def flag(name: str) -> str:
 def from_text(values: Mapping[str, str]) -> Config:
     """A Config from field name -> text, as flags and variables give it. Raises ConfigError naming the field."""
     types = get_type_hints(Config)
-    known = {f.name for f in dataclasses.fields(Config)}
+    names = {f.name for f in dataclasses.fields(Config)}
     parsed: dict[str, Any] = {}
     for name, text in values.items():
-        if name not in known:
+        if name not in names:
             raise ConfigError(f"{name} is not a setting.", "rumor node --help lists them.")
         parsed[name] = parse(name, types[name], text)
     return Config(**parsed)
 
 
 def strangers(environ: Mapping[str, str]) -> dict[str, str]:
-    """RUMOR_… variables that nobody reads -> what to do about each."""
-    known = [f.name for f in dataclasses.fields(Config)]
-    found: dict[str, str] = {}
+    """RUMOR_… variables that nothing reads -> a hint for each."""
+    settings = [f.name for f in dataclasses.fields(Config)]
+    hints: dict[str, str] = {}
     for name in environ:
-        meant = name.removeprefix("RUMOR_").lower()
-        if name.startswith("RUMOR_") and meant not in known and not OTHER_VARIABLES.match(name):
-            near = difflib.get_close_matches(meant, known, 1)
-            found[name] = f"Did you mean {variable(near[0])}?" if near else "rumor node --help names all settings."
-    return found
+        setting = name.removeprefix("RUMOR_").lower()
+        if name.startswith("RUMOR_") and setting not in settings and not OTHER_VARIABLES.match(name):
+            near = difflib.get_close_matches(setting, settings, 1)
+            hints[name] = f"Did you mean {variable(near[0])}?" if near else "rumor node --help names all settings."
+    return hints
 
 
 def from_env(environ: Mapping[str, str], over: Mapping[str, str] | None = None) -> Config:
-    """A Config from RUMOR_… variables, with `over` (field name -> text, the flags) on top."""
+    """A Config from RUMOR_… variables; `over` (field name -> text, from the flags) wins over them."""
     values = {f.name: environ[variable(f.name)] for f in dataclasses.fields(Config) if variable(f.name) in environ}
     return from_text({**values, **(over or {})})
 

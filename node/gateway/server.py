@@ -77,11 +77,13 @@ def room_for(connections: int) -> int:
     return connections
 
 
-# aiohttp offers no public way to do what the classes below do, so they use these private names of it: of `web.SockSite`
-# `_backlog`, `_runner`, `_server`, `_sock` and `_ssl_context`; of `web.AppRunner` `_kwargs` and `_make_server`; of
-# `web.Server` `_connections`, `_kwargs` and `_loop`; of `web.RequestHandler` `_force_close`, `_keepalive_timeout`,
-# `_loop`, `_next_keepalive_close_time`, `_request_count` and `_waiter`. This is why setup.cfg bounds aiohttp's version
-# from above. Run tests/unit/test_gateway_server.py before you raise that bound.
+# The classes below use names that are private in aiohttp, because it offers no public way to do this; hence the upper
+# bound of its version in setup.cfg. Before you raise that bound, look these names up in aiohttp's web_runner.py,
+# web_server.py and web_protocol.py, and run tests/unit/test_gateway_server.py:
+# - of a site: _backlog, _runner, _server, _sock, _ssl_context, and what SockSite.start does
+# - of a runner: _kwargs, _make_server; of a server: _connections, _kwargs, _loop
+# - of a request handler: _request_count (counts the heads that came), _waiter (pending while it has no request),
+#   _next_keepalive_close_time less _keepalive_timeout (when its last request ended), _force_close, _loop
 
 
 class _Site(web.SockSite):
