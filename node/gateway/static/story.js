@@ -28,6 +28,7 @@ const CONFIRMED = {
   lease: "Redis alone: its heartbeat has stood still for the whole lease",
 };
 const SILENT = "its last heartbeat in Redis; its peers still hear from it";
+const CUT = "One witness alone: it takes no new tasks, and keeps what it runs until its lease is over.";
 
 function tellStories(events, viewer = "") {
   const sorted = [...events].sort((a, b) => a.at_ms - b.at_ms);
@@ -39,9 +40,10 @@ function tellStories(events, viewer = "") {
       const session = event.kind === "session_renewed" ? event.was : event.session || `${event.node_id}/`;
       let story = open.get(session) || (event.session ? null : latestOf(all, event.node_id));
       const isBirth = event.kind === "node_started" || event.kind === "member_joined";
-      const isNew = !story || event.kind === "redis_silent" || event.at_ms - story.last > APART_MS || (isBirth ? story.isOver : story.isBirth);
-      if (isNew) {
-        story = { id: `${session}@${event.id}`, node: event.node_id, session, at_ms: event.at_ms, last: event.at_ms, events: [], moved: [], led: [], isBirth };
+      const isAnother = () => event.at_ms - story.last > APART_MS || (isBirth ? story.isOver : story.isBirth);
+      if (!story || event.kind === "redis_silent" || isAnother()) {
+        story = begun(`${session}@${event.id}`, session, event);
+        story.isBirth = isBirth;
         all.push(story);
       }
       open.set(session, story);
@@ -84,117 +86,184 @@ function takeIn(all, story, event) {
 
 const latestOf = (all, node) => all.findLast((story) => story.node === node);
 
+function begun(id, session, { node_id, at_ms }) {
+  return { id, node: node_id, session, at_ms, last: at_ms, events: [], moved: [], led: [] };
+}
+
 function alone(event) {
-  return { id: event.id, node: event.node_id, session: "", at_ms: event.at_ms, last: event.at_ms, events: [event], moved: [], led: [] };
+  return { ...begun(event.id, "", event), events: [event] };
+}
+
+// ---- in words
+
+// The steps of a story by the kind of their events: (the events of the kind, the tale) to [event, text, is the last word] of each.
+const STEPS = {
+  redis_silent: ([event]) => [[event, SILENT]],
+  redis_heard: (heard) => [[heard.at(-1), "Redis hears from it again: it takes tasks as before", true]],
+  connection_ended: (ended, tale) => [[ended[0], `connections to it ended, noticed by ${tale.seenBy(ended)}`]],
+  connection_refused: (refused, tale) => [[refused[0], `new connections were refused, seen by ${tale.seenBy(refused)}`]],
+  member_suspect: (suspects, tale) => {
+    const dead = tale.first("member_dead");
+    if (dead && dead.at_ms < suspects[0].at_ms) return [];
+    const because = dead && dead.evidence === suspects[0].evidence ? "" : `: ${BECAUSE[suspects[0].evidence] || "it does not answer"}`;
+    return [[suspects[0], `suspected by ${tale.seenBy(suspects)}${because}`]];
+  },
+  member_alive: ([event]) => [[event, "it answered: the suspicion is refuted, and nothing was taken from it", true]],
+  member_dead: ([event]) => [[event, `its peers hold it dead: ${BECAUSE[event.evidence] || event.evidence}`]],
+  session_fenced: ([event], tale) => {
+    // Several may find the tombstone written; nothing was taken before it was, whoever's word arrived first.
+    const reaped = tale.first("session_reaped");
+    const confirmed = CONFIRMED[event.evidence] || "Redis confirms";
+    const text = `${confirmed}. Fenced by ${names.short(event.by)}: what it still reports cannot count`;
+    return [[reaped && reaped.at_ms < event.at_ms ? reaped : event, text]];
+  },
+  session_reaped: (reaped) => {
+    const tasks = reaped.reduce((sum, event) => sum + (event.tasks || 0), 0);
+    const text = `${many(tasks, "task")} it was running ${tasks === 1 ? "is" : "are"} queued again, for others to run`;
+    return [[reaped.at(-1), text, true]];
+  },
+  node_started: ([started], tale) => {
+    const joined = tale.first("member_joined");
+    return [[joined && joined.at_ms < started.at_ms ? joined : started, "it started"]];
+  },
+  member_joined: (joined) => {
+    const by = new Set(joined.map((event) => names.short(event.seen_by)));
+    return [[joined[0], `taken in by ${list([...by])}`]];
+  },
+  node_draining: ([event]) => [[event, `it stops claiming and finishes what it runs (${many(event.tasks || 0, "task")})`]],
+  member_leaving: ([event], tale) => (tale.first("node_draining") ? [] : [[event, "it says that it leaves, and takes no new tasks"]]),
+  member_left: ([event]) => [[event, "it left, with nothing in flight", true]],
+  main_stalled: ([event]) => [[event, "its event loop does not tick: a handler blocks it. It gets no new tasks"]],
+  main_recovered: ([event]) => [[event, "it ticks again", true]],
+  leader_elected: (elected, tale) => elected.map((event) => {
+    const who = tale.death ? `${names.short(event.node_id)} leads from now on` : "it leads";
+    return [event, `${who} (epoch ${event.epoch})`];
+  }),
+  shards_moved: (moved) => moved.map((event) => [event, shardWords(event)]),
+};
+
+// What a story is about: the first row of which one kind is among its events. `steps` are told in this order where two
+// happened in the same millisecond; `title`, `tone` and `why` take the tale.
+const PLOTS = [
+  {
+    kinds: ["member_dead", "session_fenced"],
+    steps: ["redis_silent", "connection_ended", "connection_refused", "member_suspect", "member_dead", "session_fenced",
+      "leader_elected", "shards_moved", "session_reaped"],
+    title: deathTitle,
+    tone: (tale) => (tale.death.evidence === "superseded" ? "warn" : "bad"),
+    why: (tale) => (tale.first("session_fenced") ? undefined : "Only one witness so far: it keeps its tasks."),
+  },
+  {
+    kinds: ["redis_silent"],
+    steps: ["redis_silent", "shards_moved", "redis_heard"],
+    title: (tale) => `${tale.name} ${tale.first("redis_heard") ? "was cut off from Redis, and is back" : "is cut off from Redis"}`,
+    tone: goodAfter("redis_heard"),
+    why: (tale) => (tale.first("redis_heard") ? undefined : CUT),
+  },
+  {
+    kinds: ["member_suspect"],
+    steps: ["connection_ended", "member_suspect", "member_alive"],
+    title: (tale) => (tale.first("member_alive") ? `${tale.name} was suspected, and lives` : `${tale.name} is suspected`),
+    tone: goodAfter("member_alive"),
+  },
+  {
+    kinds: ["member_left", "member_leaving", "node_draining"],
+    steps: ["node_draining", "member_leaving", "shards_moved", "member_left"],
+    title: (tale) => (tale.first("member_left") ? `${tale.name} left in good order` : `${tale.name} is leaving`),
+    tone: () => "good",
+  },
+  {
+    kinds: ["session_renewed"],
+    steps: [],
+    title: (tale) => `${tale.name} goes on under a new session`,
+    tone: () => "warn",
+    why: () => "Its old one was ended while it was away. What it still ran under it cannot count.",
+  },
+  {
+    kinds: ["main_stalled"],
+    steps: ["main_stalled", "main_recovered"],
+    title: (tale) => (tale.first("main_recovered") ? `${tale.name} was blocked` : `${tale.name} is blocked`),
+    tone: goodAfter("main_recovered"),
+  },
+  {
+    kinds: ["node_started", "member_joined"],
+    steps: ["node_started", "member_joined", "leader_elected", "shards_moved"],
+    stepsMin: 2,
+    title: (tale) => `${tale.name} joined`,
+    tone: () => "good",
+  },
+  { kinds: ["leader_elected"], steps: [], title: (tale) => `${tale.name} leads (epoch ${tale.first("leader_elected").epoch})` },
+  { kinds: ["leader_lost"], steps: [], title: (tale) => `${tale.name} knows of no leader`, tone: () => "warn" },
+  { kinds: ["shards_moved"], steps: [], title: (tale) => shardWords(tale.first("shards_moved")) },
+];
+
+const ENDED_HOW = {
+  refused: "is gone", stalled: "hangs", silent: "is silent", superseded: "was started again", lease: "let its lease run out",
+};
+
+function goodAfter(kind) {
+  return (tale) => (tale.first(kind) ? "good" : "warn");
+}
+
+// One story, asked by kind of event.
+class Tale {
+  constructor(story) {
+    this.name = names.short(story.node);
+    this.start = Math.min(...story.events.map((event) => event.at_ms));
+    this.events = [...story.events, ...story.moved, ...story.led];
+    this.death = this.first("member_dead") || this.first("session_fenced");
+  }
+
+  of(kind) {
+    return this.events.filter((event) => event.kind === kind);
+  }
+
+  first(kind) {
+    return this.events.find((event) => event.kind === kind);
+  }
+
+  after(event) {
+    return Math.max(0, event.at_ms - this.start);
+  }
+
+  // "n1, n3 (+3 ms) and 2 others": each node once, by what it saw first.
+  seenBy(events) {
+    const by = new Map();
+    for (const event of events) if (!by.has(event.by || event.seen_by)) by.set(event.by || event.seen_by, this.after(event));
+    const words = [...by].map(([node, ms], n) => (n ? `${names.short(node)} (+${ms} ms)` : names.short(node)));
+    return list(words.length > SEEN_MAX ? [...words.slice(0, SEEN_MAX - 1), `${words.length - SEEN_MAX + 1} others`] : words);
+  }
 }
 
 function inWords(story) {
-  const name = names.short(story.node);
-  const has = (kind) => story.events.filter((event) => event.kind === kind);
-  const first = (kind) => has(kind)[0];
-  const dead = first("member_dead");
-  const fenced = first("session_fenced");
-  const start = Math.min(...story.events.map((event) => event.at_ms));
-  const at = (event) => Math.max(0, event.at_ms - start);
-  const steps = [];
-  const step = (event, text, end) => steps.push({ ms: at(event), text, end });
-  const seenBy = (found) => {
-    const by = new Map();
-    for (const event of found) if (!by.has(event.by || event.seen_by)) by.set(event.by || event.seen_by, at(event));
-    const words = [...by].map(([node, ms], n) => (n ? `${names.short(node)} (+${ms} ms)` : names.short(node)));
-    return list(words.length > SEEN_MAX ? [...words.slice(0, SEEN_MAX - 1), `${words.length - SEEN_MAX + 1} others`] : words);
+  const plot = PLOTS.find(({ kinds }) => story.events.some((event) => kinds.includes(event.kind)));
+  if (!plot) return null; // a connection that ended, and nothing came of it
+  const tale = new Tale(story);
+  const steps = plot.steps
+    .filter((kind) => tale.first(kind))
+    .flatMap((kind) => STEPS[kind](tale.of(kind), tale))
+    .map(([event, text, end]) => ({ ms: tale.after(event), text, end }))
+    .sort((a, b) => a.ms - b.ms);
+  return {
+    id: story.id,
+    at_ms: tale.start,
+    node: story.node,
+    title: plot.title(tale),
+    tone: plot.tone?.(tale),
+    why: plot.why?.(tale),
+    isFenced: Boolean(tale.first("session_fenced")),
+    steps: steps.length < (plot.stepsMin || 1) ? [] : steps,
   };
-  const told = { id: story.id, at_ms: start, node: story.node, steps };
-
-  if (dead || fenced) {
-    const evidence = (dead || fenced).evidence;
-    const ended = has("connection_ended");
-    const refused = has("connection_refused");
-    const suspects = has("member_suspect");
-    if (first("redis_silent")) step(first("redis_silent"), SILENT);
-    if (ended.length) step(ended[0], `connections to it ended, noticed by ${seenBy(ended)}`);
-    if (refused.length) step(refused[0], `new connections were refused, seen by ${seenBy(refused)}`);
-    const isPlain = suspects.length && (!dead || suspects[0].evidence !== dead.evidence);
-    if (suspects.length && (!dead || at(suspects[0]) <= at(dead))) step(suspects[0], `suspected by ${seenBy(suspects)}${isPlain ? `: ${BECAUSE[suspects[0].evidence] || "it does not answer"}` : ""}`);
-    if (dead) step(dead, `its peers hold it dead: ${BECAUSE[dead.evidence] || dead.evidence}`);
-    const reaped = has("session_reaped");
-    // Several may find the tombstone written; nothing was taken before it was, whoever's word arrived first.
-    if (fenced) step(reaped.length && reaped[0].at_ms < fenced.at_ms ? reaped[0] : fenced, `${CONFIRMED[fenced.evidence] || "Redis confirms"}. Fenced by ${names.short(fenced.by)}: what it still reports cannot count`);
-    for (const event of story.led) step(event, `${names.short(event.node_id)} leads from now on (epoch ${event.epoch})`);
-    moved(story, step);
-    const tasks = reaped.reduce((sum, event) => sum + (event.tasks || 0), 0);
-    if (reaped.length) step(reaped.at(-1), `${many(tasks, "task")} it was running ${tasks === 1 ? "is" : "are"} queued again, for others to run`, true);
-    told.tone = "bad";
-    told.isFenced = Boolean(fenced);
-    const how = { refused: "is gone", stalled: "hangs", silent: "is silent", superseded: "was started again", lease: "let its lease run out" }[evidence] || "is gone";
-    const done = reaped.at(-1) || fenced;
-    if (evidence === "superseded") told.tone = "warn";
-    told.title = done
-      ? `${name} ${how}${reaped.length ? `; its work goes on after ${span(at(done))}` : fenced ? `; ${evidence === "lease" ? "fenced" : "both witnesses agreed"} after ${span(at(done))}` : ""}`
-      : `${name} ${how}: held dead by its peers, not by Redis yet`;
-    if (!fenced) told.why = "Only one witness so far: it keeps its tasks.";
-  } else if (first("redis_silent")) {
-    const heard = has("redis_heard").at(-1);
-    step(first("redis_silent"), SILENT);
-    moved(story, step);
-    if (heard) step(heard, "Redis hears from it again: it takes tasks as before", true);
-    else told.why = "One witness alone: it takes no new tasks, and keeps what it runs until its lease is over.";
-    told.tone = heard ? "good" : "warn";
-    told.title = heard ? `${name} was cut off from Redis, and is back` : `${name} is cut off from Redis`;
-  } else if (first("member_suspect")) {
-    const suspects = has("member_suspect");
-    const back = first("member_alive");
-    const ended = has("connection_ended");
-    if (ended.length) step(ended[0], `connections to it ended, noticed by ${seenBy(ended)}`);
-    step(suspects[0], `suspected by ${seenBy(suspects)}: ${BECAUSE[suspects[0].evidence] || "it does not answer"}`);
-    if (back) step(back, "it answered: the suspicion is refuted, and nothing was taken from it", true);
-    told.tone = back ? "good" : "warn";
-    told.title = back ? `${name} was suspected, and lives` : `${name} is suspected`;
-  } else if (first("member_left") || first("member_leaving") || first("node_draining")) {
-    const draining = first("node_draining");
-    const leaving = first("member_leaving");
-    const left = first("member_left");
-    if (draining) step(draining, `it stops claiming and finishes what it runs (${many(draining.tasks || 0, "task")})`);
-    else if (leaving) step(leaving, "it says that it leaves, and takes no new tasks");
-    moved(story, step);
-    if (left) step(left, "it left, with nothing in flight", true);
-    told.tone = "good";
-    told.title = left ? `${name} left in good order` : `${name} is leaving`;
-  } else if (first("session_renewed")) {
-    told.tone = "warn";
-    told.title = `${name} goes on under a new session`;
-    told.why = "Its old one was ended while it was away. What it still ran under it cannot count.";
-  } else if (first("main_stalled")) {
-    told.tone = first("main_recovered") ? "good" : "warn";
-    step(first("main_stalled"), "its event loop does not tick: a handler blocks it. It gets no new tasks");
-    if (first("main_recovered")) step(first("main_recovered"), "it ticks again", true);
-    told.title = first("main_recovered") ? `${name} was blocked` : `${name} is blocked`;
-  } else if (first("node_started") || first("member_joined")) {
-    const started = first("node_started");
-    const joined = has("member_joined");
-    if (started) step(joined.length && joined[0].at_ms < started.at_ms ? joined[0] : started, "it started");
-    if (joined.length) step(joined[0], `taken in by ${list([...new Set(joined.map((event) => names.short(event.seen_by)))])}`);
-    for (const event of story.led) step(event, `it leads (epoch ${event.epoch})`);
-    moved(story, step);
-    told.tone = "good";
-    told.title = `${name} joined`;
-    if (steps.length < 2) told.steps = [];
-  } else if (first("leader_elected")) {
-    told.title = `${name} leads (epoch ${first("leader_elected").epoch})`;
-  } else if (first("leader_lost")) {
-    told.tone = "warn";
-    told.title = `${name} knows of no leader`;
-  } else if (first("shards_moved")) {
-    told.title = shardWords(first("shards_moved"));
-  } else {
-    return null; // a connection that ended, and nothing came of it
-  }
-  told.steps.sort((a, b) => a.ms - b.ms);
-  return told;
 }
 
-function moved(story, step) {
-  for (const event of story.moved) step(event, shardWords(event));
+function deathTitle(tale) {
+  const { evidence } = tale.death;
+  const fenced = tale.first("session_fenced");
+  const reaped = tale.of("session_reaped").at(-1);
+  const how = `${tale.name} ${ENDED_HOW[evidence] || "is gone"}`;
+  if (reaped) return `${how}; its work goes on after ${span(tale.after(reaped))}`;
+  if (fenced) return `${how}; ${evidence === "lease" ? "fenced" : "both witnesses agreed"} after ${span(tale.after(fenced))}`;
+  return `${how}: held dead by its peers, not by Redis yet`;
 }
 
 function shardWords(event) {
@@ -204,5 +273,6 @@ function shardWords(event) {
   if (!who.length) return `nobody looks after ${many(event.shards, "shard")}: no node is able to`;
   if (who.length === 1) return `${names.short(who[0][0])} looks after ${many(total, "shard")} more`;
   if (who.length > 6) return `${who.length} nodes look after ${many(total, "shard")} from now on`;
-  return `${many(total, "shard")} ${total === 1 ? "is" : "are"} looked after by ${list(who.map(([node, n]) => `${names.short(node)} (${n})`))} from now on`;
+  const each = list(who.map(([node, n]) => `${names.short(node)} (${n})`));
+  return `${many(total, "shard")} ${total === 1 ? "is" : "are"} looked after by ${each} from now on`;
 }
