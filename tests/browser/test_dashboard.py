@@ -157,16 +157,16 @@ def test_the_page_goes_on_with_another_node_when_its_own_dies_and_comes_home(
     page = open_page(three.url(1).replace("127.0.0.1", "localhost"))
     page.page.evaluate("window.unreloaded = true")
     kill(three, 1)
-    page.until("net.isLive && net.base !== HOME", 5)
+    page.until("net.isLive && net.base !== net.HOME", 5)
     page.until("document.querySelector('.story[data-tone=bad] .end, .story[data-tone=bad] h3')", 5)
     page.until("cluster.view.node_id !== undefined && cluster.view.members.some(m => m.verdict === 'dead')", 5)
     assert "does not answer" in page.text("#away")
     other = page.page.evaluate("net.base")
     assert page.page.get_by_role("link", name="open the page of").get_attribute("href").startswith(other)
     with pytest.raises(Exception, match="own node is away"):
-        page.page.evaluate("change('POST', '/tasks', {type: 'noop'})")
+        page.page.evaluate("net.change('POST', '/tasks', {type: 'noop'})")
     three.restart(1)
-    page.until("net.isLive && net.base === HOME", 15)
+    page.until("net.isLive && net.base === net.HOME", 15)
     assert page.page.locator("#away").is_hidden()
     assert page.page.evaluate("window.unreloaded"), "without a reload"
 

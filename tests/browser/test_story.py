@@ -21,7 +21,7 @@ def tell(one_browser: Any) -> Iterator[Any]:
     page = context.new_page()
     page.route("**/*", lambda route: route.fulfill(body=whole_page.load().body, content_type="text/html"))
     page.goto("http://127.0.0.1:9/")
-    yield lambda events: page.evaluate("events => tellStories(events, 'n1')", events)
+    yield lambda events: page.evaluate("events => stories.tell(events, 'n1')", events)
     context.close()
 
 

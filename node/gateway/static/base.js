@@ -1,86 +1,91 @@
 "use strict";
-// Small things that everything else uses. Text goes into the page as text, never as HTML.
+// Small things that every other script uses. Text goes into the page as text, never as HTML.
+//
+// Each script shows one object to the others, and keeps the rest to itself.
 
-const $ = (id) => document.getElementById(id);
+const base = (() => {
+  const $ = (id) => document.getElementById(id);
 
-function el(tag, attributes, ...children) {
-  const made = document.createElement(tag);
-  return fill(made, attributes, children);
-}
-
-function svg(tag, attributes, ...children) {
-  return fill(document.createElementNS($("ring").namespaceURI, tag), attributes, children);
-}
-
-function fill(made, attributes, children) {
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (name.startsWith("--")) made.style.setProperty(name, value); // a style attribute would need 'unsafe-inline'
-    else made.setAttribute(name, value === true ? "" : value);
+  function el(tag, attributes, ...children) {
+    return fill(document.createElement(tag), attributes, children);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
-  return made;
-}
 
-// Writing what stands there already would still cost layout, and make screen readers repeat themselves.
-function say(node, text) {
-  const wanted = String(text ?? "");
-  if (node.textContent !== wanted) node.textContent = wanted;
-}
+  function svg(tag, attributes, ...children) {
+    return fill(document.createElementNS($("ring").namespaceURI, tag), attributes, children);
+  }
 
-function mark(node, name, value) {
-  if (value === null || value === undefined || value === false) {
-    if (node.hasAttribute(name)) node.removeAttribute(name);
-  } else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
-}
-
-const many = (n, one, more) => `${count(n)} ${n === 1 ? one : more || one + "s"}`;
-const count = (n) => (n ?? 0).toLocaleString("en");
-const pad = (n, width = 2) => String(n).padStart(width, "0");
-
-function clock(ms) {
-  const at = new Date(ms);
-  const today = at.toDateString() === new Date().toDateString();
-  const time = `${pad(at.getHours())}:${pad(at.getMinutes())}:${pad(at.getSeconds())}`;
-  return today ? time : `${at.getFullYear()}-${pad(at.getMonth() + 1)}-${pad(at.getDate())} ${time}`;
-}
-
-function span(ms) {
-  if (ms === null || ms === undefined) return "–";
-  if (ms < 1) return `${+ms.toFixed(ms < 0.1 ? 2 : 1)} ms`;
-  if (ms < 1000) return `${ms < 10 ? +ms.toFixed(1) : Math.round(ms)} ms`;
-  if (ms < 60000) return `${+(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s`;
-  if (ms < 3600000) return `${Math.floor(ms / 60000)} min ${Math.round((ms % 60000) / 1000)} s`;
-  return `${Math.floor(ms / 3600000)} h ${Math.round((ms % 3600000) / 60000)} min`;
-}
-
-// "a, b and c"
-function list(words) {
-  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
-}
-
-// Names without what all of them share: nodes of one host are told apart by their ports.
-const names = {
-  host: "",
-  learn(nodeIds) {
-    const hosts = new Set(nodeIds.map((id) => id.slice(0, id.lastIndexOf(":"))));
-    names.host = hosts.size === 1 && nodeIds.length > 1 ? [...hosts][0] : "";
-  },
-  short: (id) => (names.host && id && id.startsWith(names.host + ":") ? id.slice(names.host.length) : id),
-};
-
-const nodeOf = (session) => session.slice(0, session.lastIndexOf("/"));
-
-// A colour for each node, kept while the page is open. The first ones are far apart.
-const hues = {
-  first: [255, 150, 62, 20, 310, 200, 105, 285],
-  of: new Map(),
-  get(id) {
-    if (!hues.of.has(id)) {
-      const n = hues.of.size;
-      hues.of.set(id, n < hues.first.length ? hues.first[n] : Math.round((n * 137.508) % 360));
+  function fill(node, attributes, children) {
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (name.startsWith("--")) node.style.setProperty(name, value); // a style attribute would need 'unsafe-inline'
+      else node.setAttribute(name, value === true ? "" : value);
     }
-    return hues.of.get(id);
-  },
-};
+    node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+    return node;
+  }
+
+  // Writing what stands there already would still cost layout, and make screen readers repeat themselves.
+  function say(node, value) {
+    const text = String(value ?? "");
+    if (node.textContent !== text) node.textContent = text;
+  }
+
+  function mark(node, name, value) {
+    if (value === null || value === undefined || value === false) {
+      if (node.hasAttribute(name)) node.removeAttribute(name);
+    } else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
+  }
+
+  const many = (n, one, more) => `${count(n)} ${n === 1 ? one : more || one + "s"}`;
+  const count = (n) => (n ?? 0).toLocaleString("en");
+  const pad = (n, width = 2) => String(n).padStart(width, "0");
+
+  function clock(ms) {
+    const at = new Date(ms);
+    const today = at.toDateString() === new Date().toDateString();
+    const time = `${pad(at.getHours())}:${pad(at.getMinutes())}:${pad(at.getSeconds())}`;
+    return today ? time : `${at.getFullYear()}-${pad(at.getMonth() + 1)}-${pad(at.getDate())} ${time}`;
+  }
+
+  function span(ms) {
+    if (ms === null || ms === undefined) return "–";
+    if (ms < 1) return `${+ms.toFixed(ms < 0.1 ? 2 : 1)} ms`;
+    if (ms < 1000) return `${ms < 10 ? +ms.toFixed(1) : Math.round(ms)} ms`;
+    if (ms < 60000) return `${+(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s`;
+    if (ms < 3600000) return `${Math.floor(ms / 60000)} min ${Math.round((ms % 60000) / 1000)} s`;
+    return `${Math.floor(ms / 3600000)} h ${Math.round((ms % 3600000) / 60000)} min`;
+  }
+
+  const shorten = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+
+  // "a, b and c"
+  function list(words) {
+    return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
+  }
+
+  // Names without what all of them share: nodes of one host are told apart by their ports.
+  const names = {
+    host: "",
+    learn(nodeIds) {
+      const hosts = new Set(nodeIds.map((id) => id.slice(0, id.lastIndexOf(":"))));
+      names.host = hosts.size === 1 && nodeIds.length > 1 ? [...hosts][0] : "";
+    },
+    short: (id) => (names.host && id && id.startsWith(names.host + ":") ? id.slice(names.host.length) : id),
+  };
+
+  // A colour for each node, kept while the page is open. The first ones are far apart.
+  const hues = {
+    first: [255, 150, 62, 20, 310, 200, 105, 285],
+    of: new Map(),
+    get(id) {
+      if (!hues.of.has(id)) {
+        const n = hues.of.size;
+        hues.of.set(id, n < hues.first.length ? hues.first[n] : Math.round((n * 137.508) % 360));
+      }
+      return hues.of.get(id);
+    },
+  };
+
+  return { $, el, svg, say, mark, many, count, pad, clock, span, shorten, list, names, hues };
+})();

@@ -22,9 +22,9 @@ async function load() {
   const where = $("calls");
   try {
     const response = await fetch("/openapi.json", { headers: access() });
-    const told = await response.json();
-    if (!response.ok) throw new Error(`${told.error.message} ${response.status === 401 ? "Enter it above." : told.error.hint}`);
-    api = told;
+    const answer = await response.json();
+    if (!response.ok) throw new Error(`${answer.error.message} ${response.status === 401 ? "Enter it above." : answer.error.hint}`);
+    api = answer;
   } catch (error) {
     where.replaceChildren(make("p", { textContent: `/openapi.json cannot be read: ${error.message}` }));
     return;
@@ -57,10 +57,18 @@ function drawCall(path, method, call) {
 function drawInside(path, method, call) {
   const parts = [];
   const body = call.requestBody?.content?.["application/json"];
-  if (call.security?.some((one) => "token" in one)) parts.push(make("p", { className: "soft", textContent: "Takes the API token, where the node has one." }));
-  if (call.parameters?.length) parts.push(section("Parameters", rows(call.parameters.map((one) =>
-    [one.name, `${one.in}${one.required ? ", required" : ""}`, inShort(one.schema), one.description || ""]), ["name", "in", "type", ""])));
-  if (body) parts.push(section(`Body${call.requestBody.required ? "" : ", optional"}: ${inShort(body.schema)}`, fields(body.schema)));
+  if (call.security?.some((scheme) => "token" in scheme)) {
+    parts.push(make("p", { className: "soft", textContent: "Takes the API token, where the node has one." }));
+  }
+  if (call.parameters?.length) {
+    const row = ({ name, required, schema, description, in: place }) =>
+      [name, `${place}${required ? ", required" : ""}`, inShort(schema), description || ""];
+    parts.push(section("Parameters", rows(call.parameters.map(row), ["name", "in", "type", ""])));
+  }
+  if (body) {
+    const title = `Body${call.requestBody.required ? "" : ", optional"}: ${inShort(body.schema)}`;
+    parts.push(section(title, fields(body.schema)));
+  }
   parts.push(section("Answers", make("div", { className: "answers" }, ...Object.entries(call.responses).map(drawAnswer))));
   parts.push(section("Try it", tryIt(path, method, call, body)));
   return parts;
@@ -68,19 +76,26 @@ function drawInside(path, method, call) {
 
 const section = (title, content) => content && make("section", {}, make("h2", { textContent: title }), content);
 
-function rows(found, heads) {
-  const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col", textContent: text })))));
-  table.append(make("tbody", {}, ...found.map(([name, ...more]) =>
-    make("tr", {}, make("td", {}, make("code", { textContent: name })), ...more.map((text) => make("td", { textContent: text }))))));
+function rows(entries, heads) {
+  const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col", textContent: text })));
+  const row = ([name, ...more]) => {
+    const cells = more.map((text) => make("td", { textContent: text }));
+    return make("tr", {}, make("td", {}, make("code", { textContent: name })), ...cells);
+  };
+  const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...entries.map(row)));
   return make("div", { className: "scroll" }, table);
 }
 
 function drawAnswer([status, answer]) {
   const [type, content] = Object.entries(answer.content || {})[0] || ["", {}];
-  const head = make("summary", {}, make("span", { className: "status", textContent: status, data: { kind: status[0] } }), ` ${answer.description} `,
+  const head = make("summary", {},
+    make("span", { className: "status", textContent: status, data: { kind: status[0] } }),
+    ` ${answer.description} `,
     make("span", { className: "soft", textContent: type === "application/json" ? inShort(content.schema) : type }));
   const inside = [fields(content.schema)];
-  for (const [name, header] of Object.entries(answer.headers || {})) inside.push(make("p", { textContent: `${name}: ${header.description || ""}` }));
+  for (const [name, header] of Object.entries(answer.headers || {})) {
+    inside.push(make("p", { textContent: `${name}: ${header.description || ""}` }));
+  }
   if (content.example !== undefined) inside.push(make("pre", { textContent: pretty(content.example) }));
   return make("details", {}, head, ...inside.filter(Boolean));
 }
@@ -92,97 +107,111 @@ function resolved(schema) {
   return name ? { name, ...api.components.schemas[name] } : schema || {};
 }
 
+const BOUNDS = [
+  ["minimum", "≥"], ["exclusiveMinimum", ">"], ["maximum", "≤"], ["minLength", "length ≥"], ["maxLength", "length ≤"],
+];
+
 function inShort(schema) {
-  const one = resolved(schema);
-  if (one.name) return one.name;
-  const choices = one.anyOf || one.oneOf;
+  const type = resolved(schema);
+  if (type.name) return type.name;
+  const choices = type.anyOf || type.oneOf;
   if (choices) return [...new Set(choices.map(inShort))].join(" or ");
-  if (one.enum) return one.enum.map((value) => JSON.stringify(value)).join(" | ");
-  if (one.type === "array") return `list of ${inShort(one.items)}`;
-  const bounds = [["minimum", "≥"], ["exclusiveMinimum", ">"], ["maximum", "≤"], ["minLength", "length ≥"], ["maxLength", "length ≤"]]
-    .filter(([name]) => one[name] !== undefined && !(name === "minLength" && one[name] === 0)).map(([name, sign]) => `${sign} ${one[name]}`);
-  const type = Array.isArray(one.type) ? one.type.join(" or ") : one.type || "any JSON";
-  return [type, ...bounds].join(", ") + (one.default !== undefined && one.default !== null ? ` (default ${JSON.stringify(one.default)})` : "");
+  if (type.enum) return type.enum.map((value) => JSON.stringify(value)).join(" | ");
+  if (type.type === "array") return `list of ${inShort(type.items)}`;
+  const isSaid = ([name]) => type[name] !== undefined && !(name === "minLength" && type[name] === 0);
+  const bounds = BOUNDS.filter(isSaid).map(([name, sign]) => `${sign} ${type[name]}`);
+  const word = Array.isArray(type.type) ? type.type.join(" or ") : type.type || "any JSON";
+  const hasDefault = type.default !== undefined && type.default !== null;
+  return [word, ...bounds].join(", ") + (hasDefault ? ` (default ${JSON.stringify(type.default)})` : "");
 }
 
 function fields(schema) {
-  let one = resolved(schema);
-  if (one.type === "array") one = resolved(one.items);
-  if (one.anyOf) one = one.anyOf.map(resolved).find((choice) => choice.properties) || one;
-  if (!one.properties) return null;
-  const needed = new Set(one.required || []);
-  return rows(Object.entries(one.properties).map(([name, field]) =>
-    [name, needed.has(name) ? "required" : "", inShort(field), field.description || resolved(field).description || ""]), ["field", "", "type", ""]);
+  let type = resolved(schema);
+  if (type.type === "array") type = resolved(type.items);
+  if (type.anyOf) type = type.anyOf.map(resolved).find((choice) => choice.properties) || type;
+  if (!type.properties) return null;
+  const required = new Set(type.required || []);
+  const row = ([name, field]) =>
+    [name, required.has(name) ? "required" : "", inShort(field), field.description || resolved(field).description || ""];
+  return rows(Object.entries(type.properties).map(row), ["field", "", "type", ""]);
 }
 
 // ---- trying
 
 function tryIt(path, method, call, body) {
-  const inputs = (call.parameters || []).map((one) => {
-    const input = one.schema?.enum || one.schema?.anyOf?.some((choice) => choice.enum)
-      ? make("select", {}, make("option", { value: "", textContent: "" }), ...(one.schema.enum || one.schema.anyOf.find((choice) => choice.enum).enum).map((value) => make("option", { value, textContent: value })))
-      : make("input", { required: one.required === true, autocomplete: "off", spellcheck: false });
-    return { one, input };
-  });
+  const inputs = (call.parameters || []).map((parameter) => ({ parameter, input: inputFor(parameter) }));
   const text = body && make("textarea", { value: pretty(body.example ?? {}), spellcheck: false, ariaLabel: "Body" });
+  const labels = inputs.map(({ parameter, input }) => make("label", {}, parameter.name, input));
+  const form = make("form", { id: `try-${call.operationId}` }, ...labels);
   const send = make("button", { type: "submit", textContent: "Send" });
+  send.setAttribute("form", form.id);
   const stop = make("button", { type: "button", textContent: "Stop", className: "quiet", hidden: true });
   const line = make("p", { role: "status" });
   const command = make("pre", { hidden: true });
   const answer = make("pre", { hidden: true });
-  const form = make("form", {}, ...inputs.map(({ one, input }) => make("label", {}, one.name, input)));
-  const whole = make("div", {}, form, text, make("div", { className: "buttons" }), line, command, answer);
-  whole.querySelector(".buttons").append(send, stop);
-  form.id = `try-${call.operationId}`;
-  send.setAttribute("form", form.id);
-  let ending = null;
-  stop.onclick = () => ending?.abort();
+  let control = null;
+  stop.onclick = () => control?.abort();
   form.onsubmit = async (event) => {
     event.preventDefault();
-    const headers = { ...access() };
-    const query = new URLSearchParams();
-    let target = path;
-    for (const { one, input } of inputs) {
-      if (one.in === "path") target = target.replace(`{${one.name}}`, encodeURIComponent(input.value));
-      else if (input.value !== "" && one.in === "query") query.set(one.name, input.value);
-      else if (input.value !== "" && one.in === "header") headers[one.name] = input.value;
-    }
-    if (query.size) target += `?${query}`;
+    const { target, headers } = targetOf(path, inputs);
     if (text?.value.trim()) headers["Content-Type"] = "application/json";
     command.textContent = asCurl(method, target, headers, text?.value);
     command.hidden = false;
     answer.hidden = true;
-    ending = new AbortController();
+    control = new AbortController();
     [send.disabled, stop.hidden] = [true, false];
-    line.textContent = "Waiting…";
-    const began = performance.now();
-    try {
-      const response = await fetch(target, { method: method.toUpperCase(), headers, body: text?.value.trim() ? text.value : undefined, signal: ending.signal });
-      line.replaceChildren(make("span", { className: "status", textContent: response.status, data: { kind: String(response.status)[0] } }),
-        ` ${response.statusText} after ${Math.round(performance.now() - began)} ms`);
-      await pour(response, answer);
-    } catch (error) {
-      line.append(error.name === "AbortError" ? " Stopped." : ` No answer: ${error.message}`);
-    } finally {
-      [send.disabled, stop.hidden] = [false, true];
-    }
+    const options = { method: method.toUpperCase(), headers, body: text?.value.trim() ? text.value : undefined, signal: control.signal };
+    await ask(target, options, line, answer);
+    [send.disabled, stop.hidden] = [false, true];
   };
-  return whole;
+  return make("div", {}, form, text, make("div", { className: "buttons" }, send, stop), line, command, answer);
+}
+
+function inputFor({ schema, required }) {
+  const choices = schema?.enum || schema?.anyOf?.find((choice) => choice.enum)?.enum;
+  if (!choices) return make("input", { required: required === true, autocomplete: "off", spellcheck: false });
+  return make("select", {}, ...["", ...choices].map((value) => make("option", { value, textContent: value })));
+}
+
+function targetOf(path, inputs) {
+  const headers = { ...access() };
+  const query = new URLSearchParams();
+  let target = path;
+  for (const { parameter: { name, in: place }, input: { value } } of inputs) {
+    if (place === "path") target = target.replace(`{${name}}`, encodeURIComponent(value));
+    else if (value !== "" && place === "query") query.set(name, value);
+    else if (value !== "" && place === "header") headers[name] = value;
+  }
+  if (query.size) target += `?${query}`;
+  return { target, headers };
+}
+
+async function ask(target, options, line, where) {
+  line.textContent = "Waiting…";
+  const began = performance.now();
+  try {
+    const response = await fetch(target, options);
+    const status = make("span", { className: "status", textContent: response.status, data: { kind: String(response.status)[0] } });
+    line.replaceChildren(status, ` ${response.statusText} after ${Math.round(performance.now() - began)} ms`);
+    await pour(response, where);
+  } catch (error) {
+    line.append(error.name === "AbortError" ? " Stopped." : ` No answer: ${error.message}`);
+  }
 }
 
 async function pour(response, where) {
   const isJson = (response.headers.get("Content-Type") || "").includes("json");
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
-  let told = "";
+  let text = "";
   for (;;) {
     const { done, value } = await reader.read();
-    told += done ? decoder.decode() : decoder.decode(value, { stream: true });
+    text += done ? decoder.decode() : decoder.decode(value, { stream: true });
     where.hidden = false;
-    where.textContent = told.length > SHOWN_MAX ? `…${told.slice(-SHOWN_MAX)}` : told;
+    where.textContent = text.length > SHOWN_MAX ? `…${text.slice(-SHOWN_MAX)}` : text;
     if (done) break;
   }
-  if (isJson && told.length <= SHOWN_MAX) try { where.textContent = pretty(JSON.parse(told)); } catch { /* NDJSON: as it is */ }
+  if (isJson && text.length <= SHOWN_MAX) try { where.textContent = pretty(JSON.parse(text)); } catch { /* NDJSON: as it is */ }
 }
 
 function asCurl(method, target, headers, body) {
@@ -190,7 +219,10 @@ function asCurl(method, target, headers, body) {
   const words = ["curl"];
   if (method !== "get") words.push(`-X ${method.toUpperCase()}`);
   words.push(quoted(location.origin + target));
-  for (const [name, value] of Object.entries(headers)) words.push(name === "Authorization" ? '-H "Authorization: Bearer $RUMOR_API_TOKEN"' : `-H ${quoted(`${name}: ${value}`)}`);
+  for (const [name, value] of Object.entries(headers)) {
+    const isToken = name === "Authorization"; // it stays out of what somebody may copy into a chat
+    words.push(isToken ? '-H "Authorization: Bearer $RUMOR_API_TOKEN"' : `-H ${quoted(`${name}: ${value}`)}`);
+  }
   if (body?.trim()) words.push(`-d ${quoted(body.trim())}`);
   return words.join(" ");
 }

@@ -1,161 +1,161 @@
 "use strict";
-// Which view is shown, and what is asked for when.
+// Which view is shown, and what is asked for when. The last script: no other needs anything of it.
 
-const REFRESH_MS = 1000;
-const ELSEWHERE_MS = 3000; // no member is shown: what is wrong now is told by /health
-const HIDDEN_MS = 5000;
-let refreshTimer = 0;
-let refreshing = false;
-let wanted = false;
-let afterTimer = 0;
+{
+  const { $, el, say, mark } = base;
 
-async function refresh() {
-  if (refreshing) {
-    wanted = true;
-    return;
-  }
-  refreshing = true;
-  wanted = false;
-  clearTimeout(refreshTimer);
-  try {
-    const base = net.base;
-    const view = await read("/cluster?events=0");
-    if (base === net.base) {
-      if (!cluster.view || cluster.view.node_id !== view.node_id || cluster.view.members.length !== view.members.length) cluster.isTold = false;
-      cluster.view = view;
-      net.others = view.members.filter((member) => member.state !== "dead" && member.state !== "left" && member.node_id !== view.node_id).map((member) => member.url);
-      noteCuts(view);
-      names.learn(view.members.map((member) => member.node_id));
-      for (const member of [...view.members].sort((a, b) => (a.node_id < b.node_id ? -1 : 1))) hues.get(member.node_id);
-      if (!$("view-cluster").hidden) {
-        showRing(view);
-        showMembers(view);
-      }
-      showStoriesSoon();
-      if (Date.now() - cluster.healthMs > 900) loadHealth();
-      showNow();
+  const REFRESH_MS = 1000;
+  const ELSEWHERE_MS = 3000; // no member is shown: what is wrong now is told by /health
+  const HIDDEN_MS = 5000;
+  const HEALTH_MS = 900; // between two questions at least
+  const STORIES_AFTER_MS = 40;
+  const AGAIN_AFTER_MS = 130;
+  let refreshTimer = 0;
+  let isRefreshing = false;
+  let isAskedAgain = false;
+  let againTimer = 0;
+  let storiesTimer = 0;
+  let wasLive = false;
+
+  async function refresh() {
+    if (isRefreshing) {
+      isAskedAgain = true;
+      return;
     }
-  } catch (error) {
-    if (!(error instanceof Refused) && !net.isLive) nobody();
+    isRefreshing = true;
+    isAskedAgain = false;
+    clearTimeout(refreshTimer);
+    try {
+      const url = net.base;
+      const view = await net.read("/cluster?events=0");
+      if (url === net.base) showView(view);
+    } catch (error) {
+      if (!(error instanceof net.Refused) && !net.isLive) cluster.showSilence();
+    }
+    isRefreshing = false;
+    const waitMs = document.hidden ? HIDDEN_MS : $("view-cluster").hidden ? ELSEWHERE_MS : REFRESH_MS;
+    refreshTimer = setTimeout(refresh, isAskedAgain ? 60 : waitMs);
   }
-  refreshing = false;
-  refreshTimer = setTimeout(refresh, wanted ? 60 : document.hidden ? HIDDEN_MS : $("view-cluster").hidden ? ELSEWHERE_MS : REFRESH_MS);
-}
 
-function refreshNow() {
-  clearTimeout(refreshTimer);
-  refresh();
-}
-
-async function loadHealth() {
-  cluster.healthMs = Date.now();
-  try {
-    const response = await fetch(net.base + "/health", { headers: headers(), signal: AbortSignal.timeout(4000) });
-    if (response.status === 200 || response.status === 503) cluster.health = await response.json();
-    showNow();
-  } catch {
-    // `read` of the cluster finds out, and goes to another node.
+  function refreshNow() {
+    clearTimeout(refreshTimer);
+    refresh();
   }
-}
 
-function nobody() {
-  mark($("now"), "data-tone", "bad");
-  say($("now-head"), "No node answers.");
-  say($("now-what"), "What you see is how it was.");
-  say($("now-hint"), "This page tries again by itself. Is a node running (scripts/launch_cluster.sh status)?");
-  $("now-more").hidden = true;
-}
-
-let storiesTimer = 0;
-function showStoriesSoon() {
-  if (!storiesTimer) {
-    storiesTimer = setTimeout(() => {
-      storiesTimer = 0;
-      if (document.hidden) return;
-      if (!cluster.isTold) cluster.told = tellStories(cluster.events.values(), cluster.view ? cluster.view.node_id : "");
-      cluster.isTold = true;
-      if (!$("view-cluster").hidden) showStories();
-      showNow();
-    }, 40);
-  }
-}
-
-net.onEvent = (name, data) => {
-  if (name === "task") {
-    takeSum(data);
-    return;
-  }
-  keep(data);
-  showStoriesSoon();
-  refreshNow();
-  clearTimeout(afterTimer); // and once more: a node tells what happened before its view of the members is made anew
-  afterTimer = setTimeout(refreshNow, 130);
-};
-
-let wasLive = false;
-net.onState = () => {
-  if (net.isLive && !wasLive) goneLive();
-  wasLive = net.isLive;
-  const where = net.base.split("//")[1];
-  mark($("link-dot"), "data-tone", net.isLive ? (net.base === HOME ? "good" : "warn") : "bad");
-  say($("link-text"), net.isLive ? `live, by ${where}` : `connecting to ${where}…`);
-  const away = net.base !== HOME;
-  const box = $("away");
-  if (away && box.getAttribute("data-base") !== net.base) {
-    mark(box, "data-base", net.base);
-    box.replaceChildren(`${HOME.split("//")[1]}, which this page came from, does not answer. You see the cluster through ${where} now. To submit, cancel or replay, `,
-      el("a", { href: `${net.base}/${location.hash}` }, `open the page of ${where}`), ".");
-    refreshNow();
-  }
-  if (!away) mark(box, "data-base", null);
-  box.hidden = !away;
-};
-
-function route() {
-  const [path, query] = (location.hash.slice(1) || "/cluster").split("?");
-  const parts = path.split("/").filter(Boolean);
-  const view = parts[0] === "tasks" && parts[1] ? "task" : ["tasks", "dead"].includes(parts[0]) ? parts[0] : "cluster";
-  for (const name of ["cluster", "tasks", "dead", "task"]) $(`view-${name}`).hidden = name !== view;
-  for (const name of ["cluster", "tasks", "dead"]) mark($(`nav-${name}`), "aria-current", name === view || (name === "tasks" && view === "task") ? "page" : null);
-  document.title = `${{ cluster: "Cluster", tasks: "Tasks", dead: "Dead letters", task: "Task" }[view]} · Rumor`;
-  tasks.shownText = "";
-  if (view === "cluster" && cluster.view) {
-    showRing(cluster.view);
-    showMembers(cluster.view);
+  function showView(view) {
+    cluster.takeView(view);
+    const isOther = (member) => member.state !== "dead" && member.state !== "left" && member.node_id !== view.node_id;
+    net.others = view.members.filter(isOther).map((member) => member.url);
+    if (!$("view-cluster").hidden) {
+      cluster.showRing(view);
+      cluster.showMembers(view);
+    }
     showStoriesSoon();
+    if (Date.now() - cluster.healthMs > HEALTH_MS) loadHealth();
+    cluster.showNow();
   }
-  if (view === "tasks") {
-    const asked = new URLSearchParams(query || "");
-    tasks.filter = Object.fromEntries(["state", "type", "key"].filter((name) => asked.get(name)).map((name) => [name, asked.get(name)]));
-    for (const name of ["state", "type", "key"]) $(`f-${name}`).value = tasks.filter[name] || "";
-    $("f-id").value = "";
-    tasks.page = 0;
-    showStates();
-    showCharts(tasks.sums);
-    loadList();
-  }
-  if (view === "dead") {
-    tasks.dead.page = 0;
-    loadDead();
-  }
-  if (view === "task") loadTask(decodeURIComponent(parts[1]));
-  else tasks.shownId = "";
-}
 
-window.addEventListener("hashchange", () => {
-  route();
-  window.scrollTo(0, 0);
-  $("main").focus({ preventScroll: true });
-});
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) {
+  async function loadHealth() {
+    cluster.healthMs = Date.now();
+    try {
+      const response = await fetch(net.base + "/health", { headers: net.headers(), signal: AbortSignal.timeout(4000) });
+      if (response.status === 200 || response.status === 503) cluster.health = await response.json();
+      cluster.showNow();
+    } catch {
+      // `read` of the cluster finds out, and goes to another node.
+    }
+  }
+
+  function showStoriesSoon() {
+    if (!storiesTimer) {
+      storiesTimer = setTimeout(() => {
+        storiesTimer = 0;
+        if (document.hidden) return;
+        cluster.tellStories();
+        if (!$("view-cluster").hidden) cluster.showStories();
+        cluster.showNow();
+      }, STORIES_AFTER_MS);
+    }
+  }
+
+  // ---- what comes from the node
+
+  net.onEvent = (name, data) => {
+    if (name === "task") {
+      tasks.takeSum(data);
+      return;
+    }
+    cluster.takeEvent(data);
+    showStoriesSoon();
     refreshNow();
-    showStates();
-    if (!$("view-tasks").hidden) showCharts(tasks.sums);
-  }
-});
+    clearTimeout(againTimer); // and once more: a node tells what happened before its view of the members is made anew
+    againTimer = setTimeout(refreshNow, AGAIN_AFTER_MS);
+  };
 
-learnType("process");
-route();
-refresh();
-follow();
+  net.onToken = refreshNow;
+
+  net.onState = () => {
+    if (net.isLive && !wasLive) tasks.goneLive();
+    wasLive = net.isLive;
+    const where = net.base.split("//")[1];
+    mark($("link-dot"), "data-tone", net.isLive ? (net.base === net.HOME ? "good" : "warn") : "bad");
+    say($("link-text"), net.isLive ? `live, by ${where}` : `connecting to ${where}…`);
+    showAway(where);
+  };
+
+  function showAway(where) {
+    const isAway = net.base !== net.HOME;
+    const box = $("away");
+    if (isAway && box.getAttribute("data-base") !== net.base) {
+      const home = net.HOME.split("//")[1];
+      mark(box, "data-base", net.base);
+      box.replaceChildren(
+        `${home}, which this page came from, does not answer. You see the cluster through ${where} now. To submit, cancel or replay, `,
+        el("a", { href: `${net.base}/${location.hash}` }, `open the page of ${where}`), ".");
+      refreshNow();
+    }
+    if (!isAway) mark(box, "data-base", null);
+    box.hidden = !isAway;
+  }
+
+  // ---- the views
+
+  const TITLES = { cluster: "Cluster", tasks: "Tasks", dead: "Dead letters", task: "Task" };
+
+  function route() {
+    const [path, query] = (location.hash.slice(1) || "/cluster").split("?");
+    const parts = path.split("/").filter(Boolean);
+    const view = parts[0] === "tasks" && parts[1] ? "task" : ["tasks", "dead"].includes(parts[0]) ? parts[0] : "cluster";
+    for (const name of Object.keys(TITLES)) $(`view-${name}`).hidden = name !== view;
+    for (const name of ["cluster", "tasks", "dead"]) {
+      mark($(`nav-${name}`), "aria-current", name === (view === "task" ? "tasks" : view) ? "page" : null);
+    }
+    document.title = `${TITLES[view]} · Rumor`;
+    if (view === "cluster" && cluster.view) {
+      cluster.showRing(cluster.view);
+      cluster.showMembers(cluster.view);
+      showStoriesSoon();
+    }
+    if (view === "tasks") tasks.openList(new URLSearchParams(query || ""));
+    if (view === "dead") tasks.openDead();
+    if (view === "task") tasks.openTask(decodeURIComponent(parts[1]));
+    else tasks.closeTask();
+  }
+
+  window.addEventListener("hashchange", () => {
+    route();
+    window.scrollTo(0, 0);
+    $("main").focus({ preventScroll: true });
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) {
+      refreshNow();
+      tasks.showAgain();
+    }
+  });
+
+  tasks.learnType("process");
+  route();
+  refresh();
+  net.follow();
+}

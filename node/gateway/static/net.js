@@ -4,178 +4,197 @@
 // Reading works from any member, because members let each other's pages read. Changing does not: for that the page of
 // the other node is one click away. The stream is read with fetch, since an EventSource cannot carry the token.
 
-const HOME = location.origin;
-const SILENT_MS = 8000; // a stream that says nothing for so long is dead: there is a comment every 5 s
-const CONNECT_MS = 2500;
+const net = (() => {
+  const { $, say } = base;
 
-const net = {
-  base: HOME,
-  others: [], // URLs of the members that live, from /cluster
-  token: sessionStorage.getItem("rumor-token") || "",
-  isLive: false,
-  lastId: "",
-  onEvent: () => {}, // (name, data)
-  onState: () => {},
-  bytes: 0,
-};
+  const HOME = location.origin;
+  const SILENT_MS = 8000; // a stream that says nothing for so long is dead: there is a comment every 5 s
+  const CONNECT_MS = 2500;
 
-class Refused extends Error {
-  constructor(status, error) {
-    super(error.hint ? `${error.message} ${error.hint}` : error.message);
-    this.status = status;
+  class Refused extends Error {
+    constructor(status, error) {
+      super(error.hint ? `${error.message} ${error.hint}` : error.message);
+      this.status = status;
+    }
   }
-}
 
-function headers(more) {
-  return net.token ? { ...more, Authorization: `Bearer ${net.token}` } : { ...more };
-}
+  const net = {
+    // What the page knows of its node:
+    HOME,
+    base: HOME,
+    others: [], // URLs of the members that live, from /cluster
+    token: sessionStorage.getItem("rumor-token") || "",
+    isLive: false,
+    lastId: "",
+    bytes: 0,
+    // What the page does when something comes:
+    onEvent: () => {}, // (name, data)
+    onState: () => {},
+    onToken: () => {},
+    // What it asks:
+    Refused,
+    headers,
+    read,
+    change,
+    follow,
+  };
 
-async function request(base, path, options = {}) {
-  const signal = AbortSignal.timeout(options.timeoutMs || 10000);
-  const sent = { method: options.method || "GET", headers: headers(options.headers), body: options.body, signal };
-  const response = await fetch(base + path, sent);
-  if (response.status === 401) askToken();
-  const body = await response.json();
-  if (!response.ok && body.error) throw new Refused(response.status, body.error);
-  return body;
-}
-
-// Read from the node that the page goes by; a node that does not answer is given up for the next.
-async function read(path) {
-  try {
-    return await request(net.base, path, { timeoutMs: 4000 });
-  } catch (error) {
-    if (error instanceof Refused) throw error;
-    const was = net.base;
-    if (!(await findAnother())) throw new Error("No node answers.");
-    if (net.base !== was) return request(net.base, path, { timeoutMs: 4000 });
-    throw error;
+  function headers(more) {
+    return net.token ? { ...more, Authorization: `Bearer ${net.token}` } : { ...more };
   }
-}
 
-async function change(method, path, body) {
-  if (net.base !== HOME) throw new Error(`This page's own node is away. Open the page of ${net.base.split("//")[1]} to change something.`);
-  const options = { method, timeoutMs: 20000 };
-  if (body !== undefined) {
-    options.body = JSON.stringify(body);
-    options.headers = { "Content-Type": "application/json" };
+  async function request(url, path, options = {}) {
+    const signal = AbortSignal.timeout(options.timeoutMs || 10000);
+    const sent = { method: options.method || "GET", headers: headers(options.headers), body: options.body, signal };
+    const response = await fetch(url + path, sent);
+    if (response.status === 401) askToken();
+    const body = await response.json();
+    if (!response.ok && body.error) throw new Refused(response.status, body.error);
+    return body;
   }
-  try {
-    return await request(HOME, path, options);
-  } catch (error) {
-    if (error instanceof Refused) throw error;
-    throw new Error("This node did not answer; what you asked for may have happened.");
-  }
-}
 
-const answers = async (base) => {
-  try {
-    return (await fetch(base + "/livez", { signal: AbortSignal.timeout(CONNECT_MS), mode: base === HOME ? "same-origin" : "cors", headers: {} })).ok;
-  } catch {
+  // Read from the node that the page goes by; a node that does not answer is given up for the next.
+  async function read(path) {
+    try {
+      return await request(net.base, path, { timeoutMs: 4000 });
+    } catch (error) {
+      if (error instanceof Refused) throw error;
+      const was = net.base;
+      if (!(await findAnother())) throw new Error("No node answers.");
+      if (net.base !== was) return request(net.base, path, { timeoutMs: 4000 });
+      throw error;
+    }
+  }
+
+  async function change(method, path, body) {
+    if (net.base !== HOME) {
+      throw new Error(`This page's own node is away. Open the page of ${net.base.split("//")[1]} to change something.`);
+    }
+    const options = { method, timeoutMs: 20000 };
+    if (body !== undefined) {
+      options.body = JSON.stringify(body);
+      options.headers = { "Content-Type": "application/json" };
+    }
+    try {
+      return await request(HOME, path, options);
+    } catch (error) {
+      if (error instanceof Refused) throw error;
+      throw new Error("This node did not answer; what you asked for may have happened.");
+    }
+  }
+
+  async function answers(url) {
+    const mode = url === HOME ? "same-origin" : "cors";
+    try {
+      return (await fetch(url + "/livez", { signal: AbortSignal.timeout(CONNECT_MS), mode, headers: {} })).ok;
+    } catch {
+      return false;
+    }
+  }
+
+  async function findAnother() {
+    for (const url of new Set([net.base, HOME, ...net.others])) {
+      if (await answers(url)) {
+        go(url);
+        return true;
+      }
+    }
     return false;
   }
-};
 
-async function findAnother() {
-  for (const base of new Set([net.base, HOME, ...net.others])) {
-    if (await answers(base)) {
-      go(base);
-      return true;
+  function go(url) {
+    if (url !== net.base) {
+      net.base = url;
+      net.lastId = "";
     }
-  }
-  return false;
-}
-
-function go(base) {
-  if (base !== net.base) {
-    net.base = base;
-    net.lastId = "";
-  }
-  net.onState();
-}
-
-// ---- the stream
-
-async function follow() {
-  for (;;) {
-    const was = net.base;
-    try {
-      await stream(was);
-    } catch {
-      // Whatever it was: look who answers, and go on there.
-    }
-    net.isLive = false;
     net.onState();
-    const waitMs = !(await findAnother()) ? 700 : net.base === was ? 400 : 0;
-    if (waitMs) await new Promise((done) => setTimeout(done, waitMs));
   }
-}
 
-async function stream(base) {
-  const control = new AbortController();
-  let timer = setTimeout(() => control.abort(), CONNECT_MS);
-  const alive = () => {
-    clearTimeout(timer);
-    timer = setTimeout(() => control.abort(), SILENT_MS);
-  };
-  try {
-    const more = net.lastId ? { "Last-Event-ID": net.lastId } : {};
-    const response = await fetch(base + "/events", { headers: headers(more), signal: control.signal });
-    if (response.status === 401) {
-      askToken();
-      throw new Error("token");
-    }
-    if (!response.ok) throw new Error(String(response.status));
-    const reader = response.body.getReader();
-    const decoder = new TextDecoder();
-    let rest = "";
+  // ---- the stream
+
+  async function follow() {
     for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      alive();
-      if (base !== net.base) return control.abort();
-      if (!net.isLive) {
-        net.isLive = true;
-        net.onState();
+      const was = net.base;
+      try {
+        await stream(was);
+      } catch {
+        // Whatever it was: look who answers, and go on there.
       }
-      net.bytes += value.length;
-      const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n");
-      rest = parts.pop();
-      for (const part of parts) take(part);
+      net.isLive = false;
+      net.onState();
+      const waitMs = !(await findAnother()) ? 700 : net.base === was ? 400 : 0;
+      if (waitMs) await new Promise((done) => setTimeout(done, waitMs));
     }
-  } finally {
-    clearTimeout(timer);
   }
-}
 
-function take(text) {
-  let name = "";
-  let data = "";
-  for (const line of text.split("\n")) {
-    if (line.startsWith("event: ")) name = line.slice(7);
-    else if (line.startsWith("data: ")) data = line.slice(6);
-    else if (line.startsWith("id: ")) net.lastId = line.slice(4);
+  async function stream(url) {
+    const control = new AbortController();
+    let timer = setTimeout(() => control.abort(), CONNECT_MS);
+    const alive = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => control.abort(), SILENT_MS);
+    };
+    try {
+      const more = net.lastId ? { "Last-Event-ID": net.lastId } : {};
+      const response = await fetch(url + "/events", { headers: headers(more), signal: control.signal });
+      if (response.status === 401) {
+        askToken();
+        throw new Error("token");
+      }
+      if (!response.ok) throw new Error(String(response.status));
+      const reader = response.body.getReader();
+      const decoder = new TextDecoder();
+      let rest = "";
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) return;
+        alive();
+        if (url !== net.base) return control.abort();
+        if (!net.isLive) {
+          net.isLive = true;
+          net.onState();
+        }
+        net.bytes += value.length;
+        const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n");
+        rest = parts.pop();
+        for (const part of parts) take(part);
+      }
+    } finally {
+      clearTimeout(timer);
+    }
   }
-  if (data) net.onEvent(name, JSON.parse(data));
-}
 
-// Once the page's own node is back, go home: only there things can be changed.
-setInterval(async () => {
-  if (net.base !== HOME && (await answers(HOME))) go(HOME);
-}, 3000);
+  function take(text) {
+    let name = "";
+    let data = "";
+    for (const line of text.split("\n")) {
+      if (line.startsWith("event: ")) name = line.slice(7);
+      else if (line.startsWith("data: ")) data = line.slice(6);
+      else if (line.startsWith("id: ")) net.lastId = line.slice(4);
+    }
+    if (data) net.onEvent(name, JSON.parse(data));
+  }
 
-// ---- the token
+  // Once the page's own node is back, go home: only there things can be changed.
+  setInterval(async () => {
+    if (net.base !== HOME && (await answers(HOME))) go(HOME);
+  }, 3000);
 
-function askToken() {
-  const door = $("door");
-  if (door.open) return;
-  say($("door-note"), net.token ? "That was not the token." : "");
-  door.showModal();
-}
+  // ---- the token
 
-$("door-form").addEventListener("submit", () => {
-  net.token = $("token").value;
-  $("token").value = "";
-  sessionStorage.setItem("rumor-token", net.token);
-  refreshNow();
-});
+  function askToken() {
+    const door = $("door");
+    if (door.open) return;
+    say($("door-note"), net.token ? "That was not the token." : "");
+    door.showModal();
+  }
+
+  $("door-form").addEventListener("submit", () => {
+    net.token = $("token").value;
+    $("token").value = "";
+    sessionStorage.setItem("rumor-token", net.token);
+    net.onToken();
+  });
+
+  return net;
+})();
