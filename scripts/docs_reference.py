@@ -45,10 +45,10 @@ def http() -> str:
         MADE,
         "Every node answers every call. Bodies and answers are JSON. The same in machine-readable form (OpenAPI 3.1) "
         "is at `GET /openapi.json` on every node.\n",
-        "- **Token.** With an `api_token` set, every call needs `Authorization: Bearer TOKEN`, unless it says *no "
+        "- **Token.** With an `api_token` set, every call needs `Authorization: Bearer TOKEN`, except those marked *no "
         "token* here.",
-        '- **Errors** have one form: `{"error": {"code", "message", "hint"}}`, with the values in the message and '
-        "what to do in the hint. `400`, `401` and `403` are possible everywhere.",
+        '- **Errors** have one form: `{"error": {"code", "message", "hint"}}`. The message says what happened, with '
+        "the values; the hint says what to do. `400`, `401` and `403` are possible everywhere.",
         "- **`429` and `503`** carry `Retry-After`. A `503` says in `may_have_happened` whether the call may have been "
         "carried out: send it again with the same `Idempotency-Key`, and it cannot be stored twice.",
         "- **Names end in their unit**: `_s` is seconds, `_ms` milliseconds (instants: since 1970, by Redis's "
@@ -72,18 +72,18 @@ HTTP_OBJECTS = """\
 
 Fields are only ever added to these.
 
-- **`GET /cluster`**: `node_id` and `session` of who answers; `members`, each with `url` (for callers), `address`
-  (where its peers reach it), `state` (gossip's word alone: `alive`, `leaving`, `suspect`, `dead`, `left`), `redis`
-  (the second witness's: `live`, `stale`, `gone`, `unknown`) and `verdict` (both together: `healthy`, `cut_from_redis`,
-  `cut_from_peers`, `dead`), `evidence` and `by` whom it is accused, `rtt_ms` and `load`; `leader` with its `epoch`, or
-  null; `shards`, number to owner; `events`, the timeline.
+- **`GET /cluster`**: `node_id` and `session` of the node that answers; `members`, each with `url` (for callers),
+  `address` (where its peers reach it), `state` (gossip's word alone: `alive`, `leaving`, `suspect`, `dead`, `left`),
+  `redis` (the second witness's word: `live`, `stale`, `gone`, `unknown`), `verdict` (both together: `healthy`,
+  `cut_from_redis`, `cut_from_peers`, `dead`), the `evidence` against it and the accuser (`by`), `rtt_ms` and `load`;
+  `leader` with its `epoch`, or null; `shards`, number to owner; `events`, the timeline.
 - **`GET /workers`**: `workers`, each with `node_id`, `session`, `url`, `pid`, `queues` (slots and how many are taken)
   and `tasks`, the ids that it runs.
-- **`GET /sums`**: `sums`, one for each step of `window_s` seconds that is over, oldest first, `at_ms` being its end:
-  `accepted` tasks, `outcomes` of attempts by kind, `refused` outcomes, tasks `reaped`, and `wait_ms` and `run_ms`
-  (`p50`, `p95`, `p99`, or null when nothing ran), of the whole cluster. The stream of `/events` goes on where they end,
-  in steps of a second. Each node adds its counts when a step is over; those of a node killed meanwhile are lost.
-- **`GET /health`**: `status` (`ok`, `degraded`, `unavailable`), `ready` and why not, and `problems`, worst first,
+- **`GET /sums`**: `sums` of the whole cluster, one for each step of `window_s` seconds that is over, oldest first:
+  `at_ms` (its end), `accepted` tasks, `outcomes` of attempts by kind, `refused` outcomes, tasks `reaped`, and `wait_ms`
+  and `run_ms` (`p50`, `p95`, `p99`, or null when nothing ran). The stream of `/events` continues them in steps of a
+  second. Each node adds its counts when a step is over; the counts of a node that is killed before are lost.
+- **`GET /health`**: `status` (`ok`, `degraded`, `unavailable`), `ready` and the `reason`, and `problems`, worst first,
   each with `code`, `severity`, `message` and `hint`: [what each means](operating.md#what-each-problem-means).
 """
 
@@ -175,10 +175,10 @@ def command_line() -> str:
     lines = ["# Command line\n", MADE, _prose(cli.rumor)]
     lines += [
         "Commands that talk to a node do so over HTTP, to `--url` or `RUMOR_URL`, with the token in "
-        "`RUMOR_API_TOKEN`. An error is two lines on stderr: what happened, and what to do. Exit status 0: done; 1: it "
-        "failed, or the task that was asked for is dead or cancelled; 2: the command line or the configuration makes "
-        "no sense, and nothing was done; 3: what `--wait-s` waited for goes on. `python -m node` is the same as "
-        "`rumor`.\n",
+        "`RUMOR_API_TOKEN`. An error is two lines on stderr: what happened, and what to do. Exit status 0: done; 1: "
+        "the command failed, or the task that you asked for is dead or cancelled; 2: the command line or the "
+        "configuration is wrong, and nothing was done; 3: the task that `--wait-s` waited for still goes on. "
+        "`python -m node` is the same as `rumor`.\n",
         "| command | does |",
         "| --- | --- |",
     ]
@@ -255,7 +255,7 @@ METRICS_HEAD = """\
 # Metrics
 
 {made}
-Every node serves `GET /metrics` in Prometheus's text format. With an API token set, the scraper needs it:
+Every node serves `GET /metrics` in Prometheus's text format. If an API token is set, give it to the scraper:
 
 ```yaml
 scrape_configs:
@@ -267,18 +267,19 @@ scrape_configs:
 [`deploy/prometheus/`](../deploy/prometheus/prometheus.yml) has a configuration and alerts,
 [`deploy/grafana/`](../deploy/grafana/dashboard.json) a dashboard; a test asks a live node for every name in them.
 
-Most are of one node: add them up (`sum`). What is of the whole cluster and told alike by every node (`rumor_tasks`,
-`rumor_queued_tasks`, `rumor_leader_epoch`, `rumor_redis_memory_…`) must not be: use `max`. Labels are bounded: no task,
-session or key ever is one; types of tasks are, up to a number, then they count as `other`.
+Most metrics describe one node: add them up over all nodes (`sum`). Some describe the whole cluster, and every node
+reports the same value (`rumor_tasks`, `rumor_queued_tasks`, `rumor_leader_epoch`, `rumor_redis_memory_…`): take their
+`max`. The values of labels are bounded: no label ever holds a task, a session or a key; the label `type` holds task
+types up to a number, and `other` beyond.
 
 | name | kind | labels | what it is |
 | --- | --- | --- | --- |"""
 
 METRICS_TAIL = """
-A histogram has the usual `_bucket`, `_sum` and `_count`. Beside these there are the usual `process_…` of the node's own
-process (its children are not in them).
+A histogram has the usual `_bucket`, `_sum` and `_count`. In addition a node serves the usual `process_…` metrics of its
+own process, without its children.
 
-Questions and where the answer is:
+Questions, and the queries that answer them:
 
 | question | query |
 | --- | --- |
