@@ -1,11 +1,13 @@
-"""One call carried out on some node of the cluster: whom to ask, what an answer means, when to give up.
+"""One call carried out on some node of the cluster: which node to ask, what an answer means, when to give up.
+
+Pure: a generator yields what to do, and is sent the outcome and the time.
 
 A failure is *definite* when nothing can have happened: no connection came about, or the node says so. Then any call is
-tried on the next node. An *indefinite* one (the connection broke after the request had left, or the node says
-`may_have_happened`) is tried again only if repeating the call is harmless. Every node is asked once before there is a
+tried on the next node. After an *indefinite* failure (the connection broke when the request had left, or the node says
+`may_have_happened`) a call is tried again only if repeating it is harmless. Every node is asked once before there is a
 pause; everything ends at one deadline.
 
-Pure: a generator yields what to do and is sent what came of it, with the time. Does not know: HTTP libraries.
+Does not know: HTTP libraries.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from cluster.errors import QueueFull, RumorError
 from node.client.errors import GATEWAY_DOWN, Unreachable, error_of
 from node.client.nodes import Nodes
 
-ATTEMPT_S = 5.0  # one node may take so long for an ordinary call, before another is asked
+ATTEMPT_S = 5.0  # the time one node has for an ordinary call before another is asked
 CONNECT_S = 2.0
 LEARN_S = 1.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0
@@ -38,13 +40,13 @@ class Call:
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     attempt_s: float = ATTEMPT_S
-    is_repeatable: bool = True  # carried out twice it does what it does once
-    accepts: tuple[int, ...] = ()  # statuses over 399 that are answers here
+    is_repeatable: bool = True  # whether carrying it out twice has the effect of once
+    accepts: tuple[int, ...] = ()  # statuses over 399 that this call takes for an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send the call to this node and report an Answer or NoAnswer within this time."""
+    """Send the call to this node; report an Answer or NoAnswer within this time."""
 
     url: str
     call: Call
@@ -53,14 +55,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Do nothing for so long and report None."""
+    """Wait this long; report None."""
 
     for_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Some HTTP response."""
+    """An HTTP response of any status."""
 
     status: int
     body: bytes
@@ -69,7 +71,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """There was none, and why; `was_sent`: the node may have received the request."""
+    """No response, and why; `was_sent`: the node may have received the request."""
 
     why: str
     was_sent: bool
@@ -77,7 +79,7 @@ class NoAnswer:
 
 T = TypeVar("T")
 Step = Ask | Pause
-Reply = tuple[Answer | NoAnswer | None, float]  # what came of the step, and the time now (monotonic)
+Reply = tuple[Answer | NoAnswer | None, float]  # the step's outcome, and the time now (monotonic)
 Steps = Generator[Step, Reply, T]
 
 
@@ -88,79 +90,134 @@ def carry_out(
 
     Without `insists` every node is asked once, and there are no pauses.
     """
-    deadline_s = now_s + within_s
+    attempts = _Attempts(call, nodes, rng, now_s + within_s, within_s, insists)
     if nodes.should_learn(now_s):
         now_s = yield from learn(nodes, now_s, within_s / 2)
-    asked: list[str] = []
-    silent: dict[str, str] = {}
-    refused: RumorError | None = None
-    is_doubtful = False
-    pause_s, retry_after_s = PAUSE_MIN_S, 0.0
     while True:
-        url = nodes.pick(now_s, asked)
-        left_s = deadline_s - now_s
+        match step := attempts.next(now_s):
+            case Pause():
+                _, now_s = yield step
+            case Ask(url):
+                outcome, now_s = yield step
+                assert outcome is not None
+                answer = attempts.take(url, outcome, now_s)
+                if answer is not None:
+                    return answer, now_s
+
+
+class _Attempts:
+    """The attempts at one call: what to do next, and what an outcome means for the rest of them."""
+
+    def __init__(
+        self, call: Call, nodes: Nodes, rng: Random, deadline_s: float, within_s: float, insists: bool
+    ) -> None:
+        self._call = call
+        self._nodes = nodes
+        self._rng = rng
+        self._deadline_s = deadline_s
+        self._within_s = within_s
+        self._insists = insists
+        self._asked: list[str] = []  # nodes, since the last pause
+        self._silent: dict[str, str] = {}  # node -> why it did not answer
+        self._refusal: RumorError | None = None  # the last outcome, if it was one
+        self._is_doubtful = False  # whether any attempt may have been carried out
+        self._pause_s = PAUSE_MIN_S
+        self._retry_after_s = 0.0
+
+    def next(self, now_s: float) -> Step:
+        """Ask a node, or pause once each was asked. Raises when the call is given up."""
+        left_s = self._deadline_s - now_s
         if left_s <= 0:
-            raise _given_up(refused, silent, nodes, within_s, is_doubtful)
+            raise self._given_up()
+        url = self._nodes.pick(now_s, self._asked)
         if url is None:
-            asked.clear()
-            wait_s = max(rng.uniform(pause_s / 2, pause_s), retry_after_s)
-            if not insists or wait_s >= left_s:
-                raise _given_up(refused, silent, nodes, within_s, is_doubtful)
-            _, now_s = yield Pause(wait_s)
-            pause_s, retry_after_s = min(PAUSE_MAX_S, 2 * pause_s), 0.0
-            continue
-        asked.append(url)
-        has_others = call.is_repeatable and len(asked) < len(nodes.known())
-        outcome, now_s = yield Ask(url, call, _attempt_s(call, left_s, has_others))
-        if isinstance(outcome, Answer):
-            answer = _decoded(outcome.body)
-            if outcome.status < 400 or outcome.status in call.accepts:
-                if answer is None:
-                    raise error_of(outcome.status, None, url)
-                nodes.answered(url)
-                return answer, now_s
-            refused = error_of(outcome.status, answer, url)
-            if not _is_passing(refused):
-                nodes.answered(url)
-                raise refused
-            if isinstance(refused, QueueFull):
-                asked = list(nodes.known())  # a limit of the cluster: another node knows no other
-            retry_after_s = max(retry_after_s, _seconds(outcome.retry_after))
-            is_indefinite = refused.may_have_happened
+            return self._pause(left_s)
+        self._asked.append(url)
+        has_others = self._call.is_repeatable and len(self._asked) < len(self._nodes.known())
+        return Ask(url, self._call, _attempt_s(self._call, left_s, has_others))
+
+    def take(self, url: str, outcome: Answer | NoAnswer, now_s: float) -> Any:
+        """The call's JSON answer; None if the call goes on. Raises what no further attempt can mend."""
+        if isinstance(outcome, NoAnswer):
+            self._nodes.failed(url, now_s)
+            self._silent[url] = outcome.why
+            self._refusal = None
+            self._doubt(outcome.was_sent)
+            return None
+        answer = _decoded(outcome.body)
+        if outcome.status >= 400 and outcome.status not in self._call.accepts:
+            self._refused(url, error_of(outcome.status, answer, url), outcome.retry_after)
+            return None
+        if answer is None:
+            raise error_of(outcome.status, None, url)
+        self._nodes.answered(url)
+        return answer
+
+    def _refused(self, url: str, error: RumorError, retry_after: str | None) -> None:
+        if not _is_passing(error):
+            self._nodes.answered(url)
+            raise error
+        self._refusal = error
+        if isinstance(error, QueueFull):
+            self._asked = list(self._nodes.known())  # the limit is the cluster's: every node would say the same
+        self._retry_after_s = max(self._retry_after_s, _seconds(retry_after))
+        self._doubt(error.may_have_happened)
+
+    def _doubt(self, is_indefinite: bool) -> None:
+        """Keep in mind that the call may have been carried out; raises where it must not be repeated then."""
+        self._is_doubtful = self._is_doubtful or is_indefinite
+        if is_indefinite and not self._call.is_repeatable:
+            raise self._given_up()
+
+    def _pause(self, left_s: float) -> Pause:
+        """Begin a new round over all nodes, after a pause if there is time for one."""
+        self._asked.clear()
+        wait_s = max(self._rng.uniform(self._pause_s / 2, self._pause_s), self._retry_after_s)
+        if not self._insists or wait_s >= left_s:
+            raise self._given_up()
+        self._pause_s, self._retry_after_s = min(PAUSE_MAX_S, 2 * self._pause_s), 0.0
+        return Pause(wait_s)
+
+    def _given_up(self) -> RumorError:
+        """The last refusal; where the last node did not even answer, which nodes did not and why."""
+        if self._refusal is not None:
+            self._refusal.may_have_happened = self._is_doubtful
+            return self._refusal
+        if len(self._silent) == 1:
+            ((url, why),) = self._silent.items()
+            message = f"{url} does not answer: {why}."
         else:
-            assert outcome is not None
-            nodes.failed(url, now_s)
-            silent[url] = outcome.why
-            refused = None
-            is_indefinite = outcome.was_sent
-        is_doubtful = is_doubtful or is_indefinite
-        if is_indefinite and not call.is_repeatable:
-            raise _given_up(refused, silent, nodes, within_s, True)
+            reasons = "; ".join(f"{url}: {why}" for url, why in self._silent.items()) or "no time was left to ask"
+            message = f"none of {len(self._nodes.known())} nodes answered within {self._within_s:g} s: {reasons}."
+        hint = "Is a node running there? Name another with --url or RUMOR_URL."
+        if self._is_doubtful:
+            hint = "It may have been carried out: look before you repeat it."
+        return Unreachable(message, hint, self._is_doubtful)
 
 
 def _attempt_s(call: Call, left_s: float, has_others: bool) -> float:
-    """How long one node may take: a node that hangs must not use up the time in which another would answer."""
+    """The time one node has: a node that hangs must not use up the time in which another would answer."""
     if has_others and call.attempt_s <= ATTEMPT_S:
         return min(left_s / 2, call.attempt_s)
     return min(left_s, call.attempt_s)
 
 
 def learn(nodes: Nodes, now_s: float, within_s: float) -> Steps[float]:
-    """Ask one node who else is there. GET /cluster: it is answered from memory, also while Redis is away."""
+    """Ask one node which others there are, by GET /cluster: nodes answer it from memory, even while Redis is away."""
     url = nodes.pick(now_s)
     assert url is not None
     outcome, now_s = yield Ask(url, Call("GET", "/cluster", {"events": 0}), min(LEARN_S, within_s))
     if isinstance(outcome, Answer):
-        told = _decoded(outcome.body)
-        if outcome.status == 200 and isinstance(told, dict) and isinstance(told.get("members"), list):
-            nodes.learned(told["members"], url)
+        view = _decoded(outcome.body)
+        if outcome.status == 200 and isinstance(view, dict) and isinstance(view.get("members"), list):
+            nodes.learned(view["members"], url)
     else:
         nodes.failed(url, now_s)
     return now_s
 
 
 def _is_passing(error: RumorError) -> bool:
-    """Whether the same call may go well soon, or elsewhere."""
+    """Whether the same call may succeed soon, or on another node."""
     return error.status in PASSING and error.code != "store_unsafe"
 
 
@@ -169,24 +226,6 @@ def _seconds(retry_after: str | None) -> float:
         return min(RETRY_AFTER_MAX_S, max(0.0, float(retry_after or 0)))
     except ValueError:
         return 0.0  # a date: no node of ours sends one
-
-
-def _given_up(
-    refused: RumorError | None, silent: Mapping[str, str], nodes: Nodes, within_s: float, is_doubtful: bool
-) -> RumorError:
-    if refused is not None:
-        refused.may_have_happened = is_doubtful
-        return refused
-    if len(silent) == 1:
-        ((url, why),) = silent.items()
-        message = f"{url} does not answer: {why}."
-    else:
-        told = "; ".join(f"{url}: {why}" for url, why in silent.items()) or "no time was left to ask"
-        message = f"none of {len(nodes.known())} nodes answered within {within_s:g} s: {told}."
-    hint = "Is a node running there? Name another with --url or RUMOR_URL."
-    if is_doubtful:
-        hint = "It may have been carried out: look before you repeat it."
-    return Unreachable(message, hint, is_doubtful)
 
 
 def _decoded(body: bytes) -> Any:

@@ -21,12 +21,12 @@ from urllib.parse import urlencode, urlsplit
 
 from cluster.errors import RumorError
 from node.client import calls
-from node.client.asking import CONNECT_S, PASSING, Answer, Ask, NoAnswer, Pause, Steps
+from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Steps
 from node.client.calls import Asker, Item, Options, Result
-from node.client.errors import Unreachable, error_of
+from node.client.errors import error_of
 from node.client.nodes import WITHIN_S, bearer, given_nodes
 from node.client.one_node import decode, tls_context
-from node.client.stream import RECONNECT_S, SILENCE_S, Event, Follower, Parser
+from node.client.stream import SILENCE_S, Event, Follower, Parser
 from node.client.task import Page, Task, result_of
 
 IDLE_MAX = 16  # connections kept for one node
@@ -192,31 +192,21 @@ class SyncClient:
         `within_s`: then Unreachable.
         """
         limit_s = self.within_s if within_s is None else within_s
-        follower = Follower(names, last_id)
-        alive_s = time.monotonic()
+        follower = Follower(self.nodes, self._rng, time.monotonic(), limit_s, names, last_id)
+        reason: str | RumorError
         while True:
-            url = self.nodes.pick(time.monotonic())
-            assert url is not None
+            url = follower.next_node(time.monotonic())
             try:
                 with closing(self._stream(url, follower.last_id)) as stream:
                     for event in stream:
-                        alive_s = time.monotonic()
-                        if event is not None and follower.is_news(event):
+                        if follower.is_news(event, time.monotonic()):
                             yield event
-                why = "the stream ended"
+                reason = "the stream ended"
             except (OSError, http.client.HTTPException, ValueError) as error:
-                why = _reason(error)
+                reason = _reason(error)
             except RumorError as error:
-                if error.status not in PASSING:
-                    raise
-                why = error.message
-            now_s = time.monotonic()
-            self.nodes.failed(url, now_s)
-            if now_s - alive_s > limit_s:
-                raise Unreachable(
-                    f"no events for {limit_s:g} s; {url}: {why}.", "Is a node running there?", may_have_happened=False
-                )
-            time.sleep(self._rng.uniform(*RECONNECT_S))
+                reason = error
+            time.sleep(follower.ended(url, reason, time.monotonic()))
 
     # ---- carrying out
 

@@ -1,9 +1,11 @@
-"""Server-sent events: bytes into events, and from where to go on after a break.
+"""The cluster's events as one caller gets them: bytes into events, and from stream to stream as nodes come and go.
+
+Pure: the bytes and the time are handed in.
 
 The id of a server-sent event is a place in one node's stream; another node answers it with all that it keeps. An
-event's own id (`data["id"]`) is the same on every node, so that what was seen already is passed over here.
+event's own id (`data["id"]`) is the same on every node: by it a `Follower` passes over what the caller has had.
 
-Pure. Does not know: HTTP libraries, what the events mean.
+Does not know: HTTP libraries, what the events mean.
 """
 
 from __future__ import annotations
@@ -11,19 +13,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from random import Random
+from typing import Any, TypeGuard
+
+from cluster.errors import RumorError
+from node.client.asking import PASSING
+from node.client.errors import Unreachable
+from node.client.nodes import Nodes
 
 LINE_MAX_BYTES = 1_048_576
-SILENCE_S = 15.0  # a stream that says nothing for so long is left; a node gives a sign of life every 5 s
+SILENCE_S = 15.0  # the silence after which a client leaves a stream; a node gives a sign of life every 5 s
 RECONNECT_S = (0.05, 0.25)
-SEEN_MAX = 4_096  # a node keeps 500
+SEEN_MAX = 4_096  # ids of events; a node keeps 500
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of the cluster: `name` is member, leader, shards, fence or task, `data` what it says.
+    """One event of the cluster: `name` is member, leader, shards, fence or task, `data` the event itself.
 
-    `id` is the place to go on from; sums of tasks, which are kept nowhere, have that of the event before.
+    `id` is the place to go on from; sums of tasks, which no node keeps, have that of the event before.
     """
 
     name: str
@@ -32,28 +40,66 @@ class Event:
 
 
 class Follower:
-    """One caller's way through the streams of several nodes."""
+    """One caller's way through the streams of several nodes: which is next, what is news, when to give up."""
 
-    def __init__(self, names: Iterable[str] = (), last_id: str = "") -> None:
-        self.last_id = last_id
+    def __init__(
+        self,
+        nodes: Nodes,
+        rng: Random,
+        now_s: float,
+        within_s: float,
+        names: Iterable[str] = (),
+        last_id: str = "",
+    ) -> None:
+        self.last_id = last_id  # the place to go on from
+        self._nodes = nodes
+        self._rng = rng
+        self._within_s = within_s
+        self._alive_s = now_s
         self._names = frozenset(names)
         self._seen: dict[str, None] = {}
 
-    def is_news(self, event: Event) -> bool:
-        """Whether the caller wants it and has not had it."""
+    def next_node(self, now_s: float) -> str:
+        """The node whose stream to open."""
+        url = self._nodes.pick(now_s)
+        assert url is not None
+        return url
+
+    def is_news(self, event: Event | None, now_s: float) -> TypeGuard[Event]:
+        """Whether the caller wants this event and has not had it. Takes note of it; None is a mere sign of life."""
+        self._alive_s = now_s
+        if event is None:
+            return False
         self.last_id = event.id
-        own = event.data.get("id")
-        if isinstance(own, str):
-            if own in self._seen:
+        own_id = event.data.get("id")
+        if isinstance(own_id, str):
+            if own_id in self._seen:
                 return False
-            self._seen[own] = None
+            self._seen[own_id] = None
             if len(self._seen) > SEEN_MAX:
                 del self._seen[next(iter(self._seen))]
         return not self._names or event.name in self._names
 
+    def ended(self, url: str, reason: str | RumorError, now_s: float) -> float:
+        """This node's stream has ended, or the node refused it: the seconds to pause before the next one is opened.
+
+        Raises a refusal that no other node would take back, and Unreachable after `within_s` without a sign of life.
+        """
+        if isinstance(reason, RumorError) and reason.status not in PASSING:
+            raise reason
+        self._nodes.failed(url, now_s)
+        if now_s - self._alive_s > self._within_s:
+            why = reason.message if isinstance(reason, RumorError) else reason
+            raise Unreachable(
+                f"no events for {self._within_s:g} s; {url}: {why}.",
+                "Is a node running there?",
+                may_have_happened=False,
+            )
+        return self._rng.uniform(*RECONNECT_S)
+
 
 class Parser:
-    """One connection's bytes (HTML standard, §9.2). What is no JSON object is left out."""
+    """One connection's bytes as events (HTML standard, §9.2). Data that is no JSON object is left out."""
 
     def __init__(self, last_id: str = "") -> None:
         self._rest = b""

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cluster.errors import ConfigError, Conflict, NotFound, QueueFull, RumorError, StoreUnavailable
+from cluster.errors import ConfigError, Conflict, NotFound, QueueFull, RumorError, StoreUnavailable, Unauthorized
 from node.client import calls
 from node.client.asking import Answer, Ask, Call, NoAnswer, Pause, Steps, carry_out
 from node.client.calls import Asker
 from node.client.errors import NotFinished, Unreachable
 from node.client.nodes import REST_MAX_S, Nodes, address, addresses
-from node.client.stream import Event, Follower, Parser
+from node.client.stream import RECONNECT_S, Event, Follower, Parser
 
 T = TypeVar("T")
 A, B, C = "http://a:1", "http://b:1", "http://c:1"
@@ -304,10 +304,42 @@ def test_a_stream_is_read_in_any_pieces() -> None:
         assert found == [Event("member", {"id": "x-1"}, "L.1"), Event("task", {"a": 1}, "L.1")]
 
 
+def follower(nodes: Nodes, within_s: float = 5.0) -> Follower:
+    return Follower(nodes, Random(1), 100.0, within_s, ["member"])
+
+
 def test_what_another_node_tells_again_is_passed_over() -> None:
-    follower = Follower(["member"])
+    caller = follower(three())
     first = Event("member", {"id": "x-1"}, "L.1")
-    assert follower.is_news(first)
-    assert not follower.is_news(replace(first, id="M.7"))
-    assert follower.last_id == "M.7"
-    assert not follower.is_news(Event("task", {}, "M.7"))
+    assert caller.is_news(first, 100.0)
+    assert not caller.is_news(replace(first, id="M.7"), 100.0)
+    assert caller.last_id == "M.7"
+    assert not caller.is_news(Event("task", {}, "M.7"), 100.0)
+
+
+def test_a_stream_that_ends_is_followed_by_that_of_the_next_node() -> None:
+    caller = follower(three())
+    assert caller.next_node(100.0) == A
+    assert RECONNECT_S[0] <= caller.ended(A, "the stream ended", 100.0) <= RECONNECT_S[1]
+    assert caller.next_node(100.0) == B
+    caller.ended(B, StoreUnavailable("no slot for another stream"), 100.0)
+    assert caller.next_node(100.0) == C
+
+
+def test_events_are_given_up_after_so_long_without_a_sign_of_life() -> None:
+    caller = follower(three(), within_s=5.0)
+    assert not caller.is_news(None, 103.0)
+    caller.ended(A, "timed out", 108.0)
+    with pytest.raises(Unreachable, match=r"no events for 5 s; http://b:1: timed out") as told:
+        caller.ended(B, "timed out", 108.1)
+    assert not told.value.may_have_happened
+
+
+def test_a_refusal_of_events_that_another_node_would_repeat_is_raised_at_once() -> None:
+    nodes = three()
+    caller = follower(nodes)
+    refusal = Unauthorized("no token")
+    with pytest.raises(Unauthorized) as told:
+        caller.ended(A, refusal, 100.0)
+    assert told.value is refusal
+    assert nodes.pick(100.0) == A, "it did answer"
