@@ -1,5 +1,5 @@
 """The Python client: `from node import Client, SyncClient`.
 
-What to send, whom to ask next and when to give up is decided once, by generators that do no IO (`calls`, `asking`,
-`nodes`, `stream`); `Client` carries them out with aiohttp, `SyncClient` with the standard library.
+Pure parts decide once what to send, which node to ask next and when to give up (`calls`, `asking`, `nodes`, `stream`);
+`Client` carries their steps out with aiohttp, `SyncClient` with the standard library.
 """

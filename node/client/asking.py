@@ -1,10 +1,10 @@
-"""One call carried out on some node of the cluster: which node to ask, what an answer means, when to give up.
+"""One request carried out by some node of the cluster: which node to ask, what an answer means, when to give up.
 
 Pure: a generator yields what to do, and is sent the outcome and the time.
 
-A failure is *definite* when nothing can have happened: no connection came about, or the node says so. Then any call is
-tried on the next node. After an *indefinite* failure (the connection broke when the request had left, or the node says
-`may_have_happened`) a call is tried again only if repeating it is harmless. Every node is asked once before there is a
+A failure is *definite* when nothing can have happened: no connection came about, or the node says so. Then any request
+is tried on the next node. After an *indefinite* failure (the connection broke when the request had left, or the node
+says `may_have_happened`) it is tried again only if repeating it is harmless. Every node is asked once before there is a
 pause; everything ends at one deadline.
 
 Does not know: HTTP libraries.
@@ -22,7 +22,7 @@ from cluster.errors import QueueFull, RumorError
 from node.client.errors import GATEWAY_DOWN, Unreachable, error_of
 from node.client.nodes import Nodes
 
-ATTEMPT_S = 5.0  # the time one node has for an ordinary call before another is asked
+ATTEMPT_S = 5.0  # the time one node has for an ordinary request before another is asked
 CONNECT_S = 2.0
 LEARN_S = 1.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0
@@ -31,8 +31,8 @@ PASSING = (429, 503, *GATEWAY_DOWN)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What is sent."""
+class Request:
+    """A request to any node."""
 
     method: str
     path: str
@@ -40,16 +40,16 @@ class Call:
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     attempt_s: float = ATTEMPT_S
-    is_repeatable: bool = True  # whether carrying it out twice has the effect of once
-    accepts: tuple[int, ...] = ()  # statuses over 399 that this call takes for an answer
+    is_repeatable: bool = True  # whether doing it twice does no more than doing it once
+    accepts: tuple[int, ...] = ()  # statuses over 399 that count as answers
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send the call to this node; report an Answer or NoAnswer within this time."""
+    """Send the request to this node; report an Answer or NoAnswer within this time."""
 
     url: str
-    call: Call
+    request: Request
     within_s: float
 
 
@@ -84,13 +84,13 @@ Steps = Generator[Step, Reply, T]
 
 
 def carry_out(
-    call: Call, nodes: Nodes, rng: Random, now_s: float, within_s: float, insists: bool = True
+    request: Request, nodes: Nodes, rng: Random, now_s: float, within_s: float, insists: bool = True
 ) -> Steps[tuple[Any, float]]:
     """(the JSON answer, the time). Raises the node's error, or Unreachable when none answered in time.
 
     Without `insists` every node is asked once, and there are no pauses.
     """
-    attempts = _Attempts(call, nodes, rng, now_s + within_s, within_s, insists)
+    attempts = _Attempts(request, nodes, rng, now_s + within_s, within_s, insists)
     if nodes.should_learn(now_s):
         now_s = yield from learn(nodes, now_s, within_s / 2)
     while True:
@@ -106,12 +106,12 @@ def carry_out(
 
 
 class _Attempts:
-    """The attempts at one call: what to do next, and what an outcome means for the rest of them."""
+    """The attempts at one request: what to do next, and what an outcome means for the rest of them."""
 
     def __init__(
-        self, call: Call, nodes: Nodes, rng: Random, deadline_s: float, within_s: float, insists: bool
+        self, request: Request, nodes: Nodes, rng: Random, deadline_s: float, within_s: float, insists: bool
     ) -> None:
-        self._call = call
+        self._request = request
         self._nodes = nodes
         self._rng = rng
         self._deadline_s = deadline_s
@@ -125,7 +125,7 @@ class _Attempts:
         self._retry_after_s = 0.0
 
     def next(self, now_s: float) -> Step:
-        """Ask a node, or pause once each was asked. Raises when the call is given up."""
+        """Ask a node, or pause once each was asked. Raises when the request is given up."""
         left_s = self._deadline_s - now_s
         if left_s <= 0:
             raise self._given_up()
@@ -133,11 +133,11 @@ class _Attempts:
         if url is None:
             return self._pause(left_s)
         self._asked.append(url)
-        has_others = self._call.is_repeatable and len(self._asked) < len(self._nodes.known())
-        return Ask(url, self._call, _attempt_s(self._call, left_s, has_others))
+        has_others = self._request.is_repeatable and len(self._asked) < len(self._nodes.known())
+        return Ask(url, self._request, _attempt_s(self._request, left_s, has_others))
 
     def take(self, url: str, outcome: Answer | NoAnswer, now_s: float) -> Any:
-        """The call's JSON answer; None if the call goes on. Raises what no further attempt can mend."""
+        """The JSON answer; None if another attempt may follow. Raises what no further attempt can mend."""
         if isinstance(outcome, NoAnswer):
             self._nodes.failed(url, now_s)
             self._silent[url] = outcome.why
@@ -145,7 +145,7 @@ class _Attempts:
             self._doubt(outcome.was_sent)
             return None
         answer = _decoded(outcome.body)
-        if outcome.status >= 400 and outcome.status not in self._call.accepts:
+        if outcome.status >= 400 and outcome.status not in self._request.accepts:
             self._refused(url, error_of(outcome.status, answer, url), outcome.retry_after)
             return None
         if answer is None:
@@ -164,9 +164,9 @@ class _Attempts:
         self._doubt(error.may_have_happened)
 
     def _doubt(self, is_indefinite: bool) -> None:
-        """Keep in mind that the call may have been carried out; raises where it must not be repeated then."""
+        """Keep in mind that the request may have been carried out; raises where it must not be repeated then."""
         self._is_doubtful = self._is_doubtful or is_indefinite
-        if is_indefinite and not self._call.is_repeatable:
+        if is_indefinite and not self._request.is_repeatable:
             raise self._given_up()
 
     def _pause(self, left_s: float) -> Pause:
@@ -195,18 +195,18 @@ class _Attempts:
         return Unreachable(message, hint, self._is_doubtful)
 
 
-def _attempt_s(call: Call, left_s: float, has_others: bool) -> float:
+def _attempt_s(request: Request, left_s: float, has_others: bool) -> float:
     """The time one node has: a node that hangs must not use up the time in which another would answer."""
-    if has_others and call.attempt_s <= ATTEMPT_S:
-        return min(left_s / 2, call.attempt_s)
-    return min(left_s, call.attempt_s)
+    if has_others and request.attempt_s <= ATTEMPT_S:
+        return min(left_s / 2, request.attempt_s)
+    return min(left_s, request.attempt_s)
 
 
 def learn(nodes: Nodes, now_s: float, within_s: float) -> Steps[float]:
     """Ask one node which others there are, by GET /cluster: nodes answer it from memory, even while Redis is away."""
     url = nodes.pick(now_s)
     assert url is not None
-    outcome, now_s = yield Ask(url, Call("GET", "/cluster", {"events": 0}), min(LEARN_S, within_s))
+    outcome, now_s = yield Ask(url, Request("GET", "/cluster", {"events": 0}), min(LEARN_S, within_s))
     if isinstance(outcome, Answer):
         view = _decoded(outcome.body)
         if outcome.status == 200 and isinstance(view, dict) and isinstance(view.get("members"), list):
@@ -217,7 +217,7 @@ def learn(nodes: Nodes, now_s: float, within_s: float) -> Steps[float]:
 
 
 def _is_passing(error: RumorError) -> bool:
-    """Whether the same call may succeed soon, or on another node."""
+    """Whether the same request may succeed soon, or on another node."""
     return error.status in PASSING and error.code != "store_unsafe"
 
 

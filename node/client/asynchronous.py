@@ -1,7 +1,9 @@
 """`Client`: the calls of `calls.py` carried out with aiohttp.
 
-The session is made by the first call, so a client can be made anywhere, also where no loop runs; it then belongs to
-that loop. Does not know: what to send, whom to ask, when to try again.
+The first call opens the session, so that a client can be made where no loop runs yet; from then on it belongs to that
+call's loop.
+
+Does not know: what to send, which node to ask, when to try again.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import aiohttp
 
 from cluster.errors import RumorError
 from node.client import calls
-from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Steps
+from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Request, Steps
 from node.client.calls import Asker, Item, Options, Result
 from node.client.errors import error_of
-from node.client.nodes import WITHIN_S, bearer, given_nodes
+from node.client.nodes import WITHIN_S, bearer, nodes_from
 from node.client.one_node import decode, tls_context
 from node.client.stream import SILENCE_S, Event, Follower, Parser
 from node.client.task import Page, Task, result_of
@@ -51,7 +53,7 @@ class Client:
         insist: bool = True,
     ) -> None:
         self._rng = Random()
-        self.nodes = given_nodes(urls, self._rng, learn)
+        self.nodes = nodes_from(urls, self._rng, learn)
         self.within_s = within_s
         self._insists = insist
         self._headers = bearer(token)
@@ -109,11 +111,11 @@ class Client:
     @overload
     async def result(self, task_id: str, *, type: type[T], within_s: float | None = None) -> T: ...
     async def result(self, task_id: str, *, type: type[T] | None = None, within_s: float | None = None) -> Any:
-        """Its result, waited for. Raises TaskFailed, with the error's type, message and traceback; TaskCancelled."""
+        """Wait for its result. Raises TaskFailed, with the error's type, message and traceback, or TaskCancelled."""
         return result_of(await self._do(calls.wait(self._asker(within_s), task_id, type)))
 
     async def cancel(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
-        """Cancel it, running or not. Raises Conflict when it has ended otherwise."""
+        """Cancel it, running or not. Raises Conflict if it has ended otherwise."""
         return await self._do(calls.cancel(self._asker(within_s), task_id))
 
     async def retry(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
@@ -121,11 +123,11 @@ class Client:
         return await self._do(calls.retry(self._asker(within_s), task_id))
 
     async def replay(self, *, type: str | None = None, limit: int | None = None, within_s: float | None = None) -> int:
-        """Queue dead tasks again: all, of one type, or so many. How many it were."""
+        """Queue dead tasks again: all, those of one type, or at most `limit`. Returns how many."""
         return await self._do(calls.replay(self._asker(within_s), type, limit))
 
     async def purge_dead(self, *, within_s: float | None = None) -> int:
-        """Remove all dead tasks. How many it were."""
+        """Remove all dead tasks. Returns how many."""
         return await self._do(calls.purge_dead(self._asker(within_s)))
 
     async def list(
@@ -166,26 +168,26 @@ class Client:
         return workers
 
     async def cluster(self, *, events: int | None = None, within_s: float | None = None) -> dict[str, Any]:
-        """The cluster as the node that answers sees it; with at most so many of the events that it saw itself."""
+        """The cluster as the answering node sees it, with at most `events` of the events that it saw itself."""
         return await self._do(calls.read(self._asker(within_s), "/cluster", {"events": events}))
 
     async def sums(self, *, within_s: float | None = None) -> Sequence[dict[str, Any]]:
-        """What the cluster did in the last minutes, in steps of some seconds, oldest first; for charts."""
+        """Tasks accepted and ended in the last minutes, in steps of some seconds, oldest first; for charts."""
         answer = await self._do(calls.read(self._asker(within_s), "/sums"))
         sums: Sequence[dict[str, Any]] = answer["sums"]
         return sums
 
     async def health(self, *, within_s: float | None = None) -> dict[str, Any]:
-        """How the node that answers is, and what is wrong; also when it says that it is unusable."""
+        """The state of the answering node and what is wrong; an answer too if the node says that it is unusable."""
         return await self._do(calls.read(self._asker(within_s), "/health", accepts=(503,)))
 
     async def events(
         self, *, names: Iterable[str] = (), last_id: str = "", within_s: float | None = None
     ) -> AsyncIterator[Event]:
-        """The cluster's events: those that are kept, then each as it happens; on another node if this one ends.
+        """The cluster's events: those that are kept, then each as it happens; from another node if this one ends.
 
-        `names`: only those. `last_id`: go on behind this event. Without end, unless no node serves events for
-        `within_s`: then Unreachable.
+        `names`: only events of these names. `last_id`: go on after this event. It ends only if no node serves events
+        for `within_s`: then it raises Unreachable.
         """
         limit_s = self.within_s if within_s is None else within_s
         follower = Follower(self.nodes, self._rng, time.monotonic(), limit_s, names, last_id)
@@ -227,16 +229,16 @@ class Client:
             return value
 
     async def _ask(self, ask: Ask) -> Answer | NoAnswer:
-        call = ask.call
+        request = ask.request
         timeout = aiohttp.ClientTimeout(total=ask.within_s, sock_connect=min(CONNECT_S, ask.within_s))
-        query = {name: str(value) for name, value in call.query.items() if value is not None}
+        query = {name: str(value) for name, value in request.query.items() if value is not None}
         try:
             async with self._opened().request(
-                call.method,
-                ask.url + call.path,
+                request.method,
+                ask.url + request.path,
                 params=query,
-                data=call.body,
-                headers=_headers(call.headers, call.body),
+                data=request.body,
+                headers=_headers(request),
                 timeout=timeout,
             ) as response:
                 return Answer(response.status, await response.read(), response.headers.get("Retry-After"))
@@ -246,7 +248,7 @@ class Client:
             return NoAnswer(_reason(error), was_sent=True)
 
     async def _stream(self, url: str, last_id: str) -> AsyncGenerator[Event | None]:
-        """One node's events; None for each sign of life."""
+        """One node's events; None for each sign of life. Raises the error of a node that refuses."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
         async with self._opened().get(url + "/events", headers=headers, timeout=timeout) as response:
@@ -267,8 +269,11 @@ class Client:
         return self._session
 
 
-def _headers(given: Any, body: bytes | None) -> dict[str, str]:
-    return {**given, "Content-Type": "application/json"} if body is not None else dict(given)
+def _headers(request: Request) -> dict[str, str]:
+    headers = dict(request.headers)
+    if request.body is not None:
+        headers["Content-Type"] = "application/json"
+    return headers
 
 
 def _reason(error: BaseException) -> str:

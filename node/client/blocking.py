@@ -1,8 +1,9 @@
 """`SyncClient`: the calls of `calls.py` carried out with the standard library, one blocking step after the other.
 
-No thread and no loop of its own stands behind it, and it imports no HTTP library: a command line that uses it starts
-fast. Threads may share one; each call has a connection to itself. Does not know: what to send, whom to ask, when to try
-again.
+It has no thread and no loop of its own, and imports no HTTP library, so that a command line that uses it starts fast.
+Threads may share one client: each call has a connection to itself.
+
+Does not know: what to send, which node to ask, when to try again.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from node.client import calls
 from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Steps
 from node.client.calls import Asker, Item, Options, Result
 from node.client.errors import error_of
-from node.client.nodes import WITHIN_S, bearer, given_nodes
+from node.client.nodes import WITHIN_S, bearer, nodes_from
 from node.client.one_node import decode, tls_context
 from node.client.stream import SILENCE_S, Event, Follower, Parser
 from node.client.task import Page, Task, result_of
 
-IDLE_MAX = 16  # connections kept for one node
+IDLE_MAX = 16  # connections kept open to one node
 READ_BYTES = 65_536
 
 T = TypeVar("T")
@@ -41,8 +42,8 @@ class SyncClient:
     """A cluster, from a program without a loop. The same calls as Client's, each blocking until it is done.
 
     `urls`: one node or several (RUMOR_URL otherwise); the others are learned from them. `token`: the API token
-    (RUMOR_API_TOKEN otherwise). `ca_file`: the certificate to trust for https (RUMOR_CA_FILE otherwise). Looking a name
-    up in DNS is the one step that no deadline ends.
+    (RUMOR_API_TOKEN otherwise). `ca_file`: the certificate to trust for https (RUMOR_CA_FILE otherwise). No
+    deadline ends the lookup of a name in DNS.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class SyncClient:
         spread: bool = True,
     ) -> None:
         self._rng = Random()
-        self.nodes = given_nodes(urls, self._rng if spread else None, learn)
+        self.nodes = nodes_from(urls, self._rng if spread else None, learn)
         self.within_s = within_s
         self._insists = insist
         self._headers = bearer(token)
@@ -116,11 +117,11 @@ class SyncClient:
     @overload
     def result(self, task_id: str, *, type: type[T], within_s: float | None = None) -> T: ...
     def result(self, task_id: str, *, type: type[T] | None = None, within_s: float | None = None) -> Any:
-        """Its result, waited for. Raises TaskFailed, with the error's type, message and traceback; TaskCancelled."""
+        """Wait for its result. Raises TaskFailed, with the error's type, message and traceback, or TaskCancelled."""
         return result_of(self._do(calls.wait(self._asker(within_s), task_id, type)))
 
     def cancel(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
-        """Cancel it, running or not. Raises Conflict when it has ended otherwise."""
+        """Cancel it, running or not. Raises Conflict if it has ended otherwise."""
         return self._do(calls.cancel(self._asker(within_s), task_id))
 
     def retry(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
@@ -128,11 +129,11 @@ class SyncClient:
         return self._do(calls.retry(self._asker(within_s), task_id))
 
     def replay(self, *, type: str | None = None, limit: int | None = None, within_s: float | None = None) -> int:
-        """Queue dead tasks again: all, of one type, or so many. How many it were."""
+        """Queue dead tasks again: all, those of one type, or at most `limit`. Returns how many."""
         return self._do(calls.replay(self._asker(within_s), type, limit))
 
     def purge_dead(self, *, within_s: float | None = None) -> int:
-        """Remove all dead tasks. How many it were."""
+        """Remove all dead tasks. Returns how many."""
         return self._do(calls.purge_dead(self._asker(within_s)))
 
     def list(
@@ -172,24 +173,24 @@ class SyncClient:
         return workers
 
     def cluster(self, *, events: int | None = None, within_s: float | None = None) -> dict[str, Any]:
-        """The cluster as the node that answers sees it; with at most so many of the events that it saw itself."""
+        """The cluster as the answering node sees it, with at most `events` of the events that it saw itself."""
         return self._do(calls.read(self._asker(within_s), "/cluster", {"events": events}))
 
     def sums(self, *, within_s: float | None = None) -> Sequence[dict[str, Any]]:
-        """What the cluster did in the last minutes, in steps of some seconds, oldest first; for charts."""
+        """Tasks accepted and ended in the last minutes, in steps of some seconds, oldest first; for charts."""
         answer = self._do(calls.read(self._asker(within_s), "/sums"))
         sums: Sequence[dict[str, Any]] = answer["sums"]
         return sums
 
     def health(self, *, within_s: float | None = None) -> dict[str, Any]:
-        """How the node that answers is, and what is wrong; also when it says that it is unusable."""
+        """The state of the answering node and what is wrong; an answer too if the node says that it is unusable."""
         return self._do(calls.read(self._asker(within_s), "/health", accepts=(503,)))
 
     def events(self, *, names: Iterable[str] = (), last_id: str = "", within_s: float | None = None) -> Iterator[Event]:
-        """The cluster's events: those that are kept, then each as it happens; on another node if this one ends.
+        """The cluster's events: those that are kept, then each as it happens; from another node if this one ends.
 
-        `names`: only those. `last_id`: go on behind this event. Without end, unless no node serves events for
-        `within_s`: then Unreachable.
+        `names`: only events of these names. `last_id`: go on after this event. It ends only if no node serves events
+        for `within_s`: then it raises Unreachable.
         """
         limit_s = self.within_s if within_s is None else within_s
         follower = Follower(self.nodes, self._rng, time.monotonic(), limit_s, names, last_id)
@@ -233,9 +234,9 @@ class SyncClient:
     def _ask(self, ask: Ask) -> Answer | NoAnswer:
         deadline_s = time.monotonic() + ask.within_s
         idle = self._idle.setdefault(ask.url, deque(maxlen=IDLE_MAX))
-        # A connection that was used before may have ended unnoticed, and then it is not known whether the node got the
-        # request: so a call that must not be repeated has a new one, and any other is sent once more over a new one.
-        if ask.call.is_repeatable:
+        # A kept connection may have ended unnoticed; then nobody can tell whether the node got the request. So one that
+        # must not be repeated gets a new connection, and any other is sent once more over the next one.
+        if ask.request.is_repeatable:
             while True:
                 try:
                     connection = idle.pop()
@@ -257,16 +258,16 @@ class SyncClient:
             return NoAnswer(_reason(error), was_sent=True)
 
     def _send(self, ask: Ask, connection: Connection, idle: deque[Connection], deadline_s: float) -> Answer:
-        """Over this connection, which is kept when all went well and closed otherwise."""
-        call = ask.call
-        headers = {**self._headers, **call.headers}
-        if call.body is not None:
+        """Send over this connection; keep it if the answer is complete, close it otherwise."""
+        request = ask.request
+        headers = {**self._headers, **request.headers}
+        if request.body is not None:
             headers["Content-Type"] = "application/json"
-        query = {name: value for name, value in call.query.items() if value is not None}
-        target = urlsplit(ask.url).path + call.path + (f"?{urlencode(query)}" if query else "")
+        query = {name: value for name, value in request.query.items() if value is not None}
+        target = urlsplit(ask.url).path + request.path + (f"?{urlencode(query)}" if query else "")
         try:
             _limit(connection, deadline_s)
-            connection.request(call.method, target, call.body, headers)
+            connection.request(request.method, target, request.body, headers)
             _limit(connection, deadline_s)
             response = connection.getresponse()
             parts = []
@@ -282,7 +283,7 @@ class SyncClient:
         return Answer(response.status, b"".join(parts), response.getheader("Retry-After"))
 
     def _stream(self, url: str, last_id: str) -> Generator[Event | None]:
-        """One node's events; None for each sign of life."""
+        """One node's events; None for each sign of life. Raises the error of a node that refuses."""
         headers = {**self._headers, "Accept": "text/event-stream"}
         if last_id:
             headers["Last-Event-ID"] = last_id
@@ -303,19 +304,21 @@ class SyncClient:
         host = parts.hostname or ""
         if parts.scheme == "https":
             self._tls = self._tls or tls_context(self._ca_file)
-            made: Connection = http.client.HTTPSConnection(host, parts.port or 443, timeout=within_s, context=self._tls)
+            connection: Connection = http.client.HTTPSConnection(
+                host, parts.port or 443, timeout=within_s, context=self._tls
+            )
         else:
-            made = http.client.HTTPConnection(host, parts.port or 80, timeout=within_s)
+            connection = http.client.HTTPConnection(host, parts.port or 80, timeout=within_s)
         try:
-            made.connect()
+            connection.connect()
         except BaseException:
-            made.close()
+            connection.close()
             raise
-        return made
+        return connection
 
 
 def _limit(connection: Connection, deadline_s: float) -> None:
-    """What is sent or received next may take until then."""
+    """Give the next sending or receiving until this deadline."""
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError("timed out")

@@ -1,7 +1,7 @@
 """Each call of the client: what is sent, and what becomes of the answer. Shared by both clients.
 
-Pure generators over `asking.carry_out`. A submission without an Idempotency-Key gets one here, before the first
-attempt, so that repeating it anywhere gives the same task.
+Pure generators over `asking.carry_out`; only `new_key` draws randomness of its own. A submission without an
+Idempotency-Key gets one here, before the first attempt, so that repeating it on any node gives the same task.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from urllib.parse import quote
 
 from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthorized
 from node import trace_context
-from node.client.asking import ATTEMPT_S, Call, Pause, Steps, carry_out
+from node.client.asking import ATTEMPT_S, Pause, Request, Steps, carry_out
 from node.client.errors import NotFinished, error_of
 from node.client.nodes import Nodes
 from node.client.task import Page, Task, task_of, typed
 
-WAIT_AGAIN_S = 0.2  # a node that stops answers a wait at once
-WAIT_STEP_S = 10.0  # one GET of a wait; a node that hangs is left after this and ATTEMPT_S
-WAIT_SPARE_S = 0.2  # for the last answer to arrive in
+WAIT_AGAIN_S = 0.2  # the pause after an answer that came too early: a node that stops answers a wait at once
+WAIT_STEP_S = 10.0  # the length of one GET of a wait; a client leaves a node that hangs after this plus ATTEMPT_S
+WAIT_SPARE_S = 0.2  # the time kept for the last answer to arrive
 BATCH_TASKS = 1_000
 BATCH_BYTES = 4_194_304
 BATCH_ATTEMPT_S = 20.0
@@ -39,7 +39,7 @@ Priority = Literal["low", "normal", "high"] | int
 
 
 class Options(TypedDict, total=False):
-    """What a submission may carry beside type and data; what is left out comes from the type's declaration."""
+    """The options of a submission beside type and data. The type's declaration says what is left out."""
 
     queue: str
     priority: Priority
@@ -56,7 +56,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """What a call needs to be carried out; it begins at `now_s` and ends by `within_s` after it."""
+    """The means of one call of the client, which begins at `now_s` and ends within `within_s`."""
 
     nodes: Nodes
     rng: Random
@@ -64,33 +64,33 @@ class Asker:
     within_s: float
     insists: bool = True
 
-    def ask(self, call: Call) -> Steps[Any]:
+    def ask(self, request: Request) -> Steps[Any]:
         """The JSON answer."""
-        answer, _ = yield from self.ask_at(call, self.now_s, self.within_s)
+        answer, _ = yield from self.ask_at(request, self.now_s, self.within_s)
         return answer
 
-    def ask_at(self, call: Call, now_s: float, within_s: float) -> Steps[tuple[Any, float]]:
-        """The JSON answer and the time, of one call of several."""
-        return carry_out(call, self.nodes, self.rng, now_s, within_s, self.insists)
+    def ask_at(self, request: Request, now_s: float, within_s: float) -> Steps[tuple[Any, float]]:
+        """The JSON answer and the time, where a call of the client takes several requests."""
+        return carry_out(request, self.nodes, self.rng, now_s, within_s, self.insists)
 
 
 def submit(asker: Asker, type: str, data: Any, key: str | None, options: Mapping[str, Any]) -> Steps[Task[Any]]:
     body = encoded({"type": type, "data": data, **options})
-    return task_of((yield from asker.ask(Call("POST", "/tasks", body=body, headers=_headers(key or new_key())))))
+    return task_of((yield from asker.ask(Request("POST", "/tasks", body=body, headers=_headers(key or new_key())))))
 
 
 def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[list[Result]]:
-    """One result for each item, in order. What concerns the caller (401, 403, 400) is raised.
+    """One result for each item, in order. Raises the errors that concern the caller (401, 403, 400).
 
-    Anything else that a whole call fails with is the result of each of its items; the other calls go on until the
-    deadline. Each call's key names the place of its first item, and nodes add each item's place within the call: so
-    the same items under the same key are the same tasks.
+    Any other error that fails a whole request is the result of each of its items; the other requests go on until the
+    deadline. Each request's key names the place of its first item, and nodes add each item's place within the request:
+    so the same items under the same key are the same tasks.
     """
     base = key or new_key()
     results: list[Result] = []
     now_s, deadline_s = asker.now_s, asker.now_s + asker.within_s
     for part in _parts([_submission(item) for item in items]):
-        call = Call(
+        request = Request(
             "POST",
             "/tasks/batch",
             body=b"[" + b",".join(part) + b"]",
@@ -98,8 +98,8 @@ def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[l
             attempt_s=BATCH_ATTEMPT_S,
         )
         try:
-            answer, now_s = yield from asker.ask_at(call, now_s, max(0.0, deadline_s - now_s))
-            results += [_result(one) for one in answer["results"]]
+            answer, now_s = yield from asker.ask_at(request, now_s, max(0.0, deadline_s - now_s))
+            results += [_result(row) for row in answer["results"]]
         except (Unauthorized, Forbidden, BadRequest):
             raise
         except RumorError as error:
@@ -108,7 +108,7 @@ def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[l
 
 
 def get(asker: Asker, task_id: str) -> Steps[Task[Any]]:
-    return task_of((yield from asker.ask(Call("GET", _task(task_id)))))
+    return task_of((yield from asker.ask(Request("GET", _task(task_id)))))
 
 
 def wait(asker: Asker, task_id: str, type: type[T] | None) -> Steps[Task[T]]:
@@ -117,9 +117,9 @@ def wait(asker: Asker, task_id: str, type: type[T] | None) -> Steps[Task[T]]:
     while True:
         left_s = deadline_s - now_s
         step_s = min(WAIT_STEP_S, max(0.0, left_s - WAIT_SPARE_S))
-        call = Call("GET", _task(task_id), {"wait_s": f"{step_s:.3f}"}, attempt_s=step_s + ATTEMPT_S)
+        request = Request("GET", _task(task_id), {"wait_s": f"{step_s:.3f}"}, attempt_s=step_s + ATTEMPT_S)
         asked_s = now_s
-        answer, now_s = yield from asker.ask_at(call, now_s, max(left_s, 0.01))
+        answer, now_s = yield from asker.ask_at(request, now_s, max(left_s, 0.01))
         task = task_of(answer)
         if task.is_finished:
             return typed(task, type)
@@ -130,29 +130,29 @@ def wait(asker: Asker, task_id: str, type: type[T] | None) -> Steps[Task[T]]:
 
 
 def cancel(asker: Asker, task_id: str) -> Steps[Task[Any]]:
-    return task_of((yield from asker.ask(Call("DELETE", _task(task_id)))))
+    return task_of((yield from asker.ask(Request("DELETE", _task(task_id)))))
 
 
 def retry(asker: Asker, task_id: str) -> Steps[Task[Any]]:
-    # Not repeatable: it may have run and died again in between, and would run once more.
-    call = Call("POST", _task(task_id) + "/retry", is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
-    return task_of((yield from asker.ask(call)))
+    # Not repeatable: the task may have run and died in between, and would run once more.
+    request = Request("POST", _task(task_id) + "/retry", is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
+    return task_of((yield from asker.ask(request)))
 
 
 def replay(asker: Asker, type: str | None, limit: int | None) -> Steps[int]:
-    wanted = {name: value for name, value in (("type", type), ("limit", limit)) if value is not None}
-    call = Call("POST", "/dead/replay", body=encoded(wanted), is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
-    return int((yield from asker.ask(call))["replayed"])
+    which = {name: value for name, value in (("type", type), ("limit", limit)) if value is not None}
+    request = Request("POST", "/dead/replay", body=encoded(which), is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
+    return int((yield from asker.ask(request))["replayed"])
 
 
 def purge_dead(asker: Asker) -> Steps[int]:
-    call = Call("DELETE", "/dead", is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
-    return int((yield from asker.ask(call))["removed"])
+    request = Request("DELETE", "/dead", is_repeatable=False, attempt_s=LONG_ATTEMPT_S)
+    return int((yield from asker.ask(request))["removed"])
 
 
 def page(asker: Asker, query: Mapping[str, Any]) -> Steps[Page]:
-    answer = yield from asker.ask(Call("GET", "/tasks", query))
-    return Page([task_of(one) for one in answer["tasks"]], answer.get("cursor"))
+    answer = yield from asker.ask(Request("GET", "/tasks", query))
+    return Page([task_of(row) for row in answer["tasks"]], answer.get("cursor"))
 
 
 class Pages:
@@ -183,17 +183,17 @@ class Pages:
 def read(
     asker: Asker, path: str, query: Mapping[str, Any] = NO_QUERY, accepts: tuple[int, ...] = ()
 ) -> Steps[dict[str, Any]]:
-    """One of the calls that answer an object of no fixed form: /workers, /cluster, /sums, /health."""
-    answer: dict[str, Any] = yield from asker.ask(Call("GET", path, query, accepts=accepts))
+    """A request whose answer is an object of no fixed form: /workers, /cluster, /sums, /health."""
+    answer: dict[str, Any] = yield from asker.ask(Request("GET", path, query, accepts=accepts))
     return answer
 
 
 def encoded(value: Any) -> bytes:
-    """JSON. Structs, dataclasses, datetimes and what else msgspec knows may be in it; anything else raises Invalid."""
+    """JSON of plain values, and of others that msgspec knows (structs, dataclasses, datetimes …). Raises Invalid."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise Invalid(f"this is not JSON: {error}.", "Task data is what JSON can hold.") from None
+        raise Invalid(f"this is not JSON: {error}.", "Task data is whatever JSON can hold.") from None
 
 
 def new_key() -> str:
@@ -202,13 +202,13 @@ def new_key() -> str:
 
 
 def _plain(value: Any) -> Any:
-    import msgspec  # only who submits such things pays for it
+    import msgspec  # paid for only by those who submit such values
 
     return msgspec.to_builtins(value)
 
 
 def _headers(key: str) -> dict[str, str]:
-    """With the caller's trace, if it has one."""
+    """The key, and the caller's trace if it has one."""
     return {"Idempotency-Key": key, **trace_context.current()}
 
 
@@ -221,7 +221,7 @@ def _submission(item: Item) -> bytes:
 
 
 def _parts(items: list[bytes]) -> Iterable[list[bytes]]:
-    """Calls' worth of items. The same items are always cut in the same places."""
+    """The items of each request. The same items are always cut in the same places."""
     part: list[bytes] = []
     size = 0
     for item in items:
@@ -234,5 +234,5 @@ def _parts(items: list[bytes]) -> Iterable[list[bytes]]:
         yield part
 
 
-def _result(told: Mapping[str, Any]) -> Result:
-    return task_of(told) if "id" in told else error_of(422, told, "the batch")
+def _result(row: Mapping[str, Any]) -> Result:
+    return task_of(row) if "id" in row else error_of(422, row, "the batch")

@@ -1,6 +1,6 @@
-"""What a client raises: the node's own errors by their code, and what only a client can find out.
+"""The errors that a client raises: a node's own, by their code, and those that only a client can find out.
 
-Every one is a RumorError with `code`, `message`, `hint` and `may_have_happened`. Does not know: HTTP libraries.
+Each is a RumorError with `code`, `message`, `hint` and `may_have_happened`. Does not know: HTTP libraries.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ BY_CODE: dict[str, type[RumorError]] = {
         errors.StoreUnsafe,
     )
 }
-GATEWAY_DOWN = (502, 504)  # said by a proxy between client and node: whether the node did anything is not known
+GATEWAY_DOWN = (502, 504)  # statuses of a proxy before the node; they do not say whether the node did anything
 
 
 class Unreachable(RumorError):
-    """No node answered in time. `may_have_happened` tells whether one had received the request."""
+    """No node answered in time. `may_have_happened` says whether one may have received the request."""
 
     code = "unreachable"
     status = 503
@@ -48,7 +48,7 @@ class Unreachable(RumorError):
 
 
 class NotFinished(RumorError, TimeoutError):
-    """The time is up and the task has not ended; it goes on. `task` is how it was last seen."""
+    """The time is up, the task goes on. `task` is the task as it was last seen."""
 
     code = "not_finished"
     status = 408
@@ -61,9 +61,9 @@ class NotFinished(RumorError, TimeoutError):
 
 
 class TaskFailed(RumorError):
-    """The task has ended without a result: `type`, `message` and `traceback` are those of its last error.
+    """The task has ended without a result. `type`, `message` and `traceback` are those of its last error.
 
-    The call itself went well; `task` is the whole task.
+    The call itself succeeded; `task` is the whole task.
     """
 
     code = "task_failed"
@@ -92,23 +92,23 @@ class TaskCancelled(TaskFailed):
 
 
 class BadResult(RumorError):
-    """The task succeeded and its result is not of the type that was asked for. `task` is the whole task."""
+    """The task succeeded, but its result is not of the type asked for. `task` is the whole task."""
 
     code = "bad_result"
     status = 200
 
     def __init__(self, task: Task[Any], why: str) -> None:
-        super().__init__(f"the result of task {task.id} does not fit: {why}.", "task.result has it as it is.")
+        super().__init__(f"the result of task {task.id} does not fit: {why}.", "task.result holds it unconverted.")
         self.task = task
 
 
 def error_of(status: int, answer: Any, url: str) -> RumorError:
-    """The gateway's error as an exception of its class; something readable for any other body."""
-    found = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(found, dict):
-        found = {"code": f"http_{status}", "message": f"{url} answered {status}.", "hint": "Is this a Rumor node?"}
-    code = str(found.get("code", f"http_{status}"))
-    error = BY_CODE.get(code, RumorError)(str(found.get("message", "")), str(found.get("hint", "")))
+    """The gateway's error as an exception of its class; for any other body, one that names the URL and the status."""
+    body = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(body, dict):
+        body = {"code": f"http_{status}", "message": f"{url} answered {status}.", "hint": "Is this a Rumor node?"}
+    code = str(body.get("code", f"http_{status}"))
+    error = BY_CODE.get(code, RumorError)(str(body.get("message", "")), str(body.get("hint", "")))
     error.code, error.status = code, status
-    error.may_have_happened = bool(found.get("may_have_happened", status in (500, *GATEWAY_DOWN)))
+    error.may_have_happened = bool(body.get("may_have_happened", status in (500, *GATEWAY_DOWN)))
     return error

@@ -1,6 +1,8 @@
-"""Tasks as a client shows them: the JSON of the gateway as plain, frozen values.
+"""Tasks as a client shows them: the JSON of the gateway as frozen values.
 
-A field that this version does not know is left out, one that an older node does not send is None. Does not know: HTTP.
+Pure. A field that this version does not know is left out; one that an older node does not send is None.
+
+Does not know: HTTP.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from node.client.errors import BadResult, TaskCancelled, TaskFailed
 T = TypeVar("T")
 R = TypeVar("R")
 
-ENDED = ("succeeded", "dead", "cancelled", "expired")  # expired: a repeat of a task that is past its retention
+ENDED = (
+    "succeeded",
+    "dead",
+    "cancelled",
+    "expired",
+)  # expired: the answer to a repeat of a task that is past its retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,7 @@ class Failure:
 class Task(Generic[T]):
     """A task as it was when the node answered. Times are Redis's clock, in milliseconds since 1970.
 
-    `told` is all that the node said, in JSON's types.
+    `told` is the whole answer of the node, in JSON's types.
     """
 
     id: str
@@ -51,9 +58,9 @@ class Task(Generic[T]):
     error: Failure | None = None
     progress: Any = None
     key: str | None = None
-    traceparent: str | None = None  # of a task that has a trace context
-    trace_url: str | None = None  # where to look at its trace; only where one task was asked for
-    history: tuple[Mapping[str, Any], ...] = ()  # attempts that did not succeed; only where one task was asked for
+    traceparent: str | None = None  # None: the task has no trace context
+    trace_url: str | None = None  # the page of its trace; only in the answer about one task
+    history: tuple[Mapping[str, Any], ...] = ()  # attempts that did not succeed; only in the answer about one task
     told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -63,28 +70,28 @@ class Task(Generic[T]):
 
 
 class Page(NamedTuple):
-    """A page of a listing; no cursor: it is the last."""
+    """A page of a listing; the last one has no cursor."""
 
     tasks: list[Task[Any]]
     cursor: str | None
 
 
-def task_of(told: Mapping[str, Any]) -> Task[Any]:
-    """One task of an answer."""
-    known = {name: told[name] for name in _FIELDS if name in told}
+def task_of(answer: Mapping[str, Any]) -> Task[Any]:
+    """The task of an answer."""
+    values = {name: answer[name] for name in _FIELDS if name in answer}
     for name, default in _REQUIRED.items():
-        known.setdefault(name, default)
-    if (error := known.get("error")) is not None:
-        known["error"] = Failure(str(error.get("type", "")), str(error.get("message", "")), error.get("traceback"))
-    known["history"] = tuple(known.get("history") or ())
-    return Task(**known, told=told)
+        values.setdefault(name, default)
+    if (error := values.get("error")) is not None:
+        values["error"] = Failure(str(error.get("type", "")), str(error.get("message", "")), error.get("traceback"))
+    values["history"] = tuple(values.get("history") or ())
+    return Task(**values, told=answer)
 
 
 def typed(task: Task[Any], type: type[R] | None) -> Task[R]:
     """The task with its result as this type, once it has succeeded. Raises BadResult when it does not fit."""
     if type is None or task.state != "succeeded":
         return task
-    import msgspec  # only who asks for a type pays for it
+    import msgspec  # paid for only by those who ask for a type
 
     try:
         return replace(task, result=msgspec.convert(task.result, type))
@@ -93,13 +100,13 @@ def typed(task: Task[Any], type: type[R] | None) -> Task[R]:
 
 
 def result_of(task: Task[T]) -> T:
-    """The result of a task that has ended. Raises TaskFailed for any other end than success."""
+    """The result of a task that has ended. Raises TaskFailed, or TaskCancelled, unless it succeeded."""
     if task.state == "succeeded":
         return task.result
     raise (TaskCancelled if task.state == "cancelled" else TaskFailed)(task)
 
 
-_FIELDS = tuple(one.name for one in fields(Task) if one.name != "told")
+_FIELDS = tuple(field.name for field in fields(Task) if field.name != "told")
 _REQUIRED: dict[str, Any] = {
     "queue": "",
     "priority": 5,

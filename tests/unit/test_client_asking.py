@@ -12,7 +12,7 @@ import pytest
 
 from cluster.errors import ConfigError, Conflict, NotFound, QueueFull, RumorError, StoreUnavailable, Unauthorized
 from node.client import calls
-from node.client.asking import Answer, Ask, Call, NoAnswer, Pause, Steps, carry_out
+from node.client.asking import Answer, Ask, NoAnswer, Pause, Request, Steps, carry_out
 from node.client.calls import Asker
 from node.client.errors import NotFinished, Unreachable
 from node.client.nodes import REST_MAX_S, Nodes, address, addresses
@@ -20,8 +20,8 @@ from node.client.stream import RECONNECT_S, Event, Follower, Parser
 
 T = TypeVar("T")
 A, B, C = "http://a:1", "http://b:1", "http://c:1"
-READ = Call("GET", "/tasks/1")
-RETRY = Call("POST", "/tasks/1/retry", is_repeatable=False)
+READ = Request("GET", "/tasks/1")
+RETRY = Request("POST", "/tasks/1/retry", is_repeatable=False)
 OK = Answer(200, b'{"id": "1"}')
 REFUSED = NoAnswer("Connection refused", was_sent=False)
 BROKEN = NoAnswer("Connection reset by peer", was_sent=True)
@@ -68,8 +68,8 @@ class World:
             value: T = end.value
             return value
 
-    def carry_out(self, call: Call, nodes: Nodes, within_s: float = 10.0) -> Any:
-        return self.run(carry_out(call, nodes, Random(1), self.now_s, within_s))[0]
+    def carry_out(self, request: Request, nodes: Nodes, within_s: float = 10.0) -> Any:
+        return self.run(carry_out(request, nodes, Random(1), self.now_s, within_s))[0]
 
 
 def three() -> Nodes:
@@ -182,10 +182,12 @@ def test_the_other_nodes_are_learned_first_and_the_token_goes_to_no_weaker_schem
         {"url": "http://d:1", "state": "alive"},
     ]
     nodes = Nodes(["https://a:1"])
-    world = World(lambda ask: Answer(200, json.dumps({"members": members}).encode()) if "clu" in ask.call.path else OK)
+    world = World(
+        lambda ask: Answer(200, json.dumps({"members": members}).encode()) if "clu" in ask.request.path else OK
+    )
     world.carry_out(READ, nodes)
     world.carry_out(READ, nodes)
-    assert [ask.call.path for ask in world.asks] == ["/cluster", "/tasks/1", "/tasks/1"]
+    assert [ask.request.path for ask in world.asks] == ["/cluster", "/tasks/1", "/tasks/1"]
     assert nodes.known() == ("https://a:1", "https://b:1")
     world.now_s += 61
     members[1]["state"] = "left"
@@ -238,15 +240,15 @@ def test_every_attempt_of_a_submission_carries_the_same_key_and_every_submission
     world = World(in_turn(BROKEN, DOUBTFUL, task, task, task))
     for key in (None, None, "mine"):
         world.run(calls.submit(asker(world), "noop", 1, key, {"priority": "high"}))
-    keys = [ask.call.headers["Idempotency-Key"] for ask in world.asks]
+    keys = [ask.request.headers["Idempotency-Key"] for ask in world.asks]
     assert keys[0] == keys[1] == keys[2] != keys[3]
     assert keys[4] == "mine"
-    assert json.loads(world.asks[0].call.body or b"") == {"type": "noop", "data": 1, "priority": "high"}
+    assert json.loads(world.asks[0].request.body or b"") == {"type": "noop", "data": 1, "priority": "high"}
 
 
 def test_a_batch_is_cut_always_in_the_same_places_and_keeps_each_items_error_in_its_place() -> None:
     def says(ask: Ask) -> Answer:
-        items = json.loads(ask.call.body or b"")
+        items = json.loads(ask.request.body or b"")
         if items[0]["data"] == calls.BATCH_TASKS:
             return error(413, "too_large")
         bad = {"error": {"code": "unknown_type", "message": "m", "hint": "h"}}
@@ -263,7 +265,7 @@ def test_a_batch_is_cut_always_in_the_same_places_and_keeps_each_items_error_in_
     assert len(results) == len(items)
     failed = [n for n, result in enumerate(results) if isinstance(result, RumorError)]
     assert failed == [3, *range(calls.BATCH_TASKS, 2 * calls.BATCH_TASKS)]
-    assert [ask.call.headers["Idempotency-Key"] for ask in world.asks] == ["k/0", "k/1000", "k/2000"]
+    assert [ask.request.headers["Idempotency-Key"] for ask in world.asks] == ["k/0", "k/1000", "k/2000"]
     assert not isinstance(results[-1], RumorError)
     assert results[-1].data == 2 * calls.BATCH_TASKS
 
@@ -273,7 +275,7 @@ def test_a_wait_ends_with_the_task_or_at_the_deadline_with_the_task_as_it_is() -
     steps = [Answer(200, json.dumps({**running, "state": state}).encode()) for state in ("queued", "running", "dead")]
     world = World(in_turn(*steps))
     assert world.run(calls.wait(asker(world), "1", None)).state == "dead"
-    assert [ask.call.query["wait_s"] for ask in world.asks] == ["10.000"] * 3
+    assert [ask.request.query["wait_s"] for ask in world.asks] == ["10.000"] * 3
     assert world.pauses == [calls.WAIT_AGAIN_S] * 2, "these answers came at once"
     world = World(lambda _: Answer(200, json.dumps(running).encode()))
     with pytest.raises(NotFinished) as told:
@@ -287,7 +289,7 @@ def test_a_task_id_cannot_lead_elsewhere() -> None:
     world = World(lambda _: error(404, "not_found"))
     with pytest.raises(NotFound):
         world.run(calls.cancel(asker(world), "../dead"))
-    assert world.asks[0].call.path == "/tasks/..%2Fdead"
+    assert world.asks[0].request.path == "/tasks/..%2Fdead"
 
 
 # ---- events
