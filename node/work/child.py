@@ -1,7 +1,7 @@
 """The inside of a child process: takes calls from its node, one at a time, and runs handlers.
 
-The main thread runs the handlers; a second one reads the socket, so that the end of the node is noticed in the middle
-of a task and the child never outlives it. Standard output and error are the node's.
+The main thread runs the handlers. A second thread reads the socket, so that the child notices the end of its node even
+in the middle of a task and never outlives it. Standard output and error are the node's.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from node.observe.tracing import start as start_tracing
 from node.tasks import Context, load
 from node.work import fork_guard
 from node.work.ending import failed, run
-from node.work.pool import HEADER, Done, Hello, Progress, Ready, Said, frame
+from node.work.pool import HEADER, Done, FromChild, Hello, Progress, Ready, frame
 
 PROGRESS_INTERVAL_S = 0.25
-ORPHAN_GRACE_S = 1.0
-SPANS_GRACE_S = 0.8  # of it, for what a collector has not got yet
+ORPHAN_GRACE_S = 1.0  # the time an idle child has to end in good order once its node is gone
+SPANS_GRACE_S = 0.8  # the part of it for spans that the collector has not got yet
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,8 +41,8 @@ def main(fd: int) -> None:
     faulthandler.enable()
     os.set_inheritable(fd, False)
     _die_with_the_node()
-    # Supervisors signal whole groups of processes; a drain must let this task finish. Python functions, not SIG_IGN:
-    # that would be inherited by programs the handler starts.
+    # Ignore both signals: supervisors send them to whole process groups, and a drain must let this task finish. Use
+    # Python functions for it: programs that the handler starts would inherit SIG_IGN.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: None)
     fork_guard.guard_signals()
@@ -80,9 +80,8 @@ class _Node:
         while (claimed := self._calls.get()) is not None:
             handler = registry.get(claimed.spec.type)
             if handler is None:
-                self.send(
-                    Done(failed("UnknownInChild", f"importing {hello.modules} declares no {claimed.spec.type!r}"))
-                )
+                problem = f"the child process imported {hello.modules}, and none declares {claimed.spec.type!r}"
+                self.send(Done(failed("UnknownInChild", problem)))
                 continue
             link = _ChildLink(self)
             context = Context(claimed, hello.node_id, link) if handler.wants_context else None
@@ -91,7 +90,7 @@ class _Node:
                 ending = run(handler, claimed.data, context)
             link.close()
             if self._is_a_copy():
-                os._exit(0)  # the handler forked, and both came back: the node waits for one answer
+                os._exit(0)  # the handler forked, and both processes came back: the node expects one answer
             self.send(Done(ending))
         tracing.close(SPANS_GRACE_S)
 
@@ -99,7 +98,7 @@ class _Node:
         """Whether this process was forked by a handler: its socket belongs to the original."""
         return os.getpid() != self._pid
 
-    def send(self, message: Said) -> None:
+    def send(self, message: FromChild) -> None:
         if self._is_a_copy():
             return
         data = frame(message)
@@ -113,7 +112,7 @@ class _Node:
                 self._calls.put(decode(self._read()))
         except (ConnectionError, EOFError):
             self._calls.put(None)
-            time.sleep(ORPHAN_GRACE_S)  # for an idle child to end in good order; a busy one works for nobody now
+            time.sleep(ORPHAN_GRACE_S)  # an idle child ends meanwhile; a busy one works for nobody
             os._exit(1)
 
     def _read(self) -> bytes:
@@ -128,13 +127,13 @@ class _Node:
 
 
 class _ChildLink:
-    """The node throttles what it stores; this end only keeps a handler's loop from flooding the socket.
+    """The link of a handler in a child process. It keeps a handler's loop from flooding the socket.
 
-    The latest value is sent at once, and then at most every PROGRESS_INTERVAL_S, by a thread that exists only in
-    tasks that report progress.
+    It sends the latest value at once, then at most every PROGRESS_INTERVAL_S, by a thread that exists only in tasks
+    that report progress. What the node stores, it throttles itself.
     """
 
-    is_stopped = False  # a child is killed instead
+    is_stopped = False  # always: a child is killed instead
 
     def __init__(self, node: _Node) -> None:
         self._node = node
@@ -154,7 +153,7 @@ class _ChildLink:
                 self._thread.start()
 
     def close(self) -> None:
-        """Send what is left; the attempt has ended."""
+        """Send the last value; the attempt has ended."""
         with self._wake:
             self._is_closed = True
             self._wake.notify()
@@ -177,7 +176,7 @@ class _ChildLink:
 
 
 def _die_with_the_node() -> None:
-    """Where the kernel offers it (Linux), a killed node takes its children along at once, even out of C code."""
+    """Have the kernel, where it can (Linux), kill this child at once when its node is killed, even inside C code."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""How an attempt ended: from what a handler returned or raised to what the worker reports of it.
+"""How an attempt ended: from a handler's result or exception to what the worker reports.
 
-The same rules on the loop, in threads and in child processes, so they stand here once. Never raises: whatever a
-handler returns or raises, and however its exceptions misbehave, there is an ending.
+The same rules hold on the loop, in threads and in child processes, so they stand here once. No function here raises:
+whatever a handler returns or raises, and however its exceptions misbehave, there is an ending.
 
 Does not know: attempts left, backoff, Redis.
 """
@@ -15,28 +15,25 @@ from typing import Any
 
 import msgspec
 
-from cluster.shards.task import Claimed, Failure, Kind, Outcome
+from cluster.shards.task import Failure, Kind
 from node.tasks import BUILTIN, Context, Handler, Reject, Retry
 
 RESULT_MAX_BYTES = 1_048_576
 MESSAGE_MAX = 2_000  # characters
-TRACEBACK_MAX = 8_000  # characters; the end is kept, where the cause stands
+TRACEBACK_MAX = 8_000  # characters; the end is kept, for it names the cause
 FRAMES_MAX = 30
 
-# Names, for the hot path: looking a member up in an enum class is slow in Python 3.11.
+# A name for the hot path: Python 3.11 is slow to look a member up in an enum class.
 _SUCCEEDED = Kind.SUCCEEDED
 
 
 class Ending(msgspec.Struct, array_like=True, frozen=True):
-    """An outcome without its claim; what a child process sends back."""
+    """An outcome without its claim; a child process sends it back."""
 
     kind: Kind
     result: bytes | None = None
     failure: Failure | None = None
     retry_after_s: float = 0.0
-
-    def of(self, claimed: Claimed) -> Outcome:
-        return Outcome(claimed, self.kind, self.result, self.failure, self.retry_after_s)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -65,23 +62,23 @@ def raised(error: BaseException) -> Ending:
         failure = Failure("Retry", _reason(error))
         after_s = getattr(error, "after_s", None)
         if after_s is None:
-            return Ending(Kind.FAILED, failure=failure)  # its usual backoff
+            return Ending(Kind.FAILED, failure=failure)  # the task's usual backoff
         return Ending(Kind.RETRY, failure=failure, retry_after_s=after_s)
     return Ending(Kind.FAILED, failure=Failure(_name(error), _text(error), _trace(error)))
 
 
 def failed(type_: str, message: str) -> Ending:
-    """One of our own failures: counts, and may be tried again."""
+    """The ending of a failure that is ours and not the handler's: it counts, and may be tried again."""
     return Ending(Kind.FAILED, failure=Failure(type_, _clean(message, MESSAGE_MAX)))
 
 
 def rejected(type_: str, message: str) -> Ending:
-    """One of our own failures that trying again cannot help."""
+    """The ending of a task that trying again cannot help."""
     return Ending(Kind.REJECTED, failure=Failure(type_, _clean(message, MESSAGE_MAX)))
 
 
 def unfit(error: msgspec.MsgspecError) -> Ending:
-    """The data is not what the handler's annotation says; the message has the path of the wrong field."""
+    """The ending of a task whose data does not fit the handler's annotation. The message names the wrong field."""
     return rejected("InvalidData", f"data does not fit the handler: {error}")
 
 
@@ -101,12 +98,12 @@ def run(handler: Handler, data: bytes, context: Context | None) -> Ending:
 def _name(error: BaseException) -> str:
     try:
         return _clean(type(error).__name__, 200)
-    except Exception:  # of a metaclass of the handler's
+    except Exception:  # raised by a metaclass of the user's
         return "Exception"
 
 
 def _reason(error: Reject | Retry) -> str:
-    """Whatever the handler gave as its reason; a subclass may not have any."""
+    """The reason that the handler gave; a subclass may lack one."""
     return _text(getattr(error, "reason", error))
 
 
@@ -118,7 +115,7 @@ def _text(error: Any) -> str:
 
 
 def _trace(error: BaseException) -> str | None:
-    """The traceback from the handler's own frames on, its end if it is long."""
+    """The traceback from the handler's first frame on; only its end if it is long."""
     try:
         frames = _handler_frames(error.__traceback__)
         lines = traceback.TracebackException(type(error), error, frames, limit=-FRAMES_MAX, compact=True).format()
@@ -129,7 +126,7 @@ def _trace(error: BaseException) -> str | None:
 
 
 def _handler_frames(tb: TracebackType | None) -> TracebackType | None:
-    """Without the worker's frames that come before the handler's; all of them if the handler has none."""
+    """The frames without the worker's that precede the handler's; all of them if the handler has none."""
     first = tb
     while tb is not None and _is_ours(tb.tb_frame.f_globals.get("__name__", "")):
         tb = tb.tb_next
@@ -142,7 +139,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _clean(text: str, limit: int) -> str:
-    """At most `limit` characters, and no lone surrogates: neither msgpack nor JSON can hold those."""
+    """At most `limit` characters, without lone surrogates, which neither msgpack nor JSON can hold."""
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,9 +1,10 @@
 """A process that a handler forks off its node (`multiprocessing`, `os.fork`) is no second node.
 
-It inherits every socket. While it holds the listening one, the node's death shows to nobody as refused connections, and
-the node cannot be started again; while it holds the subscription, Redis takes the session for connected. So a copy lets
-go of what is the node's, at once: all sockets of the node's own port, and all connections to its Redis. What belongs to
-handlers it keeps. (A program that is executed inherits nothing: these sockets close on exec.)
+The copy inherits every socket. While it holds the listening socket, the node's death shows to nobody as refused
+connections, and the node cannot be started again; while it holds the subscription, Redis takes the session for
+connected. So a copy lets go of the node's sockets at once: all of the node's own port, and all connections to its
+Redis. It keeps those that belong to handlers. (A program that is executed inherits nothing: these sockets close on
+exec.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Collection, Iterator
 
 import redis.asyncio
 
-FOLDERS = ("/proc/self/fd", "/dev/fd")  # where a process finds its own descriptors
+FOLDERS = ("/proc/self/fd", "/dev/fd")  # folders that list a process's own descriptors
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -28,30 +29,30 @@ is_copy = False  # whether this process was forked off a node
 
 def guard(client: redis.asyncio.Redis, port: int) -> None:
     """Have every process that is forked from now on let go of this node's sockets."""
-    stores = frozenset(_addresses(client))
+    redis_at = frozenset(_addresses(client))
 
     def forked() -> None:
         global is_copy
         is_copy = True
-        let_go(port, stores)
+        let_go(port, redis_at)
 
     os.register_at_fork(after_in_child=forked)
     guard_signals()
 
 
 def guard_signals() -> None:
-    """Have a signal end every process that is forked from now on, as whoever calls `terminate()` expects.
+    """Have a signal end every process that is forked from now on, as callers of `terminate()` expect.
 
-    The handlers of this process stay behind: they would ignore it, or tell the node, whose wake-up socket is inherited
-    too, that it was meant. From before the fork until then signals wait.
+    The copy drops this process's signal handlers: they would ignore the signal, or pass it to the node, whose wake-up
+    socket is inherited too. Signals wait from before the fork until then.
     """
-    were_blocked = threading.local()
+    blocked = threading.local()
 
     def before() -> None:
-        were_blocked.set = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        blocked.before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
     def after() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, were_blocked.set)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked.before)
 
     def in_the_copy() -> None:
         signal.set_wakeup_fd(-1)
@@ -62,12 +63,12 @@ def guard_signals() -> None:
     os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_the_copy)
 
 
-def let_go(port: int, stores: Collection[Address | str]) -> None:
-    """Put the null device in the place of the node's sockets: their numbers stay taken, since objects name them."""
+def let_go(port: int, redis_at: Collection[Address | str]) -> None:
+    """Put the null device in place of the node's sockets. Their numbers stay taken: objects still name them."""
     null = os.open(os.devnull, os.O_RDWR)
     try:
         for number in _sockets():
-            if _is_the_nodes(number, port, stores):
+            if _belongs_to_node(number, port, redis_at):
                 os.dup2(null, number, inheritable=False)
     finally:
         os.close(null)
@@ -83,26 +84,26 @@ def _sockets() -> Iterator[int]:
             continue
 
 
-def _is_the_nodes(number: int, port: int, stores: Collection[Address | str]) -> bool:
+def _belongs_to_node(number: int, port: int, redis_at: Collection[Address | str]) -> bool:
     try:
-        with socket.socket(fileno=os.dup(number)) as one:
-            own = one.getsockname()
-            if one.family in (socket.AF_INET, socket.AF_INET6) and own[1] == port:
+        with socket.socket(fileno=os.dup(number)) as copy:
+            own = copy.getsockname()
+            if copy.family in (socket.AF_INET, socket.AF_INET6) and own[1] == port:
                 return True
-            peer = one.getpeername()
+            peer = copy.getpeername()
     except OSError:
         return False  # not connected
-    return (peer if isinstance(peer, str) else peer[:2]) in stores
+    return (peer if isinstance(peer, str) else peer[:2]) in redis_at
 
 
 def _addresses(client: redis.asyncio.Redis) -> Iterator[Address | str]:
-    """Where Redis is, as the peer of a socket: the path of a Unix socket, or each address of its name."""
-    told = client.connection_pool.connection_kwargs
-    if path := told.get("path"):
+    """Redis's addresses as the peer of a socket: the path of a Unix socket, or each address of its name."""
+    options = client.connection_pool.connection_kwargs
+    if path := options.get("path"):
         yield path
         return
     try:
-        found = socket.getaddrinfo(told.get("host", "localhost"), told.get("port", 6379), type=socket.SOCK_STREAM)
+        rows = socket.getaddrinfo(options.get("host", "localhost"), options.get("port", 6379), type=socket.SOCK_STREAM)
     except OSError:
         return
-    yield from ((str(row[4][0]), int(row[4][1])) for row in found)
+    yield from ((str(row[4][0]), int(row[4][1])) for row in rows)

@@ -1,14 +1,14 @@
 """Child processes that run sync handlers: one task at a time each, killable, and free to crash.
 
-One socket pair per child carries everything: calls in, progress and endings out, all msgpack, so nothing is shared
-between children and killing one at any moment cannot hurt another or leave a lock behind. Children start when first
-needed, are used again, and end when the socket closes or their node dies. They start as new interpreters: a fork of a
-process with threads and an event loop inherits their locks.
+One socket pair per child carries everything in msgpack: calls in, progress and endings out. Children share nothing, so
+that killing one at any moment neither hurts another nor leaves a lock behind. They start when first needed, are used
+again, and end when the socket closes or their node dies. Each starts as a new interpreter: a fork of a process with
+threads and an event loop would inherit their locks.
 
 Tried before: pebble.ProcessPool. Its children share one pipe and its lock, an idle child that dies breaks the whole
 pool, progress needs a second shared channel, and it notices deaths and time-outs by polling.
 
-Does not know: time limits. Whoever runs a task cancels the call, which kills the child.
+Does not know: time limits. The worker cancels the call, which kills the child.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from cluster.shards.task import Claimed
 from node.work.ending import Ending, failed
 
 CHILDREN_MAX = 64
-BOOT_LIMIT_S = 60.0  # imports of the user's modules included
+BOOT_LIMIT_S = 60.0  # includes the imports of the user's modules
 CLOSE_GRACE_S = 1.0
 FRAME_MAX_BYTES = 8_388_608
-EXIT_LAG_S = 0.1  # between a child's exit and the end of file on its socket, if nobody else holds that
+EXIT_LAG_S = 0.1  # the time between a child's exit and the end of file on its socket, if no other process holds it
 HEADER = struct.Struct("!I")
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from node.work.child import main; main(int(sys.argv[2]))"
@@ -41,7 +41,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """First frame to a child: where to import from, what, and how to log."""
+    """The first frame to a child: where to import from, which modules, and how to log."""
 
     path: list[str]
     modules: list[str]
@@ -52,7 +52,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Ready(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """The child has imported everything; or why it could not."""
+    """The child has imported everything, or `problem` says why it could not."""
 
     problem: str | None = None
 
@@ -69,13 +69,13 @@ class Done(msgspec.Struct, array_like=True, frozen=True, tag=True):
     ending: Ending
 
 
-Said = Ready | Progress | Done
+FromChild = Ready | Progress | Done
 
 encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[Said] = msgspec.msgpack.Decoder(Said)
+_decoder: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
 
 
-def frame(message: Hello | Claimed | Said) -> bytes:
+def frame(message: Hello | Claimed | FromChild) -> bytes:
     """A message as it goes over the socket: its length, then msgpack."""
     body = encode(message)
     return HEADER.pack(len(body)) + body
@@ -105,8 +105,8 @@ class Child:
                 self.is_idle = True
             case Ready(problem=str(problem)):
                 raise ChildLost(problem)
-            case said:
-                raise ChildLost(f"it answered {type(said).__name__} first")
+            case message:
+                raise ChildLost(f"its first message was {type(message).__name__}")
 
     async def call(self, claimed: Claimed, on_progress: Callable[[bytes], None]) -> Ending:
         """Run one task. Raises ChildLost when the child ends before it."""
@@ -120,32 +120,32 @@ class Child:
                     self.is_idle = True
                     return ending
                 case Ready():
-                    raise ChildLost("it started anew")
+                    raise ChildLost("it started again")
 
-    async def _read(self) -> Said:
+    async def _read(self) -> FromChild:
         try:
             (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
             if length > FRAME_MAX_BYTES:
                 raise ChildLost(f"it sent a frame of {length} bytes, at most {FRAME_MAX_BYTES}")
             return _decoder.decode(await self._reader.readexactly(length))
         except msgspec.MsgspecError as error:
-            raise ChildLost(f"it sent what is no message: {error}") from error
+            raise ChildLost(f"it sent a malformed message: {error}") from error
         except (asyncio.IncompleteReadError, ConnectionError):
             return await self._lost()
 
-    async def _lost(self) -> Said:
-        """Its socket has ended: say how it did. A child that closed its socket and lives on is killed."""
+    async def _lost(self) -> FromChild:
+        """Say how the child ended, now that its socket has. Kill it if it closed the socket and lives on."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.exited), CLOSE_GRACE_S)
         self.kill()
-        raise ChildLost(_manner(await asyncio.shield(self.exited)))
+        raise ChildLost(_end_in_words(await asyncio.shield(self.exited)))
 
     async def _watch(self) -> int:
         code = await self._process.wait()
         self.is_idle = False
         if code:
-            self._signal_group()  # what a crashed handler had started works for nobody now
-        # Something that the handler forked may hold the socket open, and then no end of file ever comes.
+            self._signal_group()  # programs that a crashed handler had started work for nobody now
+        # A process that the handler forked may hold the socket open; then no end of file would ever come.
         await asyncio.sleep(EXIT_LAG_S)
         self._reader.feed_eof()
         self._writer.close()
@@ -158,7 +158,7 @@ class Child:
         self._writer.close()
 
     def kill(self) -> None:
-        """End it and whatever it started, now."""
+        """End it now, with whatever it started."""
         if self._process.returncode is None:
             self._signal_group()
 
@@ -187,8 +187,8 @@ class Pool:
     async def run(
         self, claimed: Claimed, on_started: Callable[[], None], on_progress: Callable[[bytes], None]
     ) -> Ending:
-        """Run one task to its ending; a child that dies under it is an ending too. Returns when the child is idle or
-        gone, also when cancelled."""
+        """Run one task to its ending; the child's death is an ending too. Returns once the child is idle or gone, also
+        when cancelled."""
         async with self._room:
             try:
                 child = self._take() or await self._start()
@@ -208,7 +208,7 @@ class Pool:
     def _take(self) -> Child | None:
         while self._idle:
             child = self._idle.pop()
-            if child.is_idle:  # it may have died since
+            if child.is_idle:  # it may have died while idle
                 return child
         return None
 
@@ -220,7 +220,7 @@ class Pool:
                     *(sys.executable, "-c", _BOOT, _ROOT, str(theirs.fileno())),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # so that Ctrl-C is the node's alone, and a kill reaches what it started
+                    start_new_session=True,  # so that Ctrl-C is the node's alone, and a kill reaches all it started
                 )
             except BaseException:
                 ours.close()
@@ -249,7 +249,7 @@ class Pool:
         await asyncio.shield(child.exited)
 
     async def close(self) -> None:
-        """Let idle children end by themselves for a moment, then kill what is left."""
+        """Give children CLOSE_GRACE_S to end by themselves, then kill those that are left."""
         self._idle.clear()
         exits = [child.exited for child in self._children]
         for child in self._children:
@@ -260,7 +260,7 @@ class Pool:
             await self._end(child)
 
 
-def _manner(code: int) -> str:
+def _end_in_words(code: int) -> str:
     """How a process ended, in words, from its exit code."""
     if code >= 0:
         return f"ended with exit code {code}"

@@ -1,13 +1,14 @@
-"""Runs what was claimed and reports each delivery's outcome, exactly once.
+"""Runs claimed tasks and reports each delivery's outcome, exactly once.
 
-An attempt is one asyncio task, one call of a child process, or one thread. A task that was there when two workers died
-is under suspicion: it runs in a child process from then on, where it can harm nobody, so that no task takes a cluster
-down node by node and none that merely stood beside it is punished. Stopping it (time-out, cancel, fencing,
+An attempt is one asyncio task, one call of a child process, or one thread. Stopping it (time-out, cancel, fencing,
 drain) ends its right to commit at once and asks it to end; its outcome is reported when it has ended, or STOP_GRACE_S
-later if it has not. The slot follows the real end: what cannot be stopped keeps its slot.
+later if it has not. A slot is free only once its attempt has really ended: one that cannot be stopped keeps its slot.
 
-There is one timer for all attempts, set for the nearest deadline; what the hot path pays for time-outs is one
-comparison.
+A task that was running when two workers died is under suspicion: from then on it runs in a child process, where it can
+harm nobody. So no task takes a cluster down node by node, and a task that merely ran beside a guilty one is not
+punished for it.
+
+One timer serves all attempts, set for the nearest deadline: time-outs cost the hot path one comparison.
 
 Does not know: Redis, attempts left, backoff. It decides nothing about what happens to a failed task.
 """
@@ -35,10 +36,10 @@ from node.work.ending import Ending, failed, raised, returned, run, unfit
 from node.work.pool import Pool
 
 STOP_GRACE_S = 1.0
-ISOLATE_AFTER_LOST = 2  # a task that two workers died of runs in a child process, whatever it is: one may be chance
-UNKNOWN_RETRY_S = 1.0
+ISOLATE_AFTER_LOST = 2  # lost workers (one may be chance), after which a task runs in a child, whatever its executor
+UNKNOWN_RETRY_S = 1.0  # the delay before a task whose type has no handler here is claimed again
 PROGRESS_INTERVAL_S = 0.25
-SWEEP_GAP_S = 0.02  # between two looks at all attempts, and 2 us more for each of them
+SWEEP_GAP_S = 0.02  # the shortest time between two sweeps, with SWEEP_GAP_PER_TASK_S more for each attempt
 SWEEP_GAP_PER_TASK_S = 2e-6
 
 _STOPPED = Ending(Kind.STOPPED)
@@ -48,7 +49,7 @@ _NEVER = math.inf
 
 
 class Running:
-    """One attempt that has a slot."""
+    """An attempt that has a slot."""
 
     __slots__ = (
         "claimed",
@@ -70,12 +71,12 @@ class Running:
         self.started_at_s = started_at_s  # loop.time(), which is monotonic
         self.deadline_s = deadline_s
         self.job: asyncio.Task[None] | None = None  # None for a thread
-        self.span: Any = None  # of an attempt that is traced
-        self.stop_as: Ending | None = None  # set once its right to commit has ended: what will be reported
-        self.stopped_by = ""
-        self.report_by_s = _NEVER
-        self.progress_at_s = -_NEVER  # when the next progress may be passed on
-        self.late_progress: bytes | None = None
+        self.span: Any = None  # None: the attempt is not traced
+        self.stop_as: Ending | None = None  # the ending to report, once the right to commit has ended
+        self.stopped_by = ""  # the reason that `stop` was given
+        self.report_by_s = _NEVER  # the time to report a stopped attempt, ended or not
+        self.progress_at_s = -_NEVER  # the earliest time to pass progress on again
+        self.late_progress: bytes | None = None  # a value that came before that time
         self.is_reported = False
         self.is_ended = False
 
@@ -97,7 +98,7 @@ class Worker:
         self._on_outcome = on_outcome
         self._on_progress = on_progress
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()  # each attempt gets a copy: what a handler sets, no other sees
+        self._context = contextvars.copy_context()  # each attempt gets a copy: no handler sees what another sets
         self._tracing = tracing
         tracing.shield(self._context)
         self._free = dict(config.queue_slots)
@@ -110,16 +111,16 @@ class Worker:
         self.running: Mapping[str, Running] = MappingProxyType(self._running)
 
     def free(self, queue: str) -> int:
-        """Slots of this queue without a task."""
+        """Free slots of this queue."""
         return max(0, self._free.get(queue, 0))
 
     @property
     def lingering(self) -> Sequence[Claimed]:
-        """Reported, but not ended: threads and handlers that do not stop when asked. They keep their slots."""
+        """Attempts that are reported and have not ended: threads and handlers that do not stop. They keep slots."""
         return [running.claimed for running in self._lingering]
 
     def start(self, tasks: Sequence[Claimed]) -> None:
-        """Begin these deliveries. Their outcomes come later, never from inside this call."""
+        """Begin these deliveries. Outcomes are reported later, never from inside this call."""
         now_s = self._loop.time()
         for claimed in tasks:
             spec = claimed.spec
@@ -128,8 +129,8 @@ class Worker:
                 self._loop.call_soon(self._on_outcome, Outcome(claimed, Kind.RELEASED, retry_after_s=UNKNOWN_RETRY_S))
                 continue
             if claimed.id in self._running:
-                # Claimed again while its earlier run has not ended: only the new delivery may commit.
-                self._end_right(self._running[claimed.id])
+                # It was claimed again before its earlier attempt ended: only the new delivery may commit.
+                self._supersede(self._running[claimed.id])
             running = Running(claimed, now_s, now_s + spec.timeout_s)
             self._running[claimed.id] = running
             self._free[spec.queue] = self._free.get(spec.queue, 0) - 1
@@ -142,7 +143,7 @@ class Worker:
                     self._on_loop(running, handler), loop=self._loop, name=claimed.id, context=context
                 )
             elif executor is Executor.PROCESS:
-                running.deadline_s = _NEVER  # until a child has it
+                running.deadline_s = _NEVER  # until a child process has begun it
                 running.job = self._loop.create_task(self._in_child(running), name=claimed.id)
             else:
                 self._in_thread(running, handler, context)
@@ -150,9 +151,9 @@ class Worker:
                 self._wake_by(running.deadline_s)
 
     def stop(self, task_id: str, delivery: int | None, reason: str) -> bool:
-        """End a delivery's right to commit (any delivery's, if None): cancelled, fenced or gone. Outcome STOPPED.
+        """End the right to commit of this delivery (None: of any): it is cancelled, fenced or gone. Outcome STOPPED.
 
-        False if it is not running here. `reason` is for the handler: it is the message of its CancelledError.
+        False if it is not running here. `reason` is the message of the handler's CancelledError.
         """
         running = self._running.get(task_id)
         if running is None or (delivery is not None and running.claimed.delivery != delivery):
@@ -166,12 +167,12 @@ class Worker:
             self._stop(running, _STOPPED, reason)
 
     def release_all(self) -> None:
-        """The drain is over: stop what runs and give it back, its attempt not counted."""
+        """The drain's time is up: stop all attempts and give their tasks back; these attempts do not count."""
         for running in list(self._running.values()):
             self._stop(running, _RELEASED, "released")
 
     async def close(self) -> None:
-        """Stop everything, give it STOP_GRACE_S, report what is left and end the child processes."""
+        """Stop all attempts, wait STOP_GRACE_S, report those that have not ended, and end the child processes."""
         self.stop_all("closing")
         jobs = [r.job for r in (*self._running.values(), *self._lingering) if r.job is not None]
         if jobs:
@@ -196,7 +197,7 @@ class Worker:
             context = Context(claimed, self._node_id, _LoopLink(self, running)) if handler.wants_context else None
             ending = returned(await handler.call(data, context))
         except BaseException as error:
-            # SystemExit and KeyboardInterrupt too: out of a task they would end the loop, and with it the node.
+            # Catch SystemExit and KeyboardInterrupt too: raised out of a task, they would end the loop and the node.
             ending = raised(error) if running.stop_as is None else _STOPPED
         self._end(running, ending)
 
@@ -221,7 +222,7 @@ class Worker:
             try:
                 self._loop.call_soon_threadsafe(self._end, running, ending)
             except RuntimeError:
-                pass  # the loop is closed: nobody waits for this any more
+                pass  # the loop is closed: nobody waits for this attempt
 
         # A daemon: a handler that never returns must not keep the node from exiting.
         thread = threading.Thread(target=isolated.run, args=(attempt,), name=claimed.id, daemon=True)
@@ -231,9 +232,9 @@ class Worker:
             self._loop.call_soon(self._end, running, failed("WorkerNotStarted", str(error)))
 
     def _end(self, running: Running, ending: Ending) -> None:
-        """The attempt has really ended: its slot is free."""
+        """Free the slot of an attempt that has really ended, and report it unless that is done."""
         if fork_guard.is_copy:
-            os._exit(0)  # the handler forked, and both came back: only one of them is a node
+            os._exit(0)  # the handler forked, and both processes came back: this copy is no node
         running.is_ended = True
         self._free[running.claimed.spec.queue] += 1
         if running.is_reported:
@@ -262,7 +263,7 @@ class Worker:
     def _stop(self, running: Running, ending: Ending, reason: str) -> None:
         if running.stop_as is not None:
             if ending is _STOPPED:
-                running.stop_as = ending  # whatever was to be reported, it may not be committed any more
+                running.stop_as = ending  # overrides a time-out or a release: nothing may be committed any more
             return
         running.stop_as = ending
         running.stopped_by = reason
@@ -270,18 +271,18 @@ class Worker:
         self._wake_by(running.report_by_s)
         if running.job is not None:
             running.job.cancel(reason)
-            # A task that is cancelled before its first step never enters its body, where it would report.
+            # A job that is cancelled before its first step never enters its body, which would report the end.
             running.job.add_done_callback(lambda _: None if running.is_ended else self._end(running, ending))
 
-    def _end_right(self, running: Running) -> None:
-        """Report an attempt as stopped now; it ends when it ends."""
+    def _supersede(self, running: Running) -> None:
+        """Stop an attempt whose task was claimed again. Report it now, without waiting for its end."""
         self._stop(running, _STOPPED, "claimed again")
         self._report(running, _STOPPED)
 
     # Time
 
     def _wake_by(self, at_s: float) -> None:
-        """Have the sweep run at this time at the latest (or a little later, when there are very many attempts)."""
+        """Have the sweep run by this time, or a little later if there are very many attempts."""
         if at_s >= self._wake_at_s:
             return
         self._wake_at_s = at_s
@@ -314,7 +315,7 @@ class Worker:
             self._wake_by(nearest_s)
 
     def _progress(self, running: Running, value: bytes) -> None:
-        """Pass a value on, at most every PROGRESS_INTERVAL_S; the latest is never lost."""
+        """Pass a value on, at most every PROGRESS_INTERVAL_S; the latest value is never lost."""
         if running.stop_as is not None or running.is_ended:
             return
         now_s = self._loop.time()
@@ -328,7 +329,7 @@ class Worker:
 
 
 class _LoopLink:
-    """To a handler on the loop."""
+    """The link of a handler on the loop."""
 
     __slots__ = ("_running", "_worker")
 
@@ -345,7 +346,7 @@ class _LoopLink:
 
 
 class _ThreadLink:
-    """To a handler in a thread. However often it reports, one wake-up of the loop is under way at most."""
+    """The link of a handler in a thread. However often it reports, at most one wake-up of the loop is under way."""
 
     def __init__(self, worker: Worker, running: Running) -> None:
         self._worker = worker
