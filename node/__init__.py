@@ -1,7 +1,7 @@
-"""What programs import: `from node import task, Context, Retry, Reject` to write tasks, `Client` or `SyncClient` to use
-a cluster.
+"""The names for programs: `from node import task, Context, Retry, Reject` to write tasks, `Client` or `SyncClient` to
+use a cluster.
 
-Lazy, so that importing `node` for one of its modules costs nothing more.
+Each name is imported when it is first used, so that importing `node` for one of its modules costs nothing more.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The task types every node has: something to submit before there is any code, and ways to see things go wrong."""
+"""The task types of every node: something to submit before there is any code, and ways to see things go wrong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Crash(Struct):
 
 @task
 async def process(data: Any, ctx: Context) -> dict[str, Any]:
-    """The example of the README: take any JSON and say what came in, and where it was processed."""
+    """The example of the README: take any JSON; say what came in and where it was processed."""
     answer: dict[str, Any] = {"processed": data, "kind": _kind(data), "node_id": ctx.node_id, "attempt": ctx.attempt}
     if isinstance(data, str):
         answer |= {"upper": data.upper(), "words": len(data.split())}
@@ -47,7 +47,7 @@ async def process(data: Any, ctx: Context) -> dict[str, Any]:
 
 
 def _kind(data: Any) -> str:
-    """The name JSON has for it."""
+    """JSON's name for the value's type."""
     match data:
         case None:
             return "null"
@@ -65,12 +65,12 @@ def _kind(data: Any) -> str:
 
 @task
 async def noop() -> None:
-    """Do nothing: what the queue itself costs."""
+    """Do nothing: shows what the queue itself costs."""
 
 
 @task
 async def sleep(data: Sleep | Seconds | None) -> dict[str, float]:
-    """Wait without holding anything but a slot."""
+    """Wait, holding nothing but a slot."""
     seconds = _seconds(data)
     await asyncio.sleep(seconds)
     return {"slept_s": seconds}
@@ -79,15 +79,15 @@ async def sleep(data: Sleep | Seconds | None) -> dict[str, float]:
 @task
 async def fail(data: Fail | str | None, ctx: Context) -> dict[str, int]:
     """Fail always, or the first `times` attempts."""
-    wish = data if isinstance(data, Fail) else Fail() if data is None else Fail(message=data)
-    if wish.times is None or ctx.attempt <= wish.times:
-        raise RuntimeError(wish.message)
+    how = data if isinstance(data, Fail) else Fail() if data is None else Fail(message=data)
+    if how.times is None or ctx.attempt <= how.times:
+        raise RuntimeError(how.message)
     return {"succeeded_at_attempt": ctx.attempt}
 
 
 @task
 def cpu(data: Sleep | Seconds | None, ctx: Context) -> dict[str, float]:
-    """Keep one core busy, counting primes, in a child process; shows its progress."""
+    """Keep one core busy in a child process by counting primes, and show the progress."""
     seconds = _seconds(data)
     begin = time.monotonic()
     report_at = begin + PROGRESS_INTERVAL_S
@@ -103,14 +103,14 @@ def cpu(data: Sleep | Seconds | None, ctx: Context) -> dict[str, float]:
 
 @task
 async def crash(data: Crash | None) -> None:
-    """Kill the node that runs it, at once and without goodbye, and so the next one. After that it runs in a child
-    process, and dies there until its attempts are used up."""
+    """Kill the node that runs it, at once and without goodbye, and then the next one. After that it runs in a child
+    process, and kills that until its attempts are used up."""
     os._exit(CRASH_CODE if data is None else data.code)
 
 
 @task
 def crash_process(data: Crash | None) -> None:
-    """Kill the child process that runs it; the node stays up and the attempt has failed."""
+    """Kill the child process that runs it; the node stays up, the attempt fails."""
     os._exit(CRASH_CODE if data is None else data.code)
 
 

@@ -1,6 +1,8 @@
-"""What crosses HTTP, as types: requests are parsed into these and answers rendered from them, by msgspec.
+"""The JSON that crosses HTTP, as types: msgspec parses requests into them and renders answers from them.
 
-The descriptions are those of `/openapi.json`. Does not know: HTTP, the engine, where the bytes come from.
+Pure. The docstrings and descriptions stand in `/openapi.json`.
+
+Does not know: HTTP, the engine, where the bytes come from.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 
 
 class BackoffJson(Struct, forbid_unknown_fields=True):
-    """`backoff` of a submission; full jitter over min(max_s, base_s x factor^(n-1))."""
+    """`backoff` of a submission: full jitter over min(max_s, base_s x factor^(n-1))."""
 
     base_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
     factor: Annotated[float, Meta(ge=1, le=100)] | None = None
@@ -31,13 +33,13 @@ class BackoffJson(Struct, forbid_unknown_fields=True):
 
 
 class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /tasks`. What is left out comes from the type's declaration, then from the configuration."""
+    """The body of `POST /tasks`. Fields left out come from the type's declaration, then from the configuration."""
 
-    type: Annotated[str, Meta(min_length=1, max_length=200, description="Which handler runs it.")]
-    data: Annotated[Raw, Meta(description="What the handler gets: any JSON.")] = NULL
+    type: Annotated[str, Meta(min_length=1, max_length=200, description="The handler that runs it.")]
+    data: Annotated[Raw, Meta(description="The handler's argument: any JSON.")] = NULL
     queue: Annotated[
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")] | None,
-        Meta(description="Lane it waits in; default: that of its type."),
+        Meta(description="Queue it waits in; default: that of its type."),
     ] = None
     priority: Annotated[Priority | None, Meta(description="low, normal, high or 0 to 9 (2, 5, 8).")] = None
     key: Annotated[
@@ -64,7 +66,7 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
         ),
     ] = None
     unique_key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished; 5 at least.")] = (
+    retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished; at least 5.")] = (
         None
     )
 
@@ -77,7 +79,7 @@ class FailureJson(Struct, frozen=True):
 
 
 class AttemptJson(Struct, frozen=True, kw_only=True):
-    """How one attempt ended, other than by success. `attempt` null: the outcome of an earlier one came too late."""
+    """How an attempt ended without success. `attempt` is null if the outcome of an earlier attempt came too late."""
 
     outcome: Literal["retrying", "released", "dead", "lost", "cancelled", "replayed", "refused"]
     at_ms: int
@@ -90,7 +92,7 @@ class AttemptJson(Struct, frozen=True, kw_only=True):
 
 
 class TaskJson(Struct, kw_only=True, gc=False):
-    """A task as every call shows it."""
+    """A task, in the form that every call shows."""
 
     id: str
     type: str
@@ -102,7 +104,7 @@ class TaskJson(Struct, kw_only=True, gc=False):
     max_attempts: int
     delivery: int
     submitted_at_ms: Annotated[
-        int | None, Meta(description="When its id was made, by the clock of the gateway; the others are Redis's.")
+        int | None, Meta(description="When its id was made, by the gateway's clock; all other times are Redis's.")
     ] = None
     queued_at_ms: int | None = None
     run_at_ms: int | None = None
@@ -114,17 +116,20 @@ class TaskJson(Struct, kw_only=True, gc=False):
     progress: Raw = NULL
     key: str | None = None
     traceparent: Annotated[
-        str | UnsetType, Meta(description="Only of a task with a trace context (W3C), and what its spans descend from.")
+        str | UnsetType, Meta(description="Only of a task with a trace context (W3C): the ancestor of its spans.")
     ] = UNSET
-    tracestate: Annotated[str | UnsetType, Meta(description="Only where one came with the submission.")] = UNSET
-    trace_url: Annotated[str | UnsetType, Meta(description="Only of one task, where trace_url is configured.")] = UNSET
+    tracestate: Annotated[str | UnsetType, Meta(description="Only if one came with the submission.")] = UNSET
+    trace_url: Annotated[
+        str | UnsetType, Meta(description="Only in an answer about one task, if trace_url is configured.")
+    ] = UNSET
     history: Annotated[
-        list[AttemptJson] | UnsetType, Meta(description="Only of one task: its last attempts that did not succeed.")
+        list[AttemptJson] | UnsetType,
+        Meta(description="Only in an answer about one task: its last attempts that did not succeed."),
     ] = UNSET
 
 
 class Submitted(Struct, frozen=True):
-    """What became of one accepted submission; not new: a repeat, and `task` is the first one."""
+    """An accepted submission. Not `is_new`: it repeats an earlier one, whose task `task` is."""
 
     task: TaskJson
     is_new: bool
@@ -136,7 +141,7 @@ class ErrorBody(Struct, frozen=True):
     code: str
     message: str
     hint: str
-    may_have_happened: bool | UnsetType = UNSET  # with store_unavailable: whether it may have been carried out
+    may_have_happened: bool | UnsetType = UNSET  # with store_unavailable: whether the call may have been carried out
 
 
 class ErrorJson(Struct, frozen=True):
@@ -146,11 +151,11 @@ class ErrorJson(Struct, frozen=True):
 
 
 class BatchJson(Struct, frozen=True):
-    """Answer to `POST /tasks/batch`; `results` stand in the order of the request."""
+    """The answer to `POST /tasks/batch`; `results` are in the order of the request."""
 
     accepted: int
     rejected: int
-    results: list[Any]  # TaskJson | ErrorJson; msgspec decodes no union of two untagged structs, and nobody does here
+    results: list[Any]  # TaskJson | ErrorJson: a union that msgspec can encode, which is all that is needed
 
 
 class ListQuery(Struct, kw_only=True, frozen=True):
@@ -159,46 +164,50 @@ class ListQuery(Struct, kw_only=True, frozen=True):
     state: Annotated[State | None, Meta(description="Only tasks in this state.")] = None
     type: Annotated[str | None, Meta(description="Only tasks of this type.")] = None
     key: Annotated[str | None, Meta(description="Only tasks with this key.")] = None
-    limit: Annotated[int, Meta(ge=1, le=LIST_MAX, description="Most tasks on a page.")] = 50
+    limit: Annotated[int, Meta(ge=1, le=LIST_MAX, description="Tasks on a page, at most.")] = 50
     cursor: Annotated[
-        Annotated[str, Meta(max_length=1024)] | None, Meta(description="Where the page before ended.")
+        Annotated[str, Meta(max_length=1024)] | None, Meta(description="The cursor of the page before.")
     ] = None
 
 
 class TaskQuery(Struct, kw_only=True, frozen=True):
     """`GET /tasks/{id}`."""
 
-    wait_s: Annotated[float, Meta(ge=0, le=WAIT_MAX_S, description="Answer when terminal, or after this time.")] = 0.0
+    wait_s: Annotated[
+        float, Meta(ge=0, le=WAIT_MAX_S, description="Answer once the task has ended, or after this time.")
+    ] = 0.0
 
 
 class ClusterQuery(Struct, kw_only=True, frozen=True):
     """`GET /cluster`."""
 
-    events: Annotated[int, Meta(ge=0, le=500, description="Most events that this node saw, the latest.")] = 500
+    events: Annotated[
+        int, Meta(ge=0, le=500, description="At most this many events, the latest that this node saw.")
+    ] = 500
 
 
 class TaskList(Struct, frozen=True):
-    """A page of tasks, newest first; no cursor: the last page."""
+    """A page of tasks, newest first; the last page has no cursor."""
 
     tasks: list[TaskJson]
     cursor: str | None
 
 
 class Replay(Struct, forbid_unknown_fields=True, frozen=True):
-    """The body of `POST /dead/replay`; empty: all dead tasks."""
+    """The body of `POST /dead/replay`; an empty one means all dead tasks."""
 
     type: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     limit: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Replayed(Struct, frozen=True):
-    """How many dead tasks are queued again."""
+    """The number of dead tasks that are queued again."""
 
     replayed: int
 
 
 class Removed(Struct, frozen=True):
-    """How many dead tasks are gone."""
+    """The number of dead tasks that were removed."""
 
     removed: int
 
@@ -209,11 +218,11 @@ class Forward(Struct, frozen=True):
     ids: list[str]
     items: bytes  # JSON array of submissions: their data is JSON and stays as it is
     idempotency_keys: list[str] | None = None  # one for each item
-    trace: str | None = None  # as in a task's spec
+    trace: str | None = None  # as a task's spec holds it
 
 
 class Forwarded(Struct, frozen=True):
-    """What became of one forwarded submission (JSON, node to node): a task, or an error with its status."""
+    """The answer to one forwarded submission (JSON, node to node): a task, or an error with its status."""
 
     task: TaskJson | None = None
     is_new: bool = False
@@ -226,7 +235,7 @@ _Instant = Annotated[datetime, Meta(tz=True)]
 
 
 def run_at_ms(text: str) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time with an offset. Raises Invalid otherwise."""
+    """Milliseconds since 1970 of an RFC 3339 time with an offset. Raises Invalid for any other text."""
     try:
         return (msgspec.convert(text, _Instant) - _EPOCH) // timedelta(milliseconds=1)
     except msgspec.ValidationError as error:

@@ -1,7 +1,7 @@
-"""Handlers: how a function becomes a task type, and what it may say and ask while it runs.
+"""Handlers: how a function becomes a task type, and what a handler may ask and report while it runs.
 
 `@task` only records a declaration; `load` imports the modules and turns all declarations into a `Registry`, so that
-annotations may name types that stand further down in their module. The function itself stays as it was: callable,
+annotations may name types defined further down in their module. The function itself stays as it was: callable,
 testable.
 
 Does not know: the event loop, child processes, Redis. It decides nothing about attempts.
@@ -45,7 +45,7 @@ class Executor(StrEnum):
 
     LOOP = "loop"  # on the node's event loop: must not block
     PROCESS = "process"  # in a child process: may compute, block and crash; can be killed
-    THREAD = "thread"  # in a thread of the node: may block; cannot be stopped, only asked (`Context.cancelled`)
+    THREAD = "thread"  # in a thread of the node: may block; can only be asked to stop (`Context.cancelled`)
 
 
 class Retry(Exception):
@@ -56,9 +56,9 @@ class Retry(Exception):
 
     def __init__(self, after_s: float | None = None, reason: str = "the handler asked for another attempt") -> None:
         if after_s is not None and not isinstance(after_s, (int, float)):
-            raise TypeError(f"Retry: after_s is {after_s!r}: it must be seconds; the reason is named: Retry(reason=…)")
+            raise TypeError(f"Retry: after_s is {after_s!r}: not seconds; name the reason: Retry(reason=…)")
         if after_s is not None and not 0 <= after_s <= RETRY_MAX_S:
-            raise ValueError(f"Retry: after_s is {after_s!r}: it must be 0 to {RETRY_MAX_S:.0f} seconds")
+            raise ValueError(f"Retry: after_s is {after_s!r}: not 0 to {RETRY_MAX_S:.0f} seconds")
         super().__init__(reason)
         self.after_s = after_s
         self.reason = reason
@@ -72,8 +72,8 @@ class Reject(Exception):
         self.reason = reason
 
 
-class Link(Protocol):
-    """The line from a running handler to the worker: three ends exist, for the loop, threads and child processes."""
+class WorkerLink(Protocol):
+    """The line from a running handler to the worker: one kind each for the loop, threads and child processes."""
 
     @property
     def is_stopped(self) -> bool: ...
@@ -81,11 +81,11 @@ class Link(Protocol):
 
 
 class Context:
-    """What a handler may know about its attempt. Take it as second parameter, or annotate a parameter with it."""
+    """A handler's view of its attempt. Take it as the second parameter, or annotate a parameter with it."""
 
     __slots__ = ("_claimed", "_link", "_log", "node_id")
 
-    def __init__(self, claimed: Claimed, node_id: str, link: Link) -> None:
+    def __init__(self, claimed: Claimed, node_id: str, link: WorkerLink) -> None:
         self._claimed = claimed
         self._link = link
         self._log: Any = None
@@ -108,12 +108,12 @@ class Context:
 
     @property
     def delivery(self) -> int:
-        """Rises with every claim, never reset. With `task_id` it names this one run: a fencing token for outside."""
+        """Rises with every claim, never reset. With `task_id` it names this attempt: a fencing token outside."""
         return self._claimed.delivery
 
     @property
     def trace(self) -> str | None:
-        """The task's trace context (W3C traceparent): that of its submission."""
+        """The task's trace context (W3C traceparent), which is that of its submission."""
         context = self._claimed.spec.trace
         return None if context is None else trace_context.traceparent(context)
 
@@ -121,16 +121,16 @@ class Context:
     def cancelled(self) -> bool:
         """Whether this attempt's right to commit has ended: timed out, cancelled, fenced or handed back.
 
-        What the handler returns from then on is dropped. Async handlers are also cancelled; a thread has only this
-        to look at; a child process is killed instead and never sees it.
+        From then on the handler's result is dropped. An async handler is also cancelled; a thread can only look here; a
+        child process is killed instead and never sees it.
         """
         return self._link.is_stopped
 
     def progress(self, value: Any) -> None:
         """Show how far this attempt is: any JSON value of up to 4 KiB, by custom a number from 0 to 1.
 
-        Cheap to call often: a few values a second are stored, always including the latest. Raises TypeError for what
-        JSON cannot hold, ValueError for more than that.
+        Cheap to call often: the node stores a few values a second, always including the latest. Raises TypeError for a
+        value that JSON cannot hold, ValueError for one that is too large.
         """
         data = msgspec.json.encode(value)
         if len(data) > PROGRESS_MAX_BYTES:
@@ -139,7 +139,7 @@ class Context:
 
     @property
     def log(self) -> Any:
-        """A structlog logger with the task's id, type and attempt bound, and that of its trace."""
+        """A structlog logger bound to the task's id, type and attempt, and to the id of its trace."""
         if self._log is None:
             import structlog
 
@@ -153,7 +153,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """`@task(...)` as written; nothing about the function's annotations has been looked at yet."""
+    """`@task(...)` as written, before anything looks at the function's annotations."""
 
     function: Callable[..., Any]
     name: str
@@ -172,7 +172,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A task type this process can run. None stands for the configuration's default."""
+    """A task type that this process can run. None stands for the configuration's default."""
 
     name: str
     queue: str
@@ -181,18 +181,18 @@ class Handler:
     max_attempts: int | None
     timeout_s: float | None
     backoff: Backoff | None
-    schema: dict[str, Any] | None  # JSON schema of `data`; None when any JSON will do
+    schema: dict[str, Any] | None  # JSON schema of `data`; None: any JSON
     call: Callable[[Any, Context | None], Any]  # a coroutine if `is_async`, else runs the function
     is_async: bool
     wants_context: bool
-    decode: Callable[[bytes], Any]  # JSON to what the function takes; raises msgspec.DecodeError with the path
+    decode: Callable[[bytes], Any]  # JSON to the function's argument; raises msgspec.DecodeError with the path
     origin: str
 
 
 class Registry:
-    """The handlers of this process by name. `modules` is what a child process must import to have the same.
+    """The handlers of this process by name. A child process that imports `modules` has the same ones.
 
-    `replaced`: built-in names that gave way to a handler of those modules -> where that one is.
+    `replaced`: name of a built-in handler that gave way to one of those modules -> the place of that one.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Registry:
         return len(self._handlers)
 
 
-# Everything declared in this process, by name and place. A module that is imported again replaces its own entries.
+# All declarations of this process, by name and origin. A module that is imported again replaces its own.
 declared: dict[tuple[str, str], Declaration] = {}
 
 
@@ -239,7 +239,7 @@ def task(
     backoff: Backoff | Mapping[str, float] | None = None,
     executor: str | None = None,
 ) -> Function | Callable[[Function], Function]:
-    """Declare a function as the handler of a task type; bare, or with what differs from the defaults.
+    """Declare a function as the handler of a task type: bare, or with options where the defaults do not fit.
 
     `name` defaults to the function's own. An `async def` runs on the loop, a `def` in a child process, unless
     `executor` says "loop", "process" or "thread". `queue` defaults to "default" on the loop and "sync" elsewhere.
@@ -268,10 +268,10 @@ def _declaration(
         raise ConfigError(f"@task got {function!r}: not a function.", "Options are keywords: @task(name=…).")
     where = f"@task on {function.__module__}.{function.__qualname__}"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError(f"{where}: it is a generator, which has no single result.", "Return the result instead.")
+        raise ConfigError(f"{where}: a generator, which has no single result.", "Return the result instead.")
     name = function.__name__ if name is None else name
     if not TYPE_NAME.match(name):
-        raise ConfigError(f"{where}: name is {name!r}.", "1 to 200 of letters, digits and _ . : / - please.")
+        raise ConfigError(f"{where}: name is {name!r}.", "Use 1 to 200 letters, digits and _ . : / -")
     if executor is None:
         chosen = Executor.LOOP if inspect.iscoroutinefunction(function) else Executor.PROCESS
     elif executor in tuple(Executor):
@@ -281,12 +281,12 @@ def _declaration(
     if queue is None:
         queue = "default" if chosen is Executor.LOOP else "sync"
     if not QUEUE_NAME.match(queue):
-        raise ConfigError(f"{where}: queue is {queue!r}.", "1 to 48 of letters, digits and _ . - please.")
+        raise ConfigError(f"{where}: queue is {queue!r}.", "Use 1 to 48 letters, digits and _ . -")
     if max_attempts is not None and not 1 <= max_attempts <= ATTEMPTS_MAX:
         raise ConfigError(f"{where}: max_attempts is {max_attempts!r}.", f"Use 1 to {ATTEMPTS_MAX}.")
     if timeout_s is not None and not 0 < timeout_s <= TIMEOUT_MAX_S:
         raise ConfigError(
-            f"{where}: timeout_s is {timeout_s!r}.", f"Use above 0 and up to {TIMEOUT_MAX_S:.0f} seconds."
+            f"{where}: timeout_s is {timeout_s!r}.", f"Use more than 0 and at most {TIMEOUT_MAX_S:.0f} seconds."
         )
     level = _level(where, priority)
     return Declaration(function, name, queue, chosen, level, max_attempts, timeout_s, _backoff(where, backoff))
@@ -302,17 +302,17 @@ def _level(where: str, priority: str | int | None) -> int | None:
 
 
 def _backoff(where: str, backoff: Backoff | Mapping[str, float] | None) -> Backoff | None:
-    """What a mapping leaves out comes from the configuration's defaults."""
+    """Values that a mapping leaves out come from the configuration's defaults."""
     if backoff is None or isinstance(backoff, Backoff):
         return backoff
     names = ("base_s", "factor", "max_s")
     default: dict[str, float] = {name: getattr(Config, f"backoff_{name}") for name in names}
     unknown = sorted(set(backoff) - set(default))
     if unknown:
-        raise ConfigError(f"{where}: backoff has {', '.join(unknown)}.", f"It knows {', '.join(default)}.")
+        raise ConfigError(f"{where}: backoff has {', '.join(unknown)}.", f"Its fields are {', '.join(default)}.")
     values = {name: float(value) for name, value in {**default, **backoff}.items()}
     if not all(math.isfinite(value) and value >= 0 for value in values.values()):
-        raise ConfigError(f"{where}: backoff is {dict(backoff)!r}.", "Its values are finite and not negative.")
+        raise ConfigError(f"{where}: backoff is {dict(backoff)!r}.", "Use finite values from 0 up.")
     return Backoff(**values)
 
 
@@ -324,7 +324,7 @@ def load(modules: Sequence[str]) -> Registry:
     """
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` has it; a console script does not
+        sys.path.insert(0, here)  # `python -m` has it there; a console script has not
     for module in (BUILTIN, *modules):
         _import(module)
     chosen: dict[str, Declaration] = {}
@@ -338,9 +338,9 @@ def load(modules: Sequence[str]) -> Registry:
                 "Give one of them another name: @task(name=…).",
             )
     replaced = {
-        one.name: chosen[one.name].origin
-        for one in declared.values()
-        if one.function.__module__ == BUILTIN and chosen[one.name] is not one
+        builtin.name: chosen[builtin.name].origin
+        for builtin in declared.values()
+        if builtin.function.__module__ == BUILTIN and chosen[builtin.name] is not builtin
     }
     return Registry((bind(declaration) for declaration in chosen.values()), modules, replaced)
 
@@ -353,19 +353,19 @@ def _import(module: str) -> None:
     except (Exception, SystemExit) as error:
         cause = traceback.format_exception_only(error)[-1].strip()
         place = _place(error)
-        hint = "It is looked for in the working directory and on PYTHONPATH."
+        hint = "Python looks for it in the working directory and on PYTHONPATH."
         if module.endswith(".py") or "/" in module:
             hint = "Name a module (app.tasks), not a file."
         elif place and isinstance(error, ModuleNotFoundError):
-            hint = f"The module was found; what it imports is not there for the node's Python, {sys.executable}."
+            hint = f"The module was found; the node's Python, {sys.executable}, lacks what it imports."
         elif place:
-            hint = "The module was found: mend what stands there."
+            hint = "The module was found: mend that line."
         message = f"tasks names {module!r}, and importing it failed: {cause}{place and f' ({place})'}"
         raise ConfigError(message, hint) from error
 
 
 def _place(error: BaseException) -> str:
-    """FILE:LINE where an import failed, in somebody's own code if it came that far; "" if no file was found."""
+    """FILE:LINE where an import failed, in the user's own code if it got that far; "" if no file was found."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
@@ -380,7 +380,7 @@ def of(*functions: Callable[..., Any]) -> Registry:
 
 
 def bind(declaration: Declaration) -> Handler:
-    """Look at the function's parameters and make it callable as (data, context). Raises ConfigError."""
+    """Read the function's parameters and make it callable as (data, context). Raises ConfigError."""
     function = declaration.function
     try:
         hints = get_type_hints(function, include_extras=True)
@@ -412,8 +412,8 @@ def bind(declaration: Declaration) -> Handler:
 def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str | None, str | None, Any]:
     """(name of the data parameter, of the context parameter, type of data).
 
-    The context is what is annotated as one, else a second parameter without annotation. No more can be given by
-    position: who writes (a: int, b: int = 2) means to get both.
+    The context is the parameter annotated as one, else a second parameter without annotation. A further parameter by
+    position is refused, even with a default: whoever writes (a: int, b: int = 2) means to get both.
     """
     data: str | None = None
     context: str | None = None
@@ -432,8 +432,8 @@ def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str
         elif is_required or parameter.kind is not parameter.KEYWORD_ONLY:
             raise ConfigError(
                 f"{declaration.origin} takes {name!r}, and a handler gets its data, as one value, and a Context.",
-                "Put what it needs into data: a dataclass or TypedDict has many fields. What no task sets may stand "
-                f"behind a *, with a default: (data, *, {name}=…).",
+                "Put what it needs into data: a dataclass or TypedDict has many fields. A parameter that no task sets "
+                f"may stand after a *, with a default: (data, *, {name}=…).",
             )
     return data, context, kind
 
@@ -462,7 +462,7 @@ def _no_data(_: bytes) -> None:
 def _call(
     function: Callable[..., Any], data: str | None, context: str | None, executor: Executor
 ) -> tuple[Callable[[Any, Context | None], Any], bool]:
-    """The function as one of (data, context), and whether it gives a coroutine; on the loop it always does."""
+    """The function as one of (data, context), and whether it returns a coroutine; on the loop it always does."""
     plain: Callable[[Any, Context | None], Any]
     if context is None:
         plain = (lambda d, c: function(d)) if data else (lambda d, c: function())
@@ -478,7 +478,7 @@ def _call(
         return plain, False
 
     async def awaited(d: Any, c: Context | None) -> Any:
-        # A `def` on the loop by request: usually an async function behind a decorator that hides it.
+        # A `def` that asks for the loop is usually an async function behind a decorator that hides it.
         result = plain(d, c)
         return await result if inspect.isawaitable(result) else result
 

@@ -1,7 +1,9 @@
-"""Trace context as it travels with a task: W3C headers in, one line of text that is stored, headers out.
+"""Trace context as it travels with a task: W3C headers in, one stored line of text, headers out.
 
-The line is a traceparent and, if there is one, a space and the tracestate. What is malformed is as good as none (W3C
-Trace Context 3.2.2.3), never an error. Does not know: spans; who makes them is `tracing`'s business.
+The line is a traceparent and, if there is one, a space and the tracestate. A malformed context counts as none (W3C
+Trace Context 3.2.2.3) and is never an error.
+
+Does not know: spans, which `tracing` makes.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
-STATE_MAX = 512  # characters that are passed on at least, and here at most
+STATE_MAX = 512  # characters: the standard's least that is passed on, and the most here
 MEMBERS_MAX = 32
-MEMBER_KEPT = 128  # longer ones go first when the state is too long
+MEMBER_KEPT = 128  # characters; longer members go first when the state is too long
 
 _PARENT = re.compile(
     r"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?\Z", re.DOTALL
@@ -30,19 +32,19 @@ _MEMBER = re.compile(
 
 
 def received(headers: CIMultiDictProxy[str]) -> str | None:
-    """The context that a request came with, in the form of version 00."""
+    """The context of a request, in the form of version 00."""
     if TRACEPARENT not in headers:
         return None
     parents = headers.getall(TRACEPARENT)
-    found = _PARENT.match(parents[0].strip(" \t")) if len(parents) == 1 else None
-    if found is None or (found[1] == "00" and found[3]):
+    match = _PARENT.match(parents[0].strip(" \t")) if len(parents) == 1 else None
+    if match is None or (match[1] == "00" and match[3]):
         return None
     state = _state(headers.getall(TRACESTATE, []))
-    return f"00-{found[2]} {state}" if state else f"00-{found[2]}"
+    return f"00-{match[2]} {state}" if state else f"00-{match[2]}"
 
 
 def _state(values: list[str]) -> str:
-    """All of the tracestate headers as one; empty when any of it is malformed."""
+    """All tracestate headers as one; empty if any part is malformed."""
     members = [part for value in values for piece in value.split(",") if (part := piece.strip(" \t"))]
     keys = {member.partition("=")[0] for member in members}
     if len(members) > MEMBERS_MAX or len(keys) < len(members) or not all(map(_MEMBER.match, members)):
@@ -59,7 +61,7 @@ def traceparent(context: str) -> str:
 
 
 def tracestate(context: str) -> str:
-    """Empty if there is none."""
+    """The tracestate; empty if there is none."""
     return context[56:]
 
 
@@ -69,13 +71,13 @@ def trace_id(context: str) -> str:
 
 
 def headers_of(context: str) -> dict[str, str]:
-    """The headers that carry it."""
+    """The headers that carry this context."""
     state = tracestate(context)
     return {TRACEPARENT: traceparent(context)} | ({TRACESTATE: state} if state else {})
 
 
 def current() -> Mapping[str, str]:
-    """Headers of the span that is current in this program; none where nobody imported OpenTelemetry's API."""
+    """The headers of this program's current span; none where nothing has imported OpenTelemetry's API."""
     if "opentelemetry.trace" not in sys.modules:
         return {}
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
