@@ -5,11 +5,11 @@ What is wrong stands first. Pure: the time and the size of the terminal are hand
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -25,6 +25,7 @@ NARROW = 100  # columns; below, names go without the host that all of them share
 SPARK_MAX = RATES_KEPT
 NEWS_S = 120.0  # a death is told among what is wrong for so long, while the node is not back
 GROWS_AFTER_S = 5  # a queue that grew in each of the last seconds grows
+SEVERITIES = ("fatal", "error", "warning")  # the worst first
 PROBLEMS_MAX = 4
 EVENTS_MIN = 3
 SUMS_FRESH_S = 3.0
@@ -46,6 +47,35 @@ BECAUSE = {
     "superseded": "a new life took its place",
     "lease": "its lease ran out",
 }
+SENTENCES = {  # kind of event -> what it says, and in which style
+    "member_dead": ("{node} is dead for its peers{because}", "red"),
+    "member_suspect": ("{node} is suspected by {by}{because}", "yellow"),
+    "member_alive": ("{node} answers again", "green"),
+    "member_joined": ("{node} joined", "green"),
+    "member_left": ("{node} left in good order", ""),
+    "member_leaving": ("{node} finishes what it runs and leaves", ""),
+    "node_draining": ("{node} finishes what it runs and leaves", ""),
+    "node_started": ("{node} started", "green"),
+    "connection_ended": ("connections to {node} ended, noticed by {by}", "yellow"),
+    "connection_refused": ("{node} refuses connections, seen by {by}", "yellow"),
+    "session_fenced": ("{node} is fenced by {by}: both witnesses hold it dead{because}", "red"),
+    "session_reaped": ("{tasks} queued again, by {by}", "bold"),
+    "session_renewed": ("{node} goes on under a new session", "yellow"),
+    "leader_elected": ("{node} leads, epoch {epoch}", "bold"),
+    "leader_lost": ("there is no leader", "red"),
+    "shards_moved": ("{shards} shards moved to {to}", ""),
+    "main_stalled": ("{node}'s event loop does not tick", "red"),
+    "main_recovered": ("{node}'s event loop ticks again", "green"),
+}
+UNKNOWN_EVENT = ("{kind} {node}", "")  # of a node that is newer
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, as its line says it."""
+
+    severity: str
+    message: str
+    hint: str
 
 
 class Board:
@@ -105,7 +135,7 @@ class Board:
     def _head(self, clock: str) -> Text:
         leader = self.view.get("leader")
         members = self.view.get("members", ())
-        there = sum(member.get("state") not in ("dead", "left") for member in members)
+        there = sum(not _is_gone(member) for member in members)
         head = Text.assemble(
             ("Rumor ", "bold"),
             f"{there} of {counted(len(members), 'node')}",
@@ -122,60 +152,41 @@ class Board:
         return head
 
     def _wrong(self) -> list[Text]:
-        found: list[tuple[str, str, str]] = []
-        if self.trouble:
-            found.append(("fatal", self.trouble, "What stands below is old."))
-        found += self._died()
-        if self._grows():
-            found.append(
-                (
-                    "warning",
-                    f"Queues grow: {self._queued[-1]:,} tasks wait.",
-                    "More nodes, or more slots, drain faster.",
-                )
-            )
-        dead = (self.sums.get("states") or {}).get("dead", 0)
-        if dead:
-            found.append(
-                (
-                    "warning",
-                    "1 task is dead." if dead == 1 else f"{dead:,} tasks are dead.",
-                    "rumor tasks --state dead shows, rumor replay runs again.",
-                )
-            )
-        for one in self.health.get("problems", ()):
-            found.append((str(one.get("severity")), str(one.get("message")), str(one.get("hint", ""))))
-        order = ["fatal", "error", "warning"]
-        found.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
-        if not found:
+        """A line for each problem, the worst first."""
+        problems = sorted(self._problems(), key=lambda problem: _rank(problem.severity))
+        if not problems:
             return [Text("● nothing is wrong", "green")]
-        lines = []
-        for severity, message, hint in found[:PROBLEMS_MAX]:
-            style = SEVERITY_STYLES.get(severity, "yellow")
-            line = Text.assemble(("● ", style), (message, style), "  ", (hint, "dim"))
-            line.no_wrap, line.overflow = True, "ellipsis"
-            lines.append(line)
-        if len(found) > PROBLEMS_MAX:
-            lines.append(Text(f"  and {len(found) - PROBLEMS_MAX} more: rumor status", "dim"))
+        lines = [_problem_line(problem) for problem in problems[:PROBLEMS_MAX]]
+        if len(problems) > PROBLEMS_MAX:
+            lines.append(Text(f"  and {len(problems) - PROBLEMS_MAX} more: rumor status", "dim"))
         return lines
 
-    def _died(self) -> list[tuple[str, str, str]]:
+    def _problems(self) -> Iterator[Problem]:
+        if self.trouble:
+            yield Problem("fatal", self.trouble, "What stands below is old.")
+        yield from self._deaths()
+        if self._grows():
+            message = f"Queues grow: {self._queued[-1]:,} tasks wait."
+            yield Problem("warning", message, "More nodes, or more slots, drain faster.")
+        if dead := (self.sums.get("states") or {}).get("dead", 0):
+            message = "1 task is dead." if dead == 1 else f"{dead:,} tasks are dead."
+            yield Problem("warning", message, "rumor tasks --state dead shows, rumor replay runs again.")
+        for row in self.health.get("problems", ()):
+            yield Problem(str(row.get("severity")), str(row.get("message")), str(row.get("hint", "")))
+
+    def _deaths(self) -> Iterator[Problem]:
         """Members that both witnesses hold dead, while that is news."""
-        gone = {member.get("session") for member in self.view.get("members", ()) if member.get("verdict") == "dead"}
-        told = {}
-        for event in self._events:
-            if event.get("kind") == "session_fenced" and event.get("session") in gone:
-                told[event["session"]] = event
-        newest = max([self.sums.get("at_ms", 0), *(event.get("at_ms", 0) for event in self._events)])
-        return [
-            (
-                "error",
-                f"{self._name(event['node_id'])} is gone: both witnesses agree.",
-                "Others have its shards and tasks.",
-            )
-            for event in told.values()
-            if newest - event.get("at_ms", 0) < 1000 * NEWS_S
-        ]
+        dead = {member.get("session") for member in self.view.get("members", ()) if member.get("verdict") == "dead"}
+        fenced = {
+            event["session"]: event
+            for event in self._events
+            if event.get("kind") == "session_fenced" and event.get("session") in dead
+        }
+        newest_ms = max([self.sums.get("at_ms", 0), *(event.get("at_ms", 0) for event in self._events)])
+        for event in fenced.values():
+            if newest_ms - event.get("at_ms", 0) < 1000 * NEWS_S:
+                message = f"{self._name(event['node_id'])} is gone: both witnesses agree."
+                yield Problem("error", message, "Others have its shards and tasks.")
 
     def _name(self, node_id: str) -> str:
         return node_id.removeprefix(self._shared[:-1]) if self._shared else node_id
@@ -196,83 +207,87 @@ class Board:
         table = _table("node", "peers say", "Redis says", "so it is")
         for name in ("rtt ms", "running", *(() if is_narrow else ("",)), "shards", "queued"):
             table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-        leader = (self.view.get("leader") or {}).get("node_id")
-        shards: dict[str, int] = {}
-        for owner in (self.view.get("shards") or {}).values():
-            shards[owner] = shards.get(owner, 0) + 1
+        shards = Counter((self.view.get("shards") or {}).values())
         for member in self.view.get("members", ()):
-            load = member.get("load") or {}
-            free = sum(queue.get("free", 0) for queue in load.get("queues", {}).values())
-            running = load.get("running", 0)
-            is_gone = member["state"] in ("dead", "left")
-            redis, age_s = member.get("redis", "unknown"), member.get("redis_age_s")
-            silent = f" {age_s:.1f} s" if redis == "stale" and age_s is not None else ""
-            verdict = member.get("verdict", "")
-            who = Text(self._name(member["node_id"]), "dim" if is_gone else "")
-            if member["node_id"] == leader:
-                who.append(" ★", "yellow")
-            marks = [word for word in ("stalled", "leaving") if load.get(word) and not is_gone]
-            table.add_row(
-                who,
-                Text(member["state"], MEMBER_STYLES[1].get(member["state"], "")),
-                Text(REDIS_SAYS.get(redis, redis) + silent, MEMBER_STYLES[2].get(redis, "")),
-                Text(", ".join([VERDICTS.get(verdict, verdict), *marks]), MEMBER_STYLES[3].get(verdict, "")),
-                "" if member.get("rtt_ms") is None or is_gone else f"{member['rtt_ms']:.1f}",
-                "" if is_gone else f"{running}/{running + free}",
-                *(() if is_narrow else (Text() if is_gone else bar(running, running + free),)),
-                str(shards.get(member["node_id"], 0) or ""),
-                "" if is_gone else str(sum(queue.get("queued", 0) for queue in load.get("queues", {}).values())),
-            )
+            table.add_row(*self._beliefs(member), *_load(member, is_narrow, shards[member["node_id"]]))
         return table
 
+    def _beliefs(self, member: Mapping[str, Any]) -> tuple[Text, Text, Text, Text]:
+        """A member's name, what each witness says of it, and the verdict."""
+        load = member.get("load") or {}
+        state, is_gone = member["state"], _is_gone(member)
+        redis, age_s = member.get("redis", "unknown"), member.get("redis_age_s")
+        silent = f" {age_s:.1f} s" if redis == "stale" and age_s is not None else ""
+        verdict = member.get("verdict", "")
+        name = Text(self._name(member["node_id"]), "dim" if is_gone else "")
+        if member["node_id"] == (self.view.get("leader") or {}).get("node_id"):
+            name.append(" ★", "yellow")
+        marks = [mark for mark in ("stalled", "leaving") if load.get(mark) and not is_gone]
+        return (
+            name,
+            Text(state, MEMBER_STYLES[1].get(state, "")),
+            Text(REDIS_SAYS.get(redis, redis) + silent, MEMBER_STYLES[2].get(redis, "")),
+            Text(", ".join([VERDICTS.get(verdict, verdict), *marks]), MEMBER_STYLES[3].get(verdict, "")),
+        )
+
     def _tasks(self, now_s: float, width: int) -> Group:
-        states = self.sums.get("states")
+        is_fresh = now_s - self._summed_s < SUMS_FRESH_S
+        return Group(self._states(), self._rates(is_fresh, width), self._times(is_fresh))
+
+    def _states(self) -> Text:
+        """How many tasks there are in each state."""
         line = Text(no_wrap=True, overflow="ellipsis")
+        states = self.sums.get("states")
         if states is None:
             line.append("tasks: no counts" + ("" if self.sums else " yet"), "dim")
-        else:
-            for name in STATES:
-                count = states.get(name, 0)
-                if not count and name in SILENT_AT_ZERO:
-                    continue
-                line.append(f"{count:,} ", f"bold {STATE_STYLES.get(name, '')}" if count else "dim")
-                line.append(f"{name}   ", "" if count else "dim")
-        rates = Text(no_wrap=True, overflow="ellipsis")
-        is_fresh = now_s - self._summed_s < SUMS_FRESH_S
+            return line
+        for name in STATES:
+            count = states.get(name, 0)
+            if not count and name in SILENT_AT_ZERO:
+                continue
+            line.append(f"{count:,} ", f"bold {STATE_STYLES.get(name, '')}" if count else "dim")
+            line.append(f"{name}   ", "" if count else "dim")
+        return line
+
+    def _rates(self, is_fresh: bool, width: int) -> Text:
+        """How many tasks a second come and go, now and in the last minute."""
+        line = Text(no_wrap=True, overflow="ellipsis")
         for name, values in (("accepted", self._accepted), ("ended", self._ended)):
-            rates.append(f"{name} ", "dim")
-            rates.append(f"{values[-1] if values and is_fresh else 0:,}/s ", "bold")
-            rates.append(f"{sparkline(values, width)}   ", "cyan")
-        times = Text(no_wrap=True, overflow="ellipsis")
+            line.append(f"{name} ", "dim")
+            line.append(f"{values[-1] if values and is_fresh else 0:,}/s ", "bold")
+            line.append(f"{sparkline(values, width)}   ", "cyan")
+        return line
+
+    def _times(self, is_fresh: bool) -> Text:
+        """How long tasks waited and ran."""
+        line = Text(no_wrap=True, overflow="ellipsis")
         for name, field in (("waited", "wait_ms"), ("ran", "run_ms")):
-            found = self.sums.get(field) if is_fresh else None
-            times.append(f"{name} ", "dim")
-            told = [f"{share} {found[share]:,.0f} ms" for share in ("p50", "p95", "p99")] if found else ["–"]
-            times.append(", ".join(told) + "   ")
-        return Group(line, rates, times)
+            shares = self.sums.get(field) if is_fresh else None
+            line.append(f"{name} ", "dim")
+            times = [f"{share} {shares[share]:,.0f} ms" for share in ("p50", "p95", "p99")] if shares else ["–"]
+            line.append(", ".join(times) + "   ")
+        return line
 
     def _queues(self) -> Table:
         table = _table("queue")
         for name in ("queued", "running", "slots"):
             table.add_column(name, justify="right")
         table.add_column("nodes")
-        slots: dict[str, list[int]] = {}
+        running, slots, nodes = Counter[str](), Counter[str](), Counter[str]()
         for queues in self.slots.values():
             for name, queue in queues.items():
-                told = slots.setdefault(name, [0, 0, 0])
-                told[0] += queue.get("running", 0)
-                told[1] += queue.get("slots", 0)
-                told[2] += 1
+                running[name] += queue.get("running", 0)
+                slots[name] += queue.get("slots", 0)
+                nodes[name] += 1
         waiting = self.sums.get("queues") or {}
-        for name in sorted({*slots, *waiting}):
-            running, total, nodes = slots.get(name, [0, 0, 0])
+        for name in sorted({*nodes, *waiting}):
             queued = waiting.get(name, {}).get("queued", 0)
             table.add_row(
                 Text(name),
                 Text(f"{queued:,}", "bold cyan" if queued else "dim"),
-                str(running),
-                str(total),
-                Text(f"served by {nodes}") if nodes else Text("served by nobody", "bold red"),
+                str(running[name]),
+                str(slots[name]),
+                Text(f"served by {nodes[name]}") if nodes[name] else Text("served by nobody", "bold red"),
             )
         return table
 
@@ -280,69 +295,69 @@ class Board:
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, style="dim", min_width=12)
         table.add_column(no_wrap=True, overflow="ellipsis")
-        seen: set[tuple[Any, ...]] = set()
-        told = []
+        shown: set[tuple[str, int]] = set()
         for event in sorted(self._events, key=lambda event: event.get("at_ms", 0), reverse=True):
-            # Every node computes shards and hears of members for itself: once is enough here.
-            text = in_words(self._named(event))
-            key = (text.plain, event.get("at_ms", 0) // 1000)
-            if key not in seen:
-                seen.add(key)
-                told.append((event.get("at_ms", 0), text))
-            if len(told) == rows:
+            if len(shown) == rows:
                 break
-        for at_ms, text in told:
-            table.add_row(datetime.fromtimestamp(at_ms / 1000).strftime("%H:%M:%S.%f")[:-3], text)
-        if not told:
+            # Every node computes shards and hears of members for itself: once is enough here.
+            text, at_ms = in_words(self._named(event)), event.get("at_ms", 0)
+            key = (text.plain, at_ms // 1000)
+            if key not in shown:
+                shown.add(key)
+                table.add_row(datetime.fromtimestamp(at_ms / 1000).strftime("%H:%M:%S.%f")[:-3], text)
+        if not shown:
             table.add_row("", Text("no events yet", "dim"))
         return table
 
 
 def in_words(event: Mapping[str, Any]) -> Text:
-    """One event for somebody who has never heard of gossip."""
-    node, by = str(event.get("node_id", "")), str(event.get("by", ""))
+    """One event for a reader who has never heard of gossip."""
+    node, tasks = event.get("node_id", ""), event.get("tasks", 0)
     because = BECAUSE.get(str(event.get("evidence")), "")
-    tail = f": {because}" if because else ""
-    match event.get("kind"):
-        case "member_dead":
-            return Text(f"{node} is dead for its peers{tail}", "red")
-        case "member_suspect":
-            return Text(f"{node} is suspected by {by}{tail}", "yellow")
-        case "member_alive":
-            return Text(f"{node} answers again", "green")
-        case "member_joined":
-            return Text(f"{node} joined", "green")
-        case "member_left":
-            return Text(f"{node} left in good order")
-        case "member_leaving" | "node_draining":
-            return Text(f"{node} finishes what it runs and leaves")
-        case "node_started":
-            return Text(f"{node} started", "green")
-        case "connection_ended":
-            return Text(f"connections to {node} ended, noticed by {by}", "yellow")
-        case "connection_refused":
-            return Text(f"{node} refuses connections, seen by {by}", "yellow")
-        case "session_fenced":
-            return Text(f"{node} is fenced by {by}: both witnesses hold it dead{tail}", "red")
-        case "session_reaped":
-            tasks = event.get("tasks", 0)
-            are = "is" if tasks == 1 else "are"
-            return Text(f"{counted(tasks, 'task')} of {node} {are} queued again, by {by}", "bold" if tasks else "")
-        case "session_renewed":
-            return Text(f"{node} goes on under a new session", "yellow")
-        case "leader_elected":
-            return Text(f"{node} leads, epoch {event.get('epoch')}", "bold")
-        case "leader_lost":
-            return Text("there is no leader", "red")
-        case "shards_moved":
-            to = event.get("to") or {}
-            return Text(f"{event.get('shards')} shards moved to " + ", ".join(f"{k} ({n})" for k, n in to.items()))
-        case "main_stalled":
-            return Text(f"{node}'s event loop does not tick", "red")
-        case "main_recovered":
-            return Text(f"{node}'s event loop ticks again", "green")
-        case kind:
-            return Text(f"{kind} {node}")
+    sentence, style = SENTENCES.get(str(event.get("kind")), UNKNOWN_EVENT)
+    if event.get("kind") == "session_reaped" and not tasks:
+        style = ""
+    text = sentence.format(
+        kind=event.get("kind"),
+        node=node,
+        by=event.get("by", ""),
+        because=f": {because}" if because else "",
+        tasks=f"{counted(tasks, 'task')} of {node} {'is' if tasks == 1 else 'are'}",
+        epoch=event.get("epoch"),
+        shards=event.get("shards"),
+        to=", ".join(f"{owner} ({count})" for owner, count in (event.get("to") or {}).items()),
+    )
+    return Text(text, style)
+
+
+def _load(member: Mapping[str, Any], is_narrow: bool, shards: int) -> tuple[str | Text, ...]:
+    """What a member has to do; nothing of one that is gone, since what it last said is no news."""
+    is_gone, load = _is_gone(member), member.get("load") or {}
+    queues = load.get("queues", {}).values()
+    running = load.get("running", 0)
+    slots = running + sum(queue.get("free", 0) for queue in queues)
+    return (
+        "" if member.get("rtt_ms") is None or is_gone else f"{member['rtt_ms']:.1f}",
+        "" if is_gone else f"{running}/{slots}",
+        *(() if is_narrow else (Text() if is_gone else bar(running, slots),)),
+        str(shards or ""),
+        "" if is_gone else str(sum(queue.get("queued", 0) for queue in queues)),
+    )
+
+
+def _is_gone(member: Mapping[str, Any]) -> bool:
+    return member.get("state") in ("dead", "left")
+
+
+def _rank(severity: str) -> int:
+    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
+
+
+def _problem_line(problem: Problem) -> Text:
+    style = SEVERITY_STYLES.get(problem.severity, "yellow")
+    line = Text.assemble(("● ", style), (problem.message, style), "  ", (problem.hint, "dim"))
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def shared(node_ids: Sequence[str]) -> str:
