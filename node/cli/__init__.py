@@ -1,11 +1,11 @@
 """The command line: `rumor`, and `python -m node`.
 
-Which commands there are, and how one ends. A command line that takes a second to start is not used: a command's module
-is imported when somebody runs it (or asks for the list), and what only one command needs is imported by that command.
+The table of commands, and how a command ends. Nobody uses a command line that takes a second to start: so a command's
+module is imported when somebody runs it (or asks for the list), and a command imports by itself what no other needs.
 
-An error is two lines on stderr, what happened and what to do. Exit status: 0 done; 1 it failed, or the task in question
-is dead or cancelled; 2 the command line or the configuration makes no sense and nothing was done; 3 the time is up and
-the task goes on.
+An error is two lines on stderr: what happened, and what to do. Exit status: 0 done; 1 it failed, or the task in
+question is dead or cancelled; 2 the command line or the configuration is wrong and nothing was done; 3 the time is up
+and the task goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cluster.errors import ConfigError, RumorError
 from node.cli import hints
 
 LOCAL, REMOTE = "node.cli.local", "node.cli.remote"
-COMMANDS = {  # name -> where it is, and as what; in the order of the help
+COMMANDS = {  # name -> (module, name there), in the order of the help
     "node": (LOCAL, "node"),
     "launch": (LOCAL, "launch"),
     "partition": (LOCAL, "partition"),
@@ -44,7 +44,7 @@ COMMANDS = {  # name -> where it is, and as what; in the order of the help
 
 
 def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
-    """Run a command line and exit. Without a subcommand it is `default`, if there is one."""
+    """Run a command line and exit. `default`: the subcommand of a command line that names none."""
     open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if default is not None and (not words or words[0].startswith("-")) and words[:1] not in (["--help"], ["--version"]):
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
     try:
         status = rumor.main(words, prog_name="rumor", standalone_mode=False)
     except RumorError as error:
-        click.echo(hints.told(error), err=True)
+        click.echo(hints.in_lines(error), err=True)
         status = 2 if isinstance(error, ConfigError) else 1
     except click.ClickException as error:
         error.show()
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
 
 
 def open_standard_streams() -> None:
-    """Those that whoever started this closed: sockets would get their numbers, and be read and written as streams."""
+    """Open the standard streams that our parent closed: sockets would get their numbers, and be used as streams."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         mode = "r" if number == 0 else "w"
         setattr(sys, ("stdin", "stdout", "stderr")[number], os.fdopen(number, mode, encoding="utf-8"))
@@ -74,7 +74,7 @@ def open_standard_streams() -> None:
 
 
 class Commands(click.Group):
-    """The commands of the table, each imported when it is wanted."""
+    """The commands of the table, each imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -15,14 +15,14 @@ TYPES = get_type_hints(Config)
 
 
 def with_settings(command: Callable[..., Any], only: Collection[str] | None = None) -> Callable[..., Any]:
-    """Give a command a flag for each setting. Values arrive as text (or None), for `config.from_env` to parse.
+    """Give a command a flag for each setting; `only`: for these fields.
 
-    Text, so that flags and variables are parsed, and refused, by the same words. `only`: for these fields.
+    Values arrive as text (or None), so that `config.from_env` parses flags and variables alike, and refuses both in the
+    same words.
     """
     for field in reversed([field for field in dataclasses.fields(Config) if only is None or field.name in only]):
-        text = field.metadata["help"]
-        shown = show_default(field)
-        help_text = text + (f"  [default: {shown}]" if shown else "")
+        default = show_default(field)
+        help_text = field.metadata["help"] + (f"  [default: {default}]" if default else "")
         if TYPES[field.name] is bool:
             command = click.option(
                 f"{flag(field.name)}/--no-{field.name.replace('_', '-')}", field.name, default=None, help=help_text
@@ -44,12 +44,12 @@ def given(values: dict[str, Any]) -> dict[str, str]:
 
 
 def show_default(field: dataclasses.Field[Any]) -> str:
-    """A default as one would write it on the command line; empty if there is none."""
+    """A default as a user would write it on the command line; empty if there is none."""
     return as_text(field.default)
 
 
 def markdown() -> str:
-    """docs/configuration.md, whole."""
+    """The whole of docs/configuration.md."""
     rows = []
     for field in dataclasses.fields(Config):
         default = show_default(field)
@@ -63,8 +63,8 @@ HEAD = """\
 # Configuration
 
 Every setting of a node is a flag of `rumor node`, an environment variable, and a row here. A flag wins over a
-variable, a variable over the default. All are checked before any socket opens; a wrong one is named, and the node
-exits with status 2. Secrets belong into variables or files: flags show in the process list.
+variable, a variable over the default. The node checks all settings before it opens any socket; it names a
+wrong one and exits with status 2. Keep secrets in variables or files: flags show in the process list.
 
 This page is made by `rumor config --markdown`, from `cluster/config.py`; a test fails when it is out of date.
 

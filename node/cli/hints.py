@@ -1,4 +1,4 @@
-"""Errors as the command line tells them: a node's own hints are for those who speak HTTP to it."""
+"""Errors as the command line prints them: a node's own hints are for callers who speak HTTP to it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from cluster.errors import RumorError
 
 HINTS = {  # code -> what to do at a command line
     "unauthorized": "Set RUMOR_API_TOKEN to the cluster's token.",
-    "not_found": "`rumor tasks` lists what there is.",
-    "store_unavailable": "Try again soon, or give several nodes in --url; the same --idempotency-key is the same task.",
+    "not_found": "`rumor tasks` lists the tasks there are.",
+    "store_unavailable": "Try again soon, or give several nodes in --url; "
+    "the same --idempotency-key means the same task.",
 }
-REFUSAL = "Redis refuses"  # then the hint is about Redis, whoever reads it
+# The beginning of the message when Redis refuses. The node's hint is about Redis then and suits every reader. Over HTTP
+# an error carries its code and no kind, so that the message alone tells a refusal from a Redis that is away.
+REFUSAL = "Redis refuses"
 
 
-def told(error: RumorError) -> str:
-    """What happened, and what to do, in a line each."""
+def in_lines(error: RumorError) -> str:
+    """A line for what happened, and one for what to do."""
     hint = error.hint if error.message.startswith(REFUSAL) else HINTS.get(error.code, error.hint)
     return f"{error.code}: {error.message}" + (f"\n  {hint}" if hint else "")

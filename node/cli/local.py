@@ -1,6 +1,6 @@
-"""The commands that run something here: a node, a member, a cluster on this machine, a cut; and what belongs to it.
+"""The commands that run something on this machine: a node, a member, a cluster, a cut; keys and settings for them.
 
-Does not know: nodes' HTTP.
+Does not know: the HTTP interface of nodes.
 """
 
 from __future__ import annotations
@@ -45,34 +45,37 @@ def node(**flags: Any) -> int:
 @click.command()
 @click.option("--name", required=True, help="Stable name of this member.")
 @click.option("--port", required=True, metavar="N", help="UDP port for gossip and TCP port for evidence; one number.")
-@click.option("--seed", "seed", multiple=True, metavar="HOST:PORT", help="A member to join by; may be given again.")
+@click.option(
+    "--seed", "seed", multiple=True, metavar="HOST:PORT", help="A member through which to join; may be repeated."
+)
 @partial(with_settings, only=AGENT_SETTINGS)
 def agent(name: str, port: str, seed: tuple[str, ...], **flags: Any) -> int:
     """Run membership alone: no Redis, no tasks, no worker.
 
-    Prints one JSON object a line: {"t": monotonic seconds, "event": "start", "ready", "join", "suspect", "alive",
-    "dead" or "left", "subject": name}. "join" is also the return of a member that was dead or left, "alive" a suspicion
-    refuted. SIGUSR1 prints counters as {"event": "stats", …}. It leaves when its standard input closes.
+    It prints one JSON object a line: {"t": monotonic seconds, "event": "start", "ready", "join", "suspect", "alive",
+    "dead" or "left", "subject": name}. A dead or left member that returns is a "join" too; "alive" is a refuted
+    suspicion. SIGUSR1 prints counters as {"event": "stats", …}. It leaves when its standard input closes.
     """
     from cluster.gossip.agent import main_agent
     from node.observe import logs
 
-    # It has no interface that a token could guard.
-    told = {"node_id": name, "port": port, "api_token": "-", **given(flags)}
-    told |= {"seeds": ",".join(seed)} if seed else {}
-    config = settings.from_env(os.environ, told)
+    # The token is a placeholder: an agent has no interface that a token could guard.
+    values = {"node_id": name, "port": port, "api_token": "-", **given(flags)}
+    if seed:
+        values["seeds"] = ",".join(seed)
+    config = settings.from_env(os.environ, values)
     logs.configure(config)
     return main_agent(config)
 
 
 @click.command(help=LAUNCH_HELP)
 @click.argument("words", nargs=-1, metavar="[N | COMMAND [K…]]")
-@click.option("--detach", is_flag=True, help="Return when the cluster is ready.")
-@click.option("--json", "as_json", is_flag=True, help="With status: JSON.")
-@click.option("--netns", is_flag=True, help="A network namespace for each node and for Redis. Needs root, on Linux.")
+@click.option("--detach", is_flag=True, help="Return once the cluster is ready.")
+@click.option("--json", "as_json", is_flag=True, help="With status: print JSON.")
+@click.option("--netns", is_flag=True, help="Run each node and Redis in a network namespace. Needs root, on Linux.")
 @click.option("--base-port", metavar="PORT", help="Port of node 1. [env: RUMOR_BASE_PORT; default: 5000]")
 @click.option(
-    "--data-dir", metavar="DIR", help="Where data, logs and the record are. [env: RUMOR_DATA_DIR; default: .rumor]"
+    "--data-dir", metavar="DIR", help="Directory of data, logs and record. [env: RUMOR_DATA_DIR; default: .rumor]"
 )
 @with_settings
 def launch(
@@ -91,17 +94,25 @@ def launch(
 
 @click.command(help=PARTITION_HELP)
 @click.argument("words", nargs=-1, metavar="CUT | COMMAND")
-@click.option("--once", is_flag=True, help="With watch: print it and end.")
-@click.option("--every-s", type=float, default=partitions.EVERY_S, show_default=True, help="With watch: how often.")
-@click.option("--netns", "kind", flag_value="netns", help="Only a cluster that was launched with --netns.")
+@click.option("--once", is_flag=True, help="With watch: print once and exit.")
+@click.option(
+    "--every-s",
+    type=float,
+    default=partitions.EVERY_S,
+    show_default=True,
+    help="With watch: seconds between two looks.",
+)
+@click.option("--netns", "kind", flag_value="netns", help="Only a cluster launched with --netns.")
 @click.option("--compose", "kind", flag_value="compose", help="Only the services of docker-compose.yml.")
-@click.option("--data-dir", metavar="DIR", help="Where a launched cluster's record is. [env: RUMOR_DATA_DIR]")
+@click.option("--data-dir", metavar="DIR", help="Directory of a launched cluster's record. [env: RUMOR_DATA_DIR]")
 def partition(words: tuple[str, ...], once: bool, every_s: float, kind: str | None, data_dir: str | None) -> int:
     return partitions.partition(words, kind=kind or "", data_dir=data_dir, once=once, every_s=every_s)
 
 
 @click.command()
-@click.option("--file", "path", metavar="PATH", help="Write it there, readable by its owner only; never overwrites.")
+@click.option(
+    "--file", "path", metavar="PATH", help="Write it to this file, readable by its owner only. Never overwrites."
+)
 def keygen(path: str | None) -> int:
     """Make a gossip key: 32 random bytes, base64."""
     import base64
@@ -115,7 +126,7 @@ def keygen(path: str | None) -> int:
         launcher.write_private(Path(path), key + "\n")
     except FileExistsError:
         raise ConfigError(
-            f"{path} exists.", "Choose another name, or add a line to it by hand to rotate keys."
+            f"{path} exists.", "Choose another name. To rotate keys, add a line to the file by hand."
         ) from None
     except OSError as error:
         raise RumorError(f"{path} cannot be written: {error.strerror}.") from None
@@ -123,10 +134,10 @@ def keygen(path: str | None) -> int:
 
 
 @click.command("config")
-@click.option("--markdown", "as_markdown", is_flag=True, help="The page of the documentation, with the defaults.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the documentation page, with the defaults.")
 @with_settings
 def show_config(as_markdown: bool, **flags: Any) -> int:
-    """Show the settings that a node started here and now would have."""
+    """Show the settings of a node that would start here and now."""
     if as_markdown:
         click.echo(config_options.markdown(), nl=False)
         return 0

@@ -1,6 +1,6 @@
-"""What the command line prints: tables and colours on a terminal, plain lines that other programs read elsewhere.
+"""What the command line prints: tables and colours on a terminal; elsewhere, plain lines for other programs.
 
-rich is imported only where somebody looks. Does not know: HTTP, which command it is.
+rich is imported only when the output goes to a terminal. Does not know: HTTP, which command prints.
 """
 
 from __future__ import annotations
@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from node.client.task import Task
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Styles = Mapping[int, Mapping[str, str]]  # column -> value -> style
 
@@ -33,9 +37,9 @@ TASK_HEAD = ("id", "type", "state", "attempt", "node", "queue", "age")
 TASK_STYLES: Styles = {2: STATE_STYLES}
 WORKER_HEAD = ("node", "gossip", "verdict", "running", "queues", "pid", "version")
 WORKER_STYLES: Styles = {1: MEMBER_STYLES[1], 2: MEMBER_STYLES[3]}
-NUMBERS = ("rtt ms", "shards", "running", "free", "attempt", "age", "pid")
+NUMBERS = ("rtt ms", "shards", "running", "free", "attempt", "age", "pid")  # columns to the right
 MAY_WRAP = ("type", "queue", "queues", "url")
-ENDED_FIELDS = ("error", "history", "data", "result")  # shown after the others, in parts of their own
+LONG_FIELDS = ("error", "history", "data", "result")  # shown after the others, each under a head of its own
 SEVERITY_STYLES = {"fatal": "bold red", "error": "red", "warning": "yellow"}
 
 
@@ -45,14 +49,12 @@ def as_json(value: Any) -> None:
 
 def member_rows(view: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows of `GET /cluster`, under MEMBER_HEAD."""
-    shards: dict[str, int] = {}
-    for owner in (view.get("shards") or {}).values():
-        shards[owner] = shards.get(owner, 0) + 1
+    shards = Counter((view.get("shards") or {}).values())
     rows: list[tuple[str, ...]] = []
     for member in view["members"]:
         load = member.get("load") or {}
         free = sum(queue.get("free", 0) for queue in load.get("queues", {}).values())
-        is_gone = member["state"] in ("dead", "left")  # what it last said is no news
+        is_gone = member["state"] in ("dead", "left")  # then its last load is no news
         rtt = "" if member.get("rtt_ms") is None else f"{member['rtt_ms']:.1f}"
         rows.append(
             (
@@ -61,7 +63,7 @@ def member_rows(view: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 member.get("redis", ""),
                 member.get("verdict", ""),
                 "-" if is_gone else rtt,
-                str(shards.get(member["node_id"], 0)),
+                str(shards[member["node_id"]]),
                 "-" if is_gone else str(load.get("running", "")),
                 "-" if is_gone else str(free) if load else "",
                 member.get("url", ""),
@@ -73,8 +75,7 @@ def member_rows(view: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def worker_row(worker: Mapping[str, Any]) -> tuple[str, ...]:
     """A row under WORKER_HEAD."""
     queues = ", ".join(f"{name} {queue['running']}/{queue['slots']}" for name, queue in worker["queues"].items())
-    told = (worker.get(name, "") for name in ("node_id", "state", "verdict", "running"))
-    node, state, verdict, running = map(str, told)
+    node, state, verdict, running = (str(worker.get(name, "")) for name in ("node_id", "state", "verdict", "running"))
     return node, state, verdict, running, queues, str(worker.get("pid", "")), worker.get("version", "")
 
 
@@ -93,7 +94,7 @@ def task_row(task: Task[Any]) -> tuple[str, ...]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Styles) -> None:
-    """A table for people on a terminal; plain columns, one row a line, for everything else."""
+    """A table on a terminal; elsewhere one line a row, with tabs between its cells."""
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(row))
@@ -102,67 +103,81 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Styles) ->
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, header_style="bold", pad_edge=False)
+    grid = Table(box=None, header_style="bold", pad_edge=False)
     for name in head:
-        made.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name not in MAY_WRAP)
+        grid.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name not in MAY_WRAP)
     for row in rows:
-        made.add_row(*(Text(cell, styles.get(n, {}).get(cell, "")) for n, cell in enumerate(row)))
-    Console().print(made)
+        grid.add_row(*(Text(cell, styles.get(n, {}).get(cell, "")) for n, cell in enumerate(row)))
+    Console().print(grid)
 
 
-def problems(found: Iterable[Mapping[str, Any]]) -> None:
-    """What is wrong, worst first, on stderr."""
-    for one in found:
-        colour = {"fatal": "red", "error": "red"}.get(str(one.get("severity")), "yellow")
-        head = click.style(f"{one.get('code')}:", fg=colour, bold=True)
-        click.echo(f"{head} {one.get('message')}\n  {one.get('hint', '')}", err=True)
+def problems(rows: Iterable[Mapping[str, Any]]) -> None:
+    """The problems of `GET /health`, worst first as they come, on stderr."""
+    for problem in rows:
+        colour = {"fatal": "red", "error": "red"}.get(str(problem.get("severity")), "yellow")
+        head = click.style(f"{problem.get('code')}:", fg=colour, bold=True)
+        click.echo(f"{head} {problem.get('message')}\n  {problem.get('hint', '')}", err=True)
 
 
-def task(one: Task[Any]) -> None:
+def task(shown: Task[Any]) -> None:
     """All of one task."""
-    told = {name: value for name, value in one.told.items() if value is not None and value != []}
+    fields = {name: value for name, value in shown.told.items() if value is not None and value != []}
     if not sys.stdout.isatty():
-        for name, value in told.items():
-            click.echo(f"{name.removesuffix('_ms'):<13} {plainly(name, value)}")
+        for name, value in fields.items():
+            click.echo(f"{name.removesuffix('_ms'):<13} {as_text(name, value)}")
         return
     from rich.console import Console, Group
+
+    Console().print(Group(*_task_parts(shown, fields)))
+
+
+def _task_parts(shown: Task[Any], fields: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The short fields side by side, then each long one under a head of its own."""
     from rich.json import JSON
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
-    for name, value in told.items():
-        if name not in ENDED_FIELDS:
-            style = STATE_STYLES.get(one.state, "") if name == "state" else ""
-            grid.add_row(Text(name.removesuffix("_ms"), "dim"), Text(plainly(name, value), style))
-    parts: list[Any] = [grid]
+    for name, value in fields.items():
+        if name not in LONG_FIELDS:
+            style = STATE_STYLES.get(shown.state, "") if name == "state" else ""
+            grid.add_row(Text(name.removesuffix("_ms"), "dim"), Text(as_text(name, value), style))
+    yield grid
     for name in ("data", "result"):
-        if told.get(name) is not None:
-            parts += [Text(f"\n{name}", "bold"), Padding(JSON(json.dumps(told[name])), (0, 0, 0, 2))]
-    if one.error is not None:
-        parts += [Text(f"\n{one.error.type}: {one.error.message}", "bold red")]
-        if one.error.traceback:
-            parts.append(Padding(Text(one.error.traceback.rstrip(), "dim"), (0, 0, 0, 2)))
-    if one.history:
-        past = Table(box=None, header_style="bold", pad_edge=False)
-        for head in ("when", "attempt", "outcome", "node", "error"):
-            past.add_column(head, no_wrap=head != "error")
-        for attempt in one.history:
-            error = attempt.get("error") or {}
-            outcome = str(attempt.get("outcome"))
-            past.add_row(
-                when(attempt["at_ms"]),
-                str(attempt.get("attempt") or ""),
-                Text(outcome, STATE_STYLES.get(outcome, "yellow")),
-                attempt.get("node_id") or "",
-                Text(f"{error['type']}: {error['message']}" if error else ""),
-            )
-        parts += [Text("\nattempts that did not succeed", "bold"), past]
-    Console().print(Group(*parts))
+        if fields.get(name) is not None:
+            yield Text(f"\n{name}", "bold")
+            yield Padding(JSON(json.dumps(fields[name])), (0, 0, 0, 2))
+    if shown.error is not None:
+        yield Text(f"\n{shown.error.type}: {shown.error.message}", "bold red")
+        if shown.error.traceback:
+            yield Padding(Text(shown.error.traceback.rstrip(), "dim"), (0, 0, 0, 2))
+    if shown.history:
+        yield Text("\nattempts that did not succeed", "bold")
+        yield _attempts(shown.history)
 
 
-def plainly(name: str, value: Any) -> str:
+def _attempts(history: Iterable[Mapping[str, Any]]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    for head in ("when", "attempt", "outcome", "node", "error"):
+        grid.add_column(head, no_wrap=head != "error")
+    for attempt in history:
+        error = attempt.get("error") or {}
+        outcome = str(attempt.get("outcome"))
+        grid.add_row(
+            when(attempt["at_ms"]),
+            str(attempt.get("attempt") or ""),
+            Text(outcome, STATE_STYLES.get(outcome, "yellow")),
+            attempt.get("node_id") or "",
+            Text(f"{error['type']}: {error['message']}" if error else ""),
+        )
+    return grid
+
+
+def as_text(name: str, value: Any) -> str:
     """A field of a task as text."""
     if name.endswith("_at_ms"):
         return when(value)
@@ -170,30 +185,30 @@ def plainly(name: str, value: Any) -> str:
 
 
 def when(at_ms: int) -> str:
-    """A time of Redis's clock, for people."""
+    """A time of Redis's clock, as people read it."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def in_short(seconds: float) -> str:
-    """A length of time in one unit."""
+    """A length of time, in the unit that suits it."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit}"
     return f"{max(0.0, seconds):.0f}s"
 
 
-def in_words(one: Task[Any]) -> str:
-    """Where a task is, in a line."""
-    where = f" on {one.node_id}" if one.node_id and one.state == "running" else ""
-    attempt = f", attempt {one.attempt} of {one.max_attempts}" if one.attempt else ""
-    share = one.progress
-    done = f", {share:.0%}" if isinstance(share, int | float) and 0 <= share <= 1 else ""
-    return f"{one.id} {one.state}{where}{attempt}{done}"
+def in_words(task: Task[Any]) -> str:
+    """A task's state, place and progress, in a line."""
+    where = f" on {task.node_id}" if task.node_id and task.state == "running" else ""
+    attempt = f", attempt {task.attempt} of {task.max_attempts}" if task.attempt else ""
+    share = task.progress
+    percent = f", {share:.0%}" if isinstance(share, int | float) and 0 <= share <= 1 else ""
+    return f"{task.id} {task.state}{where}{attempt}{percent}"
 
 
 @contextmanager
 def waiting(text: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """A line that moves while something takes time, on a terminal; call it with news."""
+    """A line that moves on a terminal while something takes time. Call what it yields with the line's next text."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -205,7 +220,7 @@ def waiting(text: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def progress(text: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; call it with how many more are done."""
+    """A bar on a terminal. Call what it yields with the number that were done since."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -215,4 +230,4 @@ def progress(text: str, total: int, quiet: bool = False) -> Iterator[Callable[[i
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task_id = bar.add_task(text, total=total)
-        yield lambda more: bar.advance(task_id, more)
+        yield lambda count: bar.advance(task_id, count)

@@ -1,8 +1,8 @@
-"""The commands that talk to a cluster, through any of its nodes, as any other client would.
+"""The commands that talk to a cluster through any of its nodes, as other clients do.
 
-They are SyncClient's calls and tables. Every named node is asked once; a command that waits insists instead, and learns
-the other nodes, so that it outlives the one it began with. Output for people when it goes to a terminal, plain lines
-otherwise, JSON with --json.
+They are calls of SyncClient, and tables. A command asks every named node once; one that waits insists instead, and
+learns the other nodes, so that it outlives the node it began with. Output is for people on a terminal, plain lines
+elsewhere, JSON with --json.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from node.client.task import Task
 
 WITHIN_S = 10.0
 REPLAY_WITHIN_S = 600.0
-WAIT_STEP_S = 2.0  # between two looks at the progress of what is waited for
-SILENCE_MAX_S = 30.0  # a wait goes on so long while no node answers
+WAIT_STEP_S = 2.0  # the time between two looks at the progress of a task
+SILENCE_MAX_S = 30.0  # the time for which a wait goes on while no node answers
 EACH_CHUNK = calls.BATCH_TASKS
 ENDED_BADLY = ("dead", "cancelled")
 TIME_IS_UP = 3
@@ -37,11 +37,11 @@ COMPLETE_TASKS = 50
 SHELLS = ("bash", "zsh", "fish")
 
 
-def level(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:
+def to_priority(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:
     """A priority by its name or its number."""
     if value is None:
         return None
-    from cluster.shards.task import LEVEL_MAX, LEVELS  # a tenth of a start, for those who give one
+    from cluster.shards.task import LEVEL_MAX, LEVELS  # a tenth of the start-up, paid only with --priority
 
     if value in LEVELS:
         return value
@@ -51,7 +51,7 @@ def level(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
 
 
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Ids of the latest tasks, for the shell; none when nobody answers at once."""
+    """Ids of the latest tasks, for the shell; none if no node answers at once."""
     try:
         with connect(ctx.params.get("url") or "", within_s=COMPLETE_WITHIN_S) as client:
             return [task.id for task in client.list(limit=COMPLETE_TASKS) if task.id.startswith(incomplete)]
@@ -60,13 +60,13 @@ def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 
 
 def remote_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What each command that talks to a node takes."""
+    """The options of each command that talks to a node."""
     command = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(command)
     return node_options(command)
 
 
 def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which cluster. The token comes from the environment alone: a flag would show in the process list."""
+    """The options that name a cluster. The token comes from the environment: a flag would show in the process list."""
     command = click.option(
         "--ca-file", envvar="RUMOR_CA_FILE", default="", metavar="PEM", help="Certificate to trust for https."
     )(command)
@@ -75,19 +75,19 @@ def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
         envvar="RUMOR_URL",
         default=DEFAULT_URL,
         show_default=True,
-        help="Any node, or several with commas between. [env: RUMOR_URL]",
+        help="Any node, or several separated by commas. [env: RUMOR_URL]",
     )(command)
 
 
 def connect(url: str, ca_file: str | None = None, within_s: float = WITHIN_S, waits: bool = False) -> SyncClient:
-    """The cluster to talk to."""
+    """A client of the cluster."""
     return SyncClient(addresses(url), ca_file=ca_file, within_s=within_s, learn=waits, insist=waits, spread=False)
 
 
 @click.command()
 @remote_options
 def status(url: str, ca_file: str, as_json: bool) -> int:
-    """Show the cluster as one node sees it. Status 1 if that node is unusable."""
+    """Show the cluster as one node sees it. Exit status 1 if that node is unusable."""
     with connect(url, ca_file) as client:
         view = client.cluster()
         if as_json:
@@ -106,22 +106,22 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
 @click.argument("task_type", metavar="TYPE")
 @click.argument("data", default="null", metavar="[DATA]")
 @click.option("--queue", help="Another queue than the type's own.")
-@click.option("--priority", callback=level, metavar="LEVEL", help="low, normal, high, or 0 to 9.")
+@click.option("--priority", callback=to_priority, metavar="LEVEL", help="low, normal, high, or 0 to 9.")
 @click.option("--key", help="Tasks of one key go to one shard.")
-@click.option("--delay-s", type=float, help="Run it this much later.")
-@click.option("--run-at", metavar="TIME", help="Run it then: RFC 3339 with an offset, 2030-01-31T08:00:00+01:00.")
+@click.option("--delay-s", type=float, help="Run it no sooner than this many seconds from now.")
+@click.option("--run-at", metavar="TIME", help="Run it no sooner than this: 2030-01-31T08:00:00+01:00 (RFC 3339).")
 @click.option("--max-attempts", type=int, help="Attempts before it is dead.")
 @click.option("--timeout-s", type=float, help="Seconds that one attempt may run.")
 @click.option("--backoff-base-s", type=float, help="Seconds before the second attempt, at most.")
-@click.option("--backoff-factor", type=float, help="So much longer before each further one.")
-@click.option("--backoff-max-s", type=float, help="And never longer than this.")
+@click.option("--backoff-factor", type=float, help="Factor by which that grows with each further attempt.")
+@click.option("--backoff-max-s", type=float, help="Seconds that it never exceeds.")
 @click.option("--retention-s", type=float, help="Seconds it stays readable once finished.")
-@click.option("--unique-for-s", type=float, help="The same type and data within this time is the same task.")
-@click.option("--unique-key", help="With --unique-for-s: the same key instead of the same data.")
-@click.option("--idempotency-key", help="The same key is the same task, whichever node it reaches.")
-@click.option("--each", is_flag=True, help="One task for each line of standard input, its data being the line.")
-@click.option("--wait", is_flag=True, help="Wait for the outcome; status 1 if it is dead or cancelled.")
-@click.option("--wait-s", type=float, help="The same, so long at most; status 3 if it goes on then.")
+@click.option("--unique-for-s", type=float, help="Seconds within which the same type and data mean the same task.")
+@click.option("--unique-key", help="With --unique-for-s: compare this key instead of the data.")
+@click.option("--idempotency-key", help="The same key means the same task, at whichever node.")
+@click.option("--each", is_flag=True, help="Submit a task for each line of standard input; the line is its data.")
+@click.option("--wait", is_flag=True, help="Wait for the outcome; exit status 1 if it is dead or cancelled.")
+@click.option("--wait-s", type=float, help="Wait at most this many seconds; exit status 3 if it goes on then.")
 @remote_options
 def submit(
     task_type: str,
@@ -138,14 +138,14 @@ def submit(
     as_json: bool,
     **fields: Any,
 ) -> int:
-    """Submit a task. DATA is JSON, or a text if it is no JSON; - reads it from standard input."""
+    """Submit a task. DATA is JSON, or text if it is not valid JSON; - reads it from standard input."""
     options = {name: value for name, value in fields.items() if value is not None}
     backoff = {"base_s": backoff_base_s, "factor": backoff_factor, "max_s": backoff_max_s}
     if backoff := {name: value for name, value in backoff.items() if value is not None}:
         options["backoff"] = backoff
     waits = wait or wait_s is not None
     if each and waits:
-        raise click.UsageError("--each does not wait: `rumor tasks --state dead` shows what failed.")
+        raise click.UsageError("--each does not wait; `rumor tasks --state dead` lists the tasks that failed.")
     with connect(url, ca_file, waits=waits or each) as client:
         if each:
             return submit_each(client, task_type, options, idempotency_key, as_json)
@@ -166,7 +166,7 @@ def submit(
 @click.option("--type", "task_type", help="Only tasks of this type.")
 @click.option("--key", help="Only tasks with this key.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
-@click.option("--cursor", help="Go on where an earlier page ended.")
+@click.option("--cursor", help="Go on after the page that printed this cursor.")
 @remote_options
 def tasks(task_type: str | None, url: str, ca_file: str, as_json: bool, **query: Any) -> int:
     """List tasks, newest first."""
@@ -184,14 +184,14 @@ def tasks(task_type: str | None, url: str, ca_file: str, as_json: bool, **query:
 @click.command()
 @click.argument("task_id", metavar="ID", shell_complete=complete_id)
 @click.option("--wait", is_flag=True, help="Wait for the outcome.")
-@click.option("--wait-s", type=float, help="The same, so long at most; status 3 if it goes on then.")
+@click.option("--wait-s", type=float, help="Wait at most this many seconds; exit status 3 if it goes on then.")
 @remote_options
 def task(task_id: str, wait: bool, wait_s: float | None, url: str, ca_file: str, as_json: bool) -> int:
-    """Show one task, with its attempts. Status 1 if it is dead or cancelled."""
+    """Show one task, with its attempts. Exit status 1 if it is dead or cancelled."""
     waits = wait or wait_s is not None
     with connect(url, ca_file, waits=waits) as client:
-        found = client.get(task_id)
-        return wait_for(client, found, wait_s, as_json) if waits else show_task(found, as_json)
+        task = client.get(task_id)
+        return wait_for(client, task, wait_s, as_json) if waits else show_task(task, as_json)
 
 
 @click.command()
@@ -206,7 +206,7 @@ def cancel(task_ids: tuple[str, ...], url: str, ca_file: str, as_json: bool) -> 
 @click.command()
 @click.argument("task_ids", nargs=-1, metavar="[ID…]", shell_complete=complete_id)
 @click.option("--type", "task_type", help="Only tasks of this type.")
-@click.option("--limit", type=int, help="At most so many.")
+@click.option("--limit", type=int, help="At most this many.")
 @remote_options
 def replay(
     task_ids: tuple[str, ...], task_type: str | None, limit: int | None, url: str, ca_file: str, as_json: bool
@@ -228,7 +228,9 @@ def purge(is_sure: bool, url: str, ca_file: str, as_json: bool) -> int:
     """Remove all dead tasks, with their data and errors. Asks first; without a terminal it needs --yes."""
     if not is_sure:
         if not sys.stdin.isatty():
-            raise click.UsageError("It removes all dead tasks for good, and there is nobody to ask: say --yes.")
+            raise click.UsageError(
+                "This removes all dead tasks for good, and nobody is there to confirm it: add --yes."
+            )
         click.confirm("Remove all dead tasks, their data and errors?", abort=True, err=True)
     with connect(url, ca_file) as client:
         removed = client.purge_dead()
@@ -239,22 +241,24 @@ def purge(is_sure: bool, url: str, ca_file: str, as_json: bool) -> int:
 @click.command()
 @remote_options
 def workers(url: str, ca_file: str, as_json: bool) -> int:
-    """List the live nodes and what they run: for each queue the slots that are taken, of how many."""
+    """List the live nodes and what they run: for each queue, taken slots of all slots."""
     with connect(url, ca_file) as client:
-        found = client.workers()
+        rows = client.workers()
     if as_json:
-        output.as_json({"workers": list(found)})
+        output.as_json({"workers": list(rows)})
         return 0
-    output.table(output.WORKER_HEAD, [output.worker_row(one) for one in found], output.WORKER_STYLES)
+    output.table(output.WORKER_HEAD, [output.worker_row(row) for row in rows], output.WORKER_STYLES)
     return 0
 
 
 @click.command()
-@click.option("--name", "names", multiple=True, type=click.Choice(EVENT_NAMES), help="Only these; may be given again.")
-@click.option("--json", is_flag=True, expose_value=False, help="As it does anyway.")
+@click.option(
+    "--name", "names", multiple=True, type=click.Choice(EVENT_NAMES), help="Only events of this name; may be repeated."
+)
+@click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: events are JSON anyway.")
 @node_options
 def events(names: tuple[str, ...], url: str, ca_file: str) -> int:
-    """Print what happened in the cluster, then what happens: a JSON object a line, until Ctrl-C."""
+    """Print the cluster's past events, then each as it happens: a JSON object a line, until Ctrl-C."""
     with connect(url, ca_file) as client:
         for event in client.events(names=names):
             click.echo(json.dumps({"event": event.name, **event.data}))
@@ -262,11 +266,13 @@ def events(names: tuple[str, ...], url: str, ca_file: str) -> int:
 
 
 @click.command()
-@click.option("--interval-s", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="How often.")
-@click.option("--once", is_flag=True, help="Print it once and end.")
+@click.option(
+    "--interval-s", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Seconds between two looks."
+)
+@click.option("--once", is_flag=True, help="Print it once and exit.")
 @node_options
 def top(url: str, ca_file: str, interval_s: float, once: bool) -> int:
-    """Watch the cluster: what is wrong, members, queues, events. q ends it."""
+    """Watch the cluster: what is wrong, members, queues, events. q quits."""
     from node.cli.top import main_top
 
     return main_top(addresses(url), ca_file, interval_s, once)
@@ -275,7 +281,7 @@ def top(url: str, ca_file: str, interval_s: float, once: bool) -> int:
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> int:
-    """Print what makes a shell complete commands, options and task ids.
+    """Print a script that makes a shell complete commands, options and task ids.
 
     \b
     bash:  eval "$(rumor completion bash)"                                    in ~/.bashrc
@@ -286,23 +292,23 @@ def completion(shell: str) -> int:
 
     from node.cli import rumor
 
-    made = get_completion_class(shell)
-    assert made is not None
-    click.echo(made(rumor, {}, "rumor", "_RUMOR_COMPLETE").source())
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(rumor, {}, "rumor", "_RUMOR_COMPLETE").source())
     return 0
 
 
 def submit_each(
     client: SyncClient, task_type: str, options: dict[str, Any], idempotency_key: str | None, as_json: bool
 ) -> int:
-    """Submit the lines of standard input; ids on stdout, errors on stderr. Status 1 if one was not accepted."""
+    """Submit the lines of standard input; ids on stdout, errors on stderr. Status 1 if one was refused."""
     lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
     items = [{"type": task_type, "data": parse_data(line), **options} for line in lines]
     base = idempotency_key or calls.new_key()
     refused = 0
     with output.progress("submitting", len(items), quiet=as_json) as advance:
         for first, chunk in chunks(items):
-            # The chunk's place in the input is part of its key, so that the same input is the same tasks.
+            # The chunk's place in the input is part of its key, so that the same input means the same tasks.
             for result in client.submit_many(chunk, idempotency_key=f"{base}/{first}"):
                 if isinstance(result, RumorError):
                     refused += 1
@@ -319,25 +325,25 @@ def chunks(items: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Sequence[dict
 
 
 def for_each(call: Callable[[str], Task[Any]], task_ids: Sequence[str], as_json: bool) -> int:
-    """One call for each id; one that fails does not keep the others from theirs."""
+    """Make the call for each id, also after it failed for another."""
     failed = 0
     for task_id in task_ids:
         try:
-            done = call(task_id)
+            task = call(task_id)
         except ConfigError:
             raise
         except RumorError as error:
             if len(task_ids) == 1:
                 raise
             failed += 1
-            click.echo(f"{task_id} {hints.told(error)}", err=True)
+            click.echo(f"{task_id} {hints.in_lines(error)}", err=True)
         else:
-            output.as_json(done.told) if as_json else click.echo(f"{task_id} {done.state}")
+            output.as_json(task.told) if as_json else click.echo(f"{task_id} {task.state}")
     return 1 if failed else 0
 
 
 def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json: bool) -> int:
-    """Show the task once it has ended, or as it is when the time is up."""
+    """Show the task once it has ended, or as it is when the time is up. Returns the exit status."""
     began_s = answered_s = time.monotonic()
     with output.waiting(output.in_words(task), quiet=as_json) as tell:
         while not task.is_finished:

@@ -1,7 +1,7 @@
-"""`rumor top`: the board of `board.py`, fed by any node and redrawn as long as somebody looks.
+"""`rumor top`: the picture of `top_picture`, fed by any node and redrawn for as long as somebody looks.
 
-Three things go on beside each other: asking what the cluster looks like, following its events, and listening for q. The
-client goes on with another node when the one it asked is gone. Does not know: what the board shows.
+Three things go on side by side: asking for the state of the cluster, following its events, and listening for q. When
+the node behind it is gone, the client goes on with another. Does not know: what the picture shows.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from cluster.errors import ConfigError, RumorError, Unauthorized
 from node.cli.top_picture import EVENTS_KEPT, Board
 from node.client.asynchronous import Client
 
-DRAW_MIN_S = 0.1  # between two pictures, however much happens
+DRAW_MIN_S = 0.1  # the time between two pictures, however much happens
 ASK_WITHIN_S = 3.0
 EVENTS_AGAIN_S = 1.0
-ONCE_LISTENS_S = 1.3  # task sums come once a second
+ONCE_LISTENS_S = 1.3  # a little more than a second, since task sums come once a second
 ONCE_EVENTS = 10
 ENDS, ESCAPE = "qQ\x03", "\x1b"  # an arrow begins with an escape
 
 
 def main_top(urls: Sequence[str], ca_file: str, interval_s: float, once: bool) -> int:
-    """Run it to its end; the exit status."""
-    return asyncio.run(Top(urls, ca_file, interval_s).once() if once else Top(urls, ca_file, interval_s).run())
+    """Run it to its end. Returns the exit status."""
+    top = Top(urls, ca_file, interval_s)
+    return asyncio.run(top.once() if once else top.run())
 
 
 class NoTerminal(ConfigError):
-    """Nobody is there to look, or to press q. Nothing was asked."""
+    """Without a terminal nobody could look, or press q. No node was asked."""
 
     code = "no_terminal"
 
@@ -69,12 +70,13 @@ class Top:
         """Show it until somebody ends it."""
         if not (sys.stdin.isatty() and self._console.is_terminal):
             raise NoTerminal(
-                "rumor top needs a terminal.", "rumor top --once prints it; rumor status --json is for programs."
+                "rumor top needs a terminal.",
+                "rumor top --once prints the picture; rumor status --json is for programs.",
             )
         async with self._client:
-            await self._begin()  # An address without a node, or a wrong token, is an error and no picture.
+            await self._begin()  # raises, before any picture, if no node is there or the token is wrong
             with keys(self._end), Live(console=self._console, screen=True, auto_refresh=False) as live:
-                tasks = [asyncio.create_task(one) for one in (self._keep_asking(), self._listen(), self._draw(live))]
+                tasks = [asyncio.create_task(job) for job in (self._keep_asking(), self._listen(), self._draw(live))]
                 end = asyncio.create_task(self._end.wait())
                 try:
                     await asyncio.wait([*tasks, end], return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +91,7 @@ class Top:
 
     async def _begin(self) -> None:
         await self._ask()
-        with suppress(RumorError):  # while Redis is away nobody knows
+        with suppress(RumorError):  # while Redis is away, no node knows the sums
             self._board.begin(await self._client.sums())
 
     async def _keep_asking(self) -> None:
@@ -119,7 +121,7 @@ class Top:
             except Unauthorized:
                 raise
             except RumorError:
-                await asyncio.sleep(EVENTS_AGAIN_S)  # a node that is too old for events: the rest goes on
+                await asyncio.sleep(EVENTS_AGAIN_S)  # an old node serves no events; the picture goes on without
 
     async def _draw(self, live: Live) -> None:
         while True:
@@ -127,7 +129,7 @@ class Top:
             live.update(self._picture(self._console.height), refresh=True)
             await asyncio.sleep(DRAW_MIN_S)
             try:
-                async with asyncio.timeout(1.0):  # the clock, and a terminal that was resized
+                async with asyncio.timeout(1.0):  # draw anyway: the clock moves, and the terminal may have been resized
                     await self._news.wait()
             except TimeoutError:
                 pass
@@ -138,7 +140,7 @@ class Top:
 
 @contextmanager
 def keys(end: asyncio.Event) -> Iterator[None]:
-    """Listen for the keys that end it; the terminal is as it was afterwards."""
+    """Set `end` when a key that ends it is pressed. Afterwards the terminal is as it was before."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     loop = asyncio.get_running_loop()

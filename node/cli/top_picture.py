@@ -1,6 +1,6 @@
-"""What `rumor top` shows: answers of a node and events of its stream in, a picture for a terminal out.
+"""The picture of `rumor top`: answers of a node and events of its stream in, text for a terminal out.
 
-What is wrong stands first. Pure: the time and the size of the terminal are handed in. Does not know: HTTP, keys.
+Pure: the time and the size of the terminal are handed in. Problems stand first. Does not know: HTTP, keys.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from node.plural import counted
 
 EVENTS_KEPT = 200
 RATES_KEPT = 60  # seconds
-NARROW = 100  # columns; below, names go without the host that all of them share, and what can be spared is left out
+NARROW = 100  # columns; a narrower picture leaves out the host that all names share, and the bars
 SPARK_MAX = RATES_KEPT
-NEWS_S = 120.0  # a death is told among what is wrong for so long, while the node is not back
-GROWS_AFTER_S = 5  # a queue that grew in each of the last seconds grows
+NEWS_S = 120.0  # the time for which a death stands among the problems, unless the node is back
+GROWS_AFTER_S = 5  # seconds in a row in which the queues grew, before it is a problem
 SEVERITIES = ("fatal", "error", "warning")  # the worst first
 PROBLEMS_MAX = 4
 EVENTS_MIN = 3
@@ -33,7 +33,7 @@ BAR = 10
 BLOCKS = "▁▂▃▄▅▆▇█"
 STATES = ("queued", "running", "scheduled", "waiting", "succeeded", "dead", "cancelled")
 SILENT_AT_ZERO = ("scheduled", "waiting", "cancelled")
-REDIS_SAYS = {"live": "live", "stale": "silent", "gone": "gone", "unknown": "not known"}
+REDIS_SAYS = {"live": "live", "stale": "silent", "gone": "gone", "unknown": "unknown"}
 VERDICTS = {
     "healthy": "healthy",
     "cut_from_redis": "cut off from Redis",
@@ -47,7 +47,7 @@ BECAUSE = {
     "superseded": "a new life took its place",
     "lease": "its lease ran out",
 }
-SENTENCES = {  # kind of event -> what it says, and in which style
+SENTENCES = {  # kind of event -> (sentence, style)
     "member_dead": ("{node} is dead for its peers{because}", "red"),
     "member_suspect": ("{node} is suspected by {by}{because}", "yellow"),
     "member_alive": ("{node} answers again", "green"),
@@ -67,11 +67,11 @@ SENTENCES = {  # kind of event -> what it says, and in which style
     "main_stalled": ("{node}'s event loop does not tick", "red"),
     "main_recovered": ("{node}'s event loop ticks again", "green"),
 }
-UNKNOWN_EVENT = ("{kind} {node}", "")  # of a node that is newer
+UNKNOWN_EVENT = ("{kind} {node}", "")  # from a node of a later version
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong, as its line says it."""
+    """A thing that is wrong: the parts of its line."""
 
     severity: str
     message: str
@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 
 
 class Board:
-    """What is known so far."""
+    """All that the picture is drawn from."""
 
     def __init__(self) -> None:
         self.view: Mapping[str, Any] = {}
@@ -87,23 +87,23 @@ class Board:
         self.slots: Mapping[str, Mapping[str, Mapping[str, int]]] = {}  # node_id -> queue -> slots, running
         self.sums: Mapping[str, Any] = {}
         self.url = ""
-        self.trouble = ""  # why there is nothing new
+        self.trouble = ""  # why no node answers; empty while one does
         self._summed_s = 0.0
-        self._shared = ""  # the host and colon with which all names begin, where they are not shown
+        self._shared = ""  # the host and colon that the picture leaves out of all names
         self._events: deque[Mapping[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._accepted: deque[int] = deque(maxlen=RATES_KEPT)
         self._ended: deque[int] = deque(maxlen=RATES_KEPT)
         self._queued: deque[int] = deque(maxlen=RATES_KEPT)
 
     def begin(self, steps: Sequence[Mapping[str, Any]]) -> None:
-        """What was done before somebody looked: the answer of GET /sums."""
+        """Take in what was done before somebody looked: the answer of GET /sums."""
         for step in steps:
             seconds = int(step["window_s"])
             self._accepted.extend([round(step["accepted"] / seconds)] * seconds)
             self._ended.extend([round(sum(step["outcomes"].values()) / seconds)] * seconds)
 
     def take(self, event: Event, now_s: float) -> None:
-        """An event of the stream."""
+        """Take in an event of the stream."""
         if event.name != "task":
             self._events.append(event.data)
             return
@@ -118,7 +118,7 @@ class Board:
     def picture(
         self, now_s: float, clock: str, height: int, width: int = 2 * NARROW, events_max: int = EVENTS_KEPT
     ) -> Group:
-        """All of it, cut to the height."""
+        """The whole picture, cut to the height."""
         is_narrow = width < NARROW
         self._shared = shared([member["node_id"] for member in self.view.get("members", ())]) if is_narrow else ""
         wrong = self._wrong()
@@ -148,7 +148,7 @@ class Board:
             head.append(f" epoch {leader.get('epoch', '?')}", "dim")
         else:
             head.append("none", "bold red")
-        head.append(f"  seen by {self._name(self.view.get('node_id', self.url))}  {clock}  q ends", "dim")
+        head.append(f"  seen by {self._name(self.view.get('node_id', self.url))}  {clock}  q quits", "dim")
         return head
 
     def _wrong(self) -> list[Text]:
@@ -163,14 +163,14 @@ class Board:
 
     def _problems(self) -> Iterator[Problem]:
         if self.trouble:
-            yield Problem("fatal", self.trouble, "What stands below is old.")
+            yield Problem("fatal", self.trouble, "The data below is old.")
         yield from self._deaths()
         if self._grows():
             message = f"Queues grow: {self._queued[-1]:,} tasks wait."
-            yield Problem("warning", message, "More nodes, or more slots, drain faster.")
+            yield Problem("warning", message, "More nodes or more slots drain them faster.")
         if dead := (self.sums.get("states") or {}).get("dead", 0):
             message = "1 task is dead." if dead == 1 else f"{dead:,} tasks are dead."
-            yield Problem("warning", message, "rumor tasks --state dead shows, rumor replay runs again.")
+            yield Problem("warning", message, "rumor tasks --state dead lists them, rumor replay runs them again.")
         for row in self.health.get("problems", ()):
             yield Problem(str(row.get("severity")), str(row.get("message")), str(row.get("hint", "")))
 
@@ -186,13 +186,13 @@ class Board:
         for event in fenced.values():
             if newest_ms - event.get("at_ms", 0) < 1000 * NEWS_S:
                 message = f"{self._name(event['node_id'])} is gone: both witnesses agree."
-                yield Problem("error", message, "Others have its shards and tasks.")
+                yield Problem("error", message, "Other nodes have its shards and tasks.")
 
     def _name(self, node_id: str) -> str:
         return node_id.removeprefix(self._shared[:-1]) if self._shared else node_id
 
     def _named(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The event, its nodes by their short names."""
+        """The event, with the short names of its nodes."""
         if not self._shared:
             return event
         names = {key: self._name(str(event[key])) for key in ("node_id", "by") if event.get(key)}
@@ -204,7 +204,7 @@ class Board:
         return len(last) > GROWS_AFTER_S and all(b > a for a, b in pairwise(last))
 
     def _members(self, is_narrow: bool) -> Table:
-        table = _table("node", "peers say", "Redis says", "so it is")
+        table = _table("node", "peers say", "Redis says", "verdict")
         for name in ("rtt ms", "running", *(() if is_narrow else ("",)), "shards", "queued"):
             table.add_column(name, justify="left" if not name else "right", no_wrap=True)
         shards = Counter((self.view.get("shards") or {}).values())
@@ -299,7 +299,7 @@ class Board:
         for event in sorted(self._events, key=lambda event: event.get("at_ms", 0), reverse=True):
             if len(shown) == rows:
                 break
-            # Every node computes shards and hears of members for itself: once is enough here.
+            # Every node tells of shards and members for itself; the picture shows it once.
             text, at_ms = in_words(self._named(event)), event.get("at_ms", 0)
             key = (text.plain, at_ms // 1000)
             if key not in shown:
@@ -331,7 +331,7 @@ def in_words(event: Mapping[str, Any]) -> Text:
 
 
 def _load(member: Mapping[str, Any], is_narrow: bool, shards: int) -> tuple[str | Text, ...]:
-    """What a member has to do; nothing of one that is gone, since what it last said is no news."""
+    """A member's load; nothing for one that is gone, since its last load is no news."""
     is_gone, load = _is_gone(member), member.get("load") or {}
     queues = load.get("queues", {}).values()
     running = load.get("running", 0)
@@ -361,21 +361,21 @@ def _problem_line(problem: Problem) -> Text:
 
 
 def shared(node_ids: Sequence[str]) -> str:
-    """The host and colon with which all these names begin; "" where they differ."""
+    """The host and colon with which all these names begin; "" if they differ."""
     hosts = {node_id.rpartition(":")[0] for node_id in node_ids}
     host = hosts.pop() if len(hosts) == 1 and len(node_ids) > 1 else ""
     return f"{host}:" if host else ""
 
 
-def bar(part: int, whole: int) -> Text:
-    """How much of it is in use."""
-    filled = 0 if whole == 0 else min(BAR, -(-part * BAR // whole))
+def bar(part: int, total: int) -> Text:
+    """The share that is in use."""
+    filled = 0 if total == 0 else min(BAR, -(-part * BAR // total))
     style = "green" if filled < BAR * 0.7 else "yellow" if filled < BAR else "red"
     return Text.assemble(("━" * filled, style), ("━" * (BAR - filled), "bright_black"))
 
 
 def sparkline(values: deque[int], width: int) -> str:
-    """The last values as a line of blocks."""
+    """The last values as blocks of different heights."""
     last = list(values)[-width:]
     top = max(last, default=0)
     line = "".join(BLOCKS[0] if not top else BLOCKS[round(value / top * (len(BLOCKS) - 1))] for value in last)

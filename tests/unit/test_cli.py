@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import refused
 from node import cli
+from node.cli import hints
 from node.lab.private_redis import without_secret
 from node.schema import Submission
 
@@ -210,7 +212,7 @@ def test_an_id_that_fails_does_not_keep_the_others_from_being_cancelled(
     assert run("cancel", "01C-1f", "01A-1f") == 1
     told = capsys.readouterr()
     assert told.out == "01A-1f cancelled\n"
-    assert told.err == "01C-1f not_found: No task 01C-1f.\n  `rumor tasks` lists what there is.\n"
+    assert told.err == "01C-1f not_found: No task 01C-1f.\n  `rumor tasks` lists the tasks there are.\n"
 
 
 def test_a_shell_completes_commands_and_ids(
@@ -244,7 +246,7 @@ def test_an_error_of_the_node_is_two_lines_and_status_1(
     asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("task", "01C-1f") == 1
-    assert capsys.readouterr().err == "not_found: No task 01C-1f.\n  `rumor tasks` lists what there is.\n"
+    assert capsys.readouterr().err == "not_found: No task 01C-1f.\n  `rumor tasks` lists the tasks there are.\n"
 
 
 @pytest.mark.parametrize(
@@ -271,6 +273,10 @@ def test_hints_are_for_the_command_line(
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"{code}: {message}"
     assert second.startswith(f"  {hint}")
+
+
+def test_a_refusal_of_redis_is_told_by_how_the_errors_message_begins() -> None:
+    assert refused(Exception("NOPERM no permissions")).message.startswith(hints.REFUSAL)
 
 
 def test_an_answer_that_is_no_rumor_node_is_told_as_such(
