@@ -2,7 +2,7 @@
 # Starts a Rumor cluster on this machine and acts on its nodes:
 #   scripts/launch_cluster.sh [N] [--detach] [any flag of `rumor node`]
 #   scripts/launch_cluster.sh status [--json] | kill K | pause K | resume K | restart K | add | stop
-# This file makes the virtual environment; node/lab/cluster.py does the rest (--help tells all).
+# This file makes the virtual environment; node/lab/commands.py does the rest (--help tells all).
 set -euo pipefail
 # shellcheck source=scripts/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

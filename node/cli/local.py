@@ -17,8 +17,9 @@ from cluster import config as settings
 from cluster.errors import ConfigError, RumorError
 from node.cli import config_options
 from node.cli.config_options import given, with_settings
-from node.lab import cluster as launcher
+from node.lab import commands as launcher
 from node.lab import partition as partitions
+from node.lab.record import write_private
 
 AGENT_SETTINGS = (
     *("cluster", "host", "advertise_host", "gossip_keys", "gossip_key_file", "insecure", "log_level", "log_format"),
@@ -123,7 +124,7 @@ def keygen(path: str | None) -> int:
         click.echo(key)
         return 0
     try:
-        launcher.write_private(Path(path), key + "\n")
+        write_private(Path(path), key + "\n")
     except FileExistsError:
         raise ConfigError(
             f"{path} exists.", "Choose another name. To rotate keys, add a line to the file by hand."

@@ -27,8 +27,11 @@ from urllib.parse import urlsplit
 
 from cluster.errors import ConfigError, RumorError
 from node.client.one_node import Remote
-from node.lab import beliefs_table, cluster, cuts, network
+from node.lab import beliefs_table, cuts, network
+from node.lab import record as records
+from node.lab.cluster import NETNS_REDIS, indent, partition_program
 from node.lab.cuts import CHAIN, REDIS, Cut, Found
+from node.lab.record import LAUNCHER, ROOT, Record
 from node.plural import counted
 
 T = TypeVar("T")
@@ -120,13 +123,13 @@ def partition(
 ) -> int:
     """Carry out one command line. Returns the exit status; raises RumorError. `kind`: netns, compose, or whichever."""
     if not words:
-        raise cuts.BadCut("Say what to do.", f"What there is:\n{cluster.indent(USAGE)}")
+        raise cuts.BadCut("Say what to do.", f"What there is:\n{indent(USAGE)}")
     word, rest = words[0], words[1:]
     if word not in (*cuts.USAGE, "heal", "status", "watch"):
-        raise cuts.BadCut(f"{word!r} is no cut and no command.", f"What there is:\n{cluster.indent(USAGE)}")
+        raise cuts.BadCut(f"{word!r} is no cut and no command.", f"What there is:\n{indent(USAGE)}")
     if rest and word in ("status", "watch"):
-        raise cuts.BadCut(f"{rest[0]!r} after {word!r} means nothing.", f"For example: {program()} {word}")
-    site = find(kind, cluster.folder_of(data_dir))
+        raise cuts.BadCut(f"{rest[0]!r} after {word!r} means nothing.", f"For example: {partition_program()} {word}")
+    site = find(kind, records.folder_of(data_dir))
     if word == "watch":
         return watch(site, once, every_s)
     if word == "status":
@@ -147,7 +150,7 @@ def partition(
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """One change at a time: of two at once, either would add its cut to what was in force before the other's."""
-    place = os.open(cluster.ROOT, os.O_RDONLY)
+    place = os.open(ROOT, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems lock no folders
             fcntl.flock(place, fcntl.LOCK_EX)
@@ -174,7 +177,7 @@ def find(kind: str, folder: Path) -> Site:
     """The cluster to act on: launched with --netns in this folder, else compose's. Raises NoSite."""
     reason = ""
     if kind != "compose":
-        record = cluster.load(folder)
+        record = records.load(folder)
         if record is not None and record.is_running:
             if record.network is not None:
                 network.refuse_if_unable()
@@ -193,14 +196,14 @@ def find(kind: str, folder: Path) -> Site:
     raise NoSite(reason, f"Start one with `{launcher()} 5 --netns` (as root), or with `docker compose up`.")
 
 
-def site_of_record(record: cluster.Record, net: network.Network) -> Site:
+def site_of_record(record: Record, net: network.Network) -> Site:
     """The nodes of a launched cluster, running or not: a namespace stays when its node ends."""
     token, ca_file = record.told.get("api_token", ""), record.told.get("tls_cert", "")
     places = [
         Place(n.number, n.node_id, net.address(n.number), n.url, token, net.inside(n.number), ca_file)
         for n in record.nodes
     ]
-    return Site(f"network namespaces, {net.prefix}.0/24", tuple(places), net.address(cluster.NETNS_REDIS))
+    return Site(f"network namespaces, {net.prefix}.0/24", tuple(places), net.address(NETNS_REDIS))
 
 
 def site_of_compose() -> Site | None:
@@ -214,7 +217,7 @@ def site_of_compose() -> Site | None:
     projects: dict[str, list[dict[str, Any]]] = {}
     for one in json.loads(docker("inspect", *ids)):
         labels = one["Config"]["Labels"]
-        is_ours = labels[PROJECT] == wanted if wanted else Path(labels.get(FOLDER, "/")).resolve() == cluster.ROOT
+        is_ours = labels[PROJECT] == wanted if wanted else Path(labels.get(FOLDER, "/")).resolve() == ROOT
         if is_ours:
             projects.setdefault(labels[PROJECT], []).append(one)
     if not projects:
@@ -380,10 +383,6 @@ def listed(chosen: Sequence[Cut]) -> str:
     return "; ".join(map(str, chosen)) or "nothing"
 
 
-def program() -> str:
-    return cluster.partition_program()
-
-
 def launcher() -> str:
-    script = os.environ.get(cluster.LAUNCHER, "")
+    script = os.environ.get(LAUNCHER, "")
     return str(Path(script).parent / "launch_cluster.sh") if script.endswith(".sh") else "rumor launch"

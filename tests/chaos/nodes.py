@@ -32,7 +32,7 @@ SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 SPARE = """
 import os, signal, sys
 from cluster.config import from_env
-from node import engine, gateway, main
+from node import main
 from node.lab.process import of_pid
 config = from_env(os.environ)
 print("spare ready", flush=True)

@@ -1,0 +1,328 @@
+"""`rumor launch` and its script: what each command does and prints.
+
+A command line is a number of nodes, or a command with the numbers of nodes. Progress goes to stderr, answers to stdout.
+
+Does not know: how a cluster is started or ended (`cluster`), where it is written down (`record`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster import config as settings
+from cluster.config import variable
+from node.lab import network, private_redis
+from node.lab import record as records
+from node.lab.cluster import (
+    BASE_PORT,
+    NODES_MAX,
+    STOP_GRACE_S,
+    Cluster,
+    Interrupted,
+    Signals,
+    indent,
+    partition_program,
+    program,
+    say,
+)
+from node.lab.process import wait_for
+from node.lab.record import PER_NODE, LaunchFailed, Record, RedisRecord, Usage, load, locked
+from node.plural import counted
+
+NODES_DEFAULT = 5
+NETNS_SETS = ("host", "advertise_host", "redis_url")  # what --netns decides
+WATCH_S = 0.5
+COMMANDS = ("status", "kill", "pause", "resume", "restart", "add", "stop")
+SIGNALS = {  # command -> the signal, the state it leads to, and what is said then
+    "kill": (signal.SIGKILL, "exited", "killed"),
+    "pause": (signal.SIGSTOP, "paused", "paused"),
+    "resume": (signal.SIGCONT, "running", "goes on"),
+}
+
+USAGE = """\
+[N]                    start N nodes (5 unless told) and a Redis, and stay until Ctrl-C
+[N] --detach           the same, and return when the cluster is ready
+[N] --netns            the same, each node and Redis in a network namespace of its own (root, Linux), with
+                       a key and a token: for the cuts of `rumor partition`
+status [--json]        what runs
+kill K                 end node K at once (kill -9)
+pause K, resume K      stop it as a debugger would (SIGSTOP), let it go on
+restart K              start node K again; if it runs, it drains first
+add                    one node more; as with restart: RUMOR_… and OTEL_… as at the start unless set anew, other
+                       variables as in the shell that calls
+stop                   end everything, in good order
+
+K is a node's number, from 1, or `redis` for the Redis that was started with the nodes."""
+
+
+def launch(
+    words: Sequence[str],
+    flags: Mapping[str, str],
+    *,
+    detach: bool = False,
+    as_json: bool = False,
+    base_port: str | None = None,
+    data_dir: str | None = None,
+    netns: bool = False,
+) -> int:
+    """Carry out one command line. Returns the exit status; raises RumorError (Usage: nothing was done)."""
+    folder = records.folder_of(data_dir)
+    word, rest = (words[0], list(words[1:])) if words else (str(NODES_DEFAULT), [])
+    for name in PER_NODE:
+        if name in flags:
+            raise Usage(
+                f"{settings.flag(name)} is for one node.", "Ports are counted from RUMOR_BASE_PORT (--base-port)."
+            )
+    if word.lstrip("+-").isdigit():
+        expect_words(rest, 0, word)
+        return start(folder, int(word), flags, detach, parse_base_port(base_port), netns)
+    if word not in COMMANDS:
+        raise Usage(f"{word!r} is neither a number of nodes nor a command.", f"What there is:\n{indent(USAGE)}")
+    if netns:
+        raise Usage(f"--netns after {word} means nothing.", "A cluster's network is chosen when it starts.")
+    if flags and word not in ("add", "restart"):
+        raise Usage(
+            f"{word} takes no settings ({settings.flag(next(iter(flags)))}).", "Give them at start, add or restart."
+        )
+    if word in ("status", "add", "stop"):
+        expect_words(rest, 0, word)
+    elif not rest:
+        raise Usage(f"{word} needs the number of a node.", f"For example: {program()} {word} 2")
+    if word == "status":
+        return status(folder, as_json)
+    if word == "stop":
+        return stop(folder)
+    with locked(folder):
+        cluster = Cluster(folder, running(folder))
+        return act(cluster, word, rest, flags)
+
+
+def act(cluster: Cluster, word: str, rest: Sequence[str], flags: Mapping[str, str]) -> int:
+    """The commands on a running cluster that change something."""
+    if word == "add":
+        cluster.add(flags)
+        return 0
+    targets = [cluster.find(name) for name in rest]
+    for target in targets:
+        if word == "restart":
+            cluster.restart(target, flags)
+            continue
+        number, state, done = SIGNALS[word]
+        if not target.process.signal(number):
+            raise LaunchFailed(
+                f"{target.label} is not running.", f"{program()} restart {target.number or 'redis'} starts it."
+            )
+        wait_for(lambda target=target, state=state: target.process.state == state, STOP_GRACE_S)  # type: ignore[misc]
+        say(f"{target.label} {done} (pid {target.pid})")
+    return 0
+
+
+def running(folder: Path) -> Record:
+    """The record, or a clear error that there is none."""
+    record = load(folder)
+    if record is None:
+        raise LaunchFailed(f"No cluster runs in {folder}.", f"Start one with `{program()}`.")
+    return record
+
+
+# Starting, watching, stopping
+
+
+def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base_port: int, netns: bool = False) -> int:
+    """Start a cluster of `count` nodes; return when it is ready (detached) or has ended."""
+    refuse_count(count, base_port, netns)
+    if netns:
+        network.refuse_if_unable()
+    for name, hint in settings.strangers(os.environ).items():
+        say(f"{name} is not read by anything. {hint}")
+    signals = Signals()
+    with locked(folder):
+        old = load(folder)
+        refuse_running(old, folder)
+        told = {name: text for name, text in records.from_environment(os.environ).items() if name not in PER_NODE}
+        told |= flags
+        if netns:
+            refuse_settings_of_netns(told)
+        if old is not None and old.network is not None and old.network.close():
+            say("Removed the network namespaces that an earlier cluster had left.")
+        record = Record(
+            launch_id=secrets.token_hex(8),
+            base_port=base_port,
+            told=told,
+            cwd=os.getcwd(),
+            python_path=os.environ.get("PYTHONPATH", ""),
+            otel=records.otel_variables(os.environ),
+            redis=RedisRecord(told.get("redis_url", "")),
+            network=network.choose() if netns else None,
+        )
+        cluster = Cluster(folder, record)
+        try:
+            began_s = time.monotonic()
+            cluster.start(count, signals)
+            took_s = time.monotonic() - began_s
+        except Interrupted:
+            say("\nInterrupted; ending what was started.")
+            cluster.end(signals)
+            return 130
+        except BaseException:
+            cluster.end(signals)
+            raise
+    print(summary(cluster, took_s, detach), flush=True)
+    return 0 if detach else stay(cluster, signals)
+
+
+def stay(cluster: Cluster, signals: Signals) -> int:
+    """Watch until asked to end, or until another command has ended the cluster."""
+    seen = {member.label: member.process for member in cluster.all()}
+    while not signals.count:
+        wait_for(lambda: signals.count, WATCH_S)
+        cluster.reap_children()
+        record = load(cluster.folder)
+        if record is None or record.launch_id != cluster.record.launch_id:
+            say("The cluster was stopped.")
+            return 0
+        cluster.record = record
+        for member in cluster.all():
+            if member.process.is_alive and seen.get(member.label) != member.process:
+                say(f"{member.label} runs (pid {member.pid})")
+                seen[member.label] = member.process
+            elif not member.process.is_alive and seen.pop(member.label, None) is not None:
+                say(f"{member.label} has ended; its log is {cluster.log(member)}")
+    say("\nStopping. Running tasks may finish; a second Ctrl-C ends them.")
+    with locked(cluster.folder):
+        record = load(cluster.folder)
+        if record is not None and record.launch_id == cluster.record.launch_id:
+            cluster.record = record
+            cluster.end(signals)
+    return 0
+
+
+def stop(folder: Path) -> int:
+    signals = Signals()
+    with locked(folder):
+        record = load(folder)
+        if record is None:
+            say(f"Nothing runs in {folder}.")
+            return 0
+        Cluster(folder, record).end(signals)
+    say("Stopped.")
+    return 0
+
+
+# What is refused
+
+
+def refuse_count(count: int, base_port: int, netns: bool) -> None:
+    if not 1 <= count <= NODES_MAX:
+        raise Usage(f"N is {count}: 1 to {NODES_MAX} nodes can be started.", f"For example: {program()} 5")
+    if not netns and base_port + count - 1 > 65_535:
+        raise Usage(
+            f"RUMOR_BASE_PORT is {base_port}: {count} ports from there end beyond 65535.", "Choose a lower one."
+        )
+
+
+def refuse_running(old: Record | None, folder: Path) -> None:
+    """One cluster in one folder."""
+    if old is not None and old.is_running:
+        alive = [node.url for node in old.nodes if node.process.is_alive]
+        raise LaunchFailed(
+            f"A cluster is already running in {folder}: {', '.join(alive) or 'only its Redis'}.",
+            f"See it with `{program()} status`, end it with `{program()} stop`, or set RUMOR_DATA_DIR for another.",
+        )
+
+
+def refuse_settings_of_netns(told: Mapping[str, str]) -> None:
+    """With --netns the addresses and the Redis are the launcher's own."""
+    for name in NETNS_SETS:
+        if told.get(name):
+            raise Usage(
+                f"{settings.flag(name)} (or {variable(name)}) is set, and with --netns the launcher decides it.",
+                "Leave it out: each node has an address in its namespace, and so has a Redis of their own.",
+            )
+
+
+def parse_base_port(text: str | None) -> int:
+    text = text if text is not None else os.environ.get("RUMOR_BASE_PORT") or str(BASE_PORT)
+    if not text.isdigit() or not 1 <= int(text) <= 65_535:
+        raise Usage(f"RUMOR_BASE_PORT is {text!r}: a port is 1 to 65535.", "For example: RUMOR_BASE_PORT=5100")
+    return int(text)
+
+
+def expect_words(rest: Sequence[str], count: int, word: str) -> None:
+    if len(rest) > count:
+        raise Usage(f"{rest[count]!r} after {word!r} means nothing.", f"What there is:\n{indent(USAGE)}")
+
+
+# What is shown
+
+
+def status(folder: Path, as_json: bool) -> int:
+    """Print what runs. 1 if nothing does."""
+    record = load(folder)
+    if as_json:
+        print(json.dumps(status_json(record)))
+    if record is None:
+        say(f"No cluster runs in {folder}.\n  Start one with `{program()}`.")
+        return 1
+    if not as_json:
+        cluster = Cluster(folder, record)
+        for node in record.nodes:
+            state = node.process.state
+            reason = (cluster.why_not_ready(node, ()) or "ready") if state == "running" else state
+            print(f"{node.label:<8} {node.url:<28} pid {node.pid:<8} {reason}")
+        own = f"pid {record.redis.pid:<8} {record.redis.process.state}" if record.redis.is_own else "not ours"
+        print(f"{'redis':<8} {private_redis.without_secret(record.redis.url):<28} {own}")
+    return 0
+
+
+def status_json(record: Record | None) -> dict[str, object]:
+    nodes = [
+        {
+            "number": node.number,
+            "node_id": node.node_id,
+            "url": node.url,
+            "pid": node.pid if node.process.is_alive else None,
+            "state": node.process.state,
+        }
+        for node in (record.nodes if record else ())
+    ]
+    return {"redis": private_redis.without_secret(record.redis.url) if record else None, "nodes": nodes}
+
+
+def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
+    """What a user wants to know when the cluster is ready."""
+    record = cluster.record
+    first, second = record.nodes[0], record.nodes[min(1, len(record.nodes) - 1)]
+    token = ' -H "Authorization: Bearer $RUMOR_API_TOKEN"' if record.told.get("api_token") else ""
+    lines = [f"Rumor is ready: {counted(len(record.nodes), 'node')}, {took_s:.1f} s.", ""]
+    lines += [f"  {node.label:<8} {node.url}  (pid {node.pid})" for node in record.nodes]
+    owner = f"  (pid {record.redis.pid})" if record.redis.is_own else ""
+    lines += [f"  redis    {private_redis.without_secret(record.redis.url)}{owner}", f"  data     {cluster.folder}", ""]
+    if record.network is not None and not cluster.was_told_token:
+        lines += [
+            "Every call carries the token:",
+            f"  export RUMOR_API_TOKEN=$(cat {records.token_path(cluster.folder)}) RUMOR_URL={first.url}",
+            "",
+        ]
+    lines += [
+        "Try",
+        f"  open {first.url}/ in a browser: the cluster, live",
+        f"  curl -X POST {first.url}/tasks{token} -H 'Content-Type: application/json' \\",
+        """       -d '{"type": "process", "data": "Hello World"}'""",
+        f"  curl{token} {second.url}/cluster",
+    ]
+    if len(record.nodes) > 1:
+        lines += [f"  {program()} kill 2       # the others take over; then: {program()} restart 2"]
+    if record.network is not None:
+        lines += [
+            f"  {partition_program()} watch         # what each node believes; in a second terminal:",
+            f"  {partition_program()} no-gossip 1   # or no-redis, isolate, split, …; then: heal",
+        ]
+    lines += ["", f"Stop with {'' if detach else 'Ctrl-C, or '}{program()} stop"]
+    return "\n".join(lines)

@@ -1,0 +1,290 @@
+"""What is written down about a launched cluster: its settings, its Redis and its nodes, each process by name.
+
+One file of the data directory, `cluster.json`, holds it all, so that any later command finds what runs. A process is
+named by its pid and the moment it began: a pid that the kernel has given to somebody else is never signalled. The file
+holds secrets, so only its owner may read it. Whoever changes it holds the folder's lock.
+
+A node's configuration follows from the record and the node's number alone: `node_config` decides it.
+
+Does not know: how a process is started or ended, what a command prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster import config as settings
+from cluster.config import Config, as_text, variable
+from cluster.errors import ConfigError, RumorError
+from node.lab.network import Network
+from node.lab.process import Process, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK_LIMIT_S = 120.0
+
+FIELDS = frozenset(item.name for item in dataclasses.fields(Config))
+PER_NODE = ("port", "node_id")  # numbered by the launcher
+# What the nodes of one cluster must agree on: as at the cluster's start, whatever a later `add` finds in its shell.
+PER_CLUSTER = (
+    "cluster",
+    "host",
+    "redis_url",
+    "gossip_keys",
+    "gossip_key_file",
+    "api_token",
+    "shards",
+    "tls_cert",
+    "tls_key",
+)
+LAUNCH_ID = "RUMOR_LAUNCH_ID"  # marks the environment of everything that a launched cluster starts
+LAUNCHER = "RUMOR_LAUNCHER"  # what the user called; for messages
+OWN_VARIABLES = (LAUNCH_ID, LAUNCHER, "RUMOR_BASE_PORT", "RUMOR_DATA_DIR")  # the launcher's, beside the settings
+
+
+class Usage(ConfigError):
+    """The command line makes no sense. Nothing was done."""
+
+    code = "usage"
+
+
+class LaunchFailed(RumorError):
+    """The command could not be carried out; what it had started was ended again."""
+
+    code = "launch_failed"
+
+
+@dataclass
+class NodeRecord:
+    """One node as written down. `over`: its settings beyond the cluster's."""
+
+    number: int
+    node_id: str
+    url: str
+    pid: int
+    began: str
+    over: dict[str, str] = field(default_factory=dict)
+    log_from: int = 0  # where in its log this life begins
+
+    @property
+    def process(self) -> Process:
+        return Process(self.pid, self.began)
+
+    @property
+    def label(self) -> str:
+        return f"node {self.number}"
+
+
+@dataclass
+class RedisRecord:
+    """The cluster's Redis. Without a pid it is somebody else's, and left alone."""
+
+    url: str
+    port: int = 0
+    pid: int = 0
+    began: str = ""
+
+    number = 0
+    label = "redis"
+
+    @property
+    def is_own(self) -> bool:
+        return self.pid != 0
+
+    @property
+    def process(self) -> Process:
+        return Process(self.pid, self.began)
+
+
+@dataclass
+class Record:
+    """Everything about a launched cluster that a later command needs. `told`: the cluster's settings as text."""
+
+    launch_id: str
+    base_port: int
+    told: dict[str, str]
+    cwd: str
+    python_path: str
+    redis: RedisRecord
+    nodes: list[NodeRecord] = field(default_factory=list)
+    network: Network | None = None  # with --netns: where the nodes and Redis live
+    otel: dict[str, str] = field(default_factory=dict)  # OTEL_… variables at the cluster's start
+
+    @property
+    def is_running(self) -> bool:
+        return any(node.process.is_alive for node in self.nodes) or (self.redis.is_own and self.redis.process.is_alive)
+
+    def put(self, node: NodeRecord) -> None:
+        """Write down a node, in place of its earlier life if it had one."""
+        others = (other for other in self.nodes if other.number != node.number)
+        self.nodes = sorted([*others, node], key=lambda node: node.number)
+
+
+# The file
+
+
+def load(folder: Path) -> Record | None:
+    """The record of the cluster in this folder, None if there is none. Raises LaunchFailed if it cannot be read."""
+    path = record_path(folder)
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise not_yours(path) from None
+    try:
+        values = json.loads(text)
+        redis = RedisRecord(**values.pop("redis"))
+        nodes = [NodeRecord(**node) for node in values.pop("nodes")]
+        network = values.pop("network", None)
+        return Record(**values, redis=redis, nodes=nodes, network=Network(**network) if network else None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LaunchFailed(
+            f"{path} cannot be read: {error!r}.", "Was it written by another version? End what runs, then remove it."
+        ) from None
+
+
+def save(folder: Path, record: Record) -> None:
+    """Whole or not at all: a reader never meets half a record."""
+    path = record_path(folder)
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    write_private(temporary, json.dumps(dataclasses.asdict(record), indent=1))
+    temporary.replace(path)
+
+
+def remove(folder: Path) -> None:
+    record_path(folder).unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a new file that only its owner may read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def not_yours(path: Path) -> LaunchFailed:
+    return LaunchFailed(
+        f"{path} may not be read by this user.", "A cluster that root started is root's: use sudo, or RUMOR_DATA_DIR."
+    )
+
+
+# The folder
+
+
+def folder_of(data_dir: str | None) -> Path:
+    """Where a cluster's data and record are: `data_dir`, else RUMOR_DATA_DIR, else the default."""
+    return Path(data_dir or os.environ.get("RUMOR_DATA_DIR") or default_folder()).expanduser().absolute()
+
+
+def default_folder() -> Path:
+    """`.rumor` in the project when run from its source tree, else in the working directory."""
+    return (ROOT if (ROOT / "setup.cfg").exists() else Path.cwd()) / ".rumor"
+
+
+def record_path(folder: Path) -> Path:
+    return folder / "cluster.json"
+
+
+def token_path(folder: Path) -> Path:
+    return folder / "api.token"
+
+
+def key_path(folder: Path) -> Path:
+    return folder / "gossip.key"
+
+
+def log_path(folder: Path, number: int) -> Path:
+    """The log of a node; that of Redis for 0."""
+    return folder / (f"node-{number}.log" if number else "redis/redis.log")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One command at a time in a folder; the kernel frees it when the command ends, however it ends."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except PermissionError:
+        raise not_yours(folder) from None
+    except OSError as error:
+        raise LaunchFailed(f"{folder} cannot be made: {error.strerror}.", "Set RUMOR_DATA_DIR to another.") from None
+    with file as lock:
+
+        def is_mine() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not wait_for(is_mine, LOCK_LIMIT_S):
+            raise LaunchFailed(
+                f"Another command has been at work in {folder} for {LOCK_LIMIT_S:.0f} s.", "Wait for it."
+            )
+        yield
+
+
+# Settings
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Settings that stand in RUMOR_… variables, as field name -> text."""
+    return {name: environ[variable(name)] for name in sorted(FIELDS) if variable(name) in environ}
+
+
+def otel_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """How tracing is set up: OpenTelemetry has variables of its own."""
+    return {name: value for name, value in environ.items() if name.startswith("OTEL_")}
+
+
+def overrides(flags: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings of a later node beyond its cluster's."""
+    for name in PER_CLUSTER:
+        if name in flags:
+            raise Usage(f"{settings.flag(name)} is the same for a whole cluster.", "Give it when the cluster starts.")
+    texts = from_environment(environ) | dict(flags)
+    return {name: text for name, text in texts.items() if name not in PER_CLUSTER and name not in PER_NODE}
+
+
+def node_config(record: Record, folder: Path, number: int, over: Mapping[str, str]) -> Config:
+    """The checked configuration of one node."""
+    texts = record.told | dict(over)
+    if not texts.get("gossip_keys") and not texts.get("gossip_key_file"):
+        texts["gossip_key_file"] = str(key_path(folder))
+    if texts.get("host") in ("0.0.0.0", "::") and not texts.get("advertise_host"):
+        texts["advertise_host"] = "127.0.0.1"
+    if record.redis.url:
+        texts["redis_url"] = record.redis.url
+    port = record.base_port + number - 1
+    if record.network is not None:
+        # Each node has an address of its own, so all have one port, as machines of a real cluster would.
+        port = record.base_port
+        texts |= {"host": record.network.address(number), "node_id": f"node{number}"}
+    return settings.from_text(texts | {"port": str(port)})
+
+
+def node_environ(record: Record, config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """A node's environment: the caller's `environ` with this node's settings and no others.
+
+    Settings travel here rather than as arguments: secrets never show in `ps`.
+    """
+    made = record.otel | {name: value for name, value in environ.items() if not is_ours(name)}
+    for item in dataclasses.fields(Config):
+        value = getattr(config, item.name)
+        if value != item.default:
+            made[variable(item.name)] = as_text(value)
+    made[LAUNCH_ID] = record.launch_id
+    made["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), record.python_path)))
+    return made
+
+
+def is_ours(name: str) -> bool:
+    """Whether an environment variable is a setting or the launcher's own, to be set anew or not at all."""
+    return name in OWN_VARIABLES or (name.startswith("RUMOR_") and name[6:].lower() in FIELDS)
