@@ -1,7 +1,8 @@
 """Processes of this machine: whether one is still the one we started, and signals that reach only that one.
 
 A pid alone is no name: the kernel hands it out again. A `Process` is a pid and the moment it began; a signal goes
-through a pidfd where there is one, so that the check and the signal are about the same process.
+through a pidfd where there is one, so that the check and the signal are about the same process. psutil is imported by
+the calls that need it alone: a command that never asks for a process starts without it.
 
 Does not know: what the processes are for.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -44,27 +44,25 @@ class Process:
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it to this process and to no later bearer of its pid. False if the process is gone."""
-        with contextlib.ExitStack() as stack:
+        try:
+            handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        except ProcessLookupError:
+            return False
+        except OSError:  # a kernel or sandbox without pidfds
             handle = None
-            if hasattr(os, "pidfd_open"):
-                try:
-                    handle = os.pidfd_open(self.pid)
-                except ProcessLookupError:
-                    return False
-                except OSError:  # a kernel or sandbox without pidfds
-                    handle = None
-                else:
-                    stack.callback(os.close, handle)
+        try:
             if not self.is_alive:
                 return False
-            try:
-                if handle is not None:
-                    signal.pidfd_send_signal(handle, number)
-                else:
-                    os.kill(self.pid, number)
-            except ProcessLookupError:
-                return False
-        return True
+            if handle is None:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(handle, number)
+            return True
+        except ProcessLookupError:
+            return False
+        finally:
+            if handle is not None:
+                os.close(handle)
 
     def wait(self, limit_s: float) -> bool:
         """Wait until it has exited; False if it has not within the limit."""
@@ -107,24 +105,24 @@ def wait_for(condition: Callable[[], object], limit_s: float, every_s: float = 0
 
 
 def look_at(pid: int) -> tuple[str, str]:
-    """(state letter, when it began) of a pid; ("", "") if there is none."""
+    """(state letter as in `ps`, when it began) of a pid; ("", "") if there is none."""
     if PROC.joinpath("self", "stat").exists():
         try:
             text = PROC.joinpath(str(pid), "stat").read_text("utf-8", "replace")
         except OSError:
             return "", ""
         # The name stands in parentheses and may hold anything; what follows the last one is state, ppid, …; the
-        # start time, in ticks since boot, is field 22 of the whole line.
+        # start time, in ticks since boot, is field 22 of the whole line. psutil adds the boot time by the wall clock:
+        # that sum moves when somebody sets the clock, and a launched cluster could then no longer be ended.
         fields = text[text.rindex(")") + 2 :].split()
         return fields[0], f"{boot_id()}:{fields[19]}"
-    answer = subprocess.run(
-        ["ps", "-o", "state=,lstart=", "-p", str(pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    ).stdout.split(maxsplit=1)
-    return (answer[0][0], answer[1].strip()) if len(answer) == 2 else ("", "")
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        letter = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}.get(process.status(), "R")
+        return letter, str(process.create_time())
+    return "", ""
 
 
 @cache
@@ -137,14 +135,13 @@ def boot_id() -> str:
 
 
 def with_variable(name: str, value: str) -> Iterator[Process]:
-    """Processes whose environment began with `name` = `value` (Linux; elsewhere none are found)."""
-    needle = f"{name}={value}".encode()
-    for folder in PROC.glob("[0-9]*"):
-        try:
-            if needle in folder.joinpath("environ").read_bytes().split(b"\0"):
-                yield of_pid(int(folder.name))
-        except OSError:  # gone meanwhile, or another user's
-            continue
+    """Processes whose environment began with `name` = `value`, as far as this user may see environments."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile, or another user's
+            if process.environ().get(name) == value:
+                yield of_pid(process.pid)
 
 
 def port_problem(host: str, port: int, with_udp: bool = True) -> str | None:
@@ -162,45 +159,28 @@ def port_problem(host: str, port: int, with_udp: bool = True) -> str | None:
 
 
 def held_by(port: int, kind: str) -> str:
-    """`, held by NAME (pid N)` if it can be found out, else an empty text."""
+    """`, held by pid N (COMMAND)` as far as it can be found out, else an empty text."""
+    import psutil
+
     pid = holder(port, kind)
     if pid is None:
         return ""
-    try:
-        name = PROC.joinpath(str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
-    except OSError:
-        name = ""
-    return f", held by pid {pid}" + (f" ({name[:120]})" if name else "")
+    command = ""
+    with contextlib.suppress(psutil.Error):
+        command = " ".join(psutil.Process(pid).cmdline()).strip()
+    return f", held by pid {pid}" + (f" ({command[:120]})" if command else "")
 
 
 def holder(port: int, kind: str) -> int | None:
-    """The pid that listens on a port, where the platform tells."""
-    if not PROC.joinpath("net").exists():
-        lsof = shutil.which("lsof")
-        if lsof is None:
-            return None
-        filters = [f"-i{kind}:{port}"] + (["-sTCP:LISTEN"] if kind == "TCP" else [])
-        pids = subprocess.run([lsof, "-nP", "-t", *filters], capture_output=True, text=True, check=False).stdout.split()
-        return int(pids[0]) if pids else None
-    sockets = {f"socket:[{inode}]" for inode in inodes(port, kind.lower())}
-    if not sockets:
-        return None
-    for link in PROC.glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(link) in sockets:
-                return int(link.parts[2])
-    return None
+    """The pid that listens on a TCP port or is bound to a UDP port, where the platform tells."""
+    import psutil
 
-
-def inodes(port: int, kind: str) -> Iterator[str]:
-    """Inodes of the sockets that listen on a TCP port, or are bound to a UDP port."""
-    for table in (kind, kind + "6"):
-        try:
-            lines = PROC.joinpath("net", table).read_text("ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            is_listening = kind == "udp" or fields[3] == "0A"
-            if is_listening and int(fields[1].rpartition(":")[2], 16) == port:
-                yield fields[9]
+    try:
+        sockets = [(each.pid, each.laddr, each.status) for each in psutil.net_connections(kind.lower())]
+    except psutil.AccessDenied:  # macOS tells only root of all processes at once; each of our own may be asked
+        sockets = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                sockets += [(process.pid, each.laddr, each.status) for each in process.net_connections(kind.lower())]
+    bound = psutil.CONN_LISTEN if kind == "TCP" else psutil.CONN_NONE
+    return next((pid for pid, at, status in sockets if pid and status == bound and at and at.port == port), None)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from node.lab import process as processes
 from node.lab.process import Process, of_pid, port_problem, spawn, with_variable
 from tests.waiting import wait_until
 
 LIMIT_S = 10.0
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture(params=["by /proc", "by psutil"], autouse=True)
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on Linux, and as on a platform without /proc."""
+    if request.param == "by psutil":
+        monkeypatch.setattr(processes, "PROC", tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -71,3 +81,21 @@ def test_an_address_that_is_not_ours_is_a_problem_in_words() -> None:
     problem = port_problem("192.0.2.1", 5000)  # TEST-NET-1: nobody's
     assert problem is not None
     assert "192.0.2.1" in problem
+
+
+def test_who_holds_a_port_is_found_also_where_only_each_process_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(kind: str) -> None:
+        raise psutil.AccessDenied
+
+    with socket.socket() as listener, socket.socket(type=socket.SOCK_DGRAM) as bound:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        bound.bind(("127.0.0.1", 0))
+        for _ in range(2):
+            for kind, holder in (("TCP", listener), ("UDP", bound)):
+                port = holder.getsockname()[1]
+                problem = port_problem("127.0.0.1", port)
+                assert problem is not None
+                assert problem.startswith(f"{kind} port {port} on 127.0.0.1 cannot be bound: ")
+                assert f", held by pid {os.getpid()} (" in problem
+            monkeypatch.setattr(psutil, "net_connections", refuse)
