@@ -77,6 +77,9 @@ class Lane:
         on_latency: Callable[[float], None] | None = None,
     ) -> None:
         self._on_latency = on_latency
+        # redis-py does not document a bare connection, so setup.cfg has an upper bound. Before you raise it, look up
+        # make_connection of a pool, and of a connection: connect (does nothing if connected), disconnect(nowait=),
+        # send_packed_command(bytes, check_health=), read_response (raises a reply that is an error); run test_lane.py.
         self._connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
         self._collect = collect
