@@ -115,7 +115,9 @@ class Site:
     def each(self, do: Callable[[Place], T]) -> dict[int, T]:
         """At all nodes at once: a cut that creeps from node to node is another experiment."""
         with ThreadPoolExecutor(max(1, len(self.places))) as pool:
-            return dict(zip(self.numbers, pool.map(do, self.places), strict=True))
+            # Not by pool.map: it cancels what has not begun when one of them fails, and `heal` must reach all others.
+            futures = [pool.submit(do, place) for place in self.places]
+            return {number: future.result() for number, future in zip(self.numbers, futures, strict=True)}
 
 
 def partition(

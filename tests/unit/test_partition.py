@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,19 @@ from node.lab import partition
 from node.lab.partition import CutFailed, Place, Site
 
 
-def test_heal_reaches_all_others_where_one_node_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [3, 1])
+def test_heal_reaches_all_others_where_one_node_cannot_be_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Also the nodes whose turn had not come when that one failed."""
     def place(number: int, *inside: str) -> Place:
         return Place(number, f"n{number}", f"10.0.0.{number}", "http://127.0.0.1:1", "", inside)
 
     (tmp_path / "inside").write_text(f'echo "$3" >> {tmp_path}/ran-"$0"\n')
     met = [place(number, "sh", "-c", f". {tmp_path}/inside", str(number)) for number in (1, 3)]
-    site = Site("a test", (met[0], place(2, "false"), met[1]), "10.0.0.9")
+    site = Site("a test", (place(2, "false"), *met), "10.0.0.9")
     monkeypatch.setattr(partition, "find", lambda *_: site)
+    monkeypatch.setattr(partition, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(threads))
     with pytest.raises(CutFailed, match="node 2"):
         partition.partition(["heal"])
     for number in (1, 3):
