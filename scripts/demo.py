@@ -275,8 +275,8 @@ class Demo:
         found = []
         for number, url in enumerate(self.urls, 1):
             if number != without:
-                with suppress(RumorError):
-                    found.append(Remote(url, "", timeout_s=2.0).call("GET", "/cluster")[1])
+                with suppress(RumorError), SyncClient(url, within_s=2.0, learn=False, insist=False) as node:
+                    found.append(node.cluster())
         return found
 
     def view(self, without: int = 0) -> dict[str, Any]:

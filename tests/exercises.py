@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import RumorError
-from node.client.one_node import Unreachable
+from node.client.errors import Unreachable
 from tests.chaos.ledger import Commits, Ledger, check_committed_once, check_kept, check_ran_once
 from tests.chaos.nodes import Fleet, Node
 from tests.processes import ROOT

@@ -144,7 +144,7 @@ class _Attempts:
             self._refusal = None
             self._doubt(outcome.was_sent)
             return None
-        answer = _decoded(outcome.body)
+        answer = decoded(outcome.body)
         if outcome.status >= 400 and outcome.status not in self._request.accepts:
             self._refused(url, error_of(outcome.status, answer, url), outcome.retry_after)
             return None
@@ -208,7 +208,7 @@ def learn(nodes: Nodes, now_s: float, within_s: float) -> Steps[float]:
     assert url is not None
     outcome, now_s = yield Ask(url, Request("GET", "/cluster", {"events": 0}), min(LEARN_S, within_s))
     if isinstance(outcome, Answer):
-        view = _decoded(outcome.body)
+        view = decoded(outcome.body)
         if outcome.status == 200 and isinstance(view, dict) and isinstance(view.get("members"), list):
             nodes.learned(view["members"], url)
     else:
@@ -228,7 +228,8 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0  # a date: no node of ours sends one
 
 
-def _decoded(body: bytes) -> Any:
+def decoded(body: bytes) -> Any:
+    """The JSON of a body; None for one that is none."""
     try:
         return json.loads(body) if body else None
     except ValueError:

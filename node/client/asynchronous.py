@@ -21,11 +21,11 @@ import aiohttp
 
 from cluster.errors import RumorError
 from node.client import calls
-from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Request, Steps
+from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Request, Steps, decoded
 from node.client.calls import Asker, Item, Options, Result
+from node.client.connection import tls_context
 from node.client.errors import error_of
 from node.client.nodes import WITHIN_S, bearer, nodes_from
-from node.client.one_node import decode, tls_context
 from node.client.stream import SILENCE_S, Event, Follower, Parser
 from node.client.task import Page, Task, result_of
 
@@ -253,7 +253,7 @@ class Client:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
         async with self._opened().get(url + "/events", headers=headers, timeout=timeout) as response:
             if response.status != 200:
-                raise error_of(response.status, decode(await response.read()), url)
+                raise error_of(response.status, decoded(await response.read()), url)
             self.nodes.answered(url)
             parser = Parser(last_id)
             async for part in response.content.iter_any():

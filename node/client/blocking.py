@@ -18,24 +18,22 @@ from contextlib import closing
 from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from cluster.errors import RumorError
 from node.client import calls
-from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Steps
+from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Steps, decoded
 from node.client.calls import Asker, Item, Options, Result
+from node.client.connection import READ_BYTES, Connection, connect, exchange, reason_of, tls_context
 from node.client.errors import error_of
 from node.client.nodes import WITHIN_S, bearer, nodes_from
-from node.client.one_node import decode, tls_context
 from node.client.stream import SILENCE_S, Event, Follower, Parser
 from node.client.task import Page, Task, result_of
 
 IDLE_MAX = 16  # connections kept open to one node
-READ_BYTES = 65_536
 
 T = TypeVar("T")
 Results = list[Result]
-Connection = http.client.HTTPConnection
 
 
 class SyncClient:
@@ -204,7 +202,7 @@ class SyncClient:
                             yield event
                 reason = "the stream ended"
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = _reason(error)
+                reason = reason_of(error)
             except RumorError as error:
                 reason = error
             time.sleep(follower.ended(url, reason, time.monotonic()))
@@ -251,36 +249,18 @@ class SyncClient:
         try:
             connection = self._connected(ask.url, min(CONNECT_S, ask.within_s))
         except (OSError, ValueError) as error:
-            return NoAnswer(_reason(error), was_sent=False)
+            return NoAnswer(reason_of(error), was_sent=False)
         try:
             return self._send(ask, connection, idle, deadline_s)
         except (OSError, http.client.HTTPException) as error:
-            return NoAnswer(_reason(error), was_sent=True)
+            return NoAnswer(reason_of(error), was_sent=True)
 
     def _send(self, ask: Ask, connection: Connection, idle: deque[Connection], deadline_s: float) -> Answer:
-        """Send over this connection; keep it if the answer is complete, close it otherwise."""
-        request = ask.request
-        headers = {**self._headers, **request.headers}
-        if request.body is not None:
-            headers["Content-Type"] = "application/json"
-        query = {name: value for name, value in request.query.items() if value is not None}
-        target = urlsplit(ask.url).path + request.path + (f"?{urlencode(query)}" if query else "")
-        try:
-            _limit(connection, deadline_s)
-            connection.request(request.method, target, request.body, headers)
-            _limit(connection, deadline_s)
-            response = connection.getresponse()
-            parts = []
-            while part := response.read1(READ_BYTES):
-                parts.append(part)
-                _limit(connection, deadline_s)
-            response.read()  # marks the response as done, so that the connection can be used again
-        except BaseException:
-            connection.close()
-            raise
+        """Send over this connection; keep it if the answer is complete and another may follow."""
+        answer = exchange(connection, ask.url, ask.request, self._headers, deadline_s)
         if connection.sock is not None:
             idle.append(connection)
-        return Answer(response.status, b"".join(parts), response.getheader("Retry-After"))
+        return answer
 
     def _stream(self, url: str, last_id: str) -> Generator[Event | None]:
         """One node's events; None for each sign of life. Raises the error of a node that refuses."""
@@ -292,7 +272,7 @@ class SyncClient:
             connection.request("GET", urlsplit(url).path + "/events", None, headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise error_of(response.status, decode(response.read()), url)
+                raise error_of(response.status, decoded(response.read()), url)
             self.nodes.answered(url)
             parser = Parser(last_id)
             while part := response.read1(READ_BYTES):
@@ -300,33 +280,6 @@ class SyncClient:
                 yield from parser.feed(part)
 
     def _connected(self, url: str, within_s: float) -> Connection:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        if parts.scheme == "https":
-            self._tls = self._tls or tls_context(self._ca_file)
-            connection: Connection = http.client.HTTPSConnection(
-                host, parts.port or 443, timeout=within_s, context=self._tls
-            )
-        else:
-            connection = http.client.HTTPConnection(host, parts.port or 80, timeout=within_s)
-        try:
-            connection.connect()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-
-def _limit(connection: Connection, deadline_s: float) -> None:
-    """Give the next sending or receiving until this deadline."""
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("timed out")
-    if connection.sock is not None:  # None: the response was the connection's last
-        connection.sock.settimeout(left_s)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if self._tls is None and url.startswith("https:"):
+            self._tls = tls_context(self._ca_file)
+        return connect(url, self._tls, within_s)

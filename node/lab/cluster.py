@@ -20,7 +20,9 @@ from pathlib import Path
 
 from cluster.config import Config
 from cluster.errors import RumorError
-from node.client.one_node import Remote, Unreachable, decode
+from node.client.asking import decoded
+from node.client.errors import Unreachable
+from node.client.one_node import Remote
 from node.lab import private_redis
 from node.lab import record as records
 from node.lab.process import port_problem, spawn, wait_for, with_variable
@@ -248,7 +250,7 @@ class Cluster:
         try:
             code, body = remote.request("GET", "/readyz")
             if code != 200:
-                answer = decode(body)
+                answer = decoded(body)
                 reason = answer.get("reason") if isinstance(answer, dict) else None
                 return f"not ready: {reason or body.decode('utf-8', 'replace').strip()[:300]}"
             expected = {other.node_id for other in others}

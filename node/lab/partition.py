@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from cluster.errors import ConfigError, RumorError
-from node.client.one_node import Remote
 from node.lab import beliefs_table, cuts, network
 from node.lab import record as records
 from node.lab.cluster import NETNS_REDIS, indent, partition_program
@@ -373,12 +372,16 @@ def watch(site: Site, once: bool, every_s: float) -> int:
 
 
 def ask(place: Place) -> dict[str, Any] | None:
-    """What a node believes; None if it does not answer."""
+    """What this very node believes; None if it does not answer."""
+    from node.client.blocking import SyncClient  # here: the launcher's other commands start without it
+
     try:
-        view: dict[str, Any] = Remote(place.url, place.token, place.ca_file, ASK_LIMIT_S).call("GET", "/cluster")[1]
+        with SyncClient(
+            place.url, token=place.token, ca_file=place.ca_file, within_s=ASK_LIMIT_S, learn=False, insist=False
+        ) as node:
+            return node.cluster()
     except RumorError:
         return None
-    return view
 
 
 def listed(chosen: Sequence[Cut]) -> str:

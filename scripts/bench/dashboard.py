@@ -36,7 +36,8 @@ from throughput import queue_tasks, rate, started_ms, wait_drained
 
 from cluster.config import Config
 from cluster.ring import owners
-from node.client.one_node import Remote, Unreachable
+from node.client.errors import Unreachable
+from node.client.one_node import Remote
 from node.gateway import app, server
 from node.lab.process import port_problem, wait_for
 from node.schema import ListQuery, TaskJson

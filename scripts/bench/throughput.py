@@ -41,7 +41,8 @@ from cluster.scripts import script
 from cluster.shards.answers import SettleKind
 from cluster.shards.calls import Calls, Ended, NewTask
 from cluster.shards.task import Backoff, Claimed, Ids, Spec, shard_of
-from node.client.one_node import Remote, Unreachable
+from node.client.errors import Unreachable
+from node.client.one_node import Remote
 from node.lab.process import wait_for
 
 PAYLOAD = {"payload": "x" * 86}  # 100 bytes as JSON

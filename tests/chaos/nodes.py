@@ -18,7 +18,8 @@ from typing import Any
 
 from cluster.errors import RumorError
 from node import SyncClient
-from node.client.one_node import Remote, Unreachable
+from node.client.errors import Unreachable
+from node.client.one_node import Remote
 from tests.processes import ROOT, TRACEBACK, clean_environ, free_base_port
 from tests.waiting import wait_until
 

@@ -1,0 +1,92 @@
+"""A connection to a node, and one HTTP request over it, with the standard library alone.
+
+`SyncClient` and `one_node` stand on it. It imports no HTTP library, so that commands start fast, and it ignores proxy
+variables, since a client reaches a node directly.
+
+Does not know: which node to ask, what an answer means, when to try again.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import time
+from collections.abc import Mapping
+from urllib.parse import urlencode, urlsplit
+
+from node.client.asking import Answer, Request
+
+READ_BYTES = 65_536
+
+Connection = http.client.HTTPConnection
+
+
+def connect(url: str, tls: ssl.SSLContext | None, within_s: float) -> Connection:
+    """A new connection; `tls` counts for https only. Raises OSError, or ValueError for a URL without a good port."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        connection: Connection = http.client.HTTPSConnection(host, parts.port or 443, timeout=within_s, context=tls)
+    else:
+        connection = http.client.HTTPConnection(host, parts.port or 80, timeout=within_s)
+    try:
+        connection.connect()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def exchange(
+    connection: Connection, url: str, request: Request, headers: Mapping[str, str], deadline_s: float
+) -> Answer:
+    """Send the request and read its whole answer, of any status. `headers`: those of every request to this cluster.
+
+    Raises OSError (TimeoutError at the deadline) or HTTPException; the connection is closed then. It is also closed
+    (`sock` is None) where the node said that this answer is its last.
+    """
+    headers = {**headers, **request.headers}
+    if request.body is not None:
+        headers["Content-Type"] = "application/json"
+    query = {name: value for name, value in request.query.items() if value is not None}
+    target = urlsplit(url).path + request.path + (f"?{urlencode(query)}" if query else "")
+    try:
+        _limit(connection, deadline_s)
+        connection.request(request.method, target, request.body, headers)
+        _limit(connection, deadline_s)
+        response = connection.getresponse()
+        parts = []
+        while part := response.read1(READ_BYTES):
+            parts.append(part)
+            _limit(connection, deadline_s)
+        response.read()  # marks the response as done, so that the connection can be used again
+    except BaseException:
+        connection.close()
+        raise
+    return Answer(response.status, b"".join(parts), response.getheader("Retry-After"))
+
+
+def tls_context(ca_file: str) -> ssl.SSLContext:
+    """Trust the system's authorities, or exactly `ca_file`, which may be the node's own certificate."""
+    context = ssl.create_default_context(cafile=ca_file or None)
+    if ca_file:
+        # The certificate is pinned, so its name says nothing more; and a chain may begin below its root.
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def reason_of(error: BaseException) -> str:
+    """Why there was no answer, in few words."""
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _limit(connection: Connection, deadline_s: float) -> None:
+    """Give the next sending or receiving until this deadline."""
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    if connection.sock is not None:  # None: the response was the connection's last
+        connection.sock.settimeout(left_s)
