@@ -1,8 +1,8 @@
 """Every error Rumor reports: a stable code, what happened (with the values), and what to do.
 
-The gateway turns these into `{"error": {"code", "message", "hint"}}`, the command line into two lines on stderr.
-Each class says whether the thing certainly did not happen or *may have happened*: that decides whether a caller may
-simply try again.
+The gateway turns an error into `{"error": {"code", "message", "hint"}}`, the command line into two lines on stderr.
+Each class says whether what the caller asked for certainly did not happen or *may have happened*: that decides whether
+the caller may simply try again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from cluster.refusal import Refusal, refusal
 
 
 class RumorError(Exception):
-    """Base of all reported errors. `status` is the HTTP status a gateway answers with."""
+    """Base of all reported errors. `status` is the HTTP status with which a gateway answers.
+
+    `may_have_happened` is False where the error is a refusal: nothing was done. StoreUnavailable and the client's
+    Unreachable are the two that may be raised after the thing was done; each says so by this.
+    """
 
     code = "internal"
     status = 500
-    may_have_happened = False  # for what refuses: nothing was done. See StoreUnavailable, and the client's Unreachable
+    may_have_happened = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -29,7 +33,7 @@ class RumorError(Exception):
 
 
 class ConfigError(RumorError):
-    """The configuration cannot work. Nothing was started."""
+    """The configuration cannot work. The node did not start."""
 
     code = "bad_config"
     status = 500
@@ -50,26 +54,26 @@ class Invalid(RumorError):
 
 
 class UnknownType(Invalid):
-    """No live or remembered node has a handler for this type. Nothing happened."""
+    """No node, live or remembered, has a handler for this type. Nothing happened."""
 
     code = "unknown_type"
 
 
 class IdempotencyConflict(Invalid):
-    """The same Idempotency-Key came with another body. Nothing happened; the first task stands."""
+    """The same Idempotency-Key came before with another body. Nothing happened; the first task stands."""
 
     code = "idempotency_conflict"
 
 
 class NotFound(RumorError):
-    """No such task, or it is past its retention."""
+    """There is no such task or path, or the task is past its retention (404). Nothing happened."""
 
     code = "not_found"
     status = 404
 
 
 class Conflict(RumorError):
-    """The task is not in a state that allows this. Nothing changed."""
+    """The task is in a state that does not allow this (409). Nothing happened."""
 
     code = "conflict"
     status = 409
@@ -83,49 +87,52 @@ class TooLarge(RumorError):
 
 
 class TooSlow(RumorError):
-    """The head or the body of a request did not come in time (408). Nothing happened; of a stream, its rest."""
+    """The head or the body of a request did not arrive in time (408).
+
+    Nothing happened; where the body is a stream of lines, the lines before the pause were carried out.
+    """
 
     code = "too_slow"
     status = 408
 
 
 class QueueFull(RumorError):
-    """A limit was reached or Redis is nearly out of memory (429). Nothing happened; try again later."""
+    """A limit is reached, or Redis is nearly out of memory (429). Nothing happened; try again later."""
 
     code = "queue_full"
     status = 429
 
 
 class TooManyListeners(RumorError):
-    """As many clients listen to this node's events as it takes (429). Nothing happened; another node takes more."""
+    """This node serves its events to as many clients as it may (429). Nothing happened; another node may take more."""
 
     code = "too_many_listeners"
     status = 429
 
 
 class TooManyConnections(RumorError):
-    """A node has no room for another connection (503). Nothing happened; another node may have."""
+    """This node has no room for another connection (503). Nothing happened; another node may have room."""
 
     code = "too_many_connections"
     status = 503
 
 
 class Unauthorized(RumorError):
-    """No or a wrong bearer token (401). Nothing happened."""
+    """The request bears no token, or a wrong one (401). Nothing happened."""
 
     code = "unauthorized"
     status = 401
 
 
 class Forbidden(RumorError):
-    """The request comes from where it may not come from: another web origin, another host (403). Nothing happened."""
+    """The request comes from a web origin or a host that may not make it (403). Nothing happened."""
 
     code = "forbidden"
     status = 403
 
 
 class MethodNotAllowed(RumorError):
-    """The path exists and not for this method (405). Nothing happened."""
+    """The path exists, but not for this method (405). Nothing happened."""
 
     code = "method_not_allowed"
     status = 405
@@ -136,12 +143,13 @@ class MethodNotAllowed(RumorError):
 
 
 class StoreUnavailable(RumorError):
-    """Redis gave no answer in time, or refused the connection.
+    """Redis gave no answer in time, refused the connection, or refused the call (503).
 
-    `may_have_happened` tells the two apart: a call that left this node and got no answer may have been carried out.
-    `refusal`: it did answer, and this is why it would not do it.
-    `ids` are the ids that a submission had fixed before its first call, one for each task in order: with them another
-    node can carry the same submission out without making two.
+    `may_have_happened`: True if a call left this node and got no answer, so that Redis may have carried it out. False
+    if no call left this node, or if Redis refused it.
+    `refusal`: why Redis, which did answer, refused.
+    `ids`: the ids that the submission fixed before its first call, one for each task in order. With them another node
+    can carry out the same submission without storing a task twice.
     """
 
     code = "store_unavailable"
@@ -162,19 +170,22 @@ class StoreUnavailable(RumorError):
 
 
 def refused(error: Exception) -> StoreUnavailable:
-    """Redis answered so: it did nothing."""
+    """The error for a refusal that Redis answered: Redis did nothing."""
     why = refusal(str(error))
     return StoreUnavailable(f"Redis refuses: {why.words}.", why.hint, may_have_happened=False, refusal=why)
 
 
 def away(storing: bool = False) -> StoreUnavailable:
-    """Redis is known to be away, so nothing was sent to it."""
+    """The error while this node knows that Redis is away, and sends it nothing: nothing happened."""
     message = "Redis does not answer; nothing was stored." if storing else "Redis does not answer."
     return StoreUnavailable(message, "Try again soon.", may_have_happened=False)
 
 
 class StoreUnsafe(RumorError):
-    """Redis is reachable but its settings would lose tasks, or it belongs to another kind of cluster."""
+    """Redis answers, but it is no safe place for tasks (503). A node finds this when it starts; it stored nothing.
+
+    The server is too old, its settings would lose tasks, or it refuses to store.
+    """
 
     code = "store_unsafe"
     status = 503

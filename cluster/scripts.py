@@ -1,7 +1,9 @@
 """The Lua scripts as files: their text, their hash, and the one way to call them.
 
-What a script's header says it uses of `lua/include` is put before it: Redis knows no libraries of ours. NOSCRIPT is
-answered by EVAL, which also loads the script for the next call.
+Redis knows no libraries of ours, so each file of `lua/include` that a script's header names is put before the script.
+A call that Redis answers with NOSCRIPT is repeated as EVAL, which also loads the script for the next call.
+
+Does not know: keys, what a script answers.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from redis.exceptions import NoScriptError, RedisError
 
 USES = re.compile(r"^-- Uses +include/(\w+\.lua)$", re.M)
 Arg = str | bytes | int | float
-# What a call to Redis raises when there is no answer. RuntimeError: of uvloop, for a write to a connection that was
-# reset while nothing was asked of it.
+# Exceptions that a call to Redis raises if no answer comes. uvloop raises RuntimeError for a write to a connection
+# that was reset while it was idle.
 UNANSWERED = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One file of `cluster/lua`."""
+    """One file of `cluster/lua`, with what it includes."""
 
     name: str
     text: str
@@ -34,17 +36,17 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script of this name. Raises FileNotFoundError if there is none."""
+    """The script of this name. Raises FileNotFoundError if there is no such file."""
     folder = resources.files("cluster").joinpath("lua")
     text = folder.joinpath(f"{name}.lua").read_text("utf-8")
-    text = "".join(folder.joinpath("include", used).read_text("utf-8") for used in USES.findall(text)) + text
+    text = "".join(folder.joinpath("include", file).read_text("utf-8") for file in USES.findall(text)) + text
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
 
 
 async def call(client: Any, name: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
-    """Run one script by itself (the shards' lanes send theirs in pipelines). Redis errors pass through."""
-    one = script(name)
+    """Run one script by itself (the shards' lanes send theirs in pipelines). Errors of Redis pass through."""
+    lua = script(name)
     try:
-        return await client.execute_command("EVALSHA", one.sha, len(keys), *keys, *args)
+        return await client.execute_command("EVALSHA", lua.sha, len(keys), *keys, *args)
     except NoScriptError:
-        return await client.execute_command("EVAL", one.text, len(keys), *keys, *args)
+        return await client.execute_command("EVAL", lua.text, len(keys), *keys, *args)

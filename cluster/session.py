@@ -1,7 +1,7 @@
 """Session names: one life of a node, as `<node_id>/<boot ms, hex>-<random hex>`.
 
-The time in the name orders the lives of one node_id and is compared with nothing else. Work is owned by sessions,
-never by node names. Does not know: clocks; the caller hands in the wall-clock time and the randomness.
+Pure: the caller hands in the wall-clock time and the randomness. The time in a name orders the lives of one node_id
+and is compared with nothing else. Sessions own work; node names never do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SESSION = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.:@-]{0,62})/([0-9a-f]{8,14})-([0
 
 
 def new(node_id: str, wall_ms: int, rng: Random) -> str:
-    """A session that begins at `wall_ms` (this node's own wall clock)."""
+    """The name of a session that begins at `wall_ms` (this node's own wall clock)."""
     return f"{node_id}/{wall_ms:011x}-{rng.getrandbits(32):08x}"
 
 
@@ -28,7 +28,7 @@ def node_of(session: str) -> str:
 
 
 def order(session: str) -> tuple[int, str]:
-    """Sort key among the sessions of one node_id: later lives are greater. Raises ValueError on another form."""
+    """Sort key among the sessions of one node_id: a later life is greater. Raises ValueError if it is no session."""
     match = SESSION.match(session)
     if match is None:
         raise ValueError(f"not a session: {session!r}")
@@ -36,5 +36,5 @@ def order(session: str) -> tuple[int, str]:
 
 
 def is_newer(session: str, than: str) -> bool:
-    """Whether `session` is a later life than `than`, of the same node."""
+    """Whether both are lives of the same node, and `session` is the later one."""
     return node_of(session) == node_of(than) and order(session) > order(than)

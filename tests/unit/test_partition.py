@@ -16,6 +16,7 @@ def test_heal_reaches_all_others_where_one_node_cannot_be_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """Also the nodes whose turn had not come when that one failed."""
+
     def place(number: int, *inside: str) -> Place:
         return Place(number, f"n{number}", f"10.0.0.{number}", "http://127.0.0.1:1", "", inside)
 
