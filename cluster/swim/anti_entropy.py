@@ -14,7 +14,7 @@ from random import Random
 
 from cluster.swim import wire
 from cluster.swim.events import Address, PushPull
-from cluster.swim.outbox import Post
+from cluster.swim.outbox import Outbox
 from cluster.swim.table import Entry, Table
 from cluster.swim.wire import Digest, Pull, Rows
 
@@ -27,9 +27,9 @@ SYNC_WITH_DEAD_EVERY = 4  # one periodic exchange in this many is tried with a m
 class Exchange:
     """What one node asks of others' tables, and shows of its own."""
 
-    def __init__(self, table: Table, post: Post, rng: Random, stats: dict[str, int]) -> None:
+    def __init__(self, table: Table, outbox: Outbox, rng: Random, stats: dict[str, int]) -> None:
         self._table = table
-        self._post = post
+        self._outbox = outbox
         self._rng = rng
         self._stats = stats
         self._sync_s = -inf
@@ -64,7 +64,7 @@ class Exchange:
         rows = [entry.aged(now_s) for entry in entries]
         for piece in range(ROWS_PIECES_MAX):
             is_last = piece == ROWS_PIECES_MAX - 1
-            sent = self._post.send(target, Rows(is_last, is_final), rows, with_news=False)
+            sent = self._outbox.send(target, Rows(is_last, is_final), rows, with_news=False)
             rows = rows[sent:]
             if not rows:
                 return
@@ -83,8 +83,8 @@ class Exchange:
         if now_s - self._sync_s >= SYNC_SPACING_S:
             self._sync_s = now_s
             self._stats["push_pulls"] += 1
-            self._post.out.append(PushPull(entry.address, self._post.full_table(now_s)))
+            self._outbox.out.append(PushPull(entry.address, self._outbox.full_table(now_s)))
 
     def _send_pull(self, target: Address, *, is_back: bool) -> None:
         hashes = list(self._table.hashes())[: wire.PULL_MAX_ROWS]
-        self._post.send(target, Pull(b"".join(hashes), is_back))
+        self._outbox.send(target, Pull(b"".join(hashes), is_back))

@@ -64,7 +64,7 @@ from cluster.swim.events import (
     WatchEnded,
 )
 from cluster.swim.newcomers import Challenges, Contest, Contests, Joins
-from cluster.swim.outbox import Post
+from cluster.swim.outbox import Outbox
 from cluster.swim.rounds import Rounds
 from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
 from cluster.swim.table import LIVE, Entry, Table, accusation, is_same_claim, merge, precedence, short
@@ -134,8 +134,8 @@ class Swim:
         self._load_next_s = now_s  # and not before
         self._stats = dict.fromkeys(COUNTERS, 0)
         self._table = Table()
-        self._post = Post(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
-        self._exchange = Exchange(self._table, self._post, rng, self._stats)
+        self._outbox = Outbox(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
+        self._exchange = Exchange(self._table, self._outbox, rng, self._stats)
         self._tombstones: dict[str, None] = {}
         self._suspicions: dict[str, Suspicion] = {}  # by session
         self._joins = Joins()
@@ -149,7 +149,7 @@ class Swim:
         self._urgent_heard: list[Row] = []
 
         self._now_s = self._started_s = now_s
-        self._rounds = Rounds(config, me.node_id, self._table, self._post, rng, self._stats, self, now_s)
+        self._rounds = Rounds(config, me.node_id, self._table, self._outbox, rng, self._stats, self, now_s)
         self._gossip_s = now_s
         self._push_pull_s = now_s + (0.5 + rng.random()) * config.push_pull_interval_s
         self._ring_repair_s = now_s + (1 + rng.random()) * RING_REPAIR_S
@@ -178,7 +178,7 @@ class Swim:
             case SetLoad():
                 self._on_load(event.load, event.is_urgent)
             case SetEpoch():
-                self._post.epoch = max(self._post.epoch, event.epoch)
+                self._outbox.epoch = max(self._outbox.epoch, event.epoch)
             case Fenced():
                 self._on_fenced(event.session)
             case Renew():
@@ -187,13 +187,13 @@ class Swim:
                 self._on_leave(event.done)
             case PushPullRequest():
                 if self._on_sync(event.data):
-                    self._post.out.append(PushPullReply(event.ticket, self._post.full_table(self._now_s)))
+                    self._outbox.out.append(PushPullReply(event.ticket, self._outbox.full_table(self._now_s)))
             case PushPullResponse():
                 self._on_sync(event.data)
         self._flush_urgent()
         self._update_watch()
         self._deadline_s = self._next_s()
-        out, self._post.out = self._post.out, []
+        out, self._outbox.out = self._outbox.out, []
         return out
 
     def deadline_s(self) -> float:
@@ -207,7 +207,7 @@ class Swim:
     @property
     def epoch(self) -> int:
         """The highest epoch heard."""
-        return self._post.epoch
+        return self._outbox.epoch
 
     @property
     def is_synced(self) -> bool:
@@ -229,7 +229,7 @@ class Swim:
     def _next_s(self) -> float:
         return min(
             self._rounds.due_s,
-            self._gossip_s if self._post.news else inf,
+            self._gossip_s if self._outbox.news else inf,
             self._load_told_s,
             self._push_pull_s,
             self._ring_repair_s,
@@ -248,14 +248,14 @@ class Swim:
         if self._load_told_s <= now_s:
             self._load_told_s, self._load_next_s = inf, now_s + self._config.gossip_interval_s
             for entry in self._some(LOAD_FANOUT):
-                self._post.send(entry.address, Gossip())
-        if self._gossip_s <= now_s and self._post.news:
+                self._outbox.send(entry.address, Gossip())
+        if self._gossip_s <= now_s and self._outbox.news:
             self._gossip_s = now_s + self._config.gossip_interval_s
-            self._post.news.drop_old(now_s)
+            self._outbox.news.drop_old(now_s)
             for entry in self._some(GOSSIP_FANOUT):
-                self._post.send(entry.address, Gossip())
+                self._outbox.send(entry.address, Gossip())
             if len(self._table.live) < 2:
-                self._post.news.clear()  # Nobody to tell: whoever comes gets the table.
+                self._outbox.news.clear()  # Nobody to tell: whoever comes gets the table.
         if self._ring_repair_s <= now_s:
             self._ring_repair_s = now_s + RING_REPAIR_S
             self._seek_the_dead()
@@ -283,7 +283,7 @@ class Swim:
         self._stats["late_ticks"] += 1
         self._rounds.feel(1)
         self._rounds.restart(self._now_s)
-        self._post.news.drop_old(self._now_s)
+        self._outbox.news.drop_old(self._now_s)
         for suspicion in self._suspicions.values():
             suspicion.excused_s += late_s
 
@@ -444,15 +444,15 @@ class Swim:
             msgspec.structs.replace(row, state=MemberState.DEAD, evidence=Evidence.SUPERSEDED, by=""),
         )
         self._stats["deaths_superseded"] += 1
-        self._post.out.append(Changed(entry.member(), was, False))
+        self._outbox.out.append(Changed(entry.member(), was, False))
         entry.row = row  # The table still holds it, until the later one is put in its place.
 
     def _changed(self, entry: Entry, was: MemberState | None, before: Row | None, *, first: bool = False) -> None:
         """The entry's row is new: keep suspicions, rounds, news and the ring in step, and tell the driver."""
         row = entry.row
         was_live = was in LIVE
-        self._post.out.append(Changed(entry.member(), was, first))
-        self._post.news.add(row if before is None or row.state is MemberState.ALIVE else short(row), self._now_s)
+        self._outbox.out.append(Changed(entry.member(), was, first))
+        self._outbox.news.add(row if before is None or row.state is MemberState.ALIVE else short(row), self._now_s)
         if not before or was_live != entry.is_live:
             self._ring_changed = True
         suspicion = self._suspicions.get(row.session)
@@ -483,7 +483,7 @@ class Swim:
                 # Enough others look for themselves at once: independent confirmations are what makes a verdict fast.
                 self._rounds.start(entry, self._now_s, is_urgent=False)
         if suspicion.confirm(row.by, row.evidence):
-            self._post.news.add(short(row), self._now_s)
+            self._outbox.news.add(short(row), self._now_s)
             if row.by != self._me.node_id:
                 if row.evidence is Evidence.REFUSED:
                     is_watcher = self._me.node_id in predecessors(
@@ -496,7 +496,7 @@ class Swim:
         """Nothing is to be found out about this session any more."""
         self._rounds.drop(session)
         self._suspicions.pop(session, None)
-        self._post.loads.drop(session)
+        self._outbox.loads.drop(session)
 
     def _bury(self, row: Row, *, is_known: bool) -> None:
         """Remember the tombstone of a session, and pass it on if the table cannot."""
@@ -506,7 +506,7 @@ class Swim:
         if len(self._tombstones) > TOMBSTONES_MAX:
             del self._tombstones[next(iter(self._tombstones))]
         if not is_known and not row.host and self._table.get(node_of(row.session)) is None:
-            self._post.news.add(row, self._now_s)
+            self._outbox.news.add(row, self._now_s)
 
     # ---- this node
 
@@ -526,7 +526,7 @@ class Swim:
         me = self._me
         row = Row(me.session, incarnation, state, Evidence.NONE, "", me.host, me.port, me.meta)
         self._table.put(row, self._now_s)
-        self._post.news.add(row, self._now_s)
+        self._outbox.news.add(row, self._now_s)
         self._ring_changed = True
         return row
 
@@ -553,9 +553,9 @@ class Swim:
             refutation = self._put_me(row.incarnation + 1, mine.state)
             accuser = self._table.get(row.by)
             if accuser is not None:
-                self._post.send(accuser.address, Gossip(), [refutation])
+                self._outbox.send(accuser.address, Gossip(), [refutation])
             self._urgent_own.append(refutation)
-            self._post.out.append(Changed(self._my_entry.member(), mine.state, False))
+            self._outbox.out.append(Changed(self._my_entry.member(), mine.state, False))
         return True
 
     def _fence_me(self) -> None:
@@ -563,15 +563,15 @@ class Swim:
         if was.evidence is not Evidence.FENCED:
             row = msgspec.structs.replace(was, state=MemberState.DEAD, evidence=Evidence.FENCED)
             self._table.put(row, self._now_s)
-            self._post.news.add(row, self._now_s)
+            self._outbox.news.add(row, self._now_s)
             self._ring_changed = True
-            self._post.out.append(Changed(self._my_entry.member(), was.state, False))
+            self._outbox.out.append(Changed(self._my_entry.member(), was.state, False))
 
     def _conflict(self, other: Identity) -> None:
         if other.session not in self._conflicts and len(self._conflicts) < CONFLICTS_MAX:
             self._conflicts[other.session] = None
             self._stats["conflicts"] += 1
-            self._post.out.append(Conflict(other))
+            self._outbox.out.append(Conflict(other))
 
     def _on_renew(self, session: str) -> None:
         assert is_newer(session, self._me.session), f"{session} does not come after {self._me.session}"
@@ -580,7 +580,7 @@ class Swim:
         self._me = Identity(self._me.node_id, session, self._me.host, self._me.port, self._me.meta)
         row = self._put_me(0, MemberState.LEAVING if was is MemberState.LEAVING else MemberState.ALIVE)
         self._urgent_own.append(row)
-        self._post.out.append(Changed(self._my_entry.member(), None, False))
+        self._outbox.out.append(Changed(self._my_entry.member(), None, False))
 
     def _on_leave(self, done: bool) -> None:
         mine = self._my_row
@@ -589,7 +589,7 @@ class Swim:
         incarnation = min(mine.incarnation + 1, wire.INCARNATION_MAX)
         row = self._put_me(incarnation, MemberState.LEFT if done else MemberState.LEAVING)
         self._urgent_own.append(row)
-        self._post.out.append(Changed(self._my_entry.member(), mine.state, False))
+        self._outbox.out.append(Changed(self._my_entry.member(), mine.state, False))
         if done:
             self._rounds.clear()
             self._suspicions.clear()
@@ -602,9 +602,9 @@ class Swim:
 
     def _on_load(self, load: bytes, is_urgent: bool) -> None:
         assert len(load) <= wire.LOAD_MAX_BYTES, f"load is {len(load)} bytes"
-        self._post.load, self._post.load_seq = load, self._post.load_seq + 1
+        self._outbox.load, self._outbox.load_seq = load, self._outbox.load_seq + 1
         mine = self._my_entry
-        mine.load, mine.load_seq, mine.load_at_s = load, self._post.load_seq, self._now_s
+        mine.load, mine.load_seq, mine.load_at_s = load, self._outbox.load_seq, self._now_s
         if is_urgent:
             self._load_told_s = min(self._load_told_s, self._load_next_s)
 
@@ -624,7 +624,7 @@ class Swim:
         if len(event.data) > wire.DATAGRAM_MAX_BYTES:
             self._stats["dropped_oversize"] += 1
             return
-        packet = self._post.open(event.data)
+        packet = self._outbox.open(event.data)
         if packet is None:
             return
         session = packet.head.session
@@ -649,7 +649,7 @@ class Swim:
         """Answer, show the table, believe nothing, and ask who is there."""
         match packet.body:
             case Ping():
-                self._post.send(source, Ack(packet.body.nr, self._me.session), [self._my_row])
+                self._outbox.send(source, Ack(packet.body.nr, self._me.session), [self._my_row])
             case Pull():
                 self._exchange.answer_pull(packet.body, source, self._now_s)
             case _:
@@ -662,7 +662,7 @@ class Swim:
         lost = self._take_in(packet)
         match body:
             case Ping():
-                self._post.send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
+                self._outbox.send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
             case Ack():
                 self._rounds.answered(body, self._now_s, is_direct=body.subject == head.session)
             case PingReq():
@@ -683,7 +683,7 @@ class Swim:
     def _take_in(self, packet: Packet) -> list[Entry]:
         """Learn everything a packet claims. Returns what this node knows better."""
         head = packet.head
-        self._post.epoch = max(self._post.epoch, head.epoch)
+        self._outbox.epoch = max(self._outbox.epoch, head.epoch)
         lost: list[Entry] = []
         for row in packet.rows:
             if row.session == head.session and self._is_contested(row):
@@ -725,7 +725,7 @@ class Swim:
         entry = self._table.of(load.session)
         if entry is not None and load.seq > entry.load_seq and load.session != self._me.session:
             entry.load, entry.load_seq, entry.load_at_s = load.load, load.seq, self._now_s
-            self._post.loads.add(load.session, wire.encode_row(load))
+            self._outbox.loads.add(load.session, wire.encode_row(load))
 
     def _answer_rows(self, ping: Ping, head: Head) -> list[Row]:
         """What the sender of a ping is told first: who we are, if it does not know, and what we hold of it, if bad."""
@@ -746,7 +746,7 @@ class Swim:
         if len(data) > wire.SYNC_MAX_BYTES:
             self._stats["dropped_oversize"] += 1
             return False
-        packet = self._post.open(data)
+        packet = self._outbox.open(data)
         if packet is None or not isinstance(packet.body, Sync) or node_of(packet.head.session) == self._me.node_id:
             return False
         if self._table.of(packet.head.session) is not None:
@@ -776,7 +776,7 @@ class Swim:
         heard, self._urgent_heard = self._urgent_heard, []
         if own or heard:
             for entry in self._some(URGENT_DIRECT_MAX if own else URGENT_FANOUT):
-                self._post.send(entry.address, Gossip(), own + heard)
+                self._outbox.send(entry.address, Gossip(), own + heard)
 
     def _update_watch(self) -> None:
         if not self._ring_changed:
@@ -786,4 +786,4 @@ class Swim:
         peers = tuple(self._table.live[name].identity for name in names)
         if peers != self._watched:
             self._watched = peers
-            self._post.out.append(Watch(peers))
+            self._outbox.out.append(Watch(peers))

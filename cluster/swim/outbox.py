@@ -1,4 +1,4 @@
-"""Post: what leaves this node, and what of the bytes that come is let in. Packs, seals, numbers, counts.
+"""Outbox: what leaves this node, and what of the bytes that come is let in. Packs, seals, numbers, counts.
 
 A datagram carries the sender's account of itself, a body, the rows it is about, and in what room is left news and
 loads. Does not know: who is told what and why, time, what a row means.
@@ -17,7 +17,7 @@ from cluster.swim.table import Table
 from cluster.swim.wire import Body, Head, Packet, Row, Sync
 
 
-class Post:
+class Outbox:
     """The sealed side of one node. `out` is what it is to do; the core takes it away."""
 
     def __init__(

@@ -16,7 +16,7 @@ from typing import Protocol
 from cluster.config import Config
 from cluster.session import node_of
 from cluster.swim.events import Address, Evidence, MemberState, Tcp, TcpConnect
-from cluster.swim.outbox import Post
+from cluster.swim.outbox import Outbox
 from cluster.swim.probe import (
     AID_SHARE,
     PINGS_MAX,
@@ -53,7 +53,7 @@ class Rounds:
         config: Config,
         name: str,
         table: Table,
-        post: Post,
+        outbox: Outbox,
         rng: Random,
         stats: dict[str, int],
         judge: Judge,
@@ -63,7 +63,7 @@ class Rounds:
         self._config = config
         self._name = name
         self._table = table
-        self._post = post
+        self._outbox = outbox
         self._rng = rng
         self._stats = stats
         self._judge = judge
@@ -126,11 +126,11 @@ class Rounds:
     def ping(self, entry: Entry, now_s: float) -> None:
         """A single ping outside of any round."""
         ping = Ping(self._number(entry.row.session, now_s), entry.row.session)
-        self._post.send(entry.address, ping, accusation(entry))
+        self._outbox.send(entry.address, ping, accusation(entry))
 
     def ping_address(self, address: Address, now_s: float) -> None:
         """Ask whoever is there; say who we are."""
-        self._post.send(address, Ping(self._number("", now_s), ""), [self._table[self._name].row])
+        self._outbox.send(address, Ping(self._number("", now_s), ""), [self._table[self._name].row])
 
     def press(self, entry: Entry, now_s: float, *, is_watcher: bool) -> None:
         """Another member was refused by it: those that watch it, and those that look anyway, look again at once."""
@@ -169,7 +169,7 @@ class Rounds:
             return  # Answered before what made the round urgent: it may have died since.
         del self._probes[session]
         for address, requested_nr in probe.requesters:
-            self._post.send(address, Ack(requested_nr, session))
+            self._outbox.send(address, Ack(requested_nr, session))
         if probe.accuses:
             self.feel(-1)
 
@@ -218,7 +218,7 @@ class Rounds:
             probe.is_urgent = True
             self._connect(probe, now_s)
         if probe.is_refused:
-            self._post.send(source, Nack(request.nr, request.target, Tcp.REFUSED))
+            self._outbox.send(source, Nack(request.nr, request.target, Tcp.REFUSED))
 
     # ---- inside a round
 
@@ -261,7 +261,7 @@ class Rounds:
         is_insisting = probe.is_urgent or probe.attempt > 0
         entry = self._table.of(probe.session)
         nr = self._number(probe.session, now_s)
-        self._post.send(probe.target, Ping(nr, probe.session), accusation(entry) if entry is not None else ())
+        self._outbox.send(probe.target, Ping(nr, probe.session), accusation(entry) if entry is not None else ())
         if is_insisting and not probe.tcp_tries:
             self._connect(probe, now_s)
         if is_insisting and probe.accuses:
@@ -270,7 +270,7 @@ class Rounds:
                 asked_nr = self._number(probe.session, now_s)
                 probe.asked.setdefault(helper.node_id, (asked_nr, now_s))
                 host, port = probe.target
-                self._post.send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
+                self._outbox.send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
         rtt = entry.rtt if entry is not None else Rtt()
         wait_s = spacing_s(rtt, self._length_s, probe.attempt)
         probe.attempt += 1
@@ -299,7 +299,7 @@ class Rounds:
             timeout_s = connect_timeout_s(rtt, left_s, probe.tcp_tries, self._config.probe_timeout_s)
             probe.tcp_until_s = now_s + timeout_s + TCP_LOST_S
             probe.tcp_tries += 1
-            self._post.out.append(TcpConnect(probe.target, probe.session, timeout_s))
+            self._outbox.out.append(TcpConnect(probe.target, probe.session, timeout_s))
 
     def _number(self, session: str, now_s: float) -> int:
         """A new number for a ping; its answer counts as that session's."""
@@ -337,4 +337,4 @@ class Rounds:
     def _report(self, probe: Probe, tcp: Tcp | None) -> None:
         """Tell those on whose behalf the round runs."""
         for address, nr in probe.requesters:
-            self._post.send(address, Nack(nr, probe.session, tcp))
+            self._outbox.send(address, Nack(nr, probe.session, tcp))

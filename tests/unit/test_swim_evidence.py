@@ -448,5 +448,5 @@ def test_fenced_strengthens_the_evidence_of_a_death() -> None:
 def test_a_tick_without_anything_due_does_nothing() -> None:
     bench = Bench(*PEERS)
     bench.take()
-    bench.swim._post.news.clear()
+    bench.swim._outbox.news.clear()
     assert bench.hand_in(Tick()) == []

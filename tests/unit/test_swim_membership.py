@@ -368,9 +368,9 @@ def test_push_pull_makes_two_tables_equal() -> None:
     for peer in ("c", "me"):
         other.meet(peer)
     one.meet("you")
-    other.swim._post._seq = 100  # beyond what was forged in its name
+    other.swim._outbox._seq = 100  # beyond what was forged in its name
     one.swim._exchange.sync_with(one.swim._table.live["a"], one.now_s)
-    request = next(action for action in one.swim._post.out if isinstance(action, PushPull))
+    request = next(action for action in one.swim._outbox.out if isinstance(action, PushPull))
     (reply,) = [a for a in other.hand_in(PushPullRequest(4, request.data)) if isinstance(a, PushPullReply)]
     assert reply.ticket == 4
     one.hand_in(PushPullResponse(reply.data))
