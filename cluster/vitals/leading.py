@@ -1,7 +1,8 @@
 """The driver of the leader lease: asks Redis what `Lease` wishes, gossips epochs, keeps the leader's snapshot.
 
-Decides nothing about who leads; see `lease`. The calls are one at a time, so that answers come in the order of their
-questions.
+It makes one call at a time, so that answers come in the order of their questions.
+
+Decides nothing about who leads; see `lease`.
 """
 
 from __future__ import annotations
@@ -10,35 +11,79 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from typing import Protocol
 
+from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.gossip.driver import Gossip
 from cluster.swim.core import Swim
 from cluster.swim.events import SetEpoch
 from cluster.view import View
 from cluster.vitals.calls import Pulse
+from cluster.vitals.kept_tasks import wait_for
 from cluster.vitals.lease import Lease, Term
 
 ASKS_MAX = 3  # in a row: the lease may turn out to be free, or to be held by a session that has ended
 
 
-class Leading:
-    """One node's part in the election. `is_ended` tells which sessions are fenced."""
+class Candidate(Protocol):
+    """The life that takes part in the election, or the script that stands for it in a test."""
 
-    def __init__(self, lease: Lease, pulse: Pulse, swim: Swim, gossip: Gossip, is_ended: Callable[[str], bool]) -> None:
+    @property
+    def redis_ok(self) -> bool:
+        """Whether Redis takes its heartbeats."""
+
+    @property
+    def view(self) -> View:
+        """Its latest view."""
+
+    def may_ask(self) -> bool:
+        """Whether this node should ask for the lease at all."""
+
+    def is_ended(self, name: str) -> bool:
+        """Whether this session is known to be fenced."""
+
+    def on_leader(self, leader: Term | None) -> None:
+        """This node names another leader than before, or none."""
+
+
+class Leading:
+    """One node's part in the election. `leader` is whom this node names."""
+
+    def __init__(
+        self, config: Config, lease: Lease, pulse: Pulse, swim: Swim, gossip: Gossip, candidate: Candidate
+    ) -> None:
+        self.leader: Term | None = None
+        self._config = config
         self._lease = lease
         self._pulse = pulse
         self._swim = swim
         self._gossip = gossip
-        self._is_ended = is_ended
+        self._candidate = candidate
         self._turn = asyncio.Lock()
+        self._ask_now = asyncio.Event()
 
-    def leader(self) -> Term | None:
-        """Whom this node may name now."""
-        return self._lease.leader(time.monotonic())
+    async def run(self) -> None:
+        """Ask for the lease, or renew it, for ever."""
+        while True:
+            if self._candidate.may_ask():
+                await self._ask()
+                await self._keep_snapshot(self._candidate.view, self._config.forget_s)
+            self.look()
+            await wait_for(self._ask_now, self._config.leader_lease_s / 3)
 
-    async def ask(self) -> None:
+    def hurry(self) -> None:
+        """Ask now: Redis is back or away, or the leader's session has ended."""
+        self._ask_now.set()
+
+    def look(self) -> None:
+        """Tell if the leader that this node may name has changed: time alone may take one away."""
+        leader = self._lease.leader(time.monotonic()) if self._candidate.redis_ok else None
+        if leader != self.leader:
+            self.leader = leader
+            self._candidate.on_leader(leader)
+
+    async def _ask(self) -> None:
         """Acquire, renew or take over: one round."""
         async with self._turn:
             with contextlib.suppress(StoreUnavailable):
@@ -46,7 +91,7 @@ class Leading:
                     if not await self._ask_once():
                         return
 
-    async def keep_snapshot(self, view: View, ttl_s: float) -> None:
+    async def _keep_snapshot(self, view: View, ttl_s: float) -> None:
         """The leader keeps its member table in Redis, for people and for whoever starts with nobody to ask."""
         term = self._lease.holder
         if term is None or not self._lease.may_lead(time.monotonic()):
@@ -67,6 +112,7 @@ class Leading:
             if term is not None:
                 with contextlib.suppress(StoreUnavailable):
                     await self._pulse.resign(term)
+        self.look()
 
     async def _ask_once(self) -> bool:
         """True: it is worth asking again at once."""
@@ -78,4 +124,4 @@ class Leading:
         if holder is None:
             return True
         self._gossip.feed(SetEpoch(holder.epoch))
-        return self._is_ended(holder.session) and self._lease.died(holder.session)
+        return self._candidate.is_ended(holder.session) and self._lease.died(holder.session)

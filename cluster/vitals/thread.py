@@ -91,7 +91,7 @@ class Vitals:
 
     def tick(self) -> None:
         """The main loop lives. To be called every 250 ms or so."""
-        self._life.ticked_s = time.monotonic()
+        self._life.main.ticked_s = time.monotonic()
 
     def consider(self, sessions: Iterable[str]) -> None:
         """These sessions hold work in Redis: watch those that gossip does not know, and fence them by the rules."""

@@ -7,12 +7,12 @@ Does not know: clocks, Redis, asyncio; whom to fence (see `witness`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 
 from cluster.load import Load, Meta, decode_load, decode_meta
 from cluster.session import node_of
-from cluster.swim.events import Member, MemberState
+from cluster.swim.events import Evidence, Member, MemberState
 from cluster.view import VERDICT, Leader, Peer, RedisWord, View
 from cluster.vitals.lease import Term
 
@@ -25,8 +25,8 @@ _meta: Callable[[bytes], Meta | None] = lru_cache(REMEMBERED)(decode_meta)
 def peer(member: Member, redis: RedisWord, age_s: float | None) -> Peer:
     """One member with both witnesses' words.
 
-    The second witness counts as live unless it says otherwise: only an agreement is a death. A live member that says
-    itself that Redis does not answer it is believed at once, and a tombstone needs no second word.
+    The second witness counts as live unless it says otherwise: only an agreement is a death. A live member is believed
+    at once when it says that Redis does not answer it, and a tombstone needs no second word.
     """
     is_dead = member.state in (MemberState.DEAD, MemberState.LEFT) or redis is RedisWord.GONE
     load = _load(member.load) if member.load else None
@@ -50,6 +50,19 @@ def peer(member: Member, redis: RedisWord, age_s: float | None) -> Peer:
     )
 
 
+def own_row(me: Member, redis_ok: bool, age_s: float) -> Peer:
+    """This node's own row: it knows by itself whether Redis takes its heartbeats."""
+    return peer(me, RedisWord.LIVE if redis_ok else RedisWord.STALE, age_s)
+
+
+def word(member: Member, watched: RedisWord) -> RedisWord:
+    """Redis's word on another member: as watched here, unless a tombstone was seen elsewhere.
+
+    A node that gossips FENCED has seen the tombstone; this node's own reading of it is on its way.
+    """
+    return RedisWord.GONE if member.evidence is Evidence.FENCED else watched
+
+
 def leader(term: Term | None) -> Leader | None:
     """A term as the view names it."""
     return None if term is None else Leader(node_of(term.session), term.session, term.epoch)
@@ -62,8 +75,3 @@ def essence(view: View) -> tuple[object, ...]:
         for p in view.members
     )
     return view.session, rows, view.leader, view.epoch, view.redis_ok, view.refusal, view.is_synced
-
-
-def addresses(seeds: Iterable[tuple[str, int]], known: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    """Each address once, seeds first."""
-    return tuple(dict.fromkeys([*seeds, *known]))

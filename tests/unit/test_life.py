@@ -2,30 +2,104 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from cluster import session
 from cluster.config import Config
+from cluster.errors import ConfigError
 from cluster.swim.events import Conflict, Identity
+from cluster.vitals.calls import MemberRow
 from cluster.vitals.life import Life
+from cluster.vitals.told import Disowned, Happened, NameTaken, NewSession, SessionEnded, Told
+from tests.fake_pulse import FakePulse
 
-OURS, EARLIER = "n1/018bcfe5680-00000001", "n1/018bcfe5999-00000002"
+EARLIER = "n1/1ffffffffff-00000002"  # made by a clock that was ahead, in the year 2039
+KEY = b"k" * 32
 
 
-async def test_a_node_that_renames_itself_stops_its_tasks_before_anybody_can_run_them_again() -> None:
+@pytest.fixture(autouse=True)
+def pulse(monkeypatch: pytest.MonkeyPatch) -> FakePulse:
+    pulse = FakePulse()
+    monkeypatch.setattr("cluster.vitals.life.Pulse", lambda *_: pulse)
+    return pulse
+
+
+def life_of(told: list[Any], **settings: float) -> Life:
+    return Life(Config(node_id="n1", **settings), [KEY], b"", told.append, "127.0.0.1")  # type: ignore[arg-type]
+
+
+async def test_a_node_that_renames_itself_stops_its_tasks_before_anybody_can_run_them_again(pulse: FakePulse) -> None:
     """After a clock step back: its name was used by a later session, which has ended."""
-    done: list[str] = []
+    order: list[Told | str] = []
+    life = life_of(order)
+    ours = life.session
+    pulse.calls = order  # type: ignore[assignment]
+    pulse.heartbeats[EARLIER] = b"fenced refused 1 n2"
+    await life._contest(Conflict(Identity("n1", EARLIER, "127.0.0.1", 5000, b"")))
+    assert order[:3] == [Disowned(ours), f"fence {ours} superseded", Disowned(ours)]
+    assert session.is_newer(life.session, than=EARLIER)
+    assert not life.may_ask(), "it leads nothing before it is registered"
+
+
+async def test_a_life_that_goes_on_makes_this_one_stop(pulse: FakePulse) -> None:
+    told: list[Told] = []
+    life = life_of(told)
+    pulse.heartbeats[EARLIER] = b"17"
+    await life._contest(Conflict(Identity("n1", EARLIER, "10.0.0.9", 5000, b"")))
+    assert [type(news) for news in told] == [NameTaken]
+    assert "10.0.0.9:5000" in told[0].message  # type: ignore[union-attr]
+    assert pulse.calls == []
+
+
+async def test_two_fencings_before_it_is_registered_end_the_first_session_once() -> None:
+    told: list[Told] = []
+    life = life_of(told)
+    first = life.session
+    life.on_fenced("lease")
+    second = life.session
+    life.on_fenced("refused")
+    assert session.is_newer(second, than=first)
+    assert session.is_newer(life.session, than=second)
+    life.on_registered()
+    life.on_registered()
+    assert [news for news in told if not isinstance(news, Happened)] == [
+        Disowned(first),
+        Disowned(second),
+        NewSession(life.session),
+        SessionEnded(first, "lease"),
+    ]
+
+
+async def test_a_life_that_ends_takes_no_other_name() -> None:
+    told: list[Told] = []
+    life = life_of(told)
+    last = life.session
+    await life.depart()
+    told.clear()
+    life.on_fenced("left")
+    assert (life.session, told) == (last, [])
+    await life.close()
+
+
+async def test_a_life_comes_after_the_one_that_the_member_list_names(pulse: FakePulse) -> None:
+    life = life_of([])
+    pulse.rows["n1"] = MemberRow(EARLIER, "127.0.0.1", 5000)
+    assert await life._older_life() == EARLIER
+    assert session.is_newer(life.session, than=EARLIER)
+    assert life._heartbeat.session == life.session
+
+
+async def test_a_name_whose_heartbeat_moves_is_alive_elsewhere(pulse: FakePulse) -> None:
+    life = life_of([], heartbeat_interval_s=0.01)
+    pulse.rows["n1"] = MemberRow(EARLIER, "10.0.0.9", 5000)
+    beats = iter(range(1_000_000))
 
     async def read(names: list[str]) -> list[bytes]:
-        return [b"fenced refused 1 n2" for _ in names]
+        return [b"%d" % next(beats) for _ in names]
 
-    async def fence(*_: Any) -> None:
-        done.append("fenced")
-
-    life: Any = Life.__new__(Life)
-    life.session, life.config = OURS, Config(node_id="n1")
-    life.pulse = SimpleNamespace(read=read, fence=fence)
-    life._tell = lambda told: done.append(f"disowned {told.session}")
-    life._go_on_as_another = lambda *_, **__: done.append("renamed")
-    await life._contest(Conflict(Identity("n1", EARLIER, "127.0.0.1", 5000, b"")))
-    assert done == [f"disowned {OURS}", "fenced", "renamed"]
+    pulse.read = read  # type: ignore[assignment,method-assign]
+    async with pulse.listen(EARLIER):
+        with pytest.raises(ConfigError, match=r"n1 is alive elsewhere, at 10\.0\.0\.9:5000"):
+            await life._older_life()

@@ -13,12 +13,12 @@ from cluster.vitals.lease import Term
 SESSION = "n1/0190aaaaaaaa-0badcafe"
 
 
-def member(state: MemberState, load: Load | None = None) -> Member:
+def member(state: MemberState, load: Load | None = None, evidence: Evidence = Evidence.NONE) -> Member:
     return Member(
         Identity("n1", SESSION, "127.0.0.1", 5000),
         incarnation=0,
         state=state,
-        evidence=Evidence.NONE,
+        evidence=evidence,
         since_s=0.0,
         by="",
         rtt_s=0.001,
@@ -59,3 +59,14 @@ def test_ages_alone_are_not_worth_telling() -> None:
 
     assert view_maker.essence(view(0.1, RedisWord.LIVE)) == view_maker.essence(view(0.2, RedisWord.LIVE))
     assert view_maker.essence(view(0.1, RedisWord.LIVE)) != view_maker.essence(view(0.1, RedisWord.STALE))
+
+
+def test_a_node_knows_by_itself_whether_redis_takes_its_heartbeats() -> None:
+    assert view_maker.own_row(member(MemberState.ALIVE), True, 0.1).redis is RedisWord.LIVE
+    row = view_maker.own_row(member(MemberState.ALIVE), False, 7.0)
+    assert (row.redis, row.redis_age_s, row.verdict) == (RedisWord.STALE, 7.0, Verdict.CUT_FROM_REDIS)
+
+
+def test_a_tombstone_that_gossip_tells_of_needs_no_reading_here() -> None:
+    assert view_maker.word(member(MemberState.DEAD, evidence=Evidence.FENCED), RedisWord.LIVE) is RedisWord.GONE
+    assert view_maker.word(member(MemberState.DEAD, evidence=Evidence.REFUSED), RedisWord.LIVE) is RedisWord.LIVE

@@ -1,0 +1,60 @@
+"""Looking for members that are not alive here: among the seeds, and on the member list in Redis.
+
+Again and again, so that two halves that lost each other meet again. A row of the list whose node nobody knows any more
+is given to the second witness, which watches that session and fences it by its rules.
+
+Decides nothing about who is a member. Does not know: heartbeats, views.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from cluster import session
+from cluster.config import Config
+from cluster.errors import StoreUnavailable
+from cluster.gossip.address import seed_addresses
+from cluster.gossip.driver import Gossip
+from cluster.swim.core import Swim
+from cluster.swim.events import Join, MemberState
+from cluster.vitals.calls import MemberRow, Pulse
+from cluster.vitals.fencing import Fencing
+
+JOIN_S = 3.0  # between two looks
+
+
+class Joining:
+    """One node's search for the others."""
+
+    def __init__(self, config: Config, pulse: Pulse, swim: Swim, gossip: Gossip, fencing: Fencing) -> None:
+        self._config = config
+        self._pulse = pulse
+        self._swim = swim
+        self._gossip = gossip
+        self._fencing = fencing
+
+    async def run(self) -> None:
+        """Look, for ever."""
+        while True:
+            await asyncio.sleep(JOIN_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Have gossip try every address at which nobody is alive here."""
+        ended = (MemberState.DEAD, MemberState.LEFT)
+        alive = {member.identity.session: member for member in self._swim.members() if member.state not in ended}
+        reached = {(member.identity.host, member.identity.port) for member in alive.values()}
+        seeds = await seed_addresses(self._config.seeds)
+        listed: dict[str, MemberRow] = {}
+        with contextlib.suppress(StoreUnavailable):
+            listed = await self._pulse.members()
+        rows = [(row.host, row.port) for row in listed.values() if row.session not in alive]
+        addresses = dict.fromkeys([*seeds, *rows])  # each once, seeds first
+        self._gossip.feed(Join(tuple(address for address in addresses if address not in reached)))
+        for row in listed.values():
+            if self._fencing.is_ended(row.session):
+                with contextlib.suppress(StoreUnavailable):
+                    await self._pulse.forget(row.session)
+            elif row.session not in alive and session.node_of(row.session) != self._config.name:
+                self._fencing.consider([row.session])
