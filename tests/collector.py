@@ -24,7 +24,7 @@ class Seen:
     parent: str
     links: tuple[str, ...]
     is_error: bool
-    told: dict[str, Any]
+    attributes: dict[str, Any]
     events: tuple[str, ...]
     resource: dict[str, Any]
     began_ns: int
@@ -69,7 +69,7 @@ class Collector:
         """One trace as indented names: `*` failed, `->` links to an attempt. Spans without a known parent are roots."""
         spans = self.of(trace_id)
         ids = {span.id for span in spans}
-        deliveries = {span.id: span.told.get("rumor.task.delivery") for span in spans}
+        deliveries = {span.id: span.attributes.get("rumor.task.delivery") for span in spans}
 
         def lines(parent: str | None, depth: int) -> Iterator[str]:
             for span in spans:
@@ -83,11 +83,11 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    made = Collector()
+    collector = Collector()
     try:
-        yield made
+        yield collector
     finally:
-        made.close()
+        collector.close()
 
 
 def spans_of(body: bytes) -> Iterator[Seen]:
@@ -103,7 +103,7 @@ def spans_of(body: bytes) -> Iterator[Seen]:
                     parent=span.parent_span_id.hex(),
                     links=tuple(link.span_id.hex() for link in span.links),
                     is_error=span.status.code == 2,
-                    told=_plain(span.attributes),
+                    attributes=_plain(span.attributes),
                     events=tuple(event.name for event in span.events),
                     resource=resource,
                     began_ns=span.start_time_unix_nano,

@@ -1,4 +1,4 @@
-"""An engine that keeps tasks in a dict: what the gateway's tests and its benchmark run against."""
+"""An engine that keeps tasks in a dict; the gateway's tests and its benchmark run against it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TYPES = frozenset({"process", "noop"})
 
 
 class FakeVitals:
-    """Accepts what says that it is sealed."""
+    """Accepts bodies that begin with "sealed"."""
 
     def __init__(self) -> None:
         self.stats = {"probes": 3, "fences_lease": 2}
@@ -51,7 +51,7 @@ class FakeEngine:
         self.calls: list[str] = []
         self.traces: list[str | None] = []
         self.redis_ok = True
-        self.maybe = True  # what it says of a submission that Redis did not answer
+        self.maybe = True  # may_have_happened of a submission that Redis did not answer
         self.ready = True
         self.broken = False
         self.finished = asyncio.Event()
@@ -72,11 +72,11 @@ class FakeEngine:
             raise ZeroDivisionError("a bug of ours")
         fixed = list(ids) if ids else [self._ids.next(1_800_000_000_000, n % SHARDS) for n in range(len(items))]
         if not self.redis_ok:
-            known = [not isinstance(item, RumorError) and item.type in TYPES for item in items]
+            is_known = [not isinstance(item, RumorError) and item.type in TYPES for item in items]
             raise StoreUnavailable(
                 "Redis gave no answer within 0.8 s.",
                 may_have_happened=self.maybe,
-                ids=[i * k for i, k in zip(fixed, known, strict=True)],
+                ids=[task_id * ready for task_id, ready in zip(fixed, is_known, strict=True)],
             )
         keys = idempotency_keys or [None] * len(items)
         return [self._store(*row, trace) for row in zip(items, fixed, keys, strict=True)]
@@ -198,7 +198,7 @@ class FakeEngine:
 def peer(
     node_id: str, port: int, *, redis: RedisWord = RedisWord.UNKNOWN, reaches: bool = True, rtt_s: float = 0.001
 ) -> Peer:
-    """A row of the view: alive, with its own word of whether it reaches Redis."""
+    """A row of the view: a live peer that says whether it reaches Redis."""
     return Peer(
         node_id=node_id,
         session=f"{node_id}/00000000001-00000001",

@@ -1,4 +1,4 @@
-"""What nodes tell the cluster: two engines and one Redis. Each event once, late listeners included; sums of both."""
+"""The cluster's timeline on two engines and one Redis: each event once, also for late listeners; sums of both."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from tests.waiting import wait_until_async
 
 @pytest.fixture
 async def engines(redis_server: Any) -> AsyncIterator[list[Engine]]:
-    made = []
+    started: list[Engine] = []
     async with AsyncExitStack() as stack:
         for n in (1, 2):
             config = Config(node_id=f"n{n}", redis_url=redis_server.url, queues="default:8")
             engine = Engine(config, load([]), Metrics(), [])
             await engine.start(LoneVitals(config, engine.client))  # type: ignore[arg-type]
             stack.push_async_callback(engine.close)
-            made.append(engine)
-        yield made
+            started.append(engine)
+        yield started
 
 
 class Reading:
-    """What a listener was told."""
+    """The events that a listener gets."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self.told: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
 
     async def until(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
-        def found() -> list[dict[str, Any]]:
-            return [event for event in self.told if event["kind"] == kind]
+        def of_kind() -> list[dict[str, Any]]:
+            return [event for event in self.events if event["kind"] == kind]
 
         async def read() -> bool:
             for frame in (await self._listener.next(0.1)).decode().split("\n\n")[:-1]:
-                self.told.append(json.loads(frame.rpartition("data: ")[2]))
-            return len(found()) >= count
+                self.events.append(json.loads(frame.rpartition("data: ")[2]))
+            return len(of_kind()) >= count
 
         await wait_until_async(read, 10, f"{count} of {kind}")
-        return found()
+        return of_kind()
 
 
 def died(by: str, at_ms: int = 1) -> dict[str, Any]:
@@ -74,7 +74,7 @@ async def test_an_event_reaches_listeners_of_other_nodes_once_and_those_who_come
         first.on_event({**died("n1", 3), "kind": "session_fenced"})
         await reading.until("session_fenced")
         assert len(await reading.until("member_dead")) == 1
-        assert not [event for event in reading.told if event["kind"] == "member_suspect"], "only who did it tells it"
+        assert not [event for event in reading.events if event["kind"] == "member_suspect"], "only who did it tells it"
 
 
 async def test_the_list_is_bounded_and_ends_with_the_cluster(engines: list[Engine]) -> None:
@@ -119,12 +119,12 @@ async def test_a_listener_gets_the_sums_of_all_nodes_and_the_counts(engines: lis
         for _ in range(6):
             for engine in engines:
                 await engine.wait((await one(engine, "noop")).id, 5)
-            await reading.until("task_sums", len([e for e in reading.told if e["kind"] == "task_sums"]) + 1)
-            if any(e["kind"] == "task_sums" and e["nodes"] == 2 for e in reading.told):
+            await reading.until("task_sums", len([e for e in reading.events if e["kind"] == "task_sums"]) + 1)
+            if any(e["kind"] == "task_sums" and e["nodes"] == 2 for e in reading.events):
                 break
         else:
             raise AssertionError("the other node's sums never came")
-        last = [event for event in reading.told if event["kind"] == "task_sums"]
+        last = [event for event in reading.events if event["kind"] == "task_sums"]
         for event in last:
             for kind, counts in event["types"].items():
                 succeeded[kind] = succeeded.get(kind, 0) + counts.get("succeeded", 0)
@@ -145,12 +145,12 @@ async def test_what_all_nodes_did_is_kept_in_steps_for_whoever_comes_later(engin
         return any(step["accepted"] for step in (await engines[0].sums())["sums"])
 
     await wait_until_async(is_told, 5, "the counts are in Redis")
-    told = (await engines[1].sums())["sums"]
-    (step,) = [step for step in told if step["accepted"]]
+    steps = (await engines[1].sums())["sums"]
+    (step,) = [step for step in steps if step["accepted"]]
     assert (step["accepted"], step["outcomes"], step["window_s"]) == (8, {"succeeded": 12}, STEP_S)
     assert step["wait_ms"] is None
     assert step["run_ms"]["p50"] > 0
-    assert [b["at_ms"] - a["at_ms"] for a, b in pairwise(told)] == [1_000 * STEP_S] * (len(told) - 1)
+    assert [b["at_ms"] - a["at_ms"] for a, b in pairwise(steps)] == [1_000 * STEP_S] * (len(steps) - 1)
     (key,) = await engines[0].client.keys("{timeline}:sum:*")
     assert 0 < await engines[0].client.pttl(key) <= 1_000 * STEP_S * (STEPS_KEPT + 2)
 

@@ -64,9 +64,9 @@ async def test_a_lost_worker_and_its_late_outcome_are_told_and_the_outcome_only_
         late = Ended(claimed, SettleKind.SUCCEEDED, b"1", 1000)
         engine.shards.send(engine.shards.calls.settle(shard, old, [late], lambda _: None))
     done = await engine.wait(task.id, 5)
-    told = outcomes(done)
-    assert told[0] == ("lost", 1, 1)
-    assert told.count(("refused", None, 1)) == 1
+    entries = outcomes(done)
+    assert entries[0] == ("lost", 1, 1)
+    assert entries.count(("refused", None, 1)) == 1
     assert done.state == "succeeded"
 
 

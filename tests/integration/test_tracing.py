@@ -26,11 +26,11 @@ HANDLERS = "tests.traced"
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """One that every node started in the test sends to."""
-    with collecting() as one:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", one.url)
+    """A collector to which every node of the test sends its spans."""
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-        yield one
+        yield collector
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def nodes(tmp_path: Path, redis_server: RedisServer) -> Iterator[Callable[..., F
     with ExitStack() as stack:
 
         def make(count: int, **settings: object) -> Fleet:
-            made = stack.enter_context(fleet(tmp_path, redis_server.url, **{"tasks": HANDLERS, **settings}))
-            made.start(count)
-            return made
+            cluster = stack.enter_context(fleet(tmp_path, redis_server.url, **{"tasks": HANDLERS, **settings}))
+            cluster.start(count)
+            return cluster
 
         yield make
 
@@ -58,18 +58,18 @@ def submit(node: Node, trace: Trace | None, type: str, data: Any = None, **more:
     return dict(node.remote.call("POST", "/tasks", body, headers=trace.headers if trace else {})[1])
 
 
-def has_tree(collector: Collector, trace_id: str, wanted: str) -> str:
-    """Wait until the trace is that; `wait` spans are left out, as a node may take a task at once."""
+def has_tree(collector: Collector, trace_id: str, expected: str) -> str:
+    """Wait until the trace looks like `expected`, without its `wait` spans: a node may take a task at once."""
 
-    def found() -> str:
+    def tree() -> str:
         lines = collector.tree(trace_id).splitlines()
         return "\n".join(line for line in lines if not line.strip().startswith("wait "))
 
     try:
-        wait_until(lambda: found() == wanted, ARRIVES_S, "the whole trace has arrived")
+        wait_until(lambda: tree() == expected, ARRIVES_S, "the whole trace has arrived")
     except AssertionError:
-        assert found() == wanted
-    return wanted
+        assert tree() == expected
+    return expected
 
 
 def ended(node: Node, task: dict[str, Any]) -> dict[str, Any]:
@@ -109,11 +109,11 @@ def test_handlers_spans_stand_below_their_attempt_wherever_they_run(
     assert task["traceparent"].split("-")[1:3] == [loop.id, sent.id], "what is stored descends from the submission"
     assert ended(node, task)["traceparent"] == ended(node, task)["result"] == task["traceparent"]
     about = {"messaging.system": "rumor", "messaging.message.id": task["id"], "messaging.destination.name": "default"}
-    assert about.items() <= sent.told.items()
-    assert about.items() <= attempt.told.items()
-    told = {"messaging.operation.type": "process", "rumor.task.attempt": 1, "rumor.task.outcome": "succeeded"}
-    assert told.items() <= attempt.told.items()
-    assert attempt.told["app.seen"], "the attempt's span is the handler's current one"
+    assert about.items() <= sent.attributes.items()
+    assert about.items() <= attempt.attributes.items()
+    expected = {"messaging.operation.type": "process", "rumor.task.attempt": 1, "rumor.task.outcome": "succeeded"}
+    assert expected.items() <= attempt.attributes.items()
+    assert attempt.attributes["app.seen"], "the attempt's span is the handler's current one"
     assert attempt.resource["service.name"] == "rumor"
     assert attempt.resource["service.instance.id"] == node.node_id
     inner = next(span for span in collector.of(child.id) if span.name == "in a child")
@@ -121,9 +121,9 @@ def test_handlers_spans_stand_below_their_attempt_wherever_they_run(
     log = node.log()
     for trace in (loop, thread, child):
         ids = {"task": tasks[trace.id]["id"], "trace": trace.id}
-        said = [json.loads(line) for line in log.splitlines() if tasks[trace.id]["id"] in line]
-        assert {one["event"] for one in said if ids.items() <= one.items()} >= {"shown by"}
-        assert any(one["event"].startswith("said by ") and one["logger"] == HANDLERS for one in said)
+        lines = [json.loads(line) for line in log.splitlines() if tasks[trace.id]["id"] in line]
+        assert {line["event"] for line in lines if ids.items() <= line.items()} >= {"shown by"}
+        assert any(line["event"].startswith("said by ") and line["logger"] == HANDLERS for line in lines)
 
 
 def test_every_retry_is_linked_to_the_attempt_before(collector: Collector, nodes: Callable[..., Fleet]) -> None:
@@ -132,7 +132,7 @@ def test_every_retry_is_linked_to_the_attempt_before(collector: Collector, nodes
     submit(node, trace, "flaky")
     has_tree(collector, trace.id, "send flaky\n  process flaky *\n  process flaky * -> 1\n  process flaky -> 2")
     failed = next(span for span in collector.of(trace.id) if span.is_error)
-    assert failed.told["error.type"] == "ValueError"
+    assert failed.attributes["error.type"] == "ValueError"
     assert failed.events == ("exception",)
 
 
@@ -147,33 +147,33 @@ def test_how_long_a_task_waited_in_its_queue_is_a_span(collector: Collector, nod
 
 
 def test_a_killed_nodes_attempt_is_told_by_who_recovers_it(collector: Collector, nodes: Callable[..., Fleet]) -> None:
-    made = nodes(3)
+    cluster = nodes(3)
     trace = Trace()
-    task = submit(made.nodes[0], trace, "slow", 4.0)
-    where = wait_until(lambda: made.nodes[0].task(task["id"])["node_id"], 5, "it runs somewhere")
-    victim = next(node for node in made.nodes if node.node_id == where)
+    task = submit(cluster.nodes[0], trace, "slow", 4.0)
+    where = wait_until(lambda: cluster.nodes[0].task(task["id"])["node_id"], 5, "it runs somewhere")
+    victim = next(node for node in cluster.nodes if node.node_id == where)
     wait_until(lambda: collector.of(trace.id), ARRIVES_S, "what was sent has arrived")
     victim.kill()
-    made.nodes.remove(victim)
-    assert ended(made.nodes[0], task)["attempt"] == 2
+    cluster.nodes.remove(victim)
+    assert ended(cluster.nodes[0], task)["attempt"] == 2
     has_tree(collector, trace.id, "send slow\n  process slow *\n  recover slow -> 1\n  process slow -> 1")
     _, lost, recovery, again = (span for span in collector.of(trace.id) if not span.name.startswith("wait"))
-    assert (lost.told["error.type"], lost.told["rumor.lost.node_id"]) == ("WorkerLost", victim.node_id)
-    assert recovery.told["rumor.task.outcome"] == "queued"
+    assert (lost.attributes["error.type"], lost.attributes["rumor.lost.node_id"]) == ("WorkerLost", victim.node_id)
+    assert recovery.attributes["rumor.task.outcome"] == "queued"
     assert lost.ended_ns <= recovery.ended_ns
     assert again.resource["service.instance.id"] != victim.node_id
-    made.nodes.append(victim)
+    cluster.nodes.append(victim)
 
 
 def test_an_attempt_that_was_taken_from_a_hung_node_is_told_once(
     collector: Collector, nodes: Callable[..., Fleet]
 ) -> None:
-    made = nodes(3, stalled_s=1.5)
+    cluster = nodes(3, stalled_s=1.5)
     trace = Trace()
-    task = submit(made.nodes[0], trace, "slow", 6.0)
-    where = wait_until(lambda: made.nodes[0].task(task["id"])["node_id"], 5, "it runs somewhere")
-    victim = next(node for node in made.nodes if node.node_id == where)
-    other = next(node for node in made.nodes if node is not victim)
+    task = submit(cluster.nodes[0], trace, "slow", 6.0)
+    where = wait_until(lambda: cluster.nodes[0].task(task["id"])["node_id"], 5, "it runs somewhere")
+    victim = next(node for node in cluster.nodes if node.node_id == where)
+    other = next(node for node in cluster.nodes if node is not victim)
     session = victim.session
     victim.pause()
     wait_until(lambda: other.task(task["id"])["attempt"] == 2, 15, "it was taken from the node")
@@ -183,29 +183,29 @@ def test_an_attempt_that_was_taken_from_a_hung_node_is_told_once(
     has_tree(collector, trace.id, "send slow\n  process slow *\n  recover slow -> 1\n  process slow -> 1")
     victim.terminate()
     assert victim.wait() == 0
-    made.nodes.remove(victim)
+    cluster.nodes.remove(victim)
     assert len(collector.of(trace.id)) == len({span.id for span in collector.of(trace.id)})
 
 
 def test_what_a_peer_takes_over_is_one_trace(
     collector: Collector, nodes: Callable[..., Fleet], redis_server: RedisServer
 ) -> None:
-    made = nodes(1)
+    cluster = nodes(1)
     with Pipe(redis_server.port) as pipe:
-        cut = made.make("127.0.0.1", free_port(), redis_url=f"redis://127.0.0.1:{pipe.port}/0")
-        made.begin([cut])
+        cut = cluster.make("127.0.0.1", free_port(), redis_url=f"redis://127.0.0.1:{pipe.port}/0")
+        cluster.begin([cut])
         pipe.cut()
         wait_until(lambda: not cut.is_ready(), 10, "it cannot reach Redis any more")
         trace = Trace()
         task = submit(cut, trace, "slow", 0)
-        assert ended(made.nodes[0], task)["state"] == "succeeded"
+        assert ended(cluster.nodes[0], task)["state"] == "succeeded"
         has_tree(collector, trace.id, "send slow\n  forward\n    take over\n  process slow")
         sent, forwarded, taken, attempt = (
             next(span for span in collector.of(trace.id) if span.name == name)
             for name in ("send slow", "forward", "take over", "process slow")
         )
         assert [span.kind for span in (sent, forwarded, taken)] == ["PRODUCER", "CLIENT", "SERVER"]
-        peer = made.nodes[0].node_id
+        peer = cluster.nodes[0].node_id
         assert [span.resource["service.instance.id"] for span in (sent, forwarded, taken, attempt)] == [
             cut.node_id,
             cut.node_id,
@@ -258,15 +258,15 @@ def test_a_batch_is_one_trace_and_a_client_passes_its_own_on(collector: Collecto
         TracerProvider().get_tracer("test").start_as_current_span("shop") as span,
     ):
         tasks = client.submit_many([("slow", 0)] * 3)
-        one = client.submit("slow", 0)
+        single = client.submit("slow", 0)
     context = span.get_span_context()
     trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
-    assert {task.traceparent.split("-")[1] for task in [*tasks, one]} == {trace_id}  # type: ignore[union-attr]
+    assert {task.traceparent.split("-")[1] for task in [*tasks, single]} == {trace_id}  # type: ignore[union-attr]
     has_tree(
         collector, trace_id, "send slow\n  process slow\n  process slow\n  process slow\nsend slow\n  process slow"
     )
     sent = [span for span in collector.of(trace_id) if span.name == "send slow"]
-    assert [span.told["messaging.batch.message_count"] for span in sent] == [3, 1]
+    assert [span.attributes["messaging.batch.message_count"] for span in sent] == [3, 1]
     assert {span.parent for span in sent} == {span_id}
 
 
@@ -283,8 +283,8 @@ def test_a_collector_in_trouble_costs_spans_and_nothing_else(
         wait_until(lambda ids=ids: node.task(ids[-1])["state"] == "succeeded", 20, "tasks run")
     node.terminate()
     assert node.wait(15) == 0
-    said = [line for line in node.log().splitlines() if "opentelemetry" in line]
-    assert 0 < len(said) <= 6, said
+    complaints = [line for line in node.log().splitlines() if "opentelemetry" in line]
+    assert 0 < len(complaints) <= 6, complaints
 
 
 def test_without_the_package_it_says_what_to_install_and_works(
@@ -325,7 +325,7 @@ def test_a_trace_has_its_address(nodes: Callable[..., Fleet]) -> None:
 
 
 class Pipe:
-    """A way to Redis that can be cut."""
+    """A connection to Redis that a test can cut."""
 
     def __init__(self, to: int) -> None:
         self._to = to
@@ -343,10 +343,10 @@ class Pipe:
 
     def cut(self) -> None:
         self._is_cut = True
-        for one in (self._listening, *self._open):
+        for each in (self._listening, *self._open):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -354,10 +354,10 @@ class Pipe:
                 here, _ = self._listening.accept()
                 there = socket.create_connection(("127.0.0.1", self._to))
                 self._open += (here, there)
-                for one, other in ((here, there), (there, here)):
-                    threading.Thread(target=self._pour, args=(one, other), daemon=True).start()
+                for source, target in ((here, there), (there, here)):
+                    threading.Thread(target=self._pour, args=(source, target), daemon=True).start()
 
-    def _pour(self, one: socket.socket, other: socket.socket) -> None:
+    def _pour(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
-            while data := one.recv(65_536):
-                other.sendall(data)
+            while data := source.recv(65_536):
+                target.sendall(data)

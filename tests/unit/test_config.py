@@ -171,8 +171,8 @@ def test_loopback_needs_neither_key_nor_token(host: str) -> None:
 
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default() -> None:
     environ = {"RUMOR_LEASE_S": "20", "RUMOR_DRAIN_S": "7", "RUMOR_BASE_PORT": "9", "HOME": "/"}
-    made = from_env(environ, {"lease_s": "10"})
-    assert (made.lease_s, made.drain_s, made.port) == (10.0, 7.0, 5000)
+    built = from_env(environ, {"lease_s": "10"})
+    assert (built.lease_s, built.drain_s, built.port) == (10.0, 7.0, 5000)
 
 
 def test_lists_are_separated_by_commas_and_blanks_do_not_count() -> None:
@@ -195,19 +195,19 @@ def test_no_text_at_all_makes_the_queues_fail_otherwise_than_in_words(text: str)
     try:
         parse_queues(text)
     except ConfigError as error:
-        told = error.message
+        message = error.message
     else:
         return
-    assert repr(text) in told
+    assert repr(text) in message
 
 
 def test_a_variable_that_nobody_reads_is_named_with_what_it_may_have_meant() -> None:
     ours = dict.fromkeys(("RUMOR_LEASE_S", "RUMOR_URL", "RUMOR_DATA_DIR", "RUMOR_TEST_MARK", "PATH"), "")
     service = dict.fromkeys(("RUMOR_SERVICE_HOST", "RUMOR_PORT_5000_TCP", "RUMOR_PORT_5000_TCP_ADDR"), "")
     assert config.strangers(ours | service) == {}
-    found = config.strangers({"RUMOR_LEAS_S": "3", "RUMOR_XYZZY": ""})
-    assert found["RUMOR_LEAS_S"] == "Did you mean RUMOR_LEASE_S?"
-    assert "--help" in found["RUMOR_XYZZY"]
+    hints = config.strangers({"RUMOR_LEAS_S": "3", "RUMOR_XYZZY": ""})
+    assert hints["RUMOR_LEAS_S"] == "Did you mean RUMOR_LEASE_S?"
+    assert "--help" in hints["RUMOR_XYZZY"]
 
 
 def test_every_setting_has_its_own_variable() -> None:
@@ -223,9 +223,9 @@ def test_every_requirement_is_pinned() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     lines = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
-    wanted = {
+    required = {
         re.split(r"[\[<>=!~;]", line)[0].strip().lower() for text in lines for line in text.split("\n") if line.strip()
     }
     pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {line.partition("==")[0].lower() for line in pins if "==" in line}
-    assert {name.replace("_", "-") for name in wanted} <= {name.replace("_", "-") for name in pinned}
+    assert {name.replace("_", "-") for name in required} <= {name.replace("_", "-") for name in pinned}

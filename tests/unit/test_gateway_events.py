@@ -35,14 +35,14 @@ def died(at_ms: int) -> dict[str, Any]:
 
 
 async def until(response: ClientResponse, part: bytes) -> bytes:
-    """What came, up to that."""
-    found = b""
+    """The bytes that came, up to and with `part`."""
+    received = b""
     async with asyncio.timeout(5):
-        while part not in found:
+        while part not in received:
             more = await response.content.readany()
-            assert more, f"ended before {part!r}: {found!r}"
-            found += more
-    return found
+            assert more, f"ended before {part!r}: {received!r}"
+            received += more
+    return received
 
 
 async def test_events_are_streamed_with_ids_that_resume(client: Client, engine: FakeEngine) -> None:
@@ -131,5 +131,5 @@ async def test_the_cluster_is_told_with_as_many_events_as_wanted(client: Client,
     for n in range(3):
         engine.timeline.add(died(n))
     for query, times in (("", [0, 1, 2]), ("?events=2", [1, 2]), ("?events=0", [])):
-        told = await (await client.get(f"/cluster{query}")).json()
-        assert [event["at_ms"] for event in told["events"]] == times
+        answer = await (await client.get(f"/cluster{query}")).json()
+        assert [event["at_ms"] for event in answer["events"]] == times

@@ -82,7 +82,7 @@ async def test_a_batch_is_forwarded_whole_and_each_error_keeps_its_place(near: T
 
 
 async def test_a_forwarded_task_of_a_batch_keeps_the_key_of_its_place(near: TestServer) -> None:
-    """Sent again through a node that reaches Redis it is the same task, also where another one was left out."""
+    """A repeat through a node that reaches Redis gives the same task, although another one was left out before."""
     batch = [{"type": "noop", "data": 0}, {"type": "nix"}, {"type": "noop", "data": 2}]
     headers = {"Idempotency-Key": "k", "Authorization": "Bearer t"}
     client = await cut_off(peer("n2", near.port or 0))
@@ -100,7 +100,7 @@ async def test_a_forwarded_task_of_a_batch_keeps_the_key_of_its_place(near: Test
 
 
 async def test_a_503_does_not_say_that_nothing_was_stored_when_a_peer_gave_no_answer() -> None:
-    """Whoever is told that nothing happened sends it again without a second thought."""
+    """A client that hears that nothing happened sends the task again without a second thought."""
     arrived = asyncio.Event()
 
     async def take_and_fall_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,7 +202,7 @@ def test_candidates_reach_redis_by_their_own_word_and_the_nearest_comes_first() 
         replace(peer("suspect", 7), state=MemberState.SUSPECT),
     )
     view = View("n1", "n1/00000000001-00000001", members, None, 0, False, True)
-    assert [one.node_id for one in candidates(view)] == ["near", "far", "live"]
+    assert [candidate.node_id for candidate in candidates(view)] == ["near", "far", "live"]
 
 
 async def test_a_503_says_whether_the_task_may_have_been_stored_and_other_errors_do_not() -> None:

@@ -1,4 +1,4 @@
-"""What a client may cost a node before it has said anything worth an answer: time and connections are bounded."""
+"""What a client may cost a node before it sends a request: time and connections are bounded."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_a_kept_connection_may_be_idle_and_its_next_head_has_a_deadline_to
     async with serving() as (port, _):
         kept = await opened(port)
         assert b" 200 " in await answer_to(kept, LIVEZ)
-        assert await to_the_end(await opened(port)) == b""  # so much time has passed that a silent one was ended
+        assert await to_the_end(await opened(port)) == b""  # by now a silent connection has been ended
         assert await to_the_end(await opened(port)) == b""
         assert b" 200 " in await answer_to(kept, LIVEZ)
         kept[1].write(b"GET /livez")
@@ -183,8 +183,8 @@ async def test_when_it_is_full_who_asks_nothing_makes_room() -> None:
 async def test_when_all_are_in_use_a_further_one_is_503() -> None:
     async with serving(connections_max=2) as (port, _):
         kept = [await opened(port) for _ in range(2)]
-        for one in kept:
-            await answer_to(one, LIVEZ)
+        for connection in kept:
+            await answer_to(connection, LIVEZ)
         answer = await to_the_end(await opened(port, LIVEZ))
         assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b'"code":"too_many_connections","message":"this node holds 2 connections' in answer
@@ -211,8 +211,8 @@ async def test_few_refused_clients_are_waited_for_at_once(monkeypatch: pytest.Mo
     kept = await opened(config.port)
     await answer_to(kept, LIVEZ)
     first, second = [await opened(config.port) for _ in range(2)]
-    for one in (first, second):
-        assert b" 503 " in await asyncio.wait_for(one[0].read(), 5)
+    for reader, _ in (first, second):
+        assert b" 503 " in await asyncio.wait_for(reader.read(), 5)
 
     def is_closed() -> bool:
         second[1].write(LIVEZ)
@@ -271,7 +271,7 @@ ON_ANY_LOOP_SOON = (
 
 @pytest.mark.parametrize("law", ON_ANY_LOOP)
 def test_who_finds_no_room_is_told_so_on_the_loop_that_nodes_run_on(law: Law) -> None:
-    """uvloop's transports are its own."""
+    """uvloop has transports of its own."""
     uvloop.run(law())
 
 

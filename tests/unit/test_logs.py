@@ -20,7 +20,7 @@ claimed = Claimed("01JDZ6M0X2R5T8V1W4Y7Z0B3C6-1f", 31, 1, 1, spec, b"null")
 """
 
 
-def said(code: str, form: str = "json") -> str:
+def logged(code: str, form: str = "json") -> str:
     done = subprocess.run(
         [sys.executable, "-c", f"FORMAT = {form!r}" + SETUP + code],
         capture_output=True,
@@ -33,7 +33,7 @@ def said(code: str, form: str = "json") -> str:
 
 
 def test_what_is_logged_in_an_attempt_carries_its_task_and_trace() -> None:
-    lines = said("""
+    lines = logged("""
 logging.getLogger("shop").warning("%s outside", "said")
 logs.attempt.set(claimed)
 logging.getLogger("shop").warning("%s inside", "said")
@@ -49,7 +49,7 @@ logging.getLogger("shop").info("not shown: the libraries' chatter")
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_traceback_shows_no_variables(form: str) -> None:
-    text = said(
+    text = logged(
         """
 def work(token):
     raise ZeroDivisionError
@@ -66,7 +66,7 @@ for log in (logging.getLogger("shop"), structlog.get_logger()):
 
 
 def test_a_collector_that_is_away_is_no_flood() -> None:
-    lines = said("""
+    lines = logged("""
 for n in range(1000):
     logging.getLogger("opentelemetry.exporter").warning("away, %d", n)
     logging.getLogger("shop").warning("busy, %d", n) if n < 3 else None

@@ -1,4 +1,4 @@
-"""What a node says to people: both witnesses' verdicts in words, and one status for all that is wrong."""
+"""What a node says to people: both witnesses' verdicts in words, and one status for all problems."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def view(*peers: Peer, leader: Leader | None = LEADER) -> View:
     return View("n1", "n1/018bcfe5680-00000001", peers or (peer(),), leader, 3, True, True)
 
 
-def codes(found: list[dict[str, str]]) -> list[str]:
+def codes(problems: list[dict[str, str]]) -> list[str]:
     """The codes alone."""
-    return [one["code"] for one in found]
+    return [problem["code"] for problem in problems]
 
 
 def test_a_healthy_cluster_has_no_problems() -> None:
-    found = report.problems(view(peer(), peer("n2")), True, ["default"], [])
-    assert found == []
-    assert report.status(found) == "ok"
+    problems = report.problems(view(peer(), peer("n2")), True, ["default"], [])
+    assert problems == []
+    assert report.status(problems) == "ok"
 
 
 def test_callers_are_sent_to_the_public_url_and_peers_to_the_address() -> None:
@@ -83,12 +83,12 @@ def test_only_the_agreement_of_both_witnesses_is_a_death() -> None:
 
 @pytest.mark.parametrize("verdict", [Verdict.CUT_FROM_REDIS, Verdict.CUT_FROM_PEERS])
 def test_a_member_that_one_witness_misses_is_a_problem_with_both_their_words(verdict: Verdict) -> None:
-    (found,) = report.problems(view(peer(), peer("n2", verdict=verdict)), True, [], [])
-    assert (found["code"], found["severity"]) == (verdict.value, "error")
-    assert "n2" in found["message"]
-    assert "gossip" in found["message"] or "peers" in found["message"]
-    assert "Redis" in found["message"]
-    assert found["hint"]
+    (problem,) = report.problems(view(peer(), peer("n2", verdict=verdict)), True, [], [])
+    assert (problem["code"], problem["severity"]) == (verdict.value, "error")
+    assert "n2" in problem["message"]
+    assert "gossip" in problem["message"] or "peers" in problem["message"]
+    assert "Redis" in problem["message"]
+    assert problem["hint"]
 
 
 def test_a_dead_member_is_no_problem_of_the_living() -> None:
@@ -99,20 +99,20 @@ def test_a_dead_member_is_no_problem_of_the_living() -> None:
 def test_what_is_wrong_is_said_once_and_the_worst_first() -> None:
     stalled = peer("n2", load=Load(True, True, False, {}))
     notes = [{"code": "no_aof", "message": "m", "hint": "h"}]
-    found = report.problems(view(peer(), stalled, leader=None), False, ["gpu", "default"], notes)
-    assert codes(found) == ["redis_away", "no_leader", "stalled", "queue_unserved", "no_aof"]
-    assert [one["severity"] for one in found] == ["fatal", "error", "error", "error", "warning"]
-    assert "'gpu'" in found[3]["message"]
+    problems = report.problems(view(peer(), stalled, leader=None), False, ["gpu", "default"], notes)
+    assert codes(problems) == ["redis_away", "no_leader", "stalled", "queue_unserved", "no_aof"]
+    assert [problem["severity"] for problem in problems] == ["fatal", "error", "error", "error", "warning"]
+    assert "'gpu'" in problems[3]["message"]
 
 
 def test_a_redis_that_refuses_to_write_is_said_with_its_words_and_blames_no_member() -> None:
     cut = [peer(name, verdict=Verdict.CUT_FROM_REDIS) for name in ("n1", "n2")]
     why = refusal("NOREPLICAS Not enough good replicas to write.")
-    found = report.problems(replace(view(*cut, leader=None), redis_ok=False, refusal=why), False, [], [])
-    assert codes(found) == ["redis_refuses", "no_leader"]
-    assert why.words in found[0]["message"]
-    assert why.hint in found[0]["hint"]
-    assert report.status(found) == "unavailable"
+    problems = report.problems(replace(view(*cut, leader=None), redis_ok=False, refusal=why), False, [], [])
+    assert codes(problems) == ["redis_refuses", "no_leader"]
+    assert why.words in problems[0]["message"]
+    assert why.hint in problems[0]["hint"]
+    assert report.status(problems) == "unavailable"
 
 
 def test_a_queue_is_served_only_by_a_member_that_is_able() -> None:
@@ -133,8 +133,8 @@ RANK = {"warning": 0, "error": 1, "fatal": 2}
 
 @given(st.lists(st.sampled_from(sorted(RANK))))
 def test_the_status_is_that_of_the_worst_problem_in_whatever_order(severities: list[str]) -> None:
-    expected = ["ok", "degraded", "unavailable"][max((RANK[one] for one in severities), default=0)]
-    assert report.status([{"severity": one} for one in severities]) == expected
+    expected = ["ok", "degraded", "unavailable"][max((RANK[severity] for severity in severities), default=0)]
+    assert report.status([{"severity": severity} for severity in severities]) == expected
 
 
 def test_workers_are_the_members_that_are_there_and_what_redis_says_they_run() -> None:
@@ -154,10 +154,10 @@ def test_workers_are_the_members_that_are_there_and_what_redis_says_they_run() -
 
 
 def test_the_cluster_is_told_with_its_leader_its_shards_and_its_events() -> None:
-    told = report.cluster(view(peer(rtt_s=0.0012345)), ("n1", "n2"), [{"kind": "join"}])
-    assert told["shards"] == {"0": "n1", "1": "n2"}
-    assert told["leader"] == {"node_id": "n1", "session": "n1/018bcfe5680-00000001", "epoch": 3}
-    assert told["events"] == [{"kind": "join"}]
-    assert told["members"][0]["rtt_ms"] == 1.234 or told["members"][0]["rtt_ms"] == 1.235
-    assert told["members"][0]["load"]["queues"] == {"default": {"free": 3, "queued": 0, "shards": 0}}
+    answer = report.cluster(view(peer(rtt_s=0.0012345)), ("n1", "n2"), [{"kind": "join"}])
+    assert answer["shards"] == {"0": "n1", "1": "n2"}
+    assert answer["leader"] == {"node_id": "n1", "session": "n1/018bcfe5680-00000001", "epoch": 3}
+    assert answer["events"] == [{"kind": "join"}]
+    assert answer["members"][0]["rtt_ms"] == 1.234 or answer["members"][0]["rtt_ms"] == 1.235
+    assert answer["members"][0]["load"]["queues"] == {"default": {"free": 3, "queued": 0, "shards": 0}}
     assert report.cluster(view(leader=None), (), [])["leader"] is None

@@ -33,9 +33,9 @@ def test_a_sum_is_what_happened_since_the_last_one() -> None:
     metrics.commits.add("succeeded", 3)
     metrics.commits_by_type.add(("mail", "succeeded"), 3)
     metrics.run_s.add(0.004)
-    one = summing.take()
-    assert (one.accepted, one.outcomes, one.types) == (2, {"succeeded": 3}, {"mail": {"succeeded": 3}})
-    assert one.run == {bisect_left(SECONDS, 0.004): 1}
+    taken = summing.take()
+    assert (taken.accepted, taken.outcomes, taken.types) == (2, {"succeeded": 3}, {"mail": {"succeeded": 3}})
+    assert taken.run == {bisect_left(SECONDS, 0.004): 1}
     assert summing.take().is_empty
 
 
@@ -47,8 +47,8 @@ def test_a_sum_is_what_happened_since_the_last_one() -> None:
 )))  # fmt: skip
 def test_counters_to_which_sums_were_added_are_their_sum(sums: list[Sum]) -> None:
     counters: dict[str, int] = {}
-    for one in sums:
-        count(one, counters)
+    for each in sums:
+        count(each, counters)
     assert report([counted(counters)]) == report(sums)
 
 
@@ -73,11 +73,11 @@ def test_types_are_bounded_and_nothing_is_left_out() -> None:
 
 
 def test_sums_of_many_nodes_are_added() -> None:
-    told = report(
+    total = report(
         [Sum("n1", accepted=1, outcomes={"dead": 1}, run={3: 2}), Sum("n2", outcomes={"dead": 2}, run={99: 1})]
     )
-    assert (told["accepted"], told["outcomes"], told["wait_ms"]) == (1, {"dead": 3}, None)
-    assert told["run_ms"]["p50"] <= 1000 * SECONDS[3]
+    assert (total["accepted"], total["outcomes"], total["wait_ms"]) == (1, {"dead": 3}, None)
+    assert total["run_ms"]["p50"] <= 1000 * SECONDS[3]
 
 
 @given(st.lists(st.floats(0, 4000), min_size=1))
@@ -88,8 +88,8 @@ def test_a_percentile_lies_in_the_bucket_of_its_value(values: list[float]) -> No
     for share in (0.5, 0.95, 0.99):
         true = sorted(values)[max(0, -(-int(share * 10_000) * len(values) // 10_000) - 1)]
         bucket = bisect_left(SECONDS, true)
-        found = quantile(counts, share)
-        assert (SECONDS[bucket - 1] if bucket else 0) <= found <= SECONDS[min(bucket, len(SECONDS) - 1)]
+        value = quantile(counts, share)
+        assert (SECONDS[bucket - 1] if bucket else 0) <= value <= SECONDS[min(bucket, len(SECONDS) - 1)]
 
 
 def test_nothing_has_no_percentiles() -> None:

@@ -18,18 +18,18 @@ def event(at_ms: int = 1, kind: str = "member_dead", **more: Any) -> dict[str, A
     return {"at_ms": at_ms, "kind": kind, "node_id": "n2", "by": "n1", **more}
 
 
-def told(at_ms: int, event_id: str) -> dict[str, Any]:
+def from_elsewhere(at_ms: int, event_id: str) -> dict[str, Any]:
     """As another node tells it."""
     return {**event(at_ms), "id": event_id, "seen_by": "n3"}
 
 
 def parsed(frames: bytes) -> list[tuple[str, str, dict[str, Any]]]:
     """(id, name, data) of each frame."""
-    found = []
-    for one in frames.decode().split("\n\n")[:-1]:
-        fields = dict(line.split(": ", 1) for line in one.split("\n"))
-        found.append((fields.get("id", ""), fields["event"], json.loads(fields["data"])))
-    return found
+    events = []
+    for frame in frames.decode().split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in frame.split("\n"))
+        events.append((fields.get("id", ""), fields["event"], json.loads(fields["data"])))
+    return events
 
 
 async def test_a_listener_gets_what_was_and_then_what_comes() -> None:
@@ -63,13 +63,13 @@ async def test_an_id_of_another_life_or_none_at_all_begins_at_the_beginning(afte
 async def test_what_was_told_late_is_sent_although_it_happened_early() -> None:
     line = Timeline("n1", "life")
     line.add(event(10))
-    line.merge([told(5, "o-1"), told(5, "o-1")])
-    line.merge([told(5, "o-1")])
+    line.merge([from_elsewhere(5, "o-1"), from_elsewhere(5, "o-1")])
+    line.merge([from_elsewhere(5, "o-1")])
     with line.listen("life.1") as listener:
         assert [data["id"] for _, _, data in parsed(await listener.next(1))] == ["o-1"]
     with line.listen(None) as listener:
         assert [data["at_ms"] for _, _, data in parsed(await listener.next(1))] == [5, 10]
-    assert [one["at_ms"] for one in line.own()] == [10], "what others saw is not this node's own"
+    assert [event["at_ms"] for event in line.own()] == [10], "what others saw is not this node's own"
 
 
 async def test_a_slow_listener_is_dropped_with_a_word_and_nobody_waits_for_it() -> None:
@@ -104,7 +104,7 @@ def test_the_newest_are_kept_whoever_saw_them(steps: list[tuple[bool, int]]) -> 
         if is_own:
             line.add(event(at_ms))
         else:
-            line.merge([told(at_ms, f"o-{n}")])
+            line.merge([from_elsewhere(at_ms, f"o-{n}")])
         times.append(at_ms)
     kept = [at_ms for at_ms, _, _, _ in line._events]
     assert kept == sorted(times)[-EVENTS_MAX:]
@@ -113,7 +113,7 @@ def test_the_newest_are_kept_whoever_saw_them(steps: list[tuple[bool, int]]) -> 
 def test_the_number_of_events_is_bounded() -> None:
     line = Timeline("n1", "life")
     for n in range(3 * EVENTS_MAX):
-        line.merge([told(n, f"o-{n}")])
+        line.merge([from_elsewhere(n, f"o-{n}")])
     assert len(line._events) == EVENTS_MAX
     assert len(line._known) <= 4 * EVENTS_MAX
 
@@ -122,12 +122,12 @@ def test_the_number_of_events_is_bounded() -> None:
     "strange",
     [
         *(None, 1, "text", [], {}),
-        {**told(1, "x"), "kind": "other"},
-        {**told(1, "x"), "at_ms": "1"},
-        {**told(1, "x"), "id": None},
-        {**told(1, "x"), "kind": ["member_dead"]},
-        {**told(1, "x"), "more": "x" * timeline.EVENT_MAX_BYTES},
-        {key: value for key, value in told(1, "x").items() if key != "node_id"},
+        {**from_elsewhere(1, "x"), "kind": "other"},
+        {**from_elsewhere(1, "x"), "at_ms": "1"},
+        {**from_elsewhere(1, "x"), "id": None},
+        {**from_elsewhere(1, "x"), "kind": ["member_dead"]},
+        {**from_elsewhere(1, "x"), "more": "x" * timeline.EVENT_MAX_BYTES},
+        {key: value for key, value in from_elsewhere(1, "x").items() if key != "node_id"},
     ],
 )
 def test_what_is_no_event_is_passed_over(strange: Any) -> None:

@@ -33,20 +33,20 @@ def test_an_endpoint_switches_it_on(environ: Mapping[str, str], is_on: bool) -> 
 
 
 def test_another_protocol_is_refused_in_words() -> None:
-    with capture_logs() as said:
-        found = tracing.start("n1", {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
-    assert found is tracing.OFF
-    assert "grpc" in said[0]["reason"]
-    assert "http/protobuf" in said[0]["hint"]
+    with capture_logs() as lines:
+        started = tracing.start("n1", {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+    assert started is tracing.OFF
+    assert "grpc" in lines[0]["reason"]
+    assert "http/protobuf" in lines[0]["hint"]
 
 
 def test_an_environment_that_cannot_be_read_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**ENDPOINT, "OTEL_BSP_MAX_QUEUE_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    with capture_logs() as said:
-        found = tracing.start("n1")
-    assert found is tracing.OFF
-    assert "max_export_batch_size" in said[0]["reason"]
+    with capture_logs() as lines:
+        started = tracing.start("n1")
+    assert started is tracing.OFF
+    assert "max_export_batch_size" in lines[0]["reason"]
 
 
 def test_what_is_off_imports_nothing() -> None:
