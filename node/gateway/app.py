@@ -20,7 +20,7 @@ from cluster.errors import BadRequest, MethodNotAllowed, NotFound, RumorError
 from node.gateway import access, parse
 from node.gateway.cluster_calls import ClusterCalls, ClusterEngine
 from node.gateway.forward import Forwarder
-from node.gateway.peer_calls import PeerCalls, PeerEngine
+from node.gateway.peer_calls import PeerCalls, PeerEngine, PeerVitals
 from node.gateway.responses import error_response
 from node.gateway.routes import CALLERS, ROUTES, Route, methods_of
 from node.gateway.task_calls import TaskCalls, TaskEngine
@@ -36,13 +36,8 @@ ELSEWHERE = Route("*", "", "elsewhere", "Any call that no route takes", {}, is_p
 _log = structlog.get_logger("rumor.gateway")
 
 
-class GatewayVitals(Protocol):
-    """What the gateway needs of the vitals thread."""
-
-    @property
-    def stats(self) -> Mapping[str, int]: ...
-    async def push_pull(self, body: bytes) -> bytes | None: ...
-    def accepts_watch(self, token: str) -> bool: ...
+class GatewayVitals(PeerVitals, gauges.VitalsStats, Protocol):
+    """All that the gateway needs of the vitals thread."""
 
 
 class GatewayEngine(TaskEngine, ClusterEngine, PeerEngine, Protocol):
@@ -86,7 +81,7 @@ def build(engine: GatewayEngine) -> web.Application:
 
 def handlers_of(*calls: object) -> dict[str, Handler]:
     """The handlers by name: the public methods of these objects."""
-    return {name: getattr(one, name) for one in calls for name in vars(type(one)) if not name.startswith("_")}
+    return {name: getattr(group, name) for group in calls for name in vars(type(group)) if name[0] != "_"}
 
 
 async def elsewhere(request: web.Request) -> web.Response:

@@ -1,6 +1,6 @@
 """The calls that nodes make to each other: member tables, watch connections, forwarded submissions.
 
-Does not know: what is inside a sealed table or a token (vitals opens them), what a task is.
+Does not know: the content of a sealed table or a token (vitals opens them), what a task is.
 """
 
 from __future__ import annotations

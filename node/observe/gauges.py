@@ -64,13 +64,20 @@ FENCE = "fences_"
 CAUSES = ("refused", "silent", "stalled", "superseded", "lease", "left", "unknown")
 
 
+class VitalsStats(Protocol):
+    """What the gauges read of the vitals thread."""
+
+    @property
+    def stats(self) -> Mapping[str, int]: ...
+
+
 class Watched(Protocol):
     """What the gauges read of the engine."""
 
     @property
     def view(self) -> View: ...
     @property
-    def vitals(self) -> Any: ...
+    def vitals(self) -> VitalsStats: ...
     @property
     def config(self) -> Config: ...
     @property

@@ -1,7 +1,7 @@
 """Tracing as the rest of the node sees it: where spans begin and end, and whether there are spans at all.
 
-There are, made by `otel`, if the environment names an OTLP collector (OTEL_EXPORTER_OTLP_ENDPOINT), or if the handlers'
-own modules have set up OpenTelemetry. Otherwise `Off` does nothing, and nobody imports OpenTelemetry.
+`otel` makes spans if the environment names an OTLP collector (OTEL_EXPORTER_OTLP_ENDPOINT), or if the handlers' own
+modules have set up OpenTelemetry. Otherwise `Off` does nothing, and nothing imports OpenTelemetry's SDK.
 
 Nothing here may fail or hold up a task: spans can be lost, tasks cannot.
 """
