@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from random import Random
@@ -18,17 +17,12 @@ from typing import Any
 import redis.asyncio
 import structlog
 
-from cluster import ring
 from cluster.config import Config
 from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable
-from cluster.gossip.keyring import gossip_keys
-from cluster.scripts import UNANSWERED
 from cluster.session import node_of
-from cluster.shards.answers import Head
 from cluster.shards.calls import Calls, connect
 from cluster.shards.shards import Shards
 from cluster.shards.task import TERMINAL, Claimed, Lost
-from cluster.swim.events import MemberState
 from cluster.view import View
 from cluster.vitals.thread import Vitals
 from cluster.vitals.told import (
@@ -43,22 +37,25 @@ from cluster.vitals.told import (
     Told,
     Woken,
 )
-from node.observe import redis_memory, report
+from node.observe import report
 from node.observe.cluster_timeline import Bulletin
 from node.observe.metrics import Metrics
 from node.observe.recovery_time import Signs
+from node.observe.redis_memory import Memory
 from node.observe.task_rates import Summing
 from node.observe.timeline import EVENTS_MAX, Listener, Timeline
 from node.observe.tracing import OFF, Tracing
-from node.queue import redis_checks
 from node.queue.amending import Amending
 from node.queue.balance import Balance
 from node.queue.catalog import Catalog
 from node.queue.dispatch import Dispatcher
 from node.queue.housekeeping import Housekeeping
+from node.queue.own_lease import OwnLease
+from node.queue.ownership import Ownership
 from node.queue.placement import Placement
 from node.queue.queries import Queries
 from node.queue.submitting import Result, Submitting
+from node.queue.upkeep import Upkeep
 from node.queue.waiters import LOOK_INTERVAL_S, Waiting
 from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
 from node.schema import ListQuery, Submission, Submitted, TaskJson
@@ -66,8 +63,7 @@ from node.tasks import Registry
 from node.work.worker import Worker
 
 LOAD_INTERVAL_S = 0.1
-CATALOG_INTERVAL_S = 5.0
-MEMORY_INTERVAL_S = 1.0
+FADE_INTERVAL_S = 1.0
 READY_WITHIN_S = 3.0
 
 log = structlog.get_logger("rumor.engine")
@@ -86,7 +82,6 @@ class Engine:
     ) -> None:
         self.config = config
         self.tracing = tracing
-        self._keys = gossip_keys(config)
         self.metrics = metrics
         self.client: redis.asyncio.Redis = connect(config.redis_url)
         self.vitals: Vitals
@@ -94,16 +89,12 @@ class Engine:
         self.redis_notes = list(shards_note)
         self.timeline = Timeline(config.name, secrets.token_hex(6))
         self._signs = Signs()
-        self.memory = redis_memory.Memory()
-        self.owners: tuple[str, ...] = ("",) * config.shards
+        self.memory = Memory()
         self.is_draining = False
         self.is_stopping = False
         self._rng = Random()
         self._started_s = time.monotonic()
-        self._sessions: dict[str, str] = {}  # node_id -> session, of the members that are not gone
-        self._weights: dict[str, int] = {}
-        self._beats_ok = True
-        self._redis_lost_s: float | None = None  # since when Redis may have taken the word of others and not ours
+        self._lease = OwnLease(config.lease_s)
         self._tasks: list[asyncio.Task[None]] = []
         calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
         self.shards = Shards(self.client, calls, config.shards, config.redis_timeout_s, metrics.redis_s.add)
@@ -112,10 +103,10 @@ class Engine:
             config,
             self.shards,
             metrics,
-            on_heads=self.on_heads,
+            on_heads=lambda shard, heads: self.ownership.on_heads(shard, heads),
             on_finished=self.waiting.finished,
             on_redis=self._lanes_changed,
-            on_due=self._on_due,
+            on_due=lambda shard, in_s: self.ownership.on_due(shard, in_s),
             on_unknown=lambda shard, queue, in_s: self.balance.lacks_type(shard, queue, in_s),
             tracing=tracing,
         )
@@ -124,7 +115,7 @@ class Engine:
             self.shards,
             self.dispatch,
             metrics,
-            on_heads=self.on_heads,
+            on_heads=lambda shard, heads: self.ownership.on_heads(shard, heads),
             on_strangers=lambda sessions: self.vitals.consider(sessions),
             on_reaped=self._on_reaped,
             on_lost=self._on_lost,
@@ -141,6 +132,9 @@ class Engine:
             self._rng,
             on_load=lambda load: self.vitals.set_load(load),
         )
+        self.ownership = Ownership(
+            config, self.dispatch, self.housekeeping, self.balance, self.wakes, on_moved=self._on_moved
+        )
         self.queries = Queries(config, self.shards)
         self.amending = Amending(
             config,
@@ -148,10 +142,11 @@ class Engine:
             self.queries,
             self.waiting,
             metrics,
-            on_heads=self.on_heads,
+            on_heads=self.ownership.on_heads,
             on_cancelled=self._on_cancelled,
             on_expired=self.housekeeping.look,
         )
+        self.upkeep = Upkeep(config, self.client, self.catalog, self._on_memory)
         self.bulletin = Bulletin(
             config.name,
             self.shards,
@@ -177,7 +172,12 @@ class Engine:
         self._note("node_started", self.config.name, session=vitals.session)
         self.publish_load()
         self._on_view(vitals.view)
-        for run in (self.housekeeping.run(), self._report_load(), self._keep_catalog(), self._watch_memory()):
+        for run in (
+            self.housekeeping.run(),
+            self._report_load(),
+            self.upkeep.keep_catalog(),
+            self.upkeep.watch_memory(),
+        ):
             self._tasks.append(asyncio.get_running_loop().create_task(run))
 
     async def drain(self) -> None:
@@ -237,26 +237,17 @@ class Engine:
     def _on_view(self, view: View) -> None:
         """Both witnesses' latest word: who owns what, who is how loaded."""
         self.view = view
-        weights = {p.node_id: sum(p.meta.queues.values()) for p in view.members if p.is_able and p.meta is not None}
-        sessions = {p.node_id: p.session for p in view.members if p.state not in (MemberState.DEAD, MemberState.LEFT)}
-        if weights != self._weights or not self.owners[0]:
-            self._weights = weights
-            before, self.owners = self.owners, ring.owners(weights, self.config.shards)
-            moved = sum(old != new for old, new in zip(before, self.owners, strict=True))
-            if moved:
-                self.dispatch.backlog.keep_only(n for n, node in enumerate(self.owners) if node == self.config.name)
-                self._note("shards_moved", self.config.name, shards=moved, to=_gained(before, self.owners))
-        self._sessions = sessions
-        owned = [shard for shard, node in enumerate(self.owners) if node == self.config.name]
-        self.housekeeping.own(owned, sessions.values())
-        self.placement.see(view, self.owners)
+        self.ownership.see(view)
+        self.placement.see(view, self.ownership.owners)
         self.balance.see(view)
         self.balance.steal()
 
+    def _on_moved(self, shards: int, gained: dict[str, int]) -> None:
+        self._note("shards_moved", self.config.name, shards=shards, to=gained)
+
     def _on_dead(self, session: str) -> None:
         """A tombstone is written: queue again what the session held, and wake nobody on its behalf."""
-        if self._sessions.get(node_of(session)) == session:
-            del self._sessions[node_of(session)]  # the view that says so may still be under way
+        self.ownership.session_ended(session)
         self.housekeeping.reap(session, range(self.config.shards))
 
     def _on_disowned(self, session: str) -> None:
@@ -305,48 +296,12 @@ class Engine:
 
     def _on_reach(self, is_ok: bool) -> None:
         """Vitals' heartbeat is (not) answered."""
-        self._beats_ok = is_ok
-        self._redis_changed(is_ok and self.shards.is_up)
+        self._lease.beats(is_ok, self.shards.is_up, time.monotonic())
 
     def _lanes_changed(self, is_up: bool) -> None:
         log.info("redis_back" if is_up else "redis_away")
-        self._redis_changed(is_up and self._beats_ok)
+        self._lease.lanes(is_up, time.monotonic())
         self.publish_load()
-
-    def _redis_changed(self, is_up: bool) -> None:
-        if is_up:
-            self._redis_lost_s = None
-        elif self._redis_lost_s is None:
-            self._redis_lost_s = time.monotonic()
-
-    # ---- what scripts say
-
-    def on_heads(self, shard: int, heads: Sequence[Head]) -> None:
-        """What is queued in a shard now: claim from it if it is ours, else wake its owner."""
-        owner = self.owners[shard]
-        self.dispatch.backlog.heard(shard, heads)
-        if owner == self.config.name or not owner:
-            for head in heads:
-                if head.count and not self.balance.leave(shard, head):
-                    self.balance.offer(head.queue, self._sessions)
-            self.dispatch.kick()
-            return
-        session = self._sessions.get(owner)
-        if session is None:  # its death is known and its heirs are not yet: whoever is here takes it
-            self.dispatch.kick()
-            return
-        self.wakes.work(session, shard, heads)
-        # Left to its owner; what the owner cannot take soon, its gossiped load offers to thieves.
-        self.dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
-
-    def _on_due(self, shard: int, in_s: float) -> None:
-        """Something in a shard is due then: noted if we keep it, else its owner is told."""
-        owner = self.owners[shard]
-        session = self._sessions.get(owner)
-        if in_s <= 0 or owner == self.config.name or session is None:
-            self.housekeeping.due(shard, in_s)
-            return
-        self.wakes.due(session, shard, in_s)
 
     def _on_progress(self, claimed: Claimed, value: bytes) -> None:
         self.shards.send(
@@ -371,6 +326,7 @@ class Engine:
     async def _report_load(self) -> None:
         loop = asyncio.get_running_loop()
         ticked_s = loop.time()
+        fade_s = ticked_s + FADE_INTERVAL_S
         while True:
             await asyncio.sleep(LOAD_INTERVAL_S)
             now_s = loop.time()
@@ -378,48 +334,25 @@ class Engine:
             ticked_s = now_s
             self.vitals.tick()
             self.publish_load()
-            self.balance.offer_all(self._sessions)
+            self.balance.offer_all(self.ownership.session_of)
             self.balance.claim_what_was_missed()
             self._mind_the_lease(time.monotonic())
+            if now_s >= fade_s:
+                self.placement.fade()
+                fade_s = now_s + FADE_INTERVAL_S
 
     def _mind_the_lease(self, now_s: float) -> None:
-        """What Redis has not been able to vouch for during lease_s may be somebody else's by now: stop it."""
-        if self._redis_lost_s is None:
+        """Stop what Redis could not vouch for during lease_s: by now it may be somebody else's."""
+        if not self._lease.is_running:
             return
-        if self.shards.is_up and self.view.is_refused_like_all:
-            self._redis_lost_s = now_s
-        elif now_s - self._redis_lost_s > self.config.lease_s and self.worker.running:
+        stands_still = self.shards.is_up and self.view.is_refused_like_all
+        if self._lease.is_over(stands_still, now_s) and self.worker.running:
             log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
             self.worker.stop_all("lease")
 
-    async def _watch_memory(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self.config.redis_timeout_s):
-                    told: Any = await self.client.info("memory")
-                self.memory = redis_memory.look(told, self.config.retention_max_bytes)
-                self.housekeeping.is_memory_short = self.memory.is_short
-            except UNANSWERED as error:
-                log.debug("memory_unread", error=str(error))
-            self.placement.fade()
-            await asyncio.sleep(MEMORY_INTERVAL_S)
-
-    async def _keep_catalog(self) -> None:
-        is_published = False
-        while True:
-            try:
-                async with asyncio.timeout(self.config.redis_timeout_s):
-                    if not is_published:
-                        await redis_checks.agree(self.client, self.config)
-                        await redis_checks.sign(self.client, self.config, self._keys)
-                        await self.catalog.publish(self.client)
-                    # A Redis may lose its data without a word: what was written there once has to be looked for.
-                    is_published = await self.catalog.refresh(self.client)
-            except UNANSWERED as error:
-                log.debug("catalog_unread", error=str(error))
-            except RumorError as error:
-                log.error("cluster_facts_differ", error=str(error))
-            await asyncio.sleep(CATALOG_INTERVAL_S)
+    def _on_memory(self, memory: Memory) -> None:
+        self.memory = memory
+        self.housekeeping.is_memory_short = memory.is_short
 
     # ---- what the gateway calls
 
@@ -440,7 +373,7 @@ class Engine:
                 "Try again later; raise maxmemory or shorten retention_s if it stays so.",
             )
         if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
-            await self._refresh_catalog()
+            await self.upkeep.refresh_catalog()
         results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.balance.own_load())
         for n, result in enumerate(results):
             if isinstance(result, Submitted) and not result.is_new:
@@ -454,13 +387,6 @@ class Engine:
         except NotFound:
             repeat.task.state = "expired"
             return repeat
-
-    async def _refresh_catalog(self) -> None:
-        try:
-            async with asyncio.timeout(self.config.redis_timeout_s):
-                await self.catalog.refresh(self.client)
-        except UNANSWERED as error:
-            log.debug("catalog_unread", error=str(error))
 
     async def get(self, task_id: str) -> TaskJson:
         """One task, with its history. Raises NotFound."""
@@ -523,7 +449,7 @@ class Engine:
 
     def cluster(self, events: int = EVENTS_MAX) -> dict[str, Any]:
         """This node's view of everything, with the latest events that it saw itself."""
-        return report.cluster(self.view, self.owners, self.timeline.own(events))
+        return report.cluster(self.view, self.ownership.owners, self.timeline.own(events))
 
     def listen(self, after: str | None) -> AbstractContextManager[Listener]:
         """What happens in the cluster, from that event on. Raises TooManyListeners."""
@@ -563,8 +489,3 @@ class Engine:
             "lingering": len(self.worker.lingering),
             "problems": problems,
         }
-
-
-def _gained(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
-    """How many shards each node owns that it did not own before."""
-    return dict(Counter(new for old, new in zip(before, after, strict=True) if new != old and new))

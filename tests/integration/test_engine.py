@@ -465,10 +465,10 @@ async def test_what_a_dead_owner_held_is_claimed_here_before_the_view_knows_of_i
     for running in engine._tasks[:1]:
         running.cancel()  # no sweep may help
     dead = session.new("gone:1", 1_700_000_000_000, Random(1))
-    engine.owners = ("gone:1",) * engine.config.shards
-    engine._sessions["gone:1"] = dead
+    engine.ownership.owners = ("gone:1",) * engine.config.shards
+    engine.ownership.session_of["gone:1"] = dead
     engine.hear(SessionEnded(dead, "refused"))
-    engine.on_heads(shard, [Head("default", 1, 0)])  # as the answer to its reap says
+    engine.ownership.on_heads(shard, [Head("default", 1, 0)])  # as the answer to its reap says
     assert (await engine.wait(task.id, 5)).state == "succeeded"
 
 
@@ -508,7 +508,7 @@ async def idle_neighbour(engine: Engine) -> AsyncIterator[Callable[[], Awaitable
         await channel.subscribe(keys.wake(other))
         members = (*engine.vitals.view.members, idle)
         engine.hear(NewView(dataclasses.replace(engine.vitals.view, members=members)))
-        engine.owners = (engine.config.name,) * engine.config.shards
+        engine.ownership.owners = (engine.config.name,) * engine.config.shards
         engine.housekeeping.own(range(engine.config.shards), [engine.dispatch.session])
         yield woken
 
@@ -570,7 +570,7 @@ async def test_what_a_redis_forgot_without_a_word_is_written_again(
     redis_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FLUSHALL, or a failover to an empty one: no connection ends. A later node must find this cluster."""
-    monkeypatch.setattr("node.queue.engine.CATALOG_INTERVAL_S", 0.05)
+    monkeypatch.setattr("node.queue.upkeep.CATALOG_INTERVAL_S", 0.05)
     engine = Engine(Config(redis_url=redis_server.url, shards=16), load_handlers([]), Metrics(), [])
     await engine.start(LoneVitals(engine.config, engine.client))  # type: ignore[arg-type]
     try:

@@ -1,0 +1,77 @@
+"""Upkeep: what this node looks at in Redis at intervals beside the shards: its memory, and the cluster's catalog.
+
+Redis may lose its data without a word, so what this node once wrote there (types, facts of the cluster, fingerprints of
+its gossip keys) is looked for again and again, and written anew where it is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import redis.asyncio
+import structlog
+
+from cluster.config import Config
+from cluster.errors import RumorError
+from cluster.gossip.keyring import gossip_keys
+from cluster.scripts import UNANSWERED
+from node.observe import redis_memory
+from node.observe.redis_memory import Memory
+from node.queue import redis_checks
+from node.queue.catalog import Catalog
+
+CATALOG_INTERVAL_S = 5.0
+MEMORY_INTERVAL_S = 1.0
+
+log = structlog.get_logger("rumor.engine")
+
+
+class Upkeep:
+    """One node's looks."""
+
+    def __init__(
+        self, config: Config, client: redis.asyncio.Redis, catalog: Catalog, on_memory: Callable[[Memory], None]
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._catalog = catalog
+        self._on_memory = on_memory
+        self._keys = gossip_keys(config)
+
+    async def watch_memory(self) -> None:
+        """Look at Redis's memory until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(self._config.redis_timeout_s):
+                    figures: Any = await self._client.info("memory")
+                self._on_memory(redis_memory.look(figures, self._config.retention_max_bytes))
+            except UNANSWERED as error:
+                log.debug("memory_unread", error=str(error))
+            await asyncio.sleep(MEMORY_INTERVAL_S)
+
+    async def keep_catalog(self) -> None:
+        """Publish this node's types and read the others', until cancelled."""
+        is_published = False
+        while True:
+            try:
+                async with asyncio.timeout(self._config.redis_timeout_s):
+                    if not is_published:
+                        await redis_checks.agree(self._client, self._config)
+                        await redis_checks.sign(self._client, self._config, self._keys)
+                        await self._catalog.publish(self._client)
+                    is_published = await self._catalog.refresh(self._client)
+            except UNANSWERED as error:
+                log.debug("catalog_unread", error=str(error))
+            except RumorError as error:
+                log.error("cluster_facts_differ", error=str(error))
+            await asyncio.sleep(CATALOG_INTERVAL_S)
+
+    async def refresh_catalog(self) -> None:
+        """Read the others' types now; those known stay if Redis does not answer."""
+        try:
+            async with asyncio.timeout(self._config.redis_timeout_s):
+                await self._catalog.refresh(self._client)
+        except UNANSWERED as error:
+            log.debug("catalog_unread", error=str(error))
