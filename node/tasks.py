@@ -389,8 +389,8 @@ def bind(declaration: Declaration) -> Handler:
             f"{declaration.origin}: its annotations cannot be read: {type(error).__name__}: {error}",
             "Import or define the types it names at module level.",
         ) from error
-    data, context, kind = _parameters(declaration, hints)
-    decode, schema = _decoder(declaration, kind) if data else (_no_data, None)
+    data, context, data_type = _parameters(declaration, hints)
+    decode, schema = _decoder(declaration, data_type) if data else (_no_data, None)
     call, is_async = _call(function, data, context, declaration.executor)
     return Handler(
         name=declaration.name,
@@ -417,7 +417,7 @@ def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str
     """
     data: str | None = None
     context: str | None = None
-    kind: Any = Any
+    data_type: Any = Any
     for name, parameter in inspect.signature(declaration.function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -426,7 +426,7 @@ def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str
         if context is None and annotation in (Context, Context | None):
             context = name
         elif data is None and parameter.kind is not parameter.KEYWORD_ONLY:
-            data, kind = name, annotation
+            data, data_type = name, annotation
         elif context is None and annotation is Any and is_required:
             context = name
         elif is_required or parameter.kind is not parameter.KEYWORD_ONLY:
@@ -435,7 +435,7 @@ def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str
                 "Put what it needs into data: a dataclass or TypedDict has many fields. A parameter that no task sets "
                 f"may stand after a *, with a default: (data, *, {name}=…).",
             )
-    return data, context, kind
+    return data, context, data_type
 
 
 def _positional(function: Callable[..., Any]) -> list[str]:
@@ -443,14 +443,14 @@ def _positional(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _decoder(declaration: Declaration, kind: Any) -> tuple[Callable[[bytes], Any], dict[str, Any] | None]:
-    if kind is Any or kind is object:
+def _decoder(declaration: Declaration, data_type: Any) -> tuple[Callable[[bytes], Any], dict[str, Any] | None]:
+    if data_type is Any or data_type is object:
         return msgspec.json.Decoder().decode, None
     try:
-        return msgspec.json.Decoder(kind).decode, msgspec.json.schema(kind)
+        return msgspec.json.Decoder(data_type).decode, msgspec.json.schema(data_type)
     except TypeError as error:
         raise ConfigError(
-            f"{declaration.origin}: data cannot become {kind!r}: {str(error).splitlines()[-1]}",
+            f"{declaration.origin}: data cannot become {data_type!r}: {str(error).splitlines()[-1]}",
             "Annotate it with a dataclass, TypedDict, msgspec.Struct or plain JSON types, or not at all.",
         ) from error
 
