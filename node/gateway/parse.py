@@ -88,7 +88,7 @@ def query(kind: type[T], pairs: Mapping[str, str]) -> T:
     except msgspec.ValidationError as error:
         what, path = _split(error)
         name = path.removeprefix("$.")
-        hint = f"Change or leave out {name}."
+        hint = f"Change {name} or leave it out."
         if what.startswith("Invalid enum value"):
             hint = f"Use one of {', '.join(_choices(kind, name))}, or none."
         raise BadRequest(f"{name} is {_shown(pairs.get(name, ''))}: {_lower(what)}.", hint) from None

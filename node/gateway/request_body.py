@@ -63,7 +63,9 @@ async def read_lines(request: web.Request, line_max_bytes: int) -> AsyncIterator
             async with asyncio.timeout(PAUSE_S):
                 data = await content.readany()
         except TimeoutError:
-            raise TooSlow(f"no further line came within {PAUSE_S:g} s.", "Begin a new call for what is left.") from None
+            raise TooSlow(
+                f"no further line came within {PAUSE_S:g} s.", "Send the remaining lines in a new call."
+            ) from None
         *lines, rest = (rest + data).split(b"\n")
         lines = [line for line in lines if line.strip()]
         for start in range(0, len(lines), LINES_MAX):

@@ -123,13 +123,13 @@ class _Server(web.Server):
         self.headless: dict[_Connection, float] = {}  # connection that owes a head -> its deadline, in order
         self.lingering: dict[_Connection, asyncio.TimerHandle] = {}  # refused, and not closed yet
         self._look: asyncio.TimerHandle | None = None
-        self._sought_idle_s = self._logged_full_s = -math.inf  # the last time
+        self._sought_idle_s = self._logged_full_s = -math.inf  # when it did either for the last time
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
     def has_room(self) -> bool:
-        """Whether one more connection may come, if need be by ending the one without a request for the longest."""
+        """Whether one more connection may come. If need be, ends the one that has had no request for the longest."""
         if len(self._connections) < self.room:
             return True
         if not self.headless:
@@ -179,7 +179,7 @@ class _Server(web.Server):
         connection.end_headless(error)
 
     def _end_idle(self) -> bool:
-        """End the connections that are idle; whether there was one. Looks at them all, hence at most once in LOOK_S."""
+        """End all idle connections; whether there was one. Costs a look at each, so at most once in LOOK_S."""
         now_s = self._loop.time()
         if now_s - self._sought_idle_s < LOOK_S:
             return False
@@ -252,7 +252,7 @@ class _Connection(web.RequestHandler):
             transport.close()
 
     def log_exception(self, *args: object, **kwargs: object) -> None:
-        """Leaves out the error of an unreadable body: it was answered, and aiohttp meets it again reading the rest."""
+        """Skip the error of an unreadable body: it was answered, and aiohttp only meets it again in the rest."""
         if not isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **kwargs)
 

@@ -36,10 +36,10 @@ INTERVAL_S = 1.0  # time between two sums
 UNTOLD_MAX = 200  # events that wait for Redis
 TELL_MAX = 50  # events in one call
 TTL_MS = 7 * 86_400_000  # lifetime of the list of events in Redis
-STEP_TTL_MS = 1_000 * task_rates.STEP_S * (task_rates.STEPS_KEPT + 2)
+STEP_TTL_MS = 1_000 * task_rates.STEP_S * (task_rates.STEPS_KEPT + 2)  # two steps more than any chart shows
 UNHEARD_TICKS = 3  # sums that are left out after one that nobody heard
 SUMS_MAX = 1_000  # sums in one interval, which has one from each node
-MESSAGE_MAX_BYTES = 262_144
+MESSAGE_MAX_BYTES = 262_144  # size of a message on the channel; a larger one is passed over
 
 log = structlog.get_logger("rumor.bulletin")
 

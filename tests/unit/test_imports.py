@@ -87,9 +87,9 @@ def test_cluster_imports_nothing_of_node(path: Path) -> None:
     assert "node" not in roots(path)
 
 
-@pytest.mark.parametrize("path", sources("node/gateway"), ids=name)
-def test_the_gateway_imports_nothing_of_the_queue(path: Path) -> None:
-    """It calls an engine by protocol; the tests hand in one that keeps its tasks in a dict."""
+@pytest.mark.parametrize("path", sources("node/gateway", "node/observe"), ids=name)
+def test_gateway_and_observe_import_nothing_of_the_queue(path: Path) -> None:
+    """The gateway calls an engine by protocol: the tests hand in one that keeps its tasks in a dict."""
     assert not [full for full in imports(ast.parse(path.read_text("utf-8"))) if full.startswith("node.queue")]
 
 
