@@ -1,1 +1,1 @@
-"""SWIM + Lifeguard + evidence: the pure membership protocol. See `cluster.swim.events` for what goes in and out."""
+"""SWIM + Lifeguard + evidence: the membership protocol. Pure. See `cluster.swim.events` for what goes in and out."""

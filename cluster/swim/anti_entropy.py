@@ -1,7 +1,8 @@
-"""Exchange: how two tables become equal. Digests differ: pull at once; now and then: push and pull everything.
+"""Anti-entropy: how two tables become equal. A node pulls at once if digests differ; now and then it exchanges all.
 
-A Pull names the rows one holds by short hashes, and the answer is the rows that differ, in datagrams while the cluster
-is small enough for that, else by TCP. Full tables also go to members held dead, so that cuts merge by themselves.
+A Pull names the rows that its sender holds by short hashes, and the answer is the rows that differ: in datagrams while
+the cluster is small enough for that, else by TCP. A node also exchanges full tables with members that it holds dead, so
+that healed cuts merge by themselves.
 
 Does not know: how claims are merged, who is suspected, timers.
 """
@@ -18,14 +19,14 @@ from cluster.swim.outbox import Outbox
 from cluster.swim.table import Entry, Table
 from cluster.swim.wire import Digest, Pull, Rows
 
-PULL_SPACING_S = 0.05  # between pulls from the same member
-ROWS_PIECES_MAX = 8  # datagrams in one answer to a Pull; what is left goes over TCP
-SYNC_SPACING_S = 1.0  # between pushes and pulls over TCP that a difference asked for
-SYNC_WITH_DEAD_EVERY = 4  # one periodic exchange in this many is tried with a member held dead
+PULL_SPACING_S = 0.05  # time between two pulls from the same member
+ROWS_PIECES_MAX = 8  # datagrams in one answer to a Pull; the last of them says that there is more to pull
+SYNC_SPACING_S = 1.0  # time between two exchanges of full tables over TCP
+SYNC_WITH_DEAD_EVERY = 4  # periodic exchanges of which one is tried with a member held dead
 
 
 class Exchange:
-    """What one node asks of others' tables, and shows of its own."""
+    """What one node asks of others' tables, and what it shows of its own."""
 
     def __init__(self, table: Table, outbox: Outbox, rng: Random, stats: dict[str, int]) -> None:
         self._table = table
@@ -36,7 +37,7 @@ class Exchange:
         self._exchanges = 0
 
     def compare(self, theirs: Digest, entry: Entry, source: Address, now_s: float) -> bool:
-        """Pull at once if the table of this member differs from ours. True: it does not."""
+        """Pull at once if the table of this member differs from ours. Returns whether the tables are equal."""
         if theirs == self._table.digest:
             return True
         if now_s - entry.pulled_s < PULL_SPACING_S:
@@ -50,7 +51,7 @@ class Exchange:
         return False
 
     def answer_pull(self, pull: Pull, source: Address, now_s: float) -> None:
-        """Send what they lack, and ask for what we do."""
+        """Send the rows that they lack, and ask for those that we lack."""
         size = wire.HASH_BYTES
         theirs = {pull.hashes[i : i + size] for i in range(0, len(pull.hashes), size)}
         mine = self._table.hashes()
@@ -60,7 +61,7 @@ class Exchange:
             self._send_pull(source, is_back=True)
 
     def send_rows(self, target: Address, entries: Sequence[Entry], now_s: float, *, is_final: bool) -> None:
-        """Rows of the table in as many datagrams as are allowed."""
+        """Send these rows in as many datagrams as needed, at most ROWS_PIECES_MAX."""
         rows = [entry.aged(now_s) for entry in entries]
         for piece in range(ROWS_PIECES_MAX):
             is_last = piece == ROWS_PIECES_MAX - 1
@@ -70,7 +71,7 @@ class Exchange:
                 return
 
     def anti_entropy(self, others: Sequence[Entry], now_s: float) -> None:
-        """The full table with one of these (live) others, now and then with one held dead."""
+        """Exchange full tables with one of these (live) others, now and then with a member held dead."""
         self._exchanges += 1
         dead = self._table.dead()
         if dead and self._exchanges % SYNC_WITH_DEAD_EVERY == 0:
@@ -79,7 +80,7 @@ class Exchange:
             self.sync_with(self._rng.sample(others, 1)[0], now_s)
 
     def sync_with(self, entry: Entry, now_s: float) -> None:
-        """Push and pull everything over TCP, unless that was done a moment ago."""
+        """Push and pull everything over TCP, unless the last exchange was a moment ago."""
         if now_s - self._sync_s >= SYNC_SPACING_S:
             self._sync_s = now_s
             self._stats["push_pulls"] += 1

@@ -1,24 +1,24 @@
 """SWIM + Lifeguard + evidence: membership as one node sees it. The dispatcher: it owns the state and the branches.
 
-Feed it events, carry out the actions it returns, hand in Tick() no later than `deadline_s()`. Timers fire on Tick only,
-so a driver that empties its socket first never accuses a peer whose answer is already there. Bytes go in and bytes come
-out: encoding and sealing are inside, and the simulator tests what production sends.
+Feed it events, carry out the actions it returns, and hand in Tick() no later than `deadline_s()`. Timers fire on Tick
+only, so a driver that empties its socket first never accuses a peer whose answer is already there. Bytes go in and
+bytes come out: encoding and sealing are inside, so that the simulator tests what production sends.
 
 How a member is found dead, from fast to slow:
 
-- its watch connection ends, or it misses a ping: its TCP port is tried too. *Refused*, seen by two members (by one when
-  nobody else is left to ask), is a death at once;
-- a later session of the same name ends the earlier one at once;
-- it is silent, and so is its host: suspect, then dead after `suspicion_min_s` to `suspicion_max_s`;
-- it is silent but its kernel accepts: suspect, then dead after `stalled_s`.
+- its watch connection ends, or it misses a ping: other members try its TCP port too. If two of them are *refused* (one,
+  when nobody else is left to ask), it is dead at once;
+- a later session of its name appears: the earlier one is dead at once;
+- it is silent, and so is its host: it is suspect, then dead after `suspicion_min_s` to `suspicion_max_s`;
+- it is silent, but its kernel accepts: it is suspect, then dead after `stalled_s`.
 
-Any accusation but a tombstone is refuted by a higher incarnation, which only the accused may take. A node that was away
-itself (a late tick) cancels its rounds and accuses nobody. See `table` for what stands when claims differ, `rounds` for
-who is asked, `suspicion` for how long, `dissemination` for what is told when, `anti_entropy` for how tables become
-equal, `newcomers` for who is let in, `outbox` for what is sent, `wire` for the bytes.
+A higher incarnation, which only the accused may take, refutes any accusation but a tombstone. A node that was away
+itself (a late tick) cancels its rounds and accuses nobody. See `table` for which of two claims stands, `rounds` for who
+is asked, `suspicion` for how long a suspect has, `dissemination` for which news is told when, `anti_entropy` for how
+tables become equal, `newcomers` for who is let in, `outbox` for what is sent, `wire` for the bytes.
 
-A session that is not in the table is a stranger: nothing it says is taken over until it has answered a ping of ours,
-which a recording of its datagrams cannot. All other replays are harmless, because every merge is a maximum.
+A session that is not in the table is a stranger: this node believes nothing that it says until it has answered a ping
+of ours, which a recording of its datagrams cannot do. All other replays are harmless, because every merge is a maximum.
 
 Does not know: sockets, asyncio, the wall clock, Redis, what load, meta and epochs mean.
 """
@@ -71,17 +71,19 @@ from cluster.swim.table import LIVE, Entry, Table, accusation, is_same_claim, me
 from cluster.swim.watch_ring import predecessors, successors
 from cluster.swim.wire import Ack, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
 
-LOAD_FANOUT = 4  # members told at once of a load that others should act on
+LOAD_FANOUT = 4  # members told at once of an urgent load
 GOSSIP_FANOUT = 3  # members told at each gossip interval while there is news
 URGENT_FANOUT = 3  # members told at once by a node that heard urgent news
-URGENT_DIRECT_MAX = 64  # members told at once by the node that the urgent news comes from
-RING_REPAIR_S = 1.0  # between pings to a member held dead, so that healed cuts merge by themselves
-SOUGHT_MAX = 4  # pings to members held dead at once, where more than one is due
-SOUGHT_SHARE = 0.05  # of the time it has been dead: then it is due again, however many others there are
-TELL_SHARE = 0.5  # of the probe interval: how often an accuser tells the suspect
-JOIN_PATIENCE_S = 3.0  # after this long without an answer from any address a node counts itself as the first
-TOLD_SPACING_S = 0.05  # between pings to a member held dead that is heard all the same
-HERALD_SHARE = 0.5  # of the shortest suspicion: who was suspect here for less is not held dead for another's silence
+URGENT_DIRECT_MAX = 64  # members told at once by the node from which the urgent news comes
+RING_REPAIR_S = 1.0  # time between pings to members held dead, by which a healed cut merges by itself
+SOUGHT_MAX = 4  # members held dead that are pinged at once, if more than one is due
+SOUGHT_SHARE = 0.05  # share of the time a member has been dead after which it is due again, however many are dead
+TELL_SHARE = 0.5  # share of the probe interval between two pings by which an accuser tells the suspect
+JOIN_PATIENCE_S = 3.0  # time without an answer from any address after which a node counts itself as the first
+TOLD_SPACING_S = 0.05  # time between pings to a member that is held dead and is heard all the same
+# Share of the shortest suspicion. A member that was suspect here for less time than that is not held dead on another
+# member's word that it is silent.
+HERALD_SHARE = 0.5
 CONFLICTS_MAX = 256
 TOMBSTONES_MAX = 1024
 
@@ -130,8 +132,8 @@ class Swim:
         self._rng = rng
         self._me = me
         self._past: dict[str, None] = {}  # sessions this process had before (Renew)
-        self._load_told_s = inf  # when a few are told of our load; inf: when a datagram goes their way
-        self._load_next_s = now_s  # and not before
+        self._load_told_s = inf  # when a few members are told our load; inf: it rides in datagrams that leave anyway
+        self._load_next_s = now_s  # the earliest time at which they may be told again
         self._stats = dict.fromkeys(COUNTERS, 0)
         self._table = Table()
         self._outbox = Outbox(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
@@ -159,8 +161,9 @@ class Swim:
     # ---- the interface
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
-        """Take one event at `now_s` (monotonic seconds) and say what is to be done."""
-        late_s = now_s - max(self._deadline_s, self._now_s)  # A backlog is worked off in one visit to the socket.
+        """Take one event at `now_s` (monotonic seconds). Returns what the driver is to do."""
+        # A driver works off a backlog in one visit to the socket, so only the first event of it counts as late.
+        late_s = now_s - max(self._deadline_s, self._now_s)
         self._now_s = max(now_s, self._now_s)
         if late_s > self._config.probe_interval_s:
             self._was_away(late_s)
@@ -201,7 +204,7 @@ class Swim:
         return self._deadline_s
 
     def members(self) -> tuple[Member, ...]:
-        """All rows, sorted by node_id: this node included, dead and left ones while they are remembered."""
+        """All rows, sorted by node_id: this node's too, and those of the dead and the left while it remembers them."""
         return tuple(sorted((entry.member() for entry in self._table), key=lambda member: member.identity.node_id))
 
     @property
@@ -211,7 +214,7 @@ class Swim:
 
     @property
     def is_synced(self) -> bool:
-        """Whether the others were heard: a table was merged, or there is nobody to hear, or nobody answers."""
+        """Whether this node heard the others: it merged a table, or there is nobody to hear, or nobody answers."""
         return self._has_merged or self._now_s - self._started_s >= JOIN_PATIENCE_S
 
     @property
@@ -255,7 +258,7 @@ class Swim:
             for entry in self._some(GOSSIP_FANOUT):
                 self._outbox.send(entry.address, Gossip())
             if len(self._table.live) < 2:
-                self._outbox.news.clear()  # Nobody to tell: whoever comes gets the table.
+                self._outbox.news.clear()  # There is nobody to tell. A member that comes later gets the whole table.
         if self._ring_repair_s <= now_s:
             self._ring_repair_s = now_s + RING_REPAIR_S
             self._seek_the_dead()
@@ -265,9 +268,10 @@ class Swim:
             self._exchange.anti_entropy(self._others(), now_s)
 
     def _seek_the_dead(self) -> None:
-        """Ask whom nobody asked for the longest, measured by how long it has been dead: one, or several that are due.
+        """Ping the dead member whose last ping is the most overdue, and a few more that are due.
 
-        So who was just cut off is not lost among all that ended long ago.
+        Overdue is the time since this node last told it, as a share of the time it has been dead. That way a member
+        that was just cut off is not lost among all that ended long ago.
         """
 
         def overdue(entry: Entry) -> float:
@@ -279,7 +283,7 @@ class Swim:
             self._rounds.ping(entry, self._now_s)
 
     def _was_away(self, late_s: float) -> None:
-        """This node did not run for a while. What it waited for may have come and gone: it accuses nobody for that."""
+        """This node did not run for a while. The answers it waited for may have come and gone, so it accuses nobody."""
         self._stats["late_ticks"] += 1
         self._rounds.feel(1)
         self._rounds.restart(self._now_s)
@@ -293,7 +297,7 @@ class Swim:
         entry = self._table.of(session)
         if self._rounds.connected(session, outcome, self._now_s):
             return
-        # Too late for its round: it still tells what kind of silence the suspicion is about.
+        # The outcome is too late for its round. It still tells which kind of silence the suspicion is about.
         suspicion = self._suspicions.get(session)
         if entry is None or suspicion is None or self._me.node_id not in suspicion.accusers:
             return
@@ -314,15 +318,16 @@ class Swim:
         self._learn(row)
         suspicion = self._suspicions.get(session)
         if suspicion is not None:
-            suspicion.tell_s = min(suspicion.tell_s, self._now_s)  # Buddy: the suspect is told first.
+            # Lifeguard's Buddy System: the suspect is told first.
+            suspicion.tell_s = min(suspicion.tell_s, self._now_s)
             self._pursue(suspicion)
         self.weigh(session)
         if evidence is Evidence.REFUSED:
             for other in [other for other in self._suspicions if other != session]:
-                self.weigh(other)  # One fewer could confirm it.
+                self.weigh(other)  # One member fewer can confirm that suspicion.
 
     def weigh(self, session: str) -> None:
-        """Declare the member dead if enough different members were refused."""
+        """Declare the member dead if it refused enough different members."""
         entry = self._table.of(session)
         if entry is None or not entry.is_live:
             return
@@ -335,7 +340,7 @@ class Swim:
             self._declare(entry, Evidence.REFUSED)
 
     def _seems_gone(self, entry: Entry) -> bool:
-        """Whether this node was refused by it, and has heard nothing of it since: it will not confirm anything."""
+        """Whether this member refused this node, and was not heard since. Then it will not confirm anything."""
         suspicion = self._suspicions.get(entry.row.session)
         return (
             suspicion is not None
@@ -347,7 +352,7 @@ class Swim:
         return suspicion.ends_s(self._config, len(self._table.live))
 
     def _pursue(self, suspicion: Suspicion) -> None:
-        """Tell the suspect while there is time, and declare it dead when there is none left."""
+        """Tell the suspect while its time runs, and declare it dead when its time is over."""
         entry = self._table.of(suspicion.session)
         if entry is None or self._suspicions.get(suspicion.session) is not suspicion:
             return
@@ -356,21 +361,21 @@ class Swim:
             self._rounds.ping(entry, self._now_s)
         if self._suspicion_ends_s(suspicion) <= self._now_s:
             if entry.answered_s > suspicion.started_s:
-                # It answers us, so it lives, and it was told; its refutation is on the way, or the accuser is cut off.
+                # It answers us, so it lives, and it was told: its refutation is on the way, or its accuser is cut off.
                 suspicion.excused_s += self._config.suspicion_min_s
                 self._rounds.ping(entry, self._now_s)
             else:
                 self._declare(entry, suspicion.verdict())
 
     def _declare(self, entry: Entry, evidence: Evidence) -> None:
-        """This node holds the member dead and says so to everybody at once."""
+        """Hold the member dead, and say so to everybody at once."""
         row = Row(entry.row.session, entry.row.incarnation, MemberState.DEAD, evidence, self._me.node_id)
         self._learn(row)
 
     # ---- claims
 
     def _learn(self, row: Row) -> bool:
-        """Merge one claim. False when what this node holds is newer."""
+        """Merge one claim. False if this node holds a newer one."""
         node_id = node_of(row.session)
         if node_id == self._me.node_id:
             return self._hear_of_me(row)
@@ -386,7 +391,7 @@ class Swim:
             return False
         is_surprising = self._is_surprising(entry, row)
         if is_surprising:
-            # A refusal of that time, across a cut perhaps, is no second witness to one of now.
+            # An old refusal, perhaps from across a cut, is no second witness to a refusal that is seen now.
             evidence = Evidence.SILENT if row.evidence is Evidence.REFUSED else row.evidence
             row = msgspec.structs.replace(row, state=MemberState.SUSPECT, evidence=evidence, age_s=0)
         before, was = entry.row, entry.row.state
@@ -397,15 +402,16 @@ class Swim:
         if row.state is MemberState.SUSPECT and entry.row.state is MemberState.SUSPECT:
             self._confirm(entry, row)
         if is_surprising:
-            self._rounds.start(entry, self._now_s, is_urgent=False)  # It is told, again and again, and refutes.
+            self._rounds.start(entry, self._now_s, is_urgent=False)  # Its pings tell the suspect, so that it refutes.
         return not is_older
 
     def _is_surprising(self, entry: Entry, row: Row) -> bool:
-        """Whether a death is claimed that this node should have heard of before: most likely by who was cut off.
+        """Whether the row claims a death of which this node should have heard before.
 
-        A death is told within a second. One by silence was a suspicion for seconds before; only who is refused is dead
-        at once. Believed, such a claim would make members that never lost each other hold each other dead when a cut
-        heals. As a suspicion it is refuted in one round trip; where it is true, it soon is a death again.
+        Such a claim most likely comes from a member that was cut off. A fresh death is told within a second, and a
+        member that is dead by silence was suspect for seconds before; only a refusal is a death at once. If this node
+        believed the claim, members that never lost each other would hold each other dead when a cut heals. Taken as a
+        suspicion, it is refuted in one round trip; and if it is true, it soon becomes a death again.
         """
         if (
             not entry.is_live
@@ -419,7 +425,7 @@ class Swim:
         return row.age_s >= 1 or not is_heralded
 
     def _meet(self, row: Row, old: Entry | None) -> None:
-        """A session not known before: a new member, or a new life of one."""
+        """Take in a session that was not known: a new member, or a new life of a known one."""
         if not row.host or (row.state not in LIVE and row.age_s > self._config.forget_s):
             return
         if old is not None:
@@ -434,21 +440,18 @@ class Swim:
             self._confirm(entry, row)
 
     def _end_session(self, entry: Entry) -> None:
-        """A later session of the same name is here: the earlier one is over, whatever it was held to be."""
+        """A later session of the same name is here: the earlier one is over, whatever state it was in."""
         self._forget_work(entry.row.session)
         row = entry.row
         if row.state is MemberState.LEFT or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED):
             return
-        was, entry.row = (
-            row.state,
-            msgspec.structs.replace(row, state=MemberState.DEAD, evidence=Evidence.SUPERSEDED, by=""),
-        )
+        entry.row = msgspec.structs.replace(row, state=MemberState.DEAD, evidence=Evidence.SUPERSEDED, by="")
         self._stats["deaths_superseded"] += 1
-        self._outbox.out.append(Changed(entry.member(), was, False))
-        entry.row = row  # The table still holds it, until the later one is put in its place.
+        self._outbox.out.append(Changed(entry.member(), row.state, False))
+        entry.row = row  # The table still holds this row, until the later session takes its place.
 
     def _changed(self, entry: Entry, was: MemberState | None, before: Row | None, *, first: bool = False) -> None:
-        """The entry's row is new: keep suspicions, rounds, news and the ring in step, and tell the driver."""
+        """The entry has a new row: keep suspicions, rounds, news and the ring in step, and tell the driver."""
         row = entry.row
         was_live = was in LIVE
         self._outbox.out.append(Changed(entry.member(), was, first))
@@ -471,7 +474,7 @@ class Swim:
             self._urgent_heard.append(row)
 
     def _confirm(self, entry: Entry, row: Row) -> None:
-        """An accusation of a member that is suspect (now)."""
+        """Count this accusation of a member that is suspect by now."""
         if row.incarnation != entry.row.incarnation:
             return
         suspicion = self._suspicions.get(row.session)
@@ -480,7 +483,7 @@ class Swim:
             self._stats["suspicions"] += 1
             neighbours = predecessors(self._table.live, entry.node_id, CONFIRMATIONS + 1)
             if row.by != self._me.node_id and self._me.node_id in neighbours:
-                # Enough others look for themselves at once: independent confirmations are what makes a verdict fast.
+                # Enough neighbours look for themselves at once: independent confirmations make a verdict fast.
                 self._rounds.start(entry, self._now_s, is_urgent=False)
         if suspicion.confirm(row.by, row.evidence):
             self._outbox.news.add(short(row), self._now_s)
@@ -493,13 +496,13 @@ class Swim:
                 self.weigh(row.session)
 
     def _forget_work(self, session: str) -> None:
-        """Nothing is to be found out about this session any more."""
+        """Drop all work on this session: there is nothing left to find out about it."""
         self._rounds.drop(session)
         self._suspicions.pop(session, None)
         self._outbox.loads.drop(session)
 
     def _bury(self, row: Row, *, is_known: bool) -> None:
-        """Remember the tombstone of a session, and pass it on if the table cannot."""
+        """Remember the tombstone of a session. Pass it on as news if no row of the table can carry it."""
         if row.session in self._tombstones:
             return
         self._tombstones[row.session] = None
@@ -531,7 +534,7 @@ class Swim:
         return row
 
     def _hear_of_me(self, row: Row) -> bool:
-        """A claim about this node's own name."""
+        """Answer a claim about this node's own name. False if what this node holds is newer."""
         mine = self._my_row
         if row.session != self._me.session:
             if row.session in self._past:
@@ -539,7 +542,7 @@ class Swim:
             if is_newer(row.session, self._me.session):
                 self._conflict(Identity(node_of(row.session), row.session, row.host, row.port, row.meta))
             elif row.state in LIVE and row.host and (row.host, row.port) != (self._me.host, self._me.port):
-                # An earlier life at another address: if it answers, the name is used twice.
+                # This is an earlier life at another address. If it answers, the name is used twice.
                 self._rounds.ping_address((row.host, row.port), self._now_s)
             return False
         if precedence(row) <= precedence(mine):
@@ -547,7 +550,7 @@ class Swim:
         if row.evidence is Evidence.FENCED:
             self._fence_me()
         elif row.incarnation < wire.INCARNATION_MAX and not self._has_left and mine.evidence is not Evidence.FENCED:
-            # Only the accused may raise it (SWIM §4.2); that is what refutes the rumor.
+            # Only the accused may raise the incarnation (SWIM §4.2); that refutes the rumor.
             self._stats["refutations"] += 1
             self._rounds.feel(1)
             refutation = self._put_me(row.incarnation + 1, mine.state)
@@ -596,8 +599,8 @@ class Swim:
             self._joins.clear()
 
     def _on_fenced(self, session: str) -> None:
-        known = self._table.of(session)
-        incarnation = known.row.incarnation if known is not None else 0
+        entry = self._table.of(session)
+        incarnation = entry.row.incarnation if entry is not None else 0
         self._learn(Row(session, incarnation, MemberState.DEAD, Evidence.FENCED, self._me.node_id))
 
     def _on_load(self, load: bytes, is_urgent: bool) -> None:
@@ -609,9 +612,9 @@ class Swim:
             self._load_told_s = min(self._load_told_s, self._load_next_s)
 
     def _on_join(self, addresses: Iterable[Address]) -> None:
-        known = {entry.address for entry in self._table.live.values()}  # this node among them
+        live = {entry.address for entry in self._table.live.values()}  # with this node's own
         for address in addresses:
-            if address not in known and self._joins.add(address, self._now_s):
+            if address not in live and self._joins.add(address, self._now_s):
                 self._rounds.ping_address(address, self._now_s)
         if not self._joins and len(self._table) == 1:
             self._has_merged = True  # There is nobody to hear.
@@ -634,19 +637,19 @@ class Swim:
         if self._table.of(session) is None and not self._is_answer(packet):
             self._hear_stranger(packet, event.source)
         elif node_of(session) == self._me.node_id:
-            # The earlier life was here first, so it is the later one that has to yield.
+            # The earlier life was here first, so the later one has to yield.
             if is_newer(self._me.session, session):
                 self._conflict(Identity(self._me.node_id, session, *event.source))
         else:
             self._hear(packet, event.source)
 
     def _is_answer(self, packet: Packet) -> bool:
-        """Whether it answers a ping of ours by itself."""
+        """Whether the sender itself answers a ping of ours."""
         body = packet.body
         return isinstance(body, Ack) and body.subject == packet.head.session and self._rounds.is_awaited(body)
 
     def _hear_stranger(self, packet: Packet, source: Address) -> None:
-        """Answer, show the table, believe nothing, and ask who is there."""
+        """Answer it, show it the table, believe nothing that it says, and ask who is there."""
         match packet.body:
             case Ping():
                 self._outbox.send(source, Ack(packet.body.nr, self._me.session), [self._my_row])
@@ -681,7 +684,7 @@ class Swim:
             self._compare(head, source)
 
     def _take_in(self, packet: Packet) -> list[Entry]:
-        """Learn everything a packet claims. Returns what this node knows better."""
+        """Learn everything that a packet claims. Returns the entries whose rows here are newer."""
         head = packet.head
         self._outbox.epoch = max(self._outbox.epoch, head.epoch)
         lost: list[Entry] = []
@@ -695,19 +698,22 @@ class Swim:
         sender = self._table.of(head.session)
         if sender is not None:
             sender.heard_s = self._now_s
-            # Its own word about itself: any datagram of a member that was accused refutes the accusation.
+            # The head is the member's own word about itself: any datagram of an accused member refutes the accusation.
             if (head.incarnation, head.state) != (sender.row.incarnation, sender.row.state) and head.state in LIVE:
                 self._learn(Row(head.session, head.incarnation, head.state))
             self._hear_load(LoadRow(head.session, head.load_seq, head.load))
             if sender.row.state is MemberState.DEAD and self._now_s - sender.told_s >= TOLD_SPACING_S:
                 sender.told_s = self._now_s
-                self._rounds.ping(sender, self._now_s)  # It lives and may not know what is held of it.
+                self._rounds.ping(sender, self._now_s)  # It lives, and may not know that it is held dead.
         for load in packet.loads:
             self._hear_load(load)
         return lost
 
     def _is_contested(self, row: Row) -> bool:
-        """Whether a newcomer shows itself under the name of a live member at another address, which is asked first."""
+        """Whether a newcomer bears the name of a live member at another address, and that member still has the name.
+
+        This node asks the earlier life first.
+        """
         entry = self._table.get(node_of(row.session))
         if (
             entry is None
@@ -728,21 +734,21 @@ class Swim:
             self._outbox.loads.add(load.session, wire.encode_row(load))
 
     def _answer_rows(self, ping: Ping, head: Head) -> list[Row]:
-        """What the sender of a ping is told first: who we are, if it does not know, and what we hold of it, if bad."""
+        """The rows that a ping's sender is told first: who we are, if it does not know, and what it is accused of."""
         mine = [] if ping.target == self._me.session else [self._my_row]
         sender = self._table.of(head.session)
         return mine if sender is None else mine + accusation(sender)
 
     def _compare(self, head: Head, source: Address) -> None:
         """Pull at once if the sender's table differs from ours."""
-        entry = self._table.of(head.session)  # None: a newcomer whose name is contested
+        entry = self._table.of(head.session)  # None: the sender is a newcomer whose name is contested
         if entry is not None and self._exchange.compare(head.digest, entry, source, self._now_s):
             self._merged()
 
     # ---- push and pull of the full table
 
     def _on_sync(self, data: bytes) -> bool:
-        """Merge a full table. False, counted, when it is not one."""
+        """Merge a full table. False, and counted, if the bytes are none."""
         if len(data) > wire.SYNC_MAX_BYTES:
             self._stats["dropped_oversize"] += 1
             return False
@@ -755,7 +761,7 @@ class Swim:
         return True
 
     def _merged(self) -> None:
-        """A member's table is in ours. The first time, a joiner shows itself to all it has just heard of."""
+        """A member's table is merged into ours. The first time, this node shows itself to all of whom it just heard."""
         if not self._has_merged:
             self._has_merged = True
             self._urgent_own.append(self._my_row)
@@ -771,7 +777,7 @@ class Swim:
         return [entry for entry in self._table.live.values() if entry.row.session != self._me.session]
 
     def _flush_urgent(self) -> None:
-        """Deaths and refutations do not wait for the next gossip interval."""
+        """Tell deaths and refutations now: they do not wait for the next gossip interval."""
         own, self._urgent_own = self._urgent_own, []
         heard, self._urgent_heard = self._urgent_heard, []
         if own or heard:

@@ -1,10 +1,11 @@
 """Dissemination: which news rides in the next datagram, and when it has been told often enough.
 
-News is sent in datagrams that leave anyway, the least told first, each at most `retransmit_limit` times (SWIM §4.1).
-A newer claim about a member replaces the older news of it; suspicions of different accusers stand side by side,
-because each is a confirmation. News grows old: who has not heard it by then sees that the tables differ, and asks.
+News rides in datagrams that leave anyway: the least told first, each piece at most `retransmit_limit` times (SWIM
+§4.1). A newer claim about a member replaces the older news of it. Suspicions by different accusers stand side by side,
+because each is a confirmation. News grows old: a member that has not heard it by then sees that the tables differ, and
+asks.
 
-Does not know: who receives, what a row means beyond its state.
+Does not know: who receives a datagram, what a row means beyond its state.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from cluster.swim.events import Evidence, MemberState
 from cluster.swim.suspicion import CONFIRMATIONS
 from cluster.swim.wire import Row, encode_row
 
-RETRANSMIT_MULT = 6  # memberlist uses 4; refutations that lose the race against a suspicion were the price of it
-NEWS_S = 10.0  # so long something is news
-DEATH_NEWS_S = 1.0  # and a death that could be refuted: after a cut has healed it would be told as if it were fresh
-LOAD_RELAYS = 3  # times one load of another member is passed on
+RETRANSMIT_MULT = 6  # memberlist uses 4; its price was refutations that lost the race against a suspicion
+NEWS_S = 10.0  # age at which news is no longer told
+DEATH_NEWS_S = 1.0  # the same for a death that can be refuted: told after a cut healed, it would pass for a fresh one
+LOAD_RELAYS = 3  # times that a node passes on one load of another member
 
 
 def retransmit_limit(live: int) -> int:
-    """How often one piece of news is sent by one node in a cluster of `live` members."""
+    """How often one node sends one piece of news in a cluster of `live` members."""
     return RETRANSMIT_MULT * math.ceil(math.log10(live + 1))
 
 
@@ -34,12 +35,12 @@ class Item:
     """One piece of news and how often this node has sent it."""
 
     data: bytes
-    old_s: float = math.inf  # when it is not news any more
+    old_s: float = math.inf  # the time from which it is no longer news
     sent: int = 0
 
 
 class News:
-    """What is still to be told, at most a few rows for each member."""
+    """The news that is still to be told: at most a few rows for each member."""
 
     def __init__(self) -> None:
         self._items: dict[str, dict[str, Item]] = {}  # node_id -> accuser ("" unless a suspicion) -> row
@@ -48,7 +49,7 @@ class News:
         return bool(self._items)
 
     def add(self, row: Row, now_s: float) -> None:
-        """Tell this from now on, instead of what it supersedes."""
+        """Tell this row from now on, in place of the news that it supersedes."""
         node_id = node_of(row.session)
         is_final = row.state is not MemberState.DEAD or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED)
         item = Item(encode_row(row), now_s + (NEWS_S if is_final else DEATH_NEWS_S))
@@ -62,11 +63,11 @@ class News:
             about[row.by] = item
 
     def clear(self) -> None:
-        """Nothing is left to tell."""
+        """Tell nothing any more."""
         self._items.clear()
 
     def drop_old(self, now_s: float) -> None:
-        """Tell no more what is not news any more."""
+        """Drop what is no longer news."""
         for node_id, about in list(self._items.items()):
             kept = {by: item for by, item in about.items() if item.old_s > now_s}
             if not kept:
@@ -75,7 +76,7 @@ class News:
                 self._items[node_id] = kept
 
     def take(self, room_bytes: int, limit: int, besides: Collection[bytes] = ()) -> list[bytes]:
-        """Rows for one datagram that carries `besides` already: the least sent first. Counts them as sent."""
+        """Rows for one datagram that already carries `besides`: the least sent first. Counts both as sent."""
         if not self._items:
             return []
         taken: list[bytes] = []
@@ -97,22 +98,22 @@ class News:
 
 
 class Loads:
-    """Loads of others that are worth passing on: the freshest first, each a few times."""
+    """Loads of other members to pass on: the freshest first, each a few times."""
 
     def __init__(self) -> None:
         self._items: dict[str, Item] = {}  # by session, in order of arrival
 
     def add(self, session: str, data: bytes) -> None:
-        """A newer load of that session, already encoded as a row."""
+        """Pass on this newer load of that session; `data` is its encoded row."""
         self._items.pop(session, None)
         self._items[session] = Item(data)
 
     def drop(self, session: str) -> None:
-        """Its session ended."""
+        """Pass on no load of that session: it ended."""
         self._items.pop(session, None)
 
     def take(self, room_bytes: int) -> list[bytes]:
-        """Loads for what room a datagram has left."""
+        """Loads for the room that a datagram has left."""
         taken: list[bytes] = []
         for session in reversed(list(self._items)):
             item = self._items[session]

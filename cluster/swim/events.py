@@ -1,7 +1,9 @@
-"""What goes into the membership protocol and what comes out: the whole interface of `cluster.swim.core.Swim`.
+"""What goes into the membership protocol and what comes out: the whole interface of `cluster.swim.core.Swim`. Pure.
 
 The driver turns sockets and timers into events, hands them to `Swim.handle(event, now_s)`, and carries out the actions
-it returns. Nothing here knows a socket, a clock or asyncio.
+that it returns.
+
+Does not know: sockets, clocks, asyncio.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ Address = tuple[str, int]
 
 
 class MemberState(StrEnum):
-    """What gossip alone holds of a member."""
+    """A member's state as gossip alone holds it."""
 
     ALIVE = "alive"
     LEAVING = "leaving"
@@ -23,22 +25,22 @@ class MemberState(StrEnum):
 
 
 class Evidence(StrEnum):
-    """Why a member was suspected or declared dead: the kinds of silence, and the proofs."""
+    """Why a member is suspect or dead: the kinds of silence, and the proofs."""
 
     SILENT = "silent"  # no ack and no TCP answer: the host is gone or cut off
     STALLED = "stalled"  # no ack, but its kernel accepts TCP: the process hangs
-    REFUSED = "refused"  # connection refused, seen by two members (by one in a pair)
+    REFUSED = "refused"  # its port refused the connections of two members (of one in a pair)
     SUPERSEDED = "superseded"  # a newer session of the same node_id exists
     FENCED = "fenced"  # its session has a tombstone in Redis
     NONE = "none"  # not accused
 
 
 class Tcp(StrEnum):
-    """What a TCP connect to a member's port said."""
+    """How a TCP connect to a member's port ended."""
 
     ACCEPTED = "accepted"
-    REFUSED = "refused"  # its TCP port is closed; a filter can say that of a living process
-    GONE = "gone"  # refused, and then its UDP port was found closed as well: no process has them open
+    REFUSED = "refused"  # its TCP port is closed, or a filter refuses in the name of a living process
+    GONE = "gone"  # refused, and then its UDP port was closed as well: no process has them open
     SILENT = "silent"
 
 
@@ -62,11 +64,11 @@ class Member:
     state: MemberState
     evidence: Evidence
     since_s: float  # when this node learned of the state
-    by: str  # node_id of the member that accused or declared it; "" when not accused
+    by: str  # node_id of the member that accused it or declared it dead; "" when it is not accused
     rtt_s: float | None
-    load: bytes  # opaque, at most 400 bytes; b"" until heard
+    load: bytes  # opaque, at most 400 bytes; b"" until this node heard one
     load_seq: int  # rises with each load of that session
-    load_at_s: float  # when this node heard it (-inf: never)
+    load_at_s: float  # when this node heard the load (-inf: never)
 
 
 # ---- events: handed to Swim.handle
@@ -82,12 +84,12 @@ class Datagram:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The deadline has come (or simply: look at the clock)."""
+    """Look at the clock: the deadline has come, or may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Addresses that may be members: seeds, the list in Redis. Pinged until they answer or are known."""
+    """Addresses that may be members': seeds, the list in Redis. Swim pings each until it answers or is known."""
 
     addresses: tuple[Address, ...]
 
@@ -102,15 +104,18 @@ class TcpOutcome:
 
 @dataclass(frozen=True, slots=True)
 class WatchEnded:
-    """A watch connection that had been established to this session ended (EOF, reset). Never a verdict by itself."""
+    """An established watch connection to this session ended (EOF, reset). Never a verdict by itself."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class SetLoad:
-    """This node's own load from now on; rides in every datagram. Urgent: others should act on it now, not when a
-    datagram next goes their way; a few are told within a gossip interval."""
+    """This node's own load from now on; it rides in every datagram.
+
+    Urgent: others should act on it now, so Swim tells a few of them within a gossip interval. Otherwise they learn it
+    from the next datagram that goes their way.
+    """
 
     load: bytes
     is_urgent: bool = False
@@ -118,14 +123,14 @@ class SetLoad:
 
 @dataclass(frozen=True, slots=True)
 class SetEpoch:
-    """An epoch that Redis gave to some leader; Swim keeps and gossips the highest."""
+    """An epoch that Redis gave to a leader. Swim keeps the highest and gossips it."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """This session has a tombstone in Redis. Gossiped; the member is dead and cannot refute in that session."""
+    """This session has a tombstone in Redis. Swim gossips it: the member is dead, and cannot refute in that session."""
 
     session: str
 
@@ -139,14 +144,14 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """`done` False: say leaving (drains). True: say left (nothing in flight any more)."""
+    """`done` False: say that this node is leaving (it drains). True: say that it left (it has nothing in flight)."""
 
     done: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PushPullRequest:
-    """A peer's sealed full table came in over TCP; the answer is one PushPullReply with the same `ticket`."""
+    """A peer's sealed full table came over TCP. Swim answers it with one PushPullReply of the same `ticket`."""
 
     ticket: int
     data: bytes
@@ -154,7 +159,7 @@ class PushPullRequest:
 
 @dataclass(frozen=True, slots=True)
 class PushPullResponse:
-    """The sealed answer to a PushPull action of ours."""
+    """The peer's sealed answer to our PushPull action."""
 
     data: bytes
 
@@ -188,9 +193,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class TcpConnect:
-    """Try a TCP connect to `target` within `timeout_s` and report TcpOutcome for `session`.
+    """Try a TCP connect to `target` within `timeout_s`, and report TcpOutcome for `session`.
 
-    When it is refused, ask the kernel there for the UDP port too, where this platform tells (see Tcp.GONE).
+    If it is refused, ask the kernel there for the UDP port too, where this platform tells (see Tcp.GONE).
     """
 
     target: Address
@@ -200,14 +205,14 @@ class TcpConnect:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The complete set of peers to hold a watch connection to from now on; others are closed (without WatchEnded)."""
+    """Hold a watch connection to each of these peers from now on; close all others (without WatchEnded)."""
 
     peers: tuple[Identity, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PushPull:
-    """POST these bytes to /gossip at `target` and report PushPullResponse if it answers."""
+    """POST these bytes to /gossip at `target`, and report PushPullResponse if it answers."""
 
     target: Address
     data: bytes
@@ -215,7 +220,7 @@ class PushPull:
 
 @dataclass(frozen=True, slots=True)
 class PushPullReply:
-    """The answer to a PushPullRequest."""
+    """Answer the PushPullRequest of this `ticket` with these bytes."""
 
     ticket: int
     data: bytes
@@ -225,9 +230,9 @@ class PushPullReply:
 class Changed:
     """A member's state, session, incarnation or evidence changed.
 
-    `first` is True when its node_id was not known before; `was` is what this session was held to be, None for a session
-    that was not known. A later session of a known node gives two: the earlier one dead (superseded), then the later one
-    with `was` None and `first` False.
+    `first`: whether its node_id was not known before. `was`: the state of this session before; None if the session was
+    not known. A later session of a known node gives two actions: the earlier session is dead (superseded), then the
+    later one has `was` None and `first` False.
     """
 
     member: Member
@@ -237,8 +242,10 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """This node's name is used twice and this node must stop: an earlier life of it answers at another address, or the
-    cluster has taken in a later life while this one runs."""
+    """This node's name is used twice, and this node must stop.
+
+    Either an earlier life of it answers at another address, or the cluster took in a later life while this one runs.
+    """
 
     other: Identity
 

@@ -1,7 +1,9 @@
-"""Strangers: addresses that may be members, senders that are not known yet, and newcomers with a live member's name.
+"""Newcomers: addresses that may be members', senders that are not known yet, and newcomers with a live member's name.
 
-Nothing that a stranger says is taken over until it has answered a ping of ours, which a recording of its datagrams
-cannot. Everything here is bounded; what is oldest goes first. Does not know: the table, the wire, how one asks.
+This node believes nothing that a stranger says until it has answered a ping of ours, which a recording of its datagrams
+cannot do. Everything here is bounded; the oldest goes first.
+
+Does not know: the table, the wire, how a node asks.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ from math import inf
 
 from cluster.swim.events import Address
 
-JOIN_FIRST_S = 0.2
+JOIN_FIRST_S = 0.2  # shortest time between two pings to an address; it grows up to JOIN_MAX_S
 JOIN_GROWTH = 1.5
 JOIN_MAX_S = 5.0
 JOINS_MAX = 256
-CHALLENGE_SPACING_S = 0.05  # between questions to the strangers at one address
+CHALLENGE_SPACING_S = 0.05  # time between two questions to the strangers at one address
 CONTESTS_MAX = 64
 
 
 @dataclass(slots=True)
 class Joining:
-    """An address that may be a member, until it answers."""
+    """An address that may be a member's and has not answered yet."""
 
     next_s: float
     spacing_s: float = JOIN_FIRST_S
@@ -38,32 +40,32 @@ class Joins:
         return bool(self._asked)
 
     def add(self, address: Address, now_s: float) -> bool:
-        """Whether it is a new one, which is to be asked now."""
+        """Take up this address. Returns whether it is new here, so that the caller is to ask it now."""
         if address in self._asked or len(self._asked) >= JOINS_MAX:
             return False
         self._asked[address] = Joining(now_s + JOIN_FIRST_S)
         return True
 
     def due(self, now_s: float) -> list[Address]:
-        """Those to ask now; each waits longer for the next time."""
-        found = [address for address, joining in self._asked.items() if joining.next_s <= now_s]
-        for address in found:
+        """The addresses to ask now; each then waits longer than before."""
+        addresses = [address for address, joining in self._asked.items() if joining.next_s <= now_s]
+        for address in addresses:
             joining = self._asked[address]
             joining.next_s = now_s + joining.spacing_s
             joining.spacing_s = min(joining.spacing_s * JOIN_GROWTH, JOIN_MAX_S)
-        return found
+        return addresses
 
     @property
     def due_s(self) -> float:
-        """When there is somebody to ask."""
+        """When the next address is to be asked."""
         return min((joining.next_s for joining in self._asked.values()), default=inf)
 
     def drop(self, address: Address) -> None:
-        """It answered."""
+        """Ask this address no more: it answered."""
         self._asked.pop(address, None)
 
     def clear(self) -> None:
-        """Ask nobody."""
+        """Ask nobody any more."""
         self._asked.clear()
 
 
@@ -74,7 +76,7 @@ class Challenges:
         self._asked: dict[Address, float] = {}
 
     def is_due(self, source: Address, now_s: float) -> bool:
-        """Whether to ask there now."""
+        """Whether to ask the strangers at this address now. Counts them as asked if so."""
         asked_s = self._asked.pop(source, -inf)
         is_due = now_s - asked_s >= CHALLENGE_SPACING_S
         self._asked[source] = now_s if is_due else asked_s
@@ -86,16 +88,16 @@ class Challenges:
 class Contest(StrEnum):
     """How a contested name stands."""
 
-    ASK = "ask"  # the earlier life is asked now
-    WAIT = "wait"  # it was asked, and has its time
-    OVER = "over"  # it did not answer: the newcomer may have the name
+    ASK = "ask"  # ask the earlier life now
+    WAIT = "wait"  # the earlier life was asked, and still has time to answer
+    OVER = "over"  # the earlier life did not answer: the newcomer may have the name
 
 
 class Contests:
-    """Newcomers under the name of a live member at another address, which is asked first.
+    """Newcomers that bear the name of a live member at another address. That member, the earlier life, is asked first.
 
-    A mistaken second start must not end a healthy node. While the earlier life answers, the newcomer is not taken in;
-    it learns of the earlier one from our table, asks it, and gives up. If it does not answer, it is over.
+    A mistaken second start must not end a healthy node. While the earlier life answers, the newcomer is not taken in:
+    it learns of the earlier life from our table, asks it, and gives up. If the earlier life is silent, it is over.
     """
 
     def __init__(self, patience_s: float) -> None:
@@ -103,7 +105,7 @@ class Contests:
         self._asked: dict[str, float] = {}  # session of a newcomer -> when the earlier life was asked
 
     def weigh(self, newcomer: str, answered_s: float, now_s: float) -> Contest:
-        """What to do about this newcomer; `answered_s`: when the earlier life last answered."""
+        """How the name of this newcomer stands; `answered_s` is when the earlier life last answered."""
         asked_s = self._asked.get(newcomer)
         if asked_s is not None and now_s - asked_s < self._patience_s:
             return Contest.WAIT

@@ -1,7 +1,9 @@
-"""Outbox: what leaves this node, and what of the bytes that come is let in. Packs, seals, numbers, counts.
+"""Outbox: packs, seals, numbers and counts what leaves this node; opens what comes, and drops what is not ours or new.
 
-A datagram carries the sender's account of itself, a body, the rows it is about, and in what room is left news and
-loads. Does not know: who is told what and why, time, what a row means.
+A datagram carries the sender's account of itself, a body, the rows that the body is about, and in the room that is left
+news and loads.
+
+Does not know: who is told what and why, time, what a row means.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from cluster.swim.wire import Body, Head, Packet, Row, Sync
 
 
 class Outbox:
-    """The sealed side of one node. `out` is what it is to do; the core takes it away."""
+    """The sealed side of one node. `out` holds the actions for the driver, until the core takes them away."""
 
     def __init__(
         self,
@@ -32,7 +34,7 @@ class Outbox:
         self.out: list[Action] = []
         self.news = News()
         self.loads = Loads()
-        self.epoch = 0  # the highest heard
+        self.epoch = 0  # the highest that this node heard
         self.load = b""  # this node's own
         self.load_seq = 0
         self._cluster = cluster
@@ -44,10 +46,13 @@ class Outbox:
         self._seq = 0
 
     def send(self, target: Address, body: Body, rows: Sequence[Row] = (), *, with_news: bool = True) -> int:
-        """One datagram: these rows first, then news and loads for what room is left. Returns how many rows fitted."""
+        """Send one datagram: these rows first, then news and loads in the room that is left.
+
+        Returns how many of these rows fitted.
+        """
         head = self._head()
         size = len(wire.pack(self._cluster, head, body))
-        if size > wire.PLAIN_MAX_BYTES - wire.LIST_BYTES:  # Only a Pull in a large cluster: the load waits.
+        if size > wire.PLAIN_MAX_BYTES - wire.LIST_BYTES:  # Only a Pull in a large cluster: it goes without the load.
             head = msgspec.structs.replace(head, load_seq=0, load=b"")
             size = len(wire.pack(self._cluster, head, body))
         room_bytes = wire.PLAIN_MAX_BYTES - wire.LIST_BYTES - size
@@ -72,13 +77,13 @@ class Outbox:
         return fitted
 
     def full_table(self, now_s: float) -> bytes:
-        """Everything, sealed, for TCP: the living first."""
+        """The whole table, sealed, for TCP: the live members first."""
         entries = sorted(self._table, key=lambda entry: not entry.is_live)
         rows = [wire.encode_row(entry.aged(now_s)) for entry in entries]
         return self._seal.seal(wire.pack(self._cluster, self._head(), Sync(), rows))
 
     def open(self, data: bytes) -> Packet | None:
-        """The packet in sealed bytes; None, counted by reason, for anything else."""
+        """The packet in sealed bytes. None for anything else, which is counted by its reason."""
         plain = self._seal.open(data)
         packet = wire.decode(plain) if plain is not None else None
         if plain is None:

@@ -1,9 +1,9 @@
-"""Rounds: who is asked whether it answers, when, and with whose help. What comes of it is told to the `Judge`.
+"""Rounds: which member is asked whether it answers, when, and with whose help. The `Judge` hears what comes of it.
 
-Each member is probed once in a turn, in a shuffled order (SWIM §4.3); whatever makes a member doubtful starts a round
-on it at once. The answers are collected here, with each peer's round trip and this node's own health (Lifeguard).
+This node probes each member once in a turn, in a shuffled order (SWIM §4.3); whatever makes a member doubtful starts a
+round on it at once. The answers are collected here, with each peer's round trip and this node's own health (Lifeguard).
 
-Does not know: suspicions, which claim stands, who is told what.
+Does not know: suspicions, which claim stands, which news is told to whom.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from cluster.swim.table import Entry, Table, accusation
 from cluster.swim.wire import Ack, Nack, Ping, PingReq
 
 PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
-REQUESTERS_MAX = 64  # members for whom one round is run at the same time
+REQUESTERS_MAX = 64  # members on whose behalf one round runs
 
 
 class Judge(Protocol):
-    """Who draws the conclusions."""
+    """Draws the conclusions from rounds: the core."""
 
     def accuse(self, session: str, evidence: Evidence) -> None:
-        """A round on this live member failed, or it was refused."""
+        """Hear that a round on this live member failed, or that the member refused this node."""
 
     def weigh(self, session: str) -> None:
-        """A helper was refused by this member."""
+        """Hear that this member refused a helper."""
 
 
 class Rounds:
-    """The rounds that run, on whoever's behalf."""
+    """The rounds that run, on this node's behalf and on that of others."""
 
     def __init__(
         self,
@@ -68,18 +68,18 @@ class Rounds:
         self._stats = stats
         self._judge = judge
         self._probes: dict[str, Probe] = {}  # by session
-        self._pings: dict[int, tuple[str, float]] = {}  # nr -> session, when
+        self._pings: dict[int, tuple[str, float]] = {}  # nr -> (session, when it was sent)
         self._nr = rng.getrandbits(31)
         self._order: list[str] = []  # node_ids still to be probed in this turn
         self._next_s = now_s + rng.random() * config.probe_interval_s
 
     @property
     def due_s(self) -> float:
-        """When there is something to do."""
+        """When there is something to do in a round, or the next one starts."""
         return min(self._next_s, min((probe.due_s for probe in self._probes.values()), default=inf))
 
     def advance(self, now_s: float) -> None:
-        """Do what is due in the rounds that run."""
+        """Do what is due in each round that runs."""
         for probe in [probe for probe in self._probes.values() if probe.due_s <= now_s]:
             self._advance(probe, now_s)
 
@@ -90,28 +90,31 @@ class Rounds:
             self._probe_next(now_s)
 
     def restart(self, now_s: float) -> None:
-        """This node was away: the answers to its rounds may have come and gone."""
+        """End all rounds and begin a new one: this node was away, and answers may have come and gone."""
         self._probes.clear()
-        self._next_s = now_s  # What changed meanwhile is learned from the answer's digest.
+        self._next_s = now_s  # The digest in the answer shows what changed meanwhile.
 
     def clear(self) -> None:
         """End all rounds."""
         self._probes.clear()
 
     def drop(self, session: str) -> None:
-        """Nothing is to be found out about this session any more."""
+        """End the round on this session: there is nothing left to find out about it."""
         self._probes.pop(session, None)
 
     def add(self, node_id: str) -> None:
-        """A new member takes its place in this turn."""
+        """Give a new member its place in this turn."""
         self._order.insert(self._rng.randint(0, len(self._order)), node_id)
 
     def feel(self, change: int) -> None:
-        """This node's own health got better (-1) or worse (1)."""
+        """Change this node's own health: better (-1) or worse (1)."""
         self.health = health_after(self.health, change)
 
     def start(self, entry: Entry, now_s: float, *, is_urgent: bool) -> None:
-        """Begin a round that accuses when it fails, or make one that runs already do so."""
+        """Start a round that accuses this member if it fails, unless such a round runs already.
+
+        It takes the place of a round that runs for others only, and an urgent round that of one that is not urgent.
+        """
         if entry.node_id == self._name or self._has_left:
             return
         probe = self._probes.get(entry.row.session)
@@ -124,16 +127,16 @@ class Rounds:
             self._advance(probe, now_s)
 
     def ping(self, entry: Entry, now_s: float) -> None:
-        """A single ping outside of any round."""
+        """Send a single ping outside of any round."""
         ping = Ping(self._number(entry.row.session, now_s), entry.row.session)
         self._outbox.send(entry.address, ping, accusation(entry))
 
     def ping_address(self, address: Address, now_s: float) -> None:
-        """Ask whoever is there; say who we are."""
+        """Ping whoever is at this address, and say who we are."""
         self._outbox.send(address, Ping(self._number("", now_s), ""), [self._table[self._name].row])
 
     def press(self, entry: Entry, now_s: float, *, is_watcher: bool) -> None:
-        """Another member was refused by it: those that watch it, and those that look anyway, look again at once."""
+        """Look again at once if this node probes the member already, or watches it: it refused another member."""
         probe = self._probes.get(entry.row.session)
         if probe is not None:
             probe.press(now_s)
@@ -141,21 +144,21 @@ class Rounds:
             self.start(entry, now_s, is_urgent=True)
 
     def refused_by(self, session: str) -> Mapping[str, None]:
-        """Helpers whose connect was refused in the round that runs on this session."""
+        """Helpers whose connect this session refused, in the round that runs on it."""
         probe = self._probes.get(session)
         return probe.refused_by if probe is not None else {}
 
     # ---- what comes back
 
     def is_awaited(self, answer: Ack) -> bool:
-        """Whether it bears the number of a ping of ours: only who lives and has the key can know it."""
+        """Whether this bears the number of a ping of ours, which only a living member with the key can know."""
         return answer.nr in self._pings
 
     def answered(self, answer: Ack, now_s: float, *, is_direct: bool) -> None:
-        """An answer came for a session, by itself or through a helper."""
+        """Take in an answer of a session: its own (`is_direct`), or one that a helper passed on."""
         session = answer.subject
-        asked, sent_s = self._pings.pop(answer.nr, (None, 0.0))
-        if asked is None or (asked and asked != session):
+        pinged, sent_s = self._pings.pop(answer.nr, (None, 0.0))
+        if pinged is None or (pinged and pinged != session):
             return
         entry = self._table.of(session)
         if entry is None:
@@ -166,7 +169,7 @@ class Rounds:
             entry.rtt.observe(rtt_s)
         probe = self._probes.get(session)
         if probe is None or (probe.is_urgent and sent_s < probe.started_s):
-            return  # Answered before what made the round urgent: it may have died since.
+            return  # It answered a ping from before what made the round urgent, and may have died since.
         del self._probes[session]
         for address, requested_nr in probe.requesters:
             self._outbox.send(address, Ack(requested_nr, session))
@@ -174,7 +177,7 @@ class Rounds:
             self.feel(-1)
 
     def nacked(self, nack: Nack, helper: str, now_s: float) -> None:
-        """A helper got no answer, and says what its connect told it."""
+        """Take in a nack: a helper got no answer, and says how its connect ended."""
         probe = self._probes.get(nack.subject)
         if probe is None or probe.asked.get(helper, (None, 0.0))[0] != nack.nr:
             return
@@ -190,7 +193,7 @@ class Rounds:
                 pass
 
     def connected(self, session: str, outcome: Tcp, now_s: float) -> bool:
-        """A connect ended. False: no round runs that it could belong to."""
+        """Take in how a connect ended. False if no round runs to which it could belong."""
         probe = self._probes.get(session)
         if probe is None:
             return False
@@ -200,7 +203,7 @@ class Rounds:
         return True
 
     def help(self, request: PingReq, source: Address, now_s: float) -> None:
-        """Ping a member for another."""
+        """Ping a member on behalf of another member."""
         probe = self._probes.get(request.target)
         if node_of(request.target) == self._name or self._has_left:
             return
@@ -277,7 +280,7 @@ class Rounds:
         probe.next_ping_s = now_s + wait_s if probe.attempt < PINGS_MAX else inf
 
     def _helpers(self, probe: Probe, count: int) -> list[Entry]:
-        """Members to ask: new ones first, then those that were asked already (their answer may have been lost)."""
+        """Members to ask for help: new ones first, then again those that were asked (an answer may have been lost)."""
         others = [
             entry
             for entry in self._table.live.values()
@@ -302,7 +305,7 @@ class Rounds:
             self._outbox.out.append(TcpConnect(probe.target, probe.session, timeout_s))
 
     def _number(self, session: str, now_s: float) -> int:
-        """A new number for a ping; its answer counts as that session's."""
+        """A new number for a ping; an answer to it counts as that session's."""
         self._nr += 1
         self._pings[self._nr] = (session, now_s)
         if len(self._pings) > PINGS_REMEMBERED:
@@ -310,7 +313,7 @@ class Rounds:
         return self._nr
 
     def _believe_refusal(self, probe: Probe) -> None:
-        """Refused, and no answer to the ping that left with it: this node is a witness."""
+        """This node becomes a witness: its connect was refused, and the ping that left with it got no answer."""
         probe.refused_s = inf
         probe.is_refused = True
         self._report(probe, Tcp.REFUSED)
@@ -318,7 +321,7 @@ class Rounds:
             self._judge.accuse(probe.session, Evidence.REFUSED)
 
     def _fail(self, probe: Probe, now_s: float) -> None:
-        """The round is over and nobody answered."""
+        """End a round to which no answer came."""
         del self._probes[probe.session]
         self._report(probe, probe.tcp)
         if not probe.accuses:
@@ -328,13 +331,13 @@ class Rounds:
             self.feel(1)
         self._judge.accuse(probe.session, probe.evidence)
         if probe.is_refused:
-            # Nobody confirmed it, and these said nothing at all: perhaps whatever ended the one ended them too.
+            # Nobody confirmed the refusal, and these helpers said nothing: what ended the member may have ended them.
             for helper in probe.asked:
                 entry = self._table.live.get(helper)
                 if entry is not None and helper not in probe.nacked:
                     self.start(entry, now_s, is_urgent=True)
 
     def _report(self, probe: Probe, tcp: Tcp | None) -> None:
-        """Tell those on whose behalf the round runs."""
+        """Tell the members on whose behalf the round runs that no answer came, and how the connect ended."""
         for address, nr in probe.requesters:
             self._outbox.send(address, Nack(nr, probe.session, tcp))

@@ -1,11 +1,11 @@
-"""The member table: which of two claims about a member stands, and a digest of all that do.
+"""The member table: which of two claims about a member stands, and a digest of the claims that do.
 
-Merging is a maximum. Claims about one node_id are ordered by one sort key (`precedence`), so that tables that heard
-the same claims are equal, whatever the order and however often they came:
+Merging is a maximum. One sort key (`precedence`) orders the claims about one node_id, so that tables which heard the
+same claims are equal, in whatever order and however often the claims came:
 
     a later session  >  fenced  >  higher incarnation  >  left > dead > suspect > leaving > alive  >  evidence, accuser
 
-The incarnation stands below "fenced" and above everything else: only the accused may raise it, and that refutes any
+The incarnation stands below "fenced" and above all that follows: only the accused may raise it, and that refutes any
 accusation but a tombstone. Host, port and meta are fixed for a session, so they merge by themselves.
 
 Does not know: time (it is handed in), timers, who is probed.
@@ -42,8 +42,7 @@ EVIDENCE_RANK = {
 }
 LIVE = (MemberState.ALIVE, MemberState.LEAVING, MemberState.SUSPECT)
 
-life = lru_cache(maxsize=2 * TABLE_MAX)(order)  # parsed once per session; sessions come in every datagram
-
+life = lru_cache(maxsize=2 * TABLE_MAX)(order)  # parses each session once: every datagram carries some
 
 Precedence = tuple[tuple[int, str], bool, int, int, int, str]
 
@@ -60,9 +59,9 @@ def precedence(row: Row) -> Precedence:
     )
 
 
-def merge(one: Row, other: Row) -> Row:
-    """What stands after both claims were heard. Commutative, associative, idempotent."""
-    low, high = sorted((one, other), key=precedence)
+def merge(row: Row, other: Row) -> Row:
+    """The claim that stands when both were heard. Commutative, associative, idempotent."""
+    low, high = sorted((row, other), key=precedence)
     if low.session != high.session:
         return high
     host, port, meta = max((low.host, low.port, low.meta), (high.host, high.port, high.meta))
@@ -70,37 +69,37 @@ def merge(one: Row, other: Row) -> Row:
     return msgspec.structs.replace(high, host=host, port=port, meta=meta, age_s=age_s)
 
 
-def is_same_claim(one: Row, other: Row) -> bool:
-    """Whether nothing that others are told of differs. The name of the accuser alone is not a change."""
-    return precedence(one)[:5] == precedence(other)[:5]
+def is_same_claim(row: Row, other: Row) -> bool:
+    """Whether the claims agree in everything of which others are told. Another accuser's name alone is no change."""
+    return precedence(row)[:5] == precedence(other)[:5]
 
 
 def fingerprint(row: Row) -> int:
-    """64 bits that stand for a live row. Suspicion is left out: it comes and goes without changing who is there."""
+    """64 bits that stand for a live row. They leave suspicion out: it comes and goes without changing who is there."""
     text = f"{row.session} {row.incarnation}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def short(row: Row) -> Row:
-    """The claim without what is fixed for the session: enough for those who know the member."""
+    """The claim without what is fixed for the session: enough for nodes that know the member."""
     return Row(row.session, row.incarnation, row.state, row.evidence, row.by)
 
 
 @dataclass(slots=True)
 class Entry:
-    """One member and what this node knows of it. `row` is replaced through `Table.put` only."""
+    """One member and what this node knows of it. Replace `row` through `Table.put` only."""
 
     row: Row
     since_s: float
-    print: int = 0  # its fingerprint
+    print: int = 0  # the row's fingerprint
     rtt: Rtt = field(default_factory=Rtt)
     load: bytes = b""
     load_seq: int = 0
     load_at_s: float = float("-inf")
-    heard_s: float = float("-inf")  # when anything of it came
+    heard_s: float = float("-inf")  # when its last datagram came
     answered_s: float = float("-inf")  # when it last answered a ping of ours, directly or through a helper
     pulled_s: float = float("-inf")  # when we last asked it for rows
-    told_s: float = float("-inf")  # when we last told it what is held of it
+    told_s: float = float("-inf")  # when we last told it that it is held dead
 
     @property
     def node_id(self) -> str:
@@ -109,12 +108,12 @@ class Entry:
 
     @property
     def address(self) -> Address:
-        """Where it is reached."""
+        """Where its gossip is reached."""
         return self.row.host, self.row.port
 
     @property
     def is_live(self) -> bool:
-        """Whether it takes part: alive, leaving or suspect."""
+        """Whether it takes part in the cluster: alive, leaving or suspect."""
         return self.row.state in LIVE
 
     @property
@@ -123,7 +122,7 @@ class Entry:
         return Identity(self.node_id, self.row.session, self.row.host, self.row.port, self.row.meta)
 
     def aged(self, now_s: float) -> Row:
-        """The row as others are to take it over."""
+        """The row as others are to take it in: with its age if it is dead or left."""
         if self.is_live:
             return self.row
         return msgspec.structs.replace(self.row, age_s=max(int(now_s - self.since_s), 0))
@@ -146,7 +145,7 @@ class Entry:
 
 
 class Table:
-    """Rows by node_id, at most TABLE_MAX, with the digest of the live ones kept up to date."""
+    """Rows by node_id, at most TABLE_MAX, and an up-to-date digest of the live ones."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
@@ -160,7 +159,7 @@ class Table:
         return len(self._entries)
 
     def __getitem__(self, node_id: str) -> Entry:
-        """The entry of a name that is known to be there: this node's own."""
+        """The entry of a name that is certainly there: this node's own."""
         return self._entries[node_id]
 
     def get(self, node_id: str) -> Entry | None:
@@ -179,7 +178,7 @@ class Table:
 
     @property
     def digest(self) -> Digest:
-        """The live rows in two numbers."""
+        """Two numbers that stand for the live rows."""
         return Digest(len(self._live), self._hash)
 
     def hashes(self) -> dict[bytes, Entry]:
@@ -187,11 +186,11 @@ class Table:
         return {entry.print.to_bytes(8, "big")[:HASH_BYTES]: entry for entry in self._live.values()}
 
     def dead(self) -> list[Entry]:
-        """The dead that may come back, and where they were."""
+        """Dead members that may come back and whose address is known."""
         return [entry for entry in self if entry.row.state is MemberState.DEAD and entry.row.host]
 
     def put(self, row: Row, now_s: float) -> Entry | None:
-        """Make `row` the entry of its node_id. None when it is a new one and the table is full of live members."""
+        """Make `row` the entry of its node_id. None if the node_id is new and the table is full of live members."""
         node_id = node_of(row.session)
         entry = self._entries.get(node_id)
         if entry is None or entry.row.session != row.session:
@@ -214,15 +213,15 @@ class Table:
         return entry
 
     def forget_before(self, since_s: float) -> None:
-        """Drop members that have been dead or left since before `since_s`."""
+        """Drop members that were dead or left before `since_s`."""
         for entry in [entry for entry in self if not entry.is_live and entry.since_s < since_s]:
             self._forget(entry.node_id)
 
     def _make_room(self) -> bool:
-        gone = [entry for entry in self if not entry.is_live]
-        if gone:
-            self._forget(min(gone, key=lambda entry: entry.since_s).node_id)
-        return bool(gone)
+        ended = [entry for entry in self if not entry.is_live]
+        if ended:
+            self._forget(min(ended, key=lambda entry: entry.since_s).node_id)
+        return bool(ended)
 
     def _forget(self, node_id: str) -> None:
         self._entries.pop(node_id, None)
@@ -232,5 +231,5 @@ class Table:
 
 
 def accusation(entry: Entry) -> list[Row]:
-    """What is held against this member, if anything: what it has to hear so that it can refute."""
+    """The claim against this member, if there is one: it has to hear it so that it can refute."""
     return [] if entry.row.state in (MemberState.ALIVE, MemberState.LEAVING) else [short(entry.row)]

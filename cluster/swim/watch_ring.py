@@ -1,7 +1,7 @@
-"""The watch ring: who holds a connection open to whom, so that a dying process is noticed by its kernel's goodbye.
+"""The watch ring: who holds a connection open to whom, so that a dying process's kernel says goodbye to its watchers.
 
-Live members stand on a ring in the order of a hash of their names; each watches its next few. The order needs no
-agreement: a view that differs watches a few others for a moment.
+Live members stand on a ring in the order of a hash of their names, and each watches the next few. The order needs no
+agreement: a node whose view differs watches a few other members for a moment.
 
 Does not know: connections, states, time.
 """
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 @lru_cache(maxsize=8192)
 def place(node_id: str) -> bytes:
-    """Where a member stands: hashed, so that nodes of one host or rack are not each other's only watchers."""
+    """Where a member stands on the ring. A hash, so that nodes of one host or rack have other watchers too."""
     return hashlib.blake2b(node_id.encode(), digest_size=8).digest()
 
 
@@ -30,7 +30,7 @@ def predecessors(node_ids: Iterable[str], of: str, count: int) -> tuple[str, ...
 
 
 def ring_after(node_ids: Iterable[str], of: str) -> list[str]:
-    """The others in ring order, beginning after `of`, which need not be on it itself."""
+    """The others in ring order, beginning after `of`. `of` itself may be missing from `node_ids`."""
     ring = sorted((node_id for node_id in node_ids if node_id != of), key=lambda node_id: (place(node_id), node_id))
     here = (place(of), of)
     first = next((i for i, node_id in enumerate(ring) if (place(node_id), node_id) > here), 0)

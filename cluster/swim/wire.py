@@ -1,14 +1,15 @@
 """The bytes of gossip: msgpack arrays, sealed with AES-256-GCM, within one datagram.
 
 A datagram is `kind | nonce | ciphertext` (sealed) or `kind | msgpack` (no key given: loopback only). The msgpack is one
-array: version, cluster name, the sender's account of itself, a body, rows of the member table, loads of others. Fields
-are only ever added at the end of an array; a reader skips what it does not know.
+array: version, cluster name, the sender's account of itself, a body, rows of the member table, loads of others. New
+fields are added at the end of an array only; a reader skips fields that it does not know.
 
-The first key of the ring seals and all of them open, so keys rotate without downtime. Each session numbers its
+The first key of the ring seals and every key opens, so keys rotate without downtime. Each session numbers its
 datagrams, and a receiver takes each number once, within a window of the newest `WINDOW` of them. No clocks are
-compared: whether an unknown session is a recording is for the core to find out, by a ping that only the living answer.
+compared: the core finds out whether an unknown session is a recording, by a ping that only the living answer.
 
-Nothing here raises for bytes of others: what does not decode is None, and the caller counts it.
+Bytes of others never raise here: what does not decode is None, and the caller counts it.
+
 Does not know: what any message means.
 """
 
@@ -27,7 +28,7 @@ from cluster.swim.events import Evidence, MemberState, Tcp
 
 VERSION = 1
 
-# Under the usual 1,500-byte MTU with IPv6 and UDP headers, so nothing is fragmented.
+# Size below the usual 1,500-byte MTU with IPv6 and UDP headers, so that nothing is fragmented.
 DATAGRAM_MAX_BYTES = 1400
 SYNC_MAX_BYTES = 2_097_152  # a full table over TCP: TABLE_MAX rows with long names and meta
 TABLE_MAX = 4096  # members remembered, dead ones included
@@ -59,7 +60,7 @@ Load = Annotated[bytes, Meta(max_length=LOAD_MAX_BYTES)]
 
 
 class Row(Struct, array_like=True, frozen=True):
-    """What is claimed of one member. News of a known session leaves out host, port and meta: they are fixed for it."""
+    """A claim about one member. News of a known session leaves out host, port and meta: they are fixed for it."""
 
     session: Session
     incarnation: Count
@@ -69,11 +70,11 @@ class Row(Struct, array_like=True, frozen=True):
     host: Host = ""
     port: Port = 0
     meta: Annotated[bytes, Meta(max_length=META_MAX_BYTES)] = b""
-    age_s: Count = 0  # how long it has been dead or left, so that all forget it at the same time
+    age_s: Count = 0  # how long the member has been dead or left, so that all forget it at the same time
 
 
 class LoadRow(Struct, array_like=True, frozen=True):
-    """A load that the sender heard of another."""
+    """A load of another member, which the sender heard."""
 
     session: Session
     seq: Count
@@ -81,14 +82,14 @@ class LoadRow(Struct, array_like=True, frozen=True):
 
 
 class Ping(Struct, array_like=True, frozen=True, tag=0):
-    """Are you there? `target` is the session asked for, "" for whoever is at the address."""
+    """Are you there? `target` is the session that is to answer, "" for whoever is at the address."""
 
     nr: Count
     target: Session
 
 
 class PingReq(Struct, array_like=True, frozen=True, tag=1):
-    """Please ping it for me; when urgent, try its TCP port in the same instant."""
+    """Ping this member for me; if urgent, try its TCP port in the same instant."""
 
     nr: Count
     target: Session
@@ -105,7 +106,7 @@ class Ack(Struct, array_like=True, frozen=True, tag=2):
 
 
 class Nack(Struct, array_like=True, frozen=True, tag=3):
-    """A helper's word that it is there and hears nothing of the subject; `tcp`: what its connect said, if it ended."""
+    """A helper is there and hears nothing of the subject. `tcp`: how the helper's connect ended; None if it has not."""
 
     nr: Count
     subject: Session
@@ -117,14 +118,14 @@ class Gossip(Struct, array_like=True, frozen=True, tag=4):
 
 
 class Pull(Struct, array_like=True, frozen=True, tag=5):
-    """These are hashes of the live rows I hold: send me yours that differ. `is_back`: this answers a Pull of yours."""
+    """These are hashes of my live rows: send me those of yours that differ. `is_back`: this answers a Pull of yours."""
 
     hashes: Annotated[bytes, Meta(max_length=HASH_BYTES * PULL_MAX_ROWS)]
     is_back: bool
 
 
 class Rows(Struct, array_like=True, frozen=True, tag=6):
-    """Rows of the table. `has_more`: pull again. `is_final`: do not answer those that are older than yours."""
+    """Rows of my table. `has_more`: pull again. `is_final`: do not answer with newer rows of yours."""
 
     has_more: bool
     is_final: bool
@@ -138,7 +139,7 @@ Body = Ping | PingReq | Ack | Nack | Gossip | Pull | Rows | Sync
 
 
 class Digest(Struct, array_like=True, frozen=True):
-    """The live rows of a table in two numbers; equal digests mean equal tables."""
+    """Two numbers that stand for the live rows of a table; equal digests mean equal tables."""
 
     count: Count
     hash: int  # 64 bits, which msgspec cannot state as a bound and msgpack cannot exceed
@@ -171,16 +172,16 @@ class Packet(Struct, array_like=True, frozen=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Packet)
 
-LIST_BYTES = 2 * 4  # two array headers may grow from 1 to 5 bytes
+LIST_BYTES = 2 * 4  # growth of two array headers, from 1 byte to at most 5 each
 
 
 def encode_row(row: Row | LoadRow) -> bytes:
-    """One row by itself, so that a sender knows its size before it packs."""
+    """The bytes of one row by itself, so that a sender knows its size before it packs."""
     return _encode(row)
 
 
 def pack(cluster: str, head: Head, body: Body, rows: Sequence[bytes] = (), loads: Sequence[bytes] = ()) -> bytes:
-    """A packet from parts; rows and loads are already encoded."""
+    """The bytes of a packet; `rows` and `loads` are encoded already."""
     return _encode((VERSION, cluster, head, body, [Raw(row) for row in rows], [Raw(load) for load in loads]))
 
 
@@ -195,21 +196,21 @@ def decode(data: bytes) -> Packet | None:
 
 
 class Seal:
-    """AES-256-GCM under a key ring. Without keys it passes bytes through, marked as plain, and opens only such."""
+    """AES-256-GCM under a key ring. Without keys it passes bytes through, marked as plain, and opens only those."""
 
     def __init__(self, keys: Sequence[bytes], nonce: Callable[[], bytes]) -> None:
         self._ciphers = [AESGCM(key) for key in keys]
         self._nonce = nonce
 
     def seal(self, data: bytes) -> bytes:
-        """`data` under the first key. The nonce must never repeat: 96 random bits."""
+        """Seal `data` under the first key. The nonce must never repeat: it is 96 random bits."""
         if not self._ciphers:
             return PLAIN + data
         nonce = self._nonce()
         return SEALED + nonce + self._ciphers[0].encrypt(nonce, data, SEALED)
 
     def open(self, data: bytes) -> bytes | None:
-        """The plain bytes, or None when no key of the ring opens them (or they are plain and there are keys)."""
+        """The plain bytes. None if no key of the ring opens `data`, or if it is plain although there are keys."""
         kind, rest = data[:1], data[1:]
         if not self._ciphers:
             return rest if kind == PLAIN else None
@@ -230,14 +231,14 @@ class ReplayWindow:
         self._seen: dict[str, tuple[int, int]] = {}  # session -> highest seq, bitmap of it and those below
 
     def accepts(self, session: str, seq: int) -> bool:
-        """Whether this datagram is new. Remembers it when it is."""
+        """Whether this datagram is new. Remembers it if so."""
         top, bits = self._seen.pop(session, (seq, 0))
         if seq > top:
             shift = seq - top
             top, bits = seq, (bits << shift) & ((1 << WINDOW) - 1) if shift < WINDOW else 0
         mark = 1 << (top - seq) if top - seq < WINDOW else 0
         is_new = mark != 0 and not bits & mark
-        # Popped and put back, so that the dict stays in order of use and the first is the one to forget.
+        # Popped and put back, so that the dict stays in the order of use: its first session is the one to forget.
         self._seen[session] = (top, bits | mark)
         if len(self._seen) > WINDOWS_MAX:
             del self._seen[next(iter(self._seen))]
