@@ -1,17 +1,18 @@
 """N membership nodes in virtual time, on a network that is as bad as a test asks for. Same seed, same run.
 
-Each node is a real `Swim` with real, sealed datagrams; the simulator is its driver. What it models of the world:
+Each node is a real `Swim` with real, sealed datagrams; the simulator is its driver. It models these parts of the world:
 
-- datagrams are lost, late, doubled and overtake each other, each direction of each link by itself;
-- a TCP connect is accepted by the kernel of a live host while its process exists, hung or not; refused when the
-  process is gone (and then its UDP port is closed too, soon); silent when the host is, or a packet of the handshake is
-  lost;
-- watch connections end when the process at their other end does, and hang when the network is cut;
+- datagrams are lost, late, doubled and overtake each other, in each direction of each link by itself;
+- the kernel of a live host accepts a TCP connect while the process exists, hung or not, and refuses it when the process
+  is gone (soon the UDP port is closed too); a connect is silent if the host is, or a packet of the handshake is lost;
+- a watch connection ends when the process at its other end does, and hangs when the network is cut;
 - a paused process finds in its socket what came meanwhile, and reads it before it looks at the clock;
 - a slow node handles everything late.
 
-A run is decided by the seed and the faults alone: one `Random` for the network, one for each node, both seeded by
-text, and no iteration over sets. Does not know: real time, sockets, what a test claims.
+The seed and the faults alone decide a run: there is one `Random` for the network and one for each node, both seeded by
+text, and no iteration over sets.
+
+Does not know: real time, sockets, what a test claims.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ from cluster.swim.events import (
 
 KEY = bytes(range(32))
 BOOT_WALL_MS = 1_764_000_000_000
-TEARDOWN_S = (0.001, 0.003)  # from a kill to the closing of each of its sockets, which happens one by one
-KNOCKS_S = 0.063  # so long the driver asks for the UDP port after a refused connect
-CONNECT_RETRY_S = 0.2  # between a driver's tries to set up a watch connection
+TEARDOWN_S = (0.001, 0.003)  # time from a kill until each socket of the process closes, one after another
+KNOCKS_S = 0.063  # time for which the driver asks for the UDP port after a refused connect
+CONNECT_RETRY_S = 0.2  # time between a driver's tries to set up a watch connection
 PUSH_PULL_TIMEOUT_S = 2.0
-SOCKET_BUFFER = 1024  # datagrams that wait for a process that does not read
+SOCKET_BUFFER = 1024  # datagrams that may wait for a process that does not read
 SYN_RETRY_S = 1.0
 
 
@@ -66,7 +67,7 @@ class Link:
     loss: float = 0.0
     delay_s: tuple[float, float] = (0.0002, 0.001)
     duplicate: float = 0.0
-    reorder: float = 0.0  # share of datagrams that take `reorder_s` longer
+    reorder: float = 0.0  # share of datagrams that are `reorder_s` later
     reorder_s: float = 0.050
     tcp_loss: float = 0.0
     icmp: bool = True  # whether kernels may say that a UDP port is closed
@@ -74,9 +75,9 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The node begins to run, as a new session, and joins by the addresses of `seeds` (default: the first node).
+    """The node begins to run as a new session, and joins by the addresses of `seeds` (default: the first node).
 
-    `node_id` is its name unless it is told to use another's.
+    Its `node_id` is its name, unless this gives it another's.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Start:
 class Crash:
     """The process is gone: its sockets close one after another, each within `closes_s`; then its ports refuse.
 
-    Until its TCP port is closed, a connect is accepted, or its SYN is dropped by a socket that is closing (`syn_loss`).
+    Until the TCP port is closed, it accepts a connect, or the closing socket drops its SYN (share: `syn_loss`).
     """
 
     name: str
@@ -105,7 +106,7 @@ class Vanish:
 
 @dataclass(frozen=True, slots=True)
 class ClosePort:
-    """The TCP port of a live node refuses (a filter, a listener that failed), its watches end; its UDP port is open."""
+    """A live node's TCP port refuses (a filter, a listener that failed), its watches end; its UDP port stays open."""
 
     name: str
 
@@ -126,7 +127,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """Everything this node does happens up to `lag_s` late."""
+    """Everything that this node does happens up to `lag_s` late."""
 
     name: str
     lag_s: float
@@ -134,7 +135,7 @@ class Slow:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Nothing gets from `sources` to `targets` any more; the other way too unless `one_way`."""
+    """Nothing gets from `sources` to `targets` any more, nor the other way unless the cut is `one_way`."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -148,14 +149,14 @@ class Heal:
 
 @dataclass(frozen=True, slots=True)
 class SetLink:
-    """The network is like this from now on."""
+    """The network is as bad as this link from now on."""
 
     link: Link
 
 
 @dataclass(frozen=True, slots=True)
 class EndWatches:
-    """The watch connections to this live node end (its HTTP side restarts, a proxy gives up); its port stays open."""
+    """The watch connections to a live node end (its HTTP side restarts, a proxy gives up); its port stays open."""
 
     name: str
 
@@ -173,7 +174,7 @@ Fault = Start | Crash | ClosePort | Vanish | Pause | Resume | Slow | Cut | Heal 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One Changed action, with who saw it, when, and whether the session was really running then."""
+    """One Changed action: which node saw it, when, and whether the session was really running then."""
 
     at_s: float
     observer: str
@@ -202,20 +203,20 @@ class Node:
     is_paused: bool = False
     has_vanished: bool = False
     lag_s: float = 0.0
-    life: int = 0  # rises with each start and crash, so that what was meant for an earlier process is dropped
-    refuses_s: float = 0.0  # when the TCP port of its last process was closed
-    udp_closed_s: float = 0.0  # ... and its UDP port
-    syn_loss: float = 0.0  # until then
+    life: int = 0  # rises with each start and crash, so that a process gets nothing that was meant for an earlier one
+    refuses_s: float = 0.0  # when the TCP port of its last process closes
+    udp_closed_s: float = 0.0  # when the UDP port of its last process closes
+    syn_loss: float = 0.0  # share of SYNs that are lost until the TCP port closes
     is_port_closed: bool = False
-    tick_s: float = float("inf")  # the tick that is scheduled
-    inbox: list[Event] = field(default_factory=list)  # what came while it was paused
+    tick_s: float = float("inf")  # when its next tick is scheduled
+    inbox: list[Event] = field(default_factory=list)  # events that came while it was paused
     watched: dict[str, Identity] = field(default_factory=dict)
-    established: dict[str, None] = field(default_factory=dict)  # sessions with a connection
+    established: dict[str, None] = field(default_factory=dict)  # sessions to which it holds a watch connection
     conflicts: list[Conflict] = field(default_factory=list)
 
     @property
     def is_running(self) -> bool:
-        """Whether its process runs, and can be reached (hung or not)."""
+        """Whether its process runs, hung or not, on a host that is there."""
         return self.swim is not None and not self.has_vanished
 
 
@@ -250,7 +251,7 @@ class Sim:
         self.nodes[name] = self._by_address[address] = Node(name, address, Random(f"node {self.seed} {name}"))
 
     def at(self, at_s: float, fault: Fault) -> None:
-        """Let this happen at that time."""
+        """Let this fault happen at that time."""
         self._faults.append((at_s, fault))
         self._at(at_s, lambda: self._apply(fault))
 
@@ -262,7 +263,7 @@ class Sim:
         self.now_s = until_s
 
     def run_while(self, condition: Callable[[], bool], limit_s: float, step_s: float = 0.01) -> bool:
-        """Go on while the condition holds, in steps. False when it still holds after `limit_s`."""
+        """Go on in steps while the condition holds. False if it still holds after `limit_s`."""
         until_s = self.now_s + limit_s
         while condition():
             if self.now_s >= until_s:
@@ -287,8 +288,8 @@ class Sim:
         for node in self.running():
             if node.name != name:
                 member = self.view(node.name, name)
-                is_of_it = member is not None and member.identity.session == session
-                views[node.name] = member.state if member is not None and is_of_it else None
+                is_this_life = member is not None and member.identity.session == session
+                views[node.name] = member.state if member is not None and is_this_life else None
         return views
 
     def is_converged(self) -> bool:
@@ -302,32 +303,34 @@ class Sim:
         return True
 
     def false_deaths(self) -> list[Seen]:
-        """Deaths that were declared or believed of sessions that were running (a hung process is running)."""
-        return [one for one in self.seen if one.change.member.state is MemberState.DEAD and one.was_running]
+        """Deaths that a node declared or believed although the session was running (a hung process is running)."""
+        return [seen for seen in self.seen if seen.change.member.state is MemberState.DEAD and seen.was_running]
 
     def known_dead_s(self, session: str) -> dict[str, float]:
         """When each observer first held this session dead."""
         times: dict[str, float] = {}
-        for one in self.seen:
-            if one.change.member.identity.session == session and one.change.member.state is MemberState.DEAD:
-                times.setdefault(one.observer, one.at_s)
+        for seen in self.seen:
+            member = seen.change.member
+            if member.identity.session == session and member.state is MemberState.DEAD:
+                times.setdefault(seen.observer, seen.at_s)
         return times
 
     def evidence_of(self, session: str) -> set[Evidence]:
-        """The evidence with which it was held dead by anybody."""
+        """The evidence with which any node held this session dead."""
+        members = (seen.change.member for seen in self.seen)
         return {
-            one.change.member.evidence
-            for one in self.seen
-            if one.change.member.identity.session == session and one.change.member.state is MemberState.DEAD
+            member.evidence
+            for member in members
+            if member.identity.session == session and member.state is MemberState.DEAD
         }
 
     def total(self, counter: str) -> int:
-        """A counter summed over the processes that run."""
+        """The sum of a counter over the processes that run."""
         return sum(node.swim.stats[counter] for node in self.nodes.values() if node.swim is not None)
 
     def replay_hint(self) -> str:
-        """How to see this run again."""
-        faults = sorted(self._faults, key=lambda one: one[0])
+        """The seed and the faults, to see this run again."""
+        faults = sorted(self._faults, key=lambda planned: planned[0])
         return "\n".join(
             [
                 f"seed {self.seed}, {len(self.nodes)} nodes, at {self.now_s:.3f} s; the faults:",
@@ -395,7 +398,7 @@ class Sim:
         self._end_watches(node.session, how.closes_s)
 
     def _end_watches(self, ended: str, closes_s: tuple[float, float]) -> None:
-        """The kernel says goodbye on every connection to that session, if it still gets through."""
+        """The session's kernel says goodbye on every connection to it, where that still gets through."""
         end = self._host_of(ended)
         for node in self.nodes.values():
             if ended in node.established and self._gets_through(end, node):
@@ -403,7 +406,7 @@ class Sim:
                 self._deliver(node, WatchEnded(ended), self._rng.uniform(*closes_s))
 
     def _host_of(self, session_name: str) -> Node:
-        """The host that runs or last ran this session, else the one of that name."""
+        """The host that runs or last ran this session, else the host of the session's name."""
         hosts = (node for node in self.nodes.values() if node.session == session_name)
         return next(hosts, self.nodes[session.node_of(session_name)])
 
@@ -440,7 +443,7 @@ class Sim:
             return
         node.tick_s = float("inf")
         if node.is_paused:
-            return  # It looks at the clock when it is back.
+            return  # It looks at the clock when it resumes.
         if node.swim.deadline_s() <= self.now_s:
             self._hand_in(node, Tick())
         else:
@@ -459,7 +462,7 @@ class Sim:
             case PushPull(target, data):
                 self._push_pull(node, target, data)
             case PushPullReply():
-                raise AssertionError("answered where it was asked for")
+                raise AssertionError("a PushPullReply that answers no PushPullRequest")
             case Changed(member):
                 self._note(node, action, member)
             case Conflict():
@@ -500,8 +503,8 @@ class Sim:
             self._deliver(node, TcpOutcome(about, Tcp.REFUSED), took_s)
             knock_s = self.now_s + took_s
             if self.link.icmp and to.swim is None and to.udp_closed_s < knock_s + KNOCKS_S:
-                told_s = max(to.udp_closed_s, knock_s) + self._delay_s() + self._delay_s()
-                self._deliver(node, TcpOutcome(about, Tcp.GONE), told_s - self.now_s)
+                gone_s = max(to.udp_closed_s, knock_s) + self._delay_s() + self._delay_s()
+                self._deliver(node, TcpOutcome(about, Tcp.GONE), gone_s - self.now_s)
 
     def _watch(self, node: Node, peers: Iterable[Identity]) -> None:
         node.watched = {peer.session: peer for peer in peers}
