@@ -46,7 +46,7 @@ class SettleCode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class QueueHead:
     """What is queued in one queue of one shard: how many tasks, and the best score."""
 
     queue: str
@@ -61,7 +61,7 @@ class Stored:
     now_ms: int
     codes: Sequence[StoreCode]
     firsts: Mapping[int, str]  # for REPEAT and MISMATCH: the id of the first task
-    heads: Sequence[Head]
+    heads: Sequence[QueueHead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Reaped:
     queued: int
     scheduled: int
     dead: int
-    heads: Sequence[Head]
+    heads: Sequence[QueueHead]
     lost: Sequence[Lost]  # those that carry a trace context
 
 
@@ -105,7 +105,7 @@ class Swept:
     dropped: int
     next_due_ms: int  # 0: nothing is scheduled
     sessions: Sequence[str]  # that hold work in the shard
-    heads: Sequence[Head]
+    heads: Sequence[QueueHead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,11 @@ class Requeued:
 
     queued: int
     refused: Mapping[int, State | None]  # by index: the state that forbids it, None where there is no such task
-    heads: Sequence[Head]
+    heads: Sequence[QueueHead]
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class ShardCounts:
     """counts.lua's answer for one shard. `states` holds all but queued; retrying counts as scheduled."""
 
     states: Mapping[State, int]

@@ -22,14 +22,14 @@ from cluster.scripts import Arg
 from cluster.shards.answers import (
     Cancellation,
     Claims,
-    Counts,
-    Head,
     Listed,
+    QueueHead,
     Reaped,
     Requeued,
     SettleCode,
     Settled,
     SettleKind,
+    ShardCounts,
     StoreCode,
     Stored,
     Swept,
@@ -66,7 +66,7 @@ class NewTask(msgspec.Struct, gc=False):
     unique_ms: int = 0
 
 
-class Ended(msgspec.Struct, frozen=True, gc=False):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """The outcome of one delivery on its way into its shard."""
 
     claimed: Claimed
@@ -124,7 +124,9 @@ class Calls:
             partial(_claims, shard, session),
         )
 
-    def settle(self, shard: int, session: str, outcomes: Sequence[Ended], on_reply: OnReply[Settled]) -> Call[Settled]:
+    def settle(
+        self, shard: int, session: str, outcomes: Sequence[Settlement], on_reply: OnReply[Settled]
+    ) -> Call[Settled]:
         """settle.lua for up to BATCH_MAX outcomes of one session."""
         args: list[Arg] = [
             keys.task_prefix(shard),
@@ -254,7 +256,7 @@ class Calls:
             _listed,
         )
 
-    def counts(self, shard: int, on_reply: OnReply[Counts]) -> Call[Counts]:
+    def counts(self, shard: int, on_reply: OnReply[ShardCounts]) -> Call[ShardCounts]:
         """counts.lua: how many tasks of the shard are in each state and queue."""
         args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "0"]
         return Call("counts", _counts_keys(shard), args, on_reply, _counts)
@@ -353,8 +355,8 @@ _SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not
 _COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
 
 
-def _heads(flat: Sequence[Any]) -> list[Head]:
-    return [Head(flat[n].decode(), flat[n + 1], int(float(flat[n + 2]))) for n in range(0, len(flat), 3)]
+def _heads(flat: Sequence[Any]) -> list[QueueHead]:
+    return [QueueHead(flat[n].decode(), flat[n + 1], int(float(flat[n + 2]))) for n in range(0, len(flat), 3)]
 
 
 def _numbers(flat: Sequence[bytes]) -> dict[str, int]:
@@ -429,11 +431,11 @@ def _requeued(reply: Any) -> Requeued:
     return Requeued(len(codes) - len(refused), refused, _heads(heads))
 
 
-def _counts(reply: Any) -> Counts:
+def _counts(reply: Any) -> ShardCounts:
     *numbers, queues, flights = reply
     states = dict(zip(_COUNTED, numbers, strict=True))
     states[State.RUNNING] = sum(flights[1::2])
-    return Counts(states, {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)})
+    return ShardCounts(states, {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)})
 
 
 def _running(reply: Any) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ SCRIPT = re.compile(r'<script src="(\w+\.js)"></script>')
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class StaticPage:
     """The page, also compressed, and its policy but for whom it may ask."""
 
     body: bytes
@@ -44,11 +44,11 @@ class Page:
         return self.body, headers
 
 
-def load(name: str = "index.html") -> Page:
+def load(name: str = "index.html") -> StaticPage:
     """Put the files together; raises FileNotFoundError when the package was installed without them."""
     text = whole(resources.files("node.gateway").joinpath("static"), name)
     body = text.encode()
-    return Page(body, gzip.compress(body, mtime=0), policy(text))
+    return StaticPage(body, gzip.compress(body, mtime=0), policy(text))
 
 
 def whole(folder: Traversable, name: str) -> str:

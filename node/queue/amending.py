@@ -12,7 +12,7 @@ from functools import partial
 
 from cluster.config import Config
 from cluster.errors import Conflict, NotFound
-from cluster.shards.answers import Head, Requeued
+from cluster.shards.answers import QueueHead, Requeued
 from cluster.shards.calls import BATCH_MAX
 from cluster.shards.shards import Shards
 from cluster.shards.task import TERMINAL, State
@@ -33,7 +33,7 @@ class Amending:
         queries: Queries,
         waiting: Waiting,
         metrics: Metrics,
-        on_heads: Callable[[int, Sequence[Head]], None],
+        on_heads: Callable[[int, Sequence[QueueHead]], None],
         on_cancelled: Callable[[str, str, int], None],
         on_expired: Callable[[int], None],
     ) -> None:

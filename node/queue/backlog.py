@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from cluster.shards.answers import Head
+from cluster.shards.answers import QueueHead
 from cluster.shards.calls import BATCH_MAX
 
 SLACK_MS = 1_000
@@ -33,7 +33,7 @@ class Backlog:
     def __init__(self) -> None:
         self._queues: dict[str, dict[int, tuple[int, int]]] = {}  # queue -> shard -> (head score, count)
 
-    def heard(self, shard: int, heads: Iterable[Head]) -> None:
+    def heard(self, shard: int, heads: Iterable[QueueHead]) -> None:
         """What a script or a wake-up said of a shard."""
         for head in heads:
             self.set(head.queue, shard, head.count, head.score)

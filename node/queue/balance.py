@@ -14,7 +14,7 @@ from random import Random
 
 from cluster.config import Config
 from cluster.load import Load, QueueLoad
-from cluster.shards.answers import Head
+from cluster.shards.answers import QueueHead
 from cluster.view import Peer, View
 from node.queue.dispatch import Dispatcher
 from node.queue.housekeeping import Housekeeping
@@ -117,7 +117,7 @@ class Balance:
                 session = session_of.get(node)
                 if session is None:
                     return
-                self._wakes.work(session, shard, [Head(queue, min(count, free), score)])
+                self._wakes.work(session, shard, [QueueHead(queue, min(count, free), score)])
                 self._placement.given(queue, node, min(count, free))
                 count -= free
 
@@ -138,7 +138,7 @@ class Balance:
         """
         self._unknown_s[shard, queue] = time.monotonic() + in_s
 
-    def leave(self, shard: int, head: Head) -> bool:
+    def leave(self, shard: int, head: QueueHead) -> bool:
         """Whether another node is to look there first; the next sweep finds what that node does not take."""
         due_s = self._unknown_s.get((shard, head.queue))
         if due_s is None or time.monotonic() < due_s:
@@ -152,5 +152,5 @@ class Balance:
         if not others:
             return False
         self._wakes.work(self._rng.choice(others), shard, [head])
-        self._dispatch.backlog.heard(shard, [Head(head.queue, 0, 0)])
+        self._dispatch.backlog.heard(shard, [QueueHead(head.queue, 0, 0)])
         return True

@@ -19,7 +19,7 @@ from cluster.shards.task import LEVELS, Backoff, Spec
 from node.tasks import Handler
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True):
+class TypeEntry(msgspec.Struct, array_like=True, frozen=True):
     """What a gateway must know of a type. Fields are only ever added, at the end."""
 
     queue: str
@@ -35,15 +35,15 @@ class Known:
 
     __slots__ = ("entry", "spec", "spec_bytes")
 
-    def __init__(self, name: str, entry: Entry) -> None:
+    def __init__(self, name: str, entry: TypeEntry) -> None:
         self.entry = entry
         self.spec = Spec(name, entry.queue, entry.level, entry.max_attempts, entry.timeout_s, entry.backoff)
         self.spec_bytes = msgspec.msgpack.encode(self.spec)
 
 
-def entry_of(handler: Handler, config: Config) -> Entry:
+def entry_of(handler: Handler, config: Config) -> TypeEntry:
     """A handler's entry; what it leaves open comes from this node's configuration."""
-    return Entry(
+    return TypeEntry(
         queue=handler.queue,
         level=LEVELS["normal"] if handler.priority is None else handler.priority,
         max_attempts=config.max_attempts if handler.max_attempts is None else handler.max_attempts,
@@ -63,7 +63,7 @@ class Catalog:
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._known))
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TypeEntry]:
         """All types by name."""
         return {name: self._known[name].entry for name in self}
 
@@ -91,7 +91,7 @@ class Catalog:
         rows: Any = await client.hgetall(keys.LEADER_CATALOG)
         for name, packed in rows.items():
             try:
-                entry = msgspec.msgpack.decode(packed, type=Entry)
+                entry = msgspec.msgpack.decode(packed, type=TypeEntry)
             except msgspec.DecodeError:
                 continue  # written by a node of another version; its own gateway takes it
             if (text := name.decode()) not in self._own:

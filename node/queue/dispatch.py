@@ -23,8 +23,8 @@ import structlog
 
 from cluster.config import Config
 from cluster.errors import StoreUnavailable, away
-from cluster.shards.answers import Claims, Head, SettleCode, Settled, SettleKind, StoreCode, Stored
-from cluster.shards.calls import BATCH_MAX, RETENTION_MIN_S, Ended, NewTask
+from cluster.shards.answers import Claims, QueueHead, SettleCode, Settled, SettleKind, StoreCode, Stored
+from cluster.shards.calls import BATCH_MAX, RETENTION_MIN_S, NewTask, Settlement
 from cluster.shards.lane import Call
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Claimed, Failure, Kind, Outcome, Spec, backoff_s
@@ -56,7 +56,7 @@ class Dispatcher:
         config: Config,
         shards: Shards,
         metrics: Metrics,
-        on_heads: Callable[[int, Sequence[Head]], None],
+        on_heads: Callable[[int, Sequence[QueueHead]], None],
         on_finished: Callable[[Sequence[str]], None],
         on_redis: Callable[[bool], None],
         on_due: Callable[[int, float], None],
@@ -86,8 +86,8 @@ class Dispatcher:
         self._claiming: set[tuple[str, int]] = set()
         # What the next group of each lane takes along:
         self._stores: list[dict[int, list[NewTask]]] = [{} for _ in shards.lanes]  # by shard
-        self._settles: list[dict[tuple[int, str], list[Ended]]] = [{} for _ in shards.lanes]  # by (shard, session)
-        self._refused: dict[tuple[int, str], list[Ended]] = {}  # outcomes that Redis refused, to be sent again
+        self._settles: list[dict[tuple[int, str], list[Settlement]]] = [{} for _ in shards.lanes]  # by (shard, session)
+        self._refused: dict[tuple[int, str], list[Settlement]] = {}  # outcomes that Redis refused, to be sent again
         self._one_by_one: set[tuple[int, str]] = set()  # (shard, session) of which a group of outcomes was refused
         self._steals: list[dict[tuple[int, str], int]] = [{} for _ in shards.lanes]  # (shard, queue) -> limit
         self.settling = 0  # outcomes that Redis has not answered yet
@@ -170,7 +170,9 @@ class Dispatcher:
             retention_s = claimed.spec.retention_s
             if retention_s is None:
                 retention_s = self._config.retention_s
-            ended = Ended(claimed, _SUCCEEDED, outcome.result or b"null", int(max(retention_s, RETENTION_MIN_S) * 1000))
+            ended = Settlement(
+                claimed, _SUCCEEDED, outcome.result or b"null", int(max(retention_s, RETENTION_MIN_S) * 1000)
+            )
         elif kind is Kind.STOPPED:
             held = self.held[claimed.shard]
             if held.get(claimed.id) == claimed.delivery:
@@ -178,19 +180,19 @@ class Dispatcher:
             self.kick()
             return
         elif kind is Kind.RELEASED:
-            ended = Ended(claimed, _RELEASED, b"", int((outcome.retry_after_s or 0.0) * 1000))
+            ended = Settlement(claimed, _RELEASED, b"", int((outcome.retry_after_s or 0.0) * 1000))
         else:
             failure = _encode_failure(outcome.failure or Failure("Error", "no reason given"))
             if kind is Kind.REJECTED or claimed.attempt >= claimed.spec.max_attempts:
-                ended = Ended(claimed, _DEAD, failure, int(self._config.dead_retention_s * 1000))
+                ended = Settlement(claimed, _DEAD, failure, int(self._config.dead_retention_s * 1000))
             else:
                 wait_s = outcome.retry_after_s if kind is Kind.RETRY else None
                 if wait_s is None:
                     wait_s = backoff_s(claimed.spec.backoff, claimed.attempt, self._rng)
-                ended = Ended(claimed, _RETRYING, failure, int(wait_s * 1000))
+                ended = Settlement(claimed, _RETRYING, failure, int(wait_s * 1000))
         self._settle(ended)
 
-    def _settle(self, ended: Ended) -> None:
+    def _settle(self, ended: Settlement) -> None:
         claimed = ended.claimed
         lane = self._shards.lane_of(claimed.shard)
         key = (claimed.shard, claimed.session)
@@ -325,7 +327,7 @@ class Dispatcher:
         if answer.heads:
             self._on_heads(shard, answer.heads)
 
-    def _settled(self, shard: int, part: list[Ended], answer: Settled | Exception) -> None:
+    def _settled(self, shard: int, part: list[Settlement], answer: Settled | Exception) -> None:
         if isinstance(answer, Exception):
             self._not_settled(shard, part, answer)
             return
@@ -356,7 +358,7 @@ class Dispatcher:
         if finished:
             self._on_finished(finished)
 
-    def _will_run_again(self, shard: int, ended: Ended) -> None:
+    def _will_run_again(self, shard: int, ended: Settlement) -> None:
         self.on_due(shard, ended.ms / 1000)
         if ended.kind is _RELEASED and ended.ms > 0:
             self._on_unknown(shard, ended.claimed.spec.queue, ended.ms / 1000)
@@ -373,7 +375,7 @@ class Dispatcher:
             reason=reason,
         )
 
-    def _not_settled(self, shard: int, part: list[Ended], error: Exception) -> None:
+    def _not_settled(self, shard: int, part: list[Settlement], error: Exception) -> None:
         """Keep outcomes for later: for the next group when none was answered, for a while when Redis refused them."""
         self.uncertain.add(shard)
         key = (shard, part[0].claimed.session)
@@ -403,7 +405,7 @@ class Dispatcher:
             if held.get(task_id) != delivery:  # its claim's answer was lost: never started here
                 log.warning("claim_recovered", task=task_id, delivery=delivery)
                 stub = Claimed(task_id, shard, delivery, 0, _NO_SPEC, b"null", session)
-                self._settle(Ended(stub, _RELEASED, b"", 0))
+                self._settle(Settlement(stub, _RELEASED, b"", 0))
         settles = self._settles[self._shards.lane_of(shard)]
         unsettled = {ended.claimed.id for waiting in settles.values() for ended in waiting}
         unsettled.update(ended.claimed.id for waiting in self._refused.values() for ended in waiting)

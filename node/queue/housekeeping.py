@@ -17,7 +17,7 @@ from random import Random
 import structlog
 
 from cluster.config import Config
-from cluster.shards.answers import Head, Reaped, Swept
+from cluster.shards.answers import QueueHead, Reaped, Swept
 from cluster.shards.calls import BATCH_MAX
 from cluster.shards.shards import Shards
 from cluster.shards.task import Lost
@@ -40,7 +40,7 @@ class Housekeeping:
         shards: Shards,
         dispatch: Dispatcher,
         metrics: Metrics,
-        on_heads: Callable[[int, Sequence[Head]], None],
+        on_heads: Callable[[int, Sequence[QueueHead]], None],
         on_strangers: Callable[[Iterable[str]], None],
         on_reaped: Callable[[str, int], None],
         on_lost: Callable[[str, Sequence[Lost]], None],

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from cluster import ring
 from cluster.config import Config
 from cluster.session import node_of
-from cluster.shards.answers import Head
+from cluster.shards.answers import QueueHead
 from cluster.swim.events import MemberState
 from cluster.view import View
 from node.queue.balance import Balance
@@ -65,7 +65,7 @@ class Ownership:
         if self.session_of.get(node_of(session)) == session:
             del self.session_of[node_of(session)]
 
-    def on_heads(self, shard: int, heads: Sequence[Head]) -> None:
+    def on_heads(self, shard: int, heads: Sequence[QueueHead]) -> None:
         """What is queued in a shard now: claim from it if it is ours, else wake its owner."""
         owner = self.owners[shard]
         self._dispatch.backlog.heard(shard, heads)
@@ -81,7 +81,7 @@ class Ownership:
             return
         self._wakes.work(session, shard, heads)
         # The owner claims it. What the owner cannot take soon, its gossiped load offers to thieves.
-        self._dispatch.backlog.heard(shard, [Head(head.queue, 0, 0) for head in heads])
+        self._dispatch.backlog.heard(shard, [QueueHead(head.queue, 0, 0) for head in heads])
 
     def on_due(self, shard: int, in_s: float) -> None:
         """Something in a shard is due then: note it if we keep that shard, else tell its owner."""

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from cluster.shards.answers import Head
+from cluster.shards.answers import QueueHead
 from cluster.shards.shards import Shards
 
 log = structlog.get_logger("rumor.wakes")
@@ -27,7 +27,7 @@ _decode = msgspec.msgpack.Decoder(tuple[str, list[Any]]).decode
 class Work:
     """Queued in shards that the receiver owns."""
 
-    heads: list[tuple[int, Head]]
+    heads: list[tuple[int, QueueHead]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def parse_wake(message: bytes, shards: int) -> Work | Due | Cancelled | None:
         kind, rows = _decode(message)
         match kind:
             case "w":
-                return Work([(_shard(s, shards), Head(str(q), int(n), int(score))) for s, q, n, score in rows])
+                return Work([(_shard(s, shards), QueueHead(str(q), int(n), int(score))) for s, q, n, score in rows])
             case "d":
                 return Due([(_shard(shard, shards), max(0, int(ms)) / 1000) for shard, ms in rows])
             case "c":
@@ -75,11 +75,11 @@ class Wakes:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._work: dict[str, dict[tuple[int, str], Head]] = {}  # session -> (shard, queue) -> its head
+        self._work: dict[str, dict[tuple[int, str], QueueHead]] = {}  # session -> (shard, queue) -> its head
         self._dues: dict[str, dict[int, float]] = {}  # session -> shard -> loop time
         self._is_due = False
 
-    def work(self, session: str, shard: int, heads: Sequence[Head]) -> None:
+    def work(self, session: str, shard: int, heads: Sequence[QueueHead]) -> None:
         """Work was queued in a shard that this session's node owns."""
         for head in heads:
             if head.count:

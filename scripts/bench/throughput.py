@@ -39,7 +39,7 @@ from bed import Bed, Meter, Node, markdown, publish, say, spread
 from cluster import keys
 from cluster.scripts import script
 from cluster.shards.answers import SettleKind
-from cluster.shards.calls import Calls, Ended, NewTask
+from cluster.shards.calls import Calls, NewTask, Settlement
 from cluster.shards.task import Backoff, Claimed, Ids, Spec, shard_of
 from node.client.errors import Unreachable
 from node.client.one_node import Remote
@@ -145,7 +145,7 @@ async def bare_drain(url: str, ids: Sequence[str]) -> float:
                 pipe.execute_command(*claim.command())
                 _, left, _, flat = (await pipe.execute())[-1]
                 outcomes = [
-                    Ended(Claimed(flat[n], shard, flat[n + 1], 1, spec, b""), SUCCEEDED, run(noop), 86_400_000)
+                    Settlement(Claimed(flat[n], shard, flat[n + 1], 1, spec, b""), SUCCEEDED, run(noop), 86_400_000)
                     for n in range(0, len(flat), CLAIM_STRIDE)
                 ]
                 done += len(outcomes)

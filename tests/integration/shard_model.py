@@ -27,8 +27,8 @@ from redis.connection import Connection
 
 from cluster import keys
 from cluster.scripts import script
-from cluster.shards.answers import Head, SettleKind
-from cluster.shards.calls import RETENTION_MIN_S, Calls, Ended, NewTask
+from cluster.shards.answers import QueueHead, SettleKind
+from cluster.shards.calls import RETENTION_MIN_S, Calls, NewTask, Settlement
 from cluster.shards.lane import Call, T
 from cluster.shards.task import Backoff, Claimed, Ids, Spec, shard_of
 from node.queue.queries import history_json
@@ -542,7 +542,7 @@ class ShardPair:
                 assert fields["error"]
             assert shard_of(task_id, SHARDS) == SHARD
 
-    def _expect_heads(self, heads: Sequence[Head], queues: set[str]) -> None:
+    def _expect_heads(self, heads: Sequence[QueueHead], queues: set[str]) -> None:
         assert {head.queue: (head.count, head.score) for head in heads} == {
             queue: self.model.head(queue) for queue in queues
         }
@@ -596,8 +596,8 @@ def _ms(time: Sequence[bytes]) -> int:
     return int(time[0]) * 1000 + int(time[1]) // 1000
 
 
-def _ended(task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> Ended:
-    return Ended(Claimed(task_id, SHARD, delivery, 0, ANY_SPEC, b""), SettleKind(kind), payload, ms)
+def _ended(task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> Settlement:
+    return Settlement(Claimed(task_id, SHARD, delivery, 0, ANY_SPEC, b""), SettleKind(kind), payload, ms)
 
 
 def _nobody(_: Any) -> None:

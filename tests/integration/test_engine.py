@@ -28,7 +28,7 @@ from cluster.errors import (
 )
 from cluster.load import Load, Meta, QueueLoad
 from cluster.refusal import refusal
-from cluster.shards.answers import Head, Swept
+from cluster.shards.answers import QueueHead, Swept
 from cluster.shards.task import State
 from cluster.swim.events import Evidence, MemberState
 from cluster.view import Peer, RedisWord, Verdict, View
@@ -446,7 +446,7 @@ async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> Non
     (call,) = [call for call in lane._calls if call.script == "sweep"]
     answered = call.on_reply
     # What Redis would have said a moment before the task was queued.
-    call.on_reply = lambda answer: answered(Swept(answer.now_ms, 0, 0, 0, [], [Head("default", 0, 0)]))
+    call.on_reply = lambda answer: answered(Swept(answer.now_ms, 0, 0, 0, [], [QueueHead("default", 0, 0)]))
     for running in engine._tasks[:1]:
         running.cancel()  # no sweep may help
     while lane._calls:
@@ -468,7 +468,7 @@ async def test_what_a_dead_owner_held_is_claimed_here_before_the_view_knows_of_i
     engine.ownership.owners = ("gone:1",) * engine.config.shards
     engine.ownership.session_of["gone:1"] = dead
     engine.hear(SessionEnded(dead, "refused"))
-    engine.ownership.on_heads(shard, [Head("default", 1, 0)])  # as the answer to its reap says
+    engine.ownership.on_heads(shard, [QueueHead("default", 1, 0)])  # as the answer to its reap says
     assert (await engine.wait(task.id, 5)).state == "succeeded"
 
 

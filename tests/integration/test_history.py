@@ -8,7 +8,7 @@ import msgspec
 
 from cluster import keys
 from cluster.shards.answers import SettleKind
-from cluster.shards.calls import Ended
+from cluster.shards.calls import Settlement
 from node.queue.engine import Engine
 from node.schema import BackoffJson, ListQuery, TaskJson
 from tests.integration.test_engine import engine as engine
@@ -61,7 +61,7 @@ async def test_a_lost_worker_and_its_late_outcome_are_told_and_the_outcome_only_
     engine.housekeeping.reap(old, [shard])  # as after a pause: this node does not know that it was fenced
     await wait_until_async(lambda: engine.metrics.reaped.value == 1, 5, "it is queued again")
     for _ in range(2):
-        late = Ended(claimed, SettleKind.SUCCEEDED, b"1", 1000)
+        late = Settlement(claimed, SettleKind.SUCCEEDED, b"1", 1000)
         engine.shards.send(engine.shards.calls.settle(shard, old, [late], lambda _: None))
     done = await engine.wait(task.id, 5)
     entries = outcomes(done)

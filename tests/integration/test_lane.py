@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 
 from cluster.errors import StoreUnavailable
 from cluster.scripts import Arg
-from cluster.shards.answers import Counts
+from cluster.shards.answers import ShardCounts
 from cluster.shards.calls import Calls, connect
 from cluster.shards.lane import GRACE_S, PROBE_INTERVAL_S, Call, Lane
 from tests.integration.conftest import RedisServer
@@ -67,7 +67,7 @@ async def bench(redis_server: RedisServer) -> AsyncIterator[Bench]:
     await client.aclose()
 
 
-EMPTY = Counts(dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "running"), 0), {})
+EMPTY = ShardCounts(dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "running"), 0), {})
 
 
 async def test_what_is_asked_for_while_a_group_is_under_way_forms_the_next_one(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from cluster import keys
 from cluster.config import Config
 from cluster.shards.answers import SettleCode, Settled, SettleKind
-from cluster.shards.calls import Calls, Ended, NewTask, connect
+from cluster.shards.calls import Calls, NewTask, Settlement, connect
 from cluster.shards.lane import Call, T
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Claimed, Ids, Spec
@@ -48,8 +48,8 @@ async def do(client: redis.asyncio.Redis, call: Call[T]) -> T:
     return call.decode(await client.execute_command(*call.command(by_text=True)))
 
 
-def ended(task: NewTask, kind: SettleKind, payload: bytes, ms: int) -> Ended:
-    return Ended(Claimed(task.id, SHARD, 1, 1, SPEC, b"1", SESSION), kind, payload, ms)
+def ended(task: NewTask, kind: SettleKind, payload: bytes, ms: int) -> Settlement:
+    return Settlement(Claimed(task.id, SHARD, 1, 1, SPEC, b"1", SESSION), kind, payload, ms)
 
 
 def nobody(_: Any) -> None: ...
@@ -127,9 +127,9 @@ def dispatcher() -> Dispatcher:
     return Dispatcher(Config(), shards, Metrics(), quiet, quiet, quiet, quiet, quiet)
 
 
-def outcome(result: bytes = b"1") -> Ended:
+def outcome(result: bytes = b"1") -> Settlement:
     claimed = Claimed(IDS.next(1_700_000_000_000, 2), 2, 1, 1, SPEC, b"1", SESSION)
-    return Ended(claimed, SettleKind.SUCCEEDED, result, 0)
+    return Settlement(claimed, SettleKind.SUCCEEDED, result, 0)
 
 
 def test_no_group_carries_more_of_results_than_its_deadline_bears() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.shards.answers import Head
+from cluster.shards.answers import QueueHead
 from cluster.shards.calls import BATCH_MAX
 from node.queue.backlog import SLACK_MS, Backlog, Pick
 
@@ -111,16 +111,16 @@ def test_within_the_slack_all_shards_count_as_equally_old() -> None:
 
 def test_what_is_heard_later_corrects_what_was_heard_before() -> None:
     one = Backlog()
-    one.heard(4, [Head("q", 7, 50), Head("p", 2, 60)])
+    one.heard(4, [QueueHead("q", 7, 50), QueueHead("p", 2, 60)])
     assert one.queues() == ["q", "p"]
     assert one.queued("q", range(8)) == (7, 1 << 4, 50)
-    one.heard(4, [Head("q", 3, -70)])
+    one.heard(4, [QueueHead("q", 3, -70)])
     assert one.queued("q", range(8)) == (3, 1 << 4, -70)
-    one.heard(4, [Head("q", 0, 0)])
+    one.heard(4, [QueueHead("q", 0, 0)])
     assert one.is_empty("q")
     assert one.queues() == ["p"]
     assert one.plan("q", 10, LANE[0]) == []
-    one.heard(4, [Head("never seen", 0, 0)])
+    one.heard(4, [QueueHead("never seen", 0, 0)])
     assert one.queues() == ["p"]
 
 

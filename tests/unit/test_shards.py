@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from cluster import keys
 from cluster.errors import StoreUnavailable, away
 from cluster.shards import lane as lanes
-from cluster.shards.answers import Claims, Head, SettleCode, StoreCode
+from cluster.shards.answers import Claims, QueueHead, SettleCode, StoreCode
 from cluster.shards.calls import Calls, connect
 from cluster.shards.lane import Call
 from cluster.shards.shards import Shards
@@ -119,7 +119,7 @@ def test_repeats_name_the_first_task_and_the_others_do_not() -> None:
         StoreCode.QUEUE_FULL,
     ]
     assert answer.firsts == {1: TASK, 3: "other"}
-    assert answer.heads == [Head("default", 2, 17)]
+    assert answer.heads == [QueueHead("default", 2, 17)]
 
 
 def test_a_refused_outcome_says_what_the_task_is_instead() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.shards.answers import Head
+from cluster.shards.answers import QueueHead
 from cluster.shards.calls import Calls
 from cluster.shards.lane import Call
 from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
@@ -40,17 +40,17 @@ class SentCalls:
         return told
 
 
-HEADS = st.builds(Head, st.text("abc-", min_size=1, max_size=5), st.integers(1, 10**6), SCORES)
+HEADS = st.builds(QueueHead, st.text("abc-", min_size=1, max_size=5), st.integers(1, 10**6), SCORES)
 
 
 @given(st.lists(st.tuples(st.integers(0, SHARDS - 1), HEADS), min_size=1, max_size=8))
-def test_work_is_read_as_it_was_sent_and_a_turn_of_the_loop_is_one_message(heads: list[tuple[int, Head]]) -> None:
+def test_work_is_read_as_it_was_sent_and_a_turn_of_the_loop_is_one_message(heads: list[tuple[int, QueueHead]]) -> None:
     shards = SentCalls()
 
     async def turn() -> None:
         wakes = Wakes(shards)  # type: ignore[arg-type]
         for shard, head in heads:
-            wakes.work(SESSION, shard, [head, Head("empty", 0, 0)])
+            wakes.work(SESSION, shard, [head, QueueHead("empty", 0, 0)])
         await asyncio.sleep(0)
 
     asyncio.run(turn())
@@ -75,14 +75,14 @@ async def test_of_several_due_times_in_a_shard_the_first_is_told() -> None:
 async def test_each_session_is_told_its_own_and_a_cancel_leaves_at_once() -> None:
     shards = SentCalls()
     wakes = Wakes(shards)  # type: ignore[arg-type]
-    wakes.work(SESSION, 1, [Head("q", 1, 5)])
-    wakes.work("n2/018bcfe5680-00000002", 2, [Head("q", 1, 5)])
+    wakes.work(SESSION, 1, [QueueHead("q", 1, 5)])
+    wakes.work("n2/018bcfe5680-00000002", 2, [QueueHead("q", 1, 5)])
     wakes.cancelled(SESSION, "id-01", 7)
     assert shards.messages()[0][1] == Cancelled("id-01", 7)
     await asyncio.sleep(0)
     assert [told for _, told in shards.messages()[1:]] == [
-        Work([(1, Head("q", 1, 5))]),
-        Work([(2, Head("q", 1, 5))]),
+        Work([(1, QueueHead("q", 1, 5))]),
+        Work([(2, QueueHead("q", 1, 5))]),
     ]
     await asyncio.sleep(0)
     assert len(shards.sent) == 3, "nothing is told twice"
