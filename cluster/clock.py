@@ -1,6 +1,6 @@
 """The clocks of this machine that more than one driver reads.
 
-Does not know: who asks. Pure modules are handed the time and never read a clock.
+Does not know: who asks. A pure module is handed the time and never reads a clock.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
+import redis.asyncio
 import structlog
 
 from cluster import __version__
@@ -83,6 +85,20 @@ def bind(config: Config) -> socket.socket:
     return sock
 
 
+async def _ask_redis(client: redis.asyncio.Redis, config: Config, keys: Sequence[bytes]) -> Sequence[dict[str, str]]:
+    """What is unsafe about Redis, logged too. Raises RumorError where this node must not run with it."""
+    try:
+        async with asyncio.timeout(10):
+            notes = await redis_checks.ready(client, config, keys)
+    except TimeoutError:
+        raise ConfigError("Redis gives no answer within 10 s at start.", "Is redis_url right?") from None
+    finally:
+        await client.aclose()
+    for note in notes:
+        log.warning(note["code"], message=note["message"], hint=note["hint"])
+    return notes
+
+
 async def run(config: Config) -> int:
     """Run one node until a signal; the exit status. Raises RumorError when it cannot start."""
     loop = asyncio.get_running_loop()
@@ -97,16 +113,7 @@ async def run(config: Config) -> int:
     meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, scheme, config.public_url))
     sock = bind(config)
     client = connect(config.redis_url)
-    try:
-        async with asyncio.timeout(10):
-            notes = await redis_checks.ready(client, config, keys)
-    except TimeoutError:
-        raise ConfigError("Redis gives no answer within 10 s at start.", "Is redis_url right?") from None
-    finally:
-        await client.aclose()
-    for note in notes:
-        log.warning(note["code"], message=note["message"], hint=note["hint"])
-
+    notes = await _ask_redis(client, config, keys)
     fork_guard.guard(client, config.port)
     relay = Relay(stop)
     metrics = Metrics()

@@ -1,6 +1,6 @@
-"""Tasks as plain data, and the pure rules about them: ids, legal states, priorities, backoff.
+"""Tasks as plain data, and the rules about them: ids, states, priorities, backoff.
 
-Does not know: Redis, handlers, clocks; the time and the randomness are handed in.
+Pure: the time and the randomness are handed in. Does not know: Redis, handlers, clocks.
 """
 
 from __future__ import annotations

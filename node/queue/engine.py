@@ -20,6 +20,7 @@ import structlog
 from cluster.config import Config
 from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable
 from cluster.session import node_of
+from cluster.shards.answers import QueueHead
 from cluster.shards.calls import Calls, connect
 from cluster.shards.shards import Shards
 from cluster.shards.task import TERMINAL, Claimed, Lost
@@ -99,42 +100,10 @@ class Engine:
         calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
         self.shards = Shards(self.client, calls, config.shards, config.redis_timeout_s, metrics.redis_s.add)
         self.waiting = Waiting(self.client)
-        self.dispatch = Dispatcher(
-            config,
-            self.shards,
-            metrics,
-            on_heads=lambda shard, heads: self.ownership.on_heads(shard, heads),
-            on_finished=self.waiting.finished,
-            on_redis=self._lanes_changed,
-            on_due=lambda shard, in_s: self.ownership.on_due(shard, in_s),
-            on_unknown=lambda shard, queue, in_s: self.balance.lacks_type(shard, queue, in_s),
-            tracing=tracing,
-        )
-        self.housekeeping = Housekeeping(
-            config,
-            self.shards,
-            self.dispatch,
-            metrics,
-            on_heads=lambda shard, heads: self.ownership.on_heads(shard, heads),
-            on_strangers=lambda sessions: self.vitals.consider(sessions),
-            on_reaped=self._on_reaped,
-            on_lost=self._on_lost,
-        )
-        self.wakes = Wakes(self.shards)
         self.catalog = Catalog(registry, config)
-        self.placement = Placement(config.name, config.shards, self._rng)
-        self.balance = Balance(
-            config,
-            self.dispatch,
-            self.housekeeping,
-            self.placement,
-            self.wakes,
-            self._rng,
-            on_load=lambda load: self.vitals.set_load(load),
-        )
-        self.ownership = Ownership(
-            config, self.dispatch, self.housekeeping, self.balance, self.wakes, on_moved=self._on_moved
-        )
+        self._make_moving_parts()
+        self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
+        self.submitting = Submitting(config, self.shards, self.dispatch, self.catalog, self.placement, metrics)
         self.queries = Queries(config, self.shards)
         self.amending = Amending(
             config,
@@ -147,16 +116,43 @@ class Engine:
             on_expired=self.housekeeping.look,
         )
         self.upkeep = Upkeep(config, self.client, self.catalog, self._on_memory)
-        self.bulletin = Bulletin(
-            config.name,
+        rates = Summing(config.name, metrics)
+        self.bulletin = Bulletin(config.name, self.shards, self.client, self.timeline, self.queries.counts, rates)
+
+    def _make_moving_parts(self) -> None:
+        """The parts that tasks move through between Redis and the worker. Each knows those made before it."""
+        config, metrics = self.config, self.metrics
+
+        def on_heads(shard: int, heads: Sequence[QueueHead]) -> None:
+            self.ownership.on_heads(shard, heads)
+
+        self.dispatch = Dispatcher(
+            config,
             self.shards,
-            self.client,
-            self.timeline,
-            self.queries.counts,
-            Summing(config.name, metrics),
+            metrics,
+            on_heads=on_heads,
+            on_finished=self.waiting.finished,
+            on_redis=self._lanes_changed,
+            on_due=lambda shard, in_s: self.ownership.on_due(shard, in_s),
+            on_unknown=lambda shard, queue, in_s: self.balance.lacks_type(shard, queue, in_s),
+            tracing=self.tracing,
         )
-        self.submitting = Submitting(config, self.shards, self.dispatch, self.catalog, self.placement, metrics)
-        self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
+        self.housekeeping = Housekeeping(
+            config,
+            self.shards,
+            self.dispatch,
+            metrics,
+            on_heads=on_heads,
+            on_strangers=lambda sessions: self.vitals.consider(sessions),
+            on_reaped=self._on_reaped,
+            on_lost=self._on_lost,
+        )
+        self.wakes = Wakes(self.shards)
+        self.placement = Placement(config.name, config.shards, self._rng)
+        parts = (self.dispatch, self.housekeeping, self.placement, self.wakes, self._rng)
+        self.balance = Balance(config, *parts, on_load=lambda load: self.vitals.set_load(load))
+        neighbours = (self.dispatch, self.housekeeping, self.balance, self.wakes)
+        self.ownership = Ownership(config, *neighbours, on_moved=self._on_moved)
 
     # ---- life
 
