@@ -25,12 +25,11 @@ except ImportError:
     sys.exit("atheris is not installed: pip install atheris")
 
 with atheris.instrument_imports(
-    include=["cluster.swim", "cluster.session", "cluster.gossip.watch_token", "cluster.load"]
+    include=["cluster.swim", "cluster.session", "cluster.gossip.http1", "cluster.gossip.watch_token", "cluster.load"]
 ):
     from cluster.config import Config
     from cluster.gossip import watch_token
-    from cluster.gossip.agent import parse_request
-    from cluster.gossip.driver import parse_head
+    from cluster.gossip.http1 import parse_request, parse_response
     from cluster.load import decode_load, decode_meta
     from cluster.swim import wire
     from cluster.swim.core import Swim
@@ -108,7 +107,7 @@ class Target:
         decode_load(data)
         decode_meta(data)
         parse_request(data)
-        parse_head(data)
+        parse_response(data)
 
 
 def main() -> None:

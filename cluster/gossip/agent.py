@@ -27,7 +27,7 @@ from cluster import session
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.gossip import watch_token
+from cluster.gossip import http1, watch_token
 from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import Gossip
 from cluster.gossip.keyring import gossip_keys
@@ -39,13 +39,10 @@ JOIN_S = 3.0  # between two looks for seeds that are not alive here
 LINGER_GOSSIPS = 3  # gossip intervals between saying that we left and falling silent
 BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
 CONNECTIONS_MAX = 4096
-HEAD_MAX_BYTES = 8_192
-LENGTH_DIGITS_MAX = 9
 REQUEST_LIMIT_S = 5.0  # a connection that has not said what it wants by then is closed
 LINES_MAX = 10_000  # that wait for whoever reads stdout; what comes then is lost
 LAST_LINES_S = 1.0  # at the end, for what was not read yet
 EXIT_CONFLICT = 3
-OCTETS = b"Content-Type: application/octet-stream\r\n"
 
 
 def main_agent(config: Config) -> int:
@@ -241,20 +238,20 @@ class Connection(asyncio.Protocol):
         if self._is_watch:
             return  # It only shows that both kernels are there.
         self._data += data
-        head, end, body = self._data.partition(b"\r\n\r\n")
+        head, end, body = self._data.partition(http1.HEAD_END)
         if not end:
-            if len(head) > HEAD_MAX_BYTES:
+            if len(head) > http1.HEAD_MAX_BYTES:
                 self._answer(b"431 Request Header Fields Too Large")
             return
-        method, path, headers = parse_request(head)
+        method, path, headers = http1.parse_request(head)
         if (method, path) == (b"GET", watch_token.PATH.encode()):
             self._hold(headers.get(watch_token.HEADER.lower().encode(), b""))
         elif (method, path) == (b"POST", b"/gossip"):
-            length = headers.get(b"content-length", b"")
-            if not length.isdigit() or len(length) > LENGTH_DIGITS_MAX or int(length) > SYNC_MAX_BYTES:
+            length = http1.parse_length(headers.get(b"content-length", b""))
+            if length is None or length > SYNC_MAX_BYTES:
                 self._answer(b"413 Content Too Large")
-            elif len(body) >= int(length):
-                reply = self._agent.gossip.answer(body[: int(length)])
+            elif len(body) >= length:
+                reply = self._agent.gossip.answer(body[:length])
                 self._answer(b"403 Forbidden" if reply is None else b"200 OK", reply or b"")
         else:
             self._answer(b"404 Not Found")
@@ -272,21 +269,10 @@ class Connection(asyncio.Protocol):
         assert self._timer is not None
         self._timer.cancel()
         self._is_watch, self._data = True, b""
-        self._transport.write(b"HTTP/1.1 200 OK\r\n" + OCTETS + b"\r\n")
+        self._transport.write(http1.endless_answer())
 
     def _answer(self, status: bytes, body: bytes = b"") -> None:
         assert self._transport is not None
         self._data = b""
-        head = b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, OCTETS, len(body))
-        self._transport.write(head + body)
+        self._transport.write(http1.answer(status, body))
         self._transport.close()
-
-
-def parse_request(head: bytes) -> tuple[bytes, bytes, dict[bytes, bytes]]:
-    """Method, path and headers (lower case) of an HTTP request's head; empty where it is none."""
-    first, *lines = head.split(b"\r\n")
-    words = first.split(b" ")
-    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-        return b"", b"", {}
-    pairs = (line.partition(b":") for line in lines)
-    return words[0], words[1], {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import ipaddress
 import os
-import re
 import socket
 import ssl
 import time
@@ -29,7 +28,7 @@ import structlog
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.gossip import watch_token
+from cluster.gossip import http1, watch_token
 from cluster.swim.events import (
     Action,
     Address,
@@ -70,7 +69,6 @@ EXCHANGE_TIMEOUT_S = 3.0
 EXCHANGE_MAX_BYTES = 8 << 20
 WATCH_CONNECT_TIMEOUT_S = 1.0
 WATCH_RETRY_MIN_S, WATCH_RETRY_MAX_S = 0.1, 5.0
-HEAD_MAX_BYTES = 8_192
 DEADLINE_MAX_S = 3600.0
 KNOCKS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)  # waits for the answer to each empty datagram
 AWAY_S = 0.25  # a timer this late means that this node was away: what it missed proves nothing
@@ -316,13 +314,9 @@ class Gossip:
         async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(*target, ssl=self.tls)
             try:
-                head = (
-                    f"POST /gossip HTTP/1.1\r\nHost: {_host_header(target)}\r\nConnection: close\r\n"
-                    f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
-                )
-                writer.write(head.encode() + body)
+                writer.write(http1.post(target, "/gossip", body))
                 await writer.drain()
-                status, length = parse_head(await reader.readuntil(b"\r\n\r\n"))
+                status, length = http1.parse_response(await reader.readuntil(http1.HEAD_END))
                 if status != 200 or length is None or length > EXCHANGE_MAX_BYTES:
                     raise ValueError(f"POST /gossip answered {status}")
                 reply = await reader.readexactly(length)
@@ -402,19 +396,15 @@ class _Watcher:
         config, peer = self.gossip.config, self.peer
         claim = watch_token.Pass(config.cluster, config.name, peer.node_id, wall_ms())
         token = watch_token.seal(self.gossip.keys, claim, os.urandom(watch_token.NONCE_BYTES))
-        request = (
-            f"GET {watch_token.PATH} HTTP/1.1\r\nHost: {_host_header((peer.host, peer.port))}\r\n"
-            f"{watch_token.HEADER}: {token}\r\n\r\n"
-        )
         head = b""
         try:
-            writer.write(request.encode())
-            while data := await reader.read(HEAD_MAX_BYTES):
-                if len(head) < HEAD_MAX_BYTES:
+            writer.write(http1.get((peer.host, peer.port), watch_token.PATH, watch_token.HEADER, token))
+            while data := await reader.read(http1.HEAD_MAX_BYTES):
+                if len(head) < http1.HEAD_MAX_BYTES:
                     head += data
         except (OSError, RuntimeError):
             pass  # A reset is an end like any other; uvloop says it in its own way to who writes.
-        return bool(head) and parse_head(head)[0] != 200
+        return bool(head) and http1.parse_response(head)[0] != 200
 
 
 async def tcp_outcome(target: Address, timeout_s: float) -> Tcp | None:
@@ -469,24 +459,6 @@ async def is_udp_closed(target: Address) -> bool:
         except OSError:
             return False
     return False
-
-
-def parse_head(head: bytes) -> tuple[int, int | None]:
-    """Status and Content-Length of an HTTP response's head; status 0 when it is none."""
-    lines = head.split(b"\r\n")
-    parts = lines[0].split(b" ", 2)
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"[0-9]{3}", parts[1]):
-        return 0, None
-    for line in lines[1:]:
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and re.fullmatch(rb"[0-9]{1,9}", value.strip()):
-            return int(parts[1]), int(value)
-    return int(parts[1]), None
-
-
-def _host_header(target: Address) -> str:
-    host, port = target
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @lru_cache(4096)

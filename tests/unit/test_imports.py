@@ -12,7 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 DECIDES = (
     *("cluster/swim/core.py", "cluster/ring.py", "cluster/session.py", "cluster/load.py", "cluster/refusal.py"),
-    *("cluster/shards/task.py", "cluster/shards/answers.py", "cluster/gossip/watch_token.py"),
+    *(
+        "cluster/shards/task.py",
+        "cluster/shards/answers.py",
+        "cluster/gossip/watch_token.py",
+        "cluster/gossip/http1.py",
+    ),
     *("cluster/vitals/witness.py", "cluster/vitals/lease.py", "cluster/vitals/main_loop.py"),
     *("cluster/vitals/view_maker.py", "cluster/vitals/told.py"),
     *("node/queue/placement.py", "node/queue/backlog.py", "node/queue/own_lease.py", "node/observe/task_rates.py"),
