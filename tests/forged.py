@@ -49,7 +49,7 @@ def identity_of(name: str, life: int = 1) -> Identity:
 
 
 def row_of(name: str, life: int = 1, **changes: Any) -> Row:
-    """A full row: alive at incarnation 0 unless told otherwise."""
+    """A full row: alive at incarnation 0 unless `changes` say otherwise."""
     host, port = address_of(name)
     fields = {"incarnation": 0, "state": MemberState.ALIVE, "host": host, "port": port, "meta": b"meta", **changes}
     return Row(session_of(name, life), **fields)
@@ -60,7 +60,7 @@ def accusation(name: str, by: str, evidence: Evidence = Evidence.SILENT, incarna
 
 
 class Bench:
-    """The node `me` at a clock that the test moves, with members that are alive and say only what they are told to."""
+    """The node `me`, at a clock that the test moves, among members that are alive and say only what the test says."""
 
     def __init__(self, *peers: str, config: Config = CONFIG, seed: int = 1) -> None:
         self.now_s = 1000.0
@@ -71,13 +71,13 @@ class Bench:
         for peer in peers:
             self.meet(peer)
         if peers:
-            self.hear(peers[0], Ping(0, session_of("me")))  # its digest is equal: the joining is over
+            self.hear(peers[0], Ping(0, session_of("me")))  # Its digest is equal: the joining is over.
         self.take()
 
     # ---- what happens to the node
 
     def hand_in(self, event: Event) -> list[Action]:
-        """One event now; what the node does is returned and also kept for `take`."""
+        """Hand in one event now. Returns the node's actions, and keeps them for `take` too."""
         actions = self.swim.handle(event, self.now_s)
         self.actions += actions
         return actions
@@ -91,7 +91,7 @@ class Bench:
         source: str = "",
         **head: Any,
     ) -> list[Action]:
-        """A datagram of a peer. Its digest is the node's own unless given: nothing to pull."""
+        """Hand in a datagram of a peer. Its digest is the node's own unless `head` says otherwise: nothing to pull."""
         fields: dict[str, Any] = {
             "session": session_of(peer),
             "incarnation": self.incarnation(peer),
@@ -141,7 +141,7 @@ class Bench:
     # ---- what the node did and holds
 
     def take(self) -> list[Action]:
-        """What it did since the last time."""
+        """The node's actions since the last `take`."""
         actions, self.actions = self.actions, []
         return actions
 
@@ -162,14 +162,14 @@ class Bench:
 
 
 def opened(action: Send) -> Packet:
-    """What is in a datagram that the node sent."""
+    """The packet in a datagram that the node sent."""
     packet = wire.decode(action.data[1:])
     assert packet is not None
     return packet
 
 
 def sent(actions: Iterable[Action], kind: type[T], to: str | None = None) -> list[T]:
-    """Bodies of this kind among the datagrams, to one peer or to all."""
+    """Bodies of this kind in the datagrams, to one peer or to all."""
     packets = [
         opened(action)
         for action in actions
@@ -178,8 +178,8 @@ def sent(actions: Iterable[Action], kind: type[T], to: str | None = None) -> lis
     return [packet.body for packet in packets if isinstance(packet.body, kind)]
 
 
-def told(actions: Iterable[Action], about: str, to: str | None = None) -> list[Row]:
-    """Rows about a member among the datagrams."""
+def rows_about(actions: Iterable[Action], about: str, to: str | None = None) -> list[Row]:
+    """Rows about a member in the datagrams, to one peer or to all."""
     return [
         row
         for action in actions
@@ -190,7 +190,7 @@ def told(actions: Iterable[Action], about: str, to: str | None = None) -> list[R
 
 
 def targets(actions: Iterable[Action], kind: type[Body] | None = None) -> list[str]:
-    """Names that were sent a datagram (with such a body), in order."""
+    """Names of the peers to which the node sent a datagram (with such a body), in order."""
     return [
         action.target[0].removesuffix(".test")
         for action in actions
@@ -199,12 +199,12 @@ def targets(actions: Iterable[Action], kind: type[Body] | None = None) -> list[s
 
 
 def connects(actions: Iterable[Action]) -> list[str]:
-    """Sessions whose port was tried."""
+    """Sessions whose TCP port the node tried."""
     return [action.session for action in actions if isinstance(action, TcpConnect)]
 
 
 def changes(actions: Iterable[Action], of: str) -> list[tuple[MemberState, Evidence]]:
-    """What the driver was told of a member."""
+    """The states of a member, with their evidence, of which the driver was told."""
     return [
         (action.member.state, action.member.evidence)
         for action in actions

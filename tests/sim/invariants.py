@@ -1,4 +1,4 @@
-"""What must hold in simulated runs, apart from the workloads; each check prints the seed and how to run it again."""
+"""What must hold in simulated runs, whatever the workload; each check prints the seed and how to run it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from cluster.config import Config
 from cluster.session import node_of
 from cluster.sim.network import Sim
-from cluster.sim.scenario import silent_bound_s as silent_bound_s  # from here the tests take them
+from cluster.sim.scenario import silent_bound_s as silent_bound_s  # the tests import the bounds from here
 from cluster.sim.scenario import stalled_bound_s as stalled_bound_s
 from cluster.swim.events import Evidence, MemberState
 
@@ -25,7 +25,7 @@ def hint(sim: Sim) -> str:
 
 
 def settled(seed: int, nodes: int, config: Config | None = None) -> Sim:
-    """A cluster in which all know all, at 2 s."""
+    """A cluster at 2 s, in which all know all."""
     sim = Sim(seed, nodes, config=config)
     sim.run_until(2.0)
     assert sim.is_converged(), hint(sim)
@@ -33,7 +33,7 @@ def settled(seed: int, nodes: int, config: Config | None = None) -> Sim:
 
 
 def holds_dead(sim: Sim, session: str, since_s: float, within_s: float, evidence: set[Evidence]) -> float:
-    """All others hold the session dead within the bound, for one of these reasons. Returns how long the last took."""
+    """All others hold the session dead within the bound, by evidence of these kinds. Returns how long the last took."""
     known_s = sim.known_dead_s(session)
     missing = [node.name for node in sim.running() if node.name not in (*known_s, node_of(session))]
     assert not missing, f"{missing} do not know of the death of {session}\n{hint(sim)}"
@@ -46,7 +46,7 @@ def holds_dead(sim: Sim, session: str, since_s: float, within_s: float, evidence
 
 
 def nobody_dies_falsely(sim: Sim) -> None:
-    """No running session was ever held dead by anybody."""
+    """Nobody ever held a running session dead."""
     false = sim.false_deaths()
     assert not false, f"{len(false)} false deaths, the first: {false[0]}\n{hint(sim)}"
 

@@ -1,10 +1,10 @@
-"""All views become equal again, soon, by themselves.
+"""All views soon become equal again by themselves.
 
 Invariants:
 - all know all within a second of a start, and a joiner is known to all within 50 ms on a good network;
 - after a cut of 60 s both halves, which held each other dead, are one again within 3 s of its end, without any seed;
 - a refutation wins: a member that is accused while it lives is alive for all within a second;
-- who leaves is known as left to all at once; a fenced node's new session is alive for all, its old one for nobody;
+- all know at once that a leaving member left; a fenced node's new session is alive for all, its old one for nobody;
 - no load, epoch or digest differs for long; the same seed gives the same run, whatever PYTHONHASHSEED is.
 """
 
@@ -171,7 +171,7 @@ def test_a_fenced_node_goes_on_as_a_new_session(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds(3))
 def test_loads_and_epochs_reach_all(seed: int) -> None:
-    """At the latest when each has been probed by the node itself: within two of its turns."""
+    """At the latest when the node itself has probed each member: within two of its turns."""
     sim = settled(seed, 16)
     sim.at(2.0, Tell("n3", SetLoad(b"busy")))
     sim.at(2.0, Tell("n4", SetEpoch(7)))
@@ -186,7 +186,7 @@ def test_loads_and_epochs_reach_all(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds(10))
 def test_chaos_ends_in_one_view(seed: int) -> None:
-    """Random faults for 30 s; when they end, all that run agree on who does."""
+    """Random faults for 30 s; when they end, all running nodes agree on which nodes run."""
     sim = settled(seed, 10)
     dice = sim.nodes["n1"].rng
     names = list(sim.nodes)
@@ -215,7 +215,7 @@ def test_chaos_ends_in_one_view(seed: int) -> None:
 
 
 def fingerprint(seed: int) -> str:
-    """Everything that was seen in one run with faults of every kind, in a few characters."""
+    """A digest of everything that the nodes saw in one run with faults of every kind."""
     sim = Sim(seed, 8, Link(loss=0.1, duplicate=0.1, reorder=0.1, tcp_loss=0.1))
     sim.at(3.0, Crash("n2"))
     sim.at(4.0, Vanish("n3"))

@@ -1,18 +1,19 @@
-"""Every kind of death is known to all survivors within its bound, with the evidence that fits.
+"""All survivors know of every kind of death within its bound, with the evidence that fits.
 
 Invariants, for clusters of 2 to 64 nodes:
 - a process that is gone: 20 ms, by refusal (1 to 3 ms until its kernel closes its sockets, in any order; at most two
   tries of its port, 3 ms apart; its UDP port is closed as well; one hop to tell all);
-- where its sockets close one after another within 30 ms: 80 ms (tries at 3, 9, 21, 45 ms after the end of a watch, as
-  many for its UDP port); where a closing socket drops a SYN, one try of 80 ms (a fifth of the probe timeout) more;
-- where kernels do not tell that a UDP port is closed: 100 ms of grace (a quarter of the probe timeout) more;
+- a process whose sockets close one after another within 30 ms: 80 ms (tries at 3, 9, 21, 45 ms after the end of a
+  watch, as many for its UDP port); if a closing socket drops a SYN, one try of 80 ms (a fifth of the probe timeout)
+  more;
+- if kernels do not tell that a UDP port is closed: 100 ms of grace (a quarter of the probe timeout) more;
 - a process whose TCP port alone is closed, or whose UDP answers are slow: not dead at all;
-- all but one at once: the survivor knows within two rounds (helpers that say nothing are probed themselves);
-- a newer life: the earlier session is over within the same time, however soon it came;
-- a host that is gone: the silent bound, and half of them within 2.5 s;
+- all nodes but one at once: the survivor knows within two rounds (it probes helpers that say nothing);
+- a newer life: the earlier session is over within the same time, however soon the newer one came;
+- a host that is gone: the silent bound, and half of such deaths within 2.5 s;
 - a process that hangs: not before `stalled_s`, not after the stalled bound;
 - several at once: the same bounds;
-- and a lossy, slow network makes it slower, not wrong.
+- and a lossy, slow network makes detection slower, not wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Nobody that lives is held dead, whatever the network and the scheduler do to the others.
+"""Nobody holds a living member dead, whatever the network and the scheduler do to the others.
 
 Invariants, in clusters of 16 nodes (and 5):
 - 30 % of all datagrams and TCP packets lost for 60 s: no false death;
@@ -6,7 +6,7 @@ Invariants, in clusters of 16 nodes (and 5):
 - slow nodes (everything up to 300 ms late): no false death, and they accuse nobody falsely;
 - delay, doubling, reordering: no false death, hardly a suspicion;
 - one link cut, one way or both: no false death (the others still hear it);
-- the witness that is wrong alone (its own port filter refuses everything) convinces nobody.
+- a witness that alone is wrong (its own port filter refuses everything) convinces nobody.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def test_a_node_that_hangs_itself_accuses_nobody(seed: int) -> None:
         sim.at(2.0 + 3.0 * step, Pause("n2"))
         sim.at(4.0 + 3.0 * step, Resume("n2"))
     sim.run_until(35.0)
-    accused = [one for one in sim.seen if one.change.member.by == "n2"]
-    assert not accused, f"{accused[0]}\n{hint(sim)}"
+    accusations = [seen for seen in sim.seen if seen.change.member.by == "n2"]
+    assert not accusations, f"{accusations[0]}\n{hint(sim)}"
 
 
 @pytest.mark.parametrize("seed", seeds(4))

@@ -1,6 +1,7 @@
 """Scenarios as text: what they mean, that they replay, that the verdict sees what is wrong, and many drawn ones.
 
-Invariants of a drawn scenario (see `cluster.scenario`): deaths known in time, none false, one view in the end.
+Invariants of a drawn scenario (see `cluster.sim.scenario`): deaths are known in time, none is false, and in the end
+there is one view.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ ALL = (
 
 
 def test_a_text_says_what_when_and_until_when() -> None:
-    found = parse("cut:n1+n2@25-60.5, crash:n3@5", NAMES, 1)
-    assert [str(doing) for doing in found] == ["crash:n3@5", "cut:n1+n2@25-60.5"]
+    doings = parse("cut:n1+n2@25-60.5, crash:n3@5", NAMES, 1)
+    assert [str(doing) for doing in doings] == ["crash:n3@5", "cut:n1+n2@25-60.5"]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +48,9 @@ def test_every_kind_of_fault_can_be_played() -> None:
     sim, doings = play(10, 5, ALL)
     assert {doing.kind for doing in doings} | {"random"} == set(KINDS)
     assert problems(sim, doings) == [], hint(sim)
-    told = "\n".join(timeline(sim, doings))
+    text = "\n".join(timeline(sim, doings))
     for line in ("** crash:n2@4-8", "n3 dead (refused)", "late alive", "n6 left", "n7 dead (silent)"):
-        assert line in told
+        assert line in text
 
 
 @pytest.mark.parametrize("seed", seeds(20))
@@ -82,13 +83,13 @@ def test_a_death_across_a_cut_is_not() -> None:
 def test_a_late_death_is_wrong() -> None:
     slow = Config(probe_interval_s=3600.0, watch_peers=0)
     sim, doings = play(4, 1, "crash:n3@5", config=slow)
-    assert any("known to all after 1" in one for one in problems(sim, doings))
+    assert any("known to all after 1" in problem for problem in problems(sim, doings))
 
 
 def test_views_that_differ_are_wrong() -> None:
     sim, doings = play(4, 1, "crash:n3@5")
     assert problems(sim, doings) == []
-    sim.nodes["n2"].is_paused = True  # It runs no longer, and nobody knows.
+    sim.nodes["n2"].is_paused = True  # It no longer runs, and nobody knows.
     assert problems(sim, doings) == ["views differ 12 s after the last fault"]
 
 
@@ -105,9 +106,9 @@ def test_a_death_has_its_time() -> None:
 
 def test_one_seed_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--nodes=6", "--seed=7", "--faults=crash:n3@5"]) == 0
-    told = capsys.readouterr().out
-    assert "n3 dead (refused)" in told
-    assert "seed 7: all is as it must be" in told
+    output = capsys.readouterr().out
+    assert "n3 dead (refused)" in output
+    assert "seed 7: all is as it must be" in output
 
 
 def test_of_many_seeds_the_wrong_ones_are_shown_with_how_to_see_them_again(
@@ -118,8 +119,8 @@ def test_of_many_seeds_the_wrong_ones_are_shown_with_how_to_see_them_again(
     monkeypatch.setattr("cluster.sim.scenario.REFUSED_BOUND_S", 0.0001)
     assert main(["--nodes=4", "--seeds=1", "--seed=2", "--faults=crash:n3@5"]) == 1
     assert main(["--nodes=4", "--seeds=2", "--faults=crash:n3@5"]) == 1
-    told = capsys.readouterr().out
-    assert "replay: python -m cluster.sim --nodes 4 --seed 2 --faults 'crash:n3@5' --loss 0 --delay-ms 0.2 1" in told
+    output = capsys.readouterr().out
+    assert "replay: python -m cluster.sim --nodes 4 --seed 2 --faults 'crash:n3@5' --loss 0 --delay-ms 0.2 1" in output
 
 
 def test_a_mistake_on_the_command_line_is_said(capsys: pytest.CaptureFixture[str]) -> None:

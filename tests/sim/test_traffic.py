@@ -4,8 +4,8 @@ Invariants, sealed bytes per node and second:
 - idle: below 700 B/s without load, in clusters of 5 as of 32 (two pings and two acks a second at some 130 bytes);
 - with loads that change ten times a second: below 6 KiB/s;
 - while 30 % is lost, or a quarter hangs now and then: below 8 KiB/s;
-- a second process with the name of a live node, that does not give up: below 8 KiB/s;
-- one death costs each node of 16 at most some tens of datagrams.
+- a second process that has the name of a live node and does not give up: below 8 KiB/s;
+- one death: at most some tens of datagrams from each node of 16.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What nodes say of themselves: it comes back as it was sent, within its bounds, and no bytes at all raise."""
+"""What nodes say of themselves: it comes back as it was sent, within its bounds, and no bytes raise."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_meta_comes_back_or_is_refused(queues: dict[str, int], pid: int) -> No
 
 
 def test_old_and_new_nodes_read_each_others_meta() -> None:
-    """Fields are only added: what an older node leaves out has its default, what a newer one adds is passed over."""
+    """Fields are only added: a field that an older node leaves out has its default, one of a newer node is skipped."""
     assert decode_meta(msgspec.msgpack.encode([{"default": 1}, 7, "0.1", "http"])) == Meta({"default": 1}, 7, "0.1")
     newer = msgspec.msgpack.encode([{"default": 1}, 7, "9.0", "http", "", "something new"])
     assert decode_meta(newer) == Meta({"default": 1}, 7, "9.0")
@@ -70,7 +70,7 @@ def test_old_and_new_nodes_read_each_others_meta() -> None:
 
 @pytest.mark.parametrize("url", ["http://[", "http://h;script-src *", "http://h\r\nx: y", "javascript:0"])
 def test_what_a_peer_says_of_its_public_url_is_one_or_nothing(url: str) -> None:
-    """It stands in a header of every page, and as a link in it."""
+    """The URL stands in a header of every page, and in the page as a link."""
     assert decode_meta(msgspec.msgpack.encode(Meta({"q": 1}, 7, public_url=url))) == Meta({"q": 1}, 7)
 
 

@@ -1,4 +1,4 @@
-"""What an error of Redis means, and when nobody at all can write there."""
+"""What an error of Redis means, and when nobody can write there."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_only_who_stores_is_told_that_nothing_was_stored() -> None:
 
 
 def refused_view(text: str, *others: Peer) -> View:
-    """Of a node that is refused."""
+    """The view of a node that Redis refuses."""
     base = view(peer(load=REFUSED), *others)
     return View(base.node_id, base.session, base.members, None, 0, False, True, refusal(text))
 

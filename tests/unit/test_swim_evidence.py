@@ -1,11 +1,11 @@
-"""Evidence beyond SWIM: what the end of a watch, a refused, accepted or silent connect prove, and what they do not."""
+"""Evidence beyond SWIM: what the end of a watch and a refused, accepted or silent connect prove, and what not."""
 
 from __future__ import annotations
 
 from cluster.swim.events import Evidence, Fenced, MemberState, Tcp, TcpConnect, TcpOutcome, Tick, WatchEnded
 from cluster.swim.probe import REFUSAL_GRACE_SHARE, TCP_LOST_S, TCP_TIMEOUT_MIN_S, TCP_TRIES_MAX, Rtt
 from cluster.swim.wire import Ack, Nack, Ping, PingReq, Row
-from tests.forged import CONFIG, Bench, accusation, changes, connects, row_of, sent, session_of, targets, told
+from tests.forged import CONFIG, Bench, accusation, changes, connects, row_of, rows_about, sent, session_of, targets
 
 PEERS = ("a", "b", "c", "d")
 OTHERS = ("b", "c", "d")
@@ -21,7 +21,7 @@ def watch_ended(*peers: str) -> Bench:
 
 
 def nack(bench: Bench, helper: str, tcp: Tcp | None) -> None:
-    """The helper's answer to what it was asked about `a`."""
+    """The helper's nack, with which it answers the request about `a`."""
     request = sent(bench.actions, PingReq, helper)[0]
     bench.hear(helper, Nack(request.nr, A, tcp))
 
@@ -222,7 +222,7 @@ def test_a_connect_that_the_driver_lost_is_tried_again_and_proves_nothing() -> N
 
 
 def test_a_dropped_syn_costs_one_short_try() -> None:
-    """The kernel repeats it after a second only; the listening socket that dropped it is closed long before."""
+    """The kernel repeats a SYN only after a second; the listening socket that dropped it is closed long before."""
     bench = watch_ended()
     first = next(action for action in bench.take() if isinstance(action, TcpConnect))
     assert first.timeout_s <= 2 * TCP_TIMEOUT_MIN_S
@@ -299,7 +299,7 @@ def test_a_member_that_was_heard_since_may_still_confirm() -> None:
     bench.tcp("b", Tcp.GONE)
     bench.pass_s(0.001)
     assert bench.state("b") is MemberState.SUSPECT
-    bench.hear("b", Ping(5, session_of("me")), incarnation=0)  # Not a refutation, since b does not know; but it lives.
+    bench.hear("b", Ping(5, session_of("me")), incarnation=0)  # No refutation, because b knows of nothing; it lives.
     bench.tcp("a", Tcp.GONE)
     bench.pass_s(0.001)
     assert bench.state("a") is MemberState.SUSPECT
@@ -320,7 +320,7 @@ def test_a_death_seen_by_this_node_is_told_to_all_at_once() -> None:
     bench.tcp("a", Tcp.GONE)
     bench.hear("b", rows=[accusation("a", "b", Evidence.REFUSED)])
     bench.pass_s(0.005)
-    dead = [action for action in bench.actions if MemberState.DEAD in [row.state for row in told([action], "a")]]
+    dead = [action for action in bench.actions if MemberState.DEAD in [row.state for row in rows_about([action], "a")]]
     assert set(targets(dead)) >= set(OTHERS)
 
 
@@ -348,7 +348,7 @@ def test_a_helper_that_knows_of_the_refusal_answers_the_next_request_at_once() -
 
 
 def fail_round(bench: Bench, outcome: Tcp) -> None:
-    """Let the round on `a` end without an answer, its connect with this outcome."""
+    """Let the round on `a` end without an answer; its connect ends with this outcome."""
     bench.pass_s(0.02, answering=OTHERS)
     bench.tcp("a", outcome)
     bench.pass_s(CONFIG.probe_timeout_s, answering=OTHERS)
@@ -426,7 +426,7 @@ def test_what_was_found_out_about_the_earlier_session_does_not_touch_the_later()
 def test_a_tombstone_is_gossiped_and_holds_for_those_that_learn_of_the_session_later() -> None:
     bench = Bench(*PEERS)
     bench.hear("b", rows=[Row(session_of("x"), 0, MemberState.DEAD, Evidence.FENCED, "b")])
-    assert told(bench.hear("c", Ping(1, session_of("me"))), "x")
+    assert rows_about(bench.hear("c", Ping(1, session_of("me"))), "x")
     bench.hear("d", rows=[row_of("x", incarnation=3)])
     assert bench.state("x") is MemberState.DEAD
 

@@ -39,10 +39,10 @@ from tests.forged import (
     identity_of,
     opened,
     row_of,
+    rows_about,
     sent,
     session_of,
     targets,
-    told,
 )
 
 PEERS = ("a", "b", "c", "d")
@@ -66,7 +66,7 @@ def test_an_address_is_asked_again_and_again_until_it_answers() -> None:
 def test_the_first_ping_of_a_joiner_says_who_it_is() -> None:
     bench = Bench()
     bench.hand_in(Join((address_of("a"),)))
-    (row,) = told(bench.take(), "me", to="a")
+    (row,) = rows_about(bench.take(), "me", to="a")
     assert (row.host, row.port, row.meta) == ("me.test", 5000, b"meta")
 
 
@@ -83,7 +83,7 @@ def test_a_stranger_is_answered_and_asked_and_believed_only_when_it_has_answered
     bench.hear("x", Ping(3, ""), rows=[row_of("x"), row_of("y")])
     actions = bench.take()
     assert sent(actions, Ack, "x") == [Ack(3, session_of("me"))]
-    assert told(actions, "me", to="x")
+    assert rows_about(actions, "me", to="x")
     assert bench.state("x") is bench.state("y") is None
     bench.hear("x", Ack(sent(actions, Ping, "x")[0].nr, session_of("x")), rows=[row_of("x"), row_of("y")])
     assert bench.state("x") is bench.state("y") is MemberState.ALIVE
@@ -124,7 +124,7 @@ def test_a_joiner_shows_itself_to_all_it_has_just_heard_of() -> None:
     bench.meet("a")
     bench.take()
     bench.hear("a", Rows(False, True), rows=[row_of(peer) for peer in PEERS])
-    assert set(targets([a for a in bench.take() if told([a], "me")])) == set(PEERS)
+    assert set(targets([a for a in bench.take() if rows_about([a], "me")])) == set(PEERS)
 
 
 def test_a_node_is_synced_when_a_table_was_merged() -> None:
@@ -162,7 +162,7 @@ def test_leaving_and_left_are_told_at_once() -> None:
         bench = Bench(*PEERS)
         bench.take()
         bench.hand_in(Leave(done))
-        told_to = targets([a for a in bench.actions if state in [row.state for row in told([a], "me")]])
+        told_to = targets([a for a in bench.actions if state in [row.state for row in rows_about([a], "me")]])
         assert set(told_to) == set(PEERS)
 
 
@@ -197,7 +197,7 @@ def test_a_fenced_node_is_told_and_goes_on_as_a_new_session() -> None:
     bench.take()
     bench.hand_in(Renew(session_of("me", life=2)))
     assert bench.state("me") is MemberState.ALIVE
-    assert {row.session for row in told(bench.take(), "me")} == {session_of("me", life=2)}
+    assert {row.session for row in rows_about(bench.take(), "me")} == {session_of("me", life=2)}
 
 
 def test_news_of_its_own_earlier_session_is_no_conflict() -> None:
@@ -229,7 +229,7 @@ def test_another_process_of_the_same_name_is_a_conflict_when_it_answers_and_is_t
 
 
 def elsewhere(bench: Bench, seq: int, body: Ping | Ack, life: int = 0) -> None:
-    """A datagram of another life of this node from another address."""
+    """Hand in a datagram of another life of this node, from another address."""
     packed = wire.pack("rumor", bench_head(session_of("me", life=life), seq), body)
     bench.hand_in(Datagram(("elsewhere.test", 5000), wire.PLAIN + packed))
 
@@ -262,7 +262,7 @@ def test_a_later_process_of_the_same_name_has_to_yield_not_the_earlier() -> None
 
 
 def second_start(bench: Bench) -> None:
-    """A second process with the name of `a`, at another address, shows itself."""
+    """A second process with the name of `a` shows itself at another address."""
     later = row_of("a", life=2, host="elsewhere.test")
     bench.take()
     bench.hear("a", Ping(1, ""), source="elsewhere", session=later.session)
@@ -363,19 +363,19 @@ def test_the_table_of_a_large_cluster_goes_over_tcp() -> None:
 
 
 def test_push_pull_makes_two_tables_equal() -> None:
-    one, other = Bench("a", "b"), Bench("c")
-    other.swim = Swim(CONFIG, identity_of("you"), (), one.swim._rng, 1000.0)
+    me, you = Bench("a", "b"), Bench("c")
+    you.swim = Swim(CONFIG, identity_of("you"), (), me.swim._rng, 1000.0)
     for peer in ("c", "me"):
-        other.meet(peer)
-    one.meet("you")
-    other.swim._outbox._seq = 100  # beyond what was forged in its name
-    one.swim._exchange.sync_with(one.swim._table.live["a"], one.now_s)
-    request = next(action for action in one.swim._outbox.out if isinstance(action, PushPull))
-    (reply,) = [a for a in other.hand_in(PushPullRequest(4, request.data)) if isinstance(a, PushPullReply)]
+        you.meet(peer)
+    me.meet("you")
+    you.swim._outbox._seq = 100  # beyond the numbers of the datagrams that were forged in its name
+    me.swim._exchange.sync_with(me.swim._table.live["a"], me.now_s)
+    request = next(action for action in me.swim._outbox.out if isinstance(action, PushPull))
+    (reply,) = [a for a in you.hand_in(PushPullRequest(4, request.data)) if isinstance(a, PushPullReply)]
     assert reply.ticket == 4
-    one.hand_in(PushPullResponse(reply.data))
-    assert one.digest() == other.digest()
-    assert one.digest().count == 5
+    me.hand_in(PushPullResponse(reply.data))
+    assert me.digest() == you.digest()
+    assert me.digest().count == 5
 
 
 def test_a_push_pull_body_that_is_not_one_gets_no_answer() -> None:
@@ -406,7 +406,7 @@ def test_a_dead_member_is_pinged_now_and_then_and_told() -> None:
     bench.pass_s(10, answering=["b", "c", "d"])
     actions = bench.take()
     assert 8 <= len(sent(actions, Ping, "a")) <= 13
-    assert MemberState.DEAD in [row.state for row in told(actions, "a", to="a")]
+    assert MemberState.DEAD in [row.state for row in rows_about(actions, "a", to="a")]
 
 
 def test_a_dead_member_is_forgotten_after_its_time() -> None:
@@ -611,18 +611,18 @@ name_lists = st.lists(st.sampled_from([f"n{number}" for number in range(20)]), u
 
 @given(name_lists, st.integers(0, 5))
 def test_watching_and_being_watched_are_the_same_relation(names: list[str], count: int) -> None:
-    for one in names:
+    for name in names:
         for other in names:
-            watches = other in successors(names, one, count)
-            assert watches == (one in predecessors(names, other, count))
+            watches = other in successors(names, name, count)
+            assert watches == (name in predecessors(names, other, count))
 
 
 @given(name_lists, st.integers(0, 5))
 def test_each_member_watches_as_many_others_as_there_are_up_to_the_limit(names: list[str], count: int) -> None:
-    for one in names:
-        watched = successors(names, one, count)
+    for name in names:
+        watched = successors(names, name, count)
         assert len(set(watched)) == len(watched) == min(count, len(names) - 1)
-        assert one not in watched
+        assert name not in watched
 
 
 def test_the_watched_peers_follow_the_live_members() -> None:

@@ -16,7 +16,7 @@ PEERS = ("a", "b", "c", "d")
 
 
 def first_ping(bench: Bench) -> tuple[str, Ping]:
-    """Go on to the next round; who is probed, and with which ping."""
+    """Go on to the next round. Returns which member is probed, and with which ping."""
     while not targets(bench.actions, Ping):
         bench.now_s = bench.swim.deadline_s()
         bench.hand_in(Tick())
@@ -28,7 +28,7 @@ def test_each_turn_probes_each_member_once_in_a_shuffled_order() -> None:
     orders = set()
     for seed in range(8):
         bench = Bench(*PEERS, seed=seed)
-        while bench.swim._rounds._order:  # what is left of the turn in which they joined
+        while bench.swim._rounds._order:  # the rest of the turn in which they joined
             bench.pass_s(CONFIG.probe_interval_s, answering=PEERS)
         bench.take()
         bench.pass_s(3 * len(PEERS) * CONFIG.probe_interval_s, answering=PEERS)
@@ -80,7 +80,7 @@ def test_a_jittery_peer_is_given_more_time_than_a_steady_one() -> None:
 def test_the_round_trip_is_measured_by_the_ping_that_was_answered() -> None:
     bench = Bench("a")
     _, ping = first_ping(bench)
-    bench.swim._table.live["a"].rtt = Rtt()  # nothing measured yet
+    bench.swim._table.live["a"].rtt = Rtt()  # as before the first measurement
     bench.now_s += 0.010
     bench.hear("a", Ack(ping.nr, session_of("a")))
     member = bench.member("a")
@@ -256,7 +256,7 @@ def test_a_backlog_after_an_absence_counts_as_one_absence() -> None:
 def test_datagrams_are_read_before_a_deadline_is_looked_at() -> None:
     bench = Bench(*PEERS)
     name, ping = first_ping(bench)
-    bench.now_s += CONFIG.probe_timeout_s + 0.01  # the round is over, but the answer lies in the socket
+    bench.now_s += CONFIG.probe_timeout_s + 0.01  # The round is over, but the answer lies in the socket.
     bench.hear("b" if name != "b" else "c", Ping(1, session_of("me")))
     bench.hear(name, Ack(ping.nr, session_of(name)))
     bench.hand_in(Tick())

@@ -1,4 +1,4 @@
-"""Suspicion: how long a suspect has, who may confirm, and that only the accused can refute.
+"""Suspicion: how long a suspect has, which members may confirm, and that only the accused can refute.
 
 Claims of SWIM §4.2 and of Lifeguard LHA-Suspicion and Buddy System, one test each.
 """
@@ -13,7 +13,19 @@ from cluster.swim.core import HERALD_SHARE
 from cluster.swim.events import Evidence, Fenced, Leave, MemberState, Send
 from cluster.swim.suspicion import CONFIRMATIONS, suspicion_timeout_s, timeout_s
 from cluster.swim.wire import INCARNATION_MAX, Ack, Gossip, Ping, Row
-from tests.forged import CONFIG, Bench, accusation, address_of, changes, opened, row_of, sent, session_of, targets, told
+from tests.forged import (
+    CONFIG,
+    Bench,
+    accusation,
+    address_of,
+    changes,
+    opened,
+    row_of,
+    rows_about,
+    sent,
+    session_of,
+    targets,
+)
 
 PEERS = ("a", "b", "c", "d", "e", "f")
 OTHERS = ("b", "c", "d", "e", "f")
@@ -117,13 +129,13 @@ def test_a_member_that_answers_us_is_not_declared_dead_when_its_time_is_up() -> 
     bench = suspected()
     bench.pass_s(CONFIG.suspicion_max_s + 3, answering=PEERS)
     assert bench.state("a") is MemberState.SUSPECT
-    assert told(bench.actions, "a", to="a"), "it is told, so that it can refute"
+    assert rows_about(bench.actions, "a", to="a"), "it is told, so that it can refute"
 
 
 def test_a_suspect_is_told_first() -> None:
     bench = Bench("a")
     bench.pass_s(2 * CONFIG.probe_interval_s)
-    accusing = [a for a in bench.actions if MemberState.SUSPECT in [row.state for row in told([a], "a")]]
+    accusing = [a for a in bench.actions if MemberState.SUSPECT in [row.state for row in rows_about([a], "a")]]
     assert targets(accusing)[0] == "a"
     assert sent(accusing[:1], Ping)
 
@@ -134,14 +146,14 @@ def test_an_accuser_tells_the_suspect_again_and_again() -> None:
     assert bench.state("a") is MemberState.SUSPECT
     bench.take()
     bench.pass_s(CONFIG.probe_interval_s, answering=["b"])
-    assert len(told(bench.take(), "a", to="a")) >= 2
+    assert len(rows_about(bench.take(), "a", to="a")) >= 2
 
 
 def test_a_ping_to_a_suspect_carries_the_accusation() -> None:
     bench = suspected()
     bench.take()
     bench.hear("a", Ping(1, session_of("me")))
-    assert [row.state for row in told(bench.take(), "a", to="a")] == [MemberState.SUSPECT]
+    assert [row.state for row in rows_about(bench.take(), "a", to="a")] == [MemberState.SUSPECT]
 
 
 def test_neighbours_of_a_suspect_look_for_themselves_at_once() -> None:
@@ -165,7 +177,7 @@ def test_an_accused_node_raises_its_incarnation_and_says_so_at_once_also_to_the_
     bench.hear("b", rows=[Row(session_of("me"), 4, MemberState.SUSPECT, SILENT, "c")])
     actions = bench.take()
     assert bench.incarnation("me") == 5
-    assert [row.incarnation for row in told(actions, "me", to="c")][:1] == [5]
+    assert [row.incarnation for row in rows_about(actions, "me", to="c")][:1] == [5]
     assert set(targets(actions)) == set(PEERS)
 
 
@@ -198,7 +210,7 @@ def test_being_accused_makes_a_node_doubt_itself() -> None:
 def test_the_last_incarnation_can_still_be_left_in_words_that_others_understand() -> None:
     bench = Bench(*PEERS)
     bench.hear("a", rows=[accusation("me", "b", incarnation=INCARNATION_MAX - 1)])
-    rows = told(bench.hand_in(Leave(True)), "me")
+    rows = rows_about(bench.hand_in(Leave(True)), "me")
     assert {(row.incarnation, row.state) for row in rows} == {(INCARNATION_MAX, MemberState.LEFT)}
 
 
@@ -236,7 +248,8 @@ def test_a_dead_member_that_pings_is_told_so_that_it_can_refute() -> None:
     bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.DEAD, REFUSED, "b")])
     bench.take()
     bench.hear("a", Ping(1, session_of("me")))
-    ack = next(one for one in bench.take() if isinstance(one, Send) and isinstance(opened(one).body, Ack))
+    sends = (action for action in bench.take() if isinstance(action, Send))
+    ack = next(send for send in sends if isinstance(opened(send).body, Ack))
     assert ack.target == address_of("a")
     assert opened(ack).rows[0].state is MemberState.DEAD
 
@@ -245,7 +258,7 @@ def test_a_death_is_told_at_once() -> None:
     bench = Bench(*PEERS)
     bench.take()
     bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.DEAD, REFUSED, "b")])
-    assert len(told(bench.take(), "a")) >= 3
+    assert len(rows_about(bench.take(), "a")) >= 3
 
 
 @pytest.mark.parametrize("evidence", [SILENT, STALLED])
@@ -253,10 +266,10 @@ def test_a_death_by_silence_of_which_there_was_no_suspicion_is_one(evidence: Evi
     bench = Bench(*PEERS)
     bench.take()
     death = Row(session_of("a"), 0, MemberState.DEAD, evidence, "b")
-    for _ in range(2):  # By the second time it is suspect, but has not been for long.
+    for _ in range(2):  # The second time `a` is suspect already, but not for long.
         bench.hear("b", rows=[death])
         assert bench.state("a") is MemberState.SUSPECT
-    assert MemberState.SUSPECT in [row.state for row in told(bench.take(), "a", to="a")]
+    assert MemberState.SUSPECT in [row.state for row in rows_about(bench.take(), "a", to="a")]
     bench.hear("a", rows=[row_of("a", incarnation=1)], incarnation=1)
     assert bench.state("a") is MemberState.ALIVE
     assert MemberState.DEAD not in [state for state, _ in changes(bench.actions, "a")]
@@ -271,7 +284,7 @@ def test_a_death_that_comes_late_is_a_suspicion_whatever_the_evidence() -> None:
 
 
 def test_refusals_of_which_one_hears_late_are_no_witnesses() -> None:
-    """Two came back from behind a firewall that rejected: each was refused by everybody."""
+    """Two members came back from behind a firewall that rejects: all their connects were refused, to whomever."""
     bench = Bench(*PEERS)
     for by in ("b", "c"):
         bench.hear(by, rows=[Row(session_of("a"), 0, MemberState.DEAD, REFUSED, by, age_s=1)])
@@ -298,6 +311,6 @@ def test_who_is_held_dead_and_heard_is_told_by_a_ping() -> None:
     bench.hear("a", Gossip())
     actions = bench.take()
     assert targets(actions, Ping) == ["a"]
-    assert [row.state for row in told(actions, "a", to="a")] == [MemberState.DEAD]
+    assert [row.state for row in rows_about(actions, "a", to="a")] == [MemberState.DEAD]
     bench.hear("a", Gossip())
     assert targets(bench.take(), Ping) == []

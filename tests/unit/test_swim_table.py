@@ -97,9 +97,9 @@ def test_digests_are_equal_exactly_when_the_live_rows_are(ones: list[Row], other
     def live(table: Table) -> set[tuple[str, int]]:
         return {(entry.row.session, entry.row.incarnation) for entry in table if entry.row.state in LIVE}
 
-    one, other = filled(ones), filled(others)
-    assert (one.digest == other.digest) == (live(one) == live(other))
-    assert set(one.live) == {entry.node_id for entry in one if entry.is_live}
+    mine, theirs = filled(ones), filled(others)
+    assert (mine.digest == theirs.digest) == (live(mine) == live(theirs))
+    assert set(mine.live) == {entry.node_id for entry in mine if entry.is_live}
 
 
 def test_a_full_table_gives_up_the_longest_dead_first(monkeypatch: pytest.MonkeyPatch) -> None:

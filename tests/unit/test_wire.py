@@ -1,4 +1,4 @@
-"""Laws of the wire format: what is packed comes back, nothing that comes in raises, everything is bounded."""
+"""Laws of the wire format: a packed packet comes back, no bytes raise, everything is bounded."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_keys_rotate_without_downtime() -> None:
     old, both, new = ring(KEY), ring(OTHER_KEY, KEY), ring(OTHER_KEY)
     assert both.open(old.seal(b"x")) == b"x"
     assert new.open(both.seal(b"x")) == b"x"
-    assert old.open(both.seal(b"x")) is None  # which is why a new key is first added at the end of every ring
+    assert old.open(both.seal(b"x")) is None  # Therefore every ring gets a new key at its end first.
 
 
 def test_a_node_with_a_key_takes_nothing_unsealed_and_one_without_takes_nothing_sealed() -> None:
