@@ -1,11 +1,11 @@
-"""Screenshots of the dashboard, of a real cluster at work: healthy, 200 ms after a kill, a node cut off from Redis,
-tasks, a failed task.
+"""Takes screenshots of the dashboard of a real cluster at work: healthy, 200 ms after a kill, with a node cut off from
+Redis, its tasks, a failed task, and the dead letters.
 
     python scripts/screenshots.py [--out docs/screenshots] [--only cluster,kill,cut,…] [--looks phone-dark,…]
 
-Needs the package playwright and a Chromium (RUMOR_TEST_CHROMIUM, else the one on PATH), and root on Linux for `cut`.
-Starts a cluster of its own on free ports, puts a steady load on it, and ends it; for `cut` another one whose nodes have
-network namespaces. `browser()` is what tests/browser and scripts/bench/dashboard.py use.
+Needs the package playwright and a Chromium (RUMOR_TEST_CHROMIUM, or else the one on PATH); `cut` also needs root on
+Linux. Starts a cluster of its own on free ports, puts a steady load on it, and ends it; `cut` starts another one, whose
+nodes have network namespaces. tests/browser and scripts/bench/dashboard.py use `browser()`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ LOOKS = tuple(f"{size}-{scheme}" for size in SIZES for scheme in ("light", "dark
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 AFTER_KILL_S = 0.2
 AFTER_CUT_S = 4.0
-HISTORY_S = 20.0  # for the charts to have something
+HISTORY_S = 20.0  # a pause in which the charts fill
 
 
 def chromium() -> str | None:
-    """The browser to use, if there is one."""
+    """The path of the browser to use, or None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     return os.environ.get("RUMOR_TEST_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
@@ -51,18 +51,18 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, "--disable-sync"])
+        launched_browser = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, "--disable-sync"])
         try:
-            yield one
+            yield launched_browser
         finally:
-            one.close()
+            launched_browser.close()
 
 
-def page_of(one: Any, look: str, url: str, token: str = "") -> Any:
-    """A new page of this look (`phone-dark`) at that address, once it is live."""
+def page_of(within: Any, look: str, url: str, token: str = "") -> Any:
+    """Open a page in a browser, at this address and with this look (`phone-dark`), and wait until it is live."""
     size, _, scheme = look.partition("-")
     width, height = SIZES[size]
-    context = one.new_context(
+    context = within.new_context(
         viewport={"width": width, "height": height},
         color_scheme=scheme,
         device_scale_factor=2 if size == "phone" else 1,
@@ -76,7 +76,7 @@ def page_of(one: Any, look: str, url: str, token: str = "") -> Any:
 
 
 def until(page: Any, expression: str, limit_s: float = 10.0) -> Any:
-    """The first true value of an expression in the page. Playwright's own waiting needs eval, which it forbids."""
+    """Wait for a true value of an expression in the page. Playwright's own wait needs eval, which the page forbids."""
     end_s = time.monotonic() + limit_s
     while not (value := page.evaluate(expression)):
         if time.monotonic() > end_s:
@@ -86,7 +86,7 @@ def until(page: Any, expression: str, limit_s: float = 10.0) -> Any:
 
 
 class Load:
-    """Submits a mix of tasks until it is stopped: mostly good, some that fail."""
+    """Submits a mix of tasks until it is stopped: most succeed, some fail."""
 
     def __init__(self, cluster: LaunchedCluster, fails: bool = True) -> None:
         self.fails = fails
@@ -114,10 +114,10 @@ class Load:
 
 
 def take(cluster: LaunchedCluster, out: Path, views: list[str], looks: list[str]) -> None:
-    """All that is asked for, each as VIEW-LOOK.png; the healthy one before anything has failed."""
-    with Load(cluster, fails=False) as load, browser() as one:
+    """Take each view in each look, as VIEW-LOOK.png; the healthy cluster first, before anything has failed."""
+    with Load(cluster, fails=False) as load, browser() as chromium_browser:
         for look in looks if "cluster" in views else []:
-            page = page_of(one, look, cluster.url(1) + "/#/cluster")
+            page = page_of(chromium_browser, look, cluster.url(1) + "/#/cluster")
             time.sleep(2.0)
             page.screenshot(path=out / f"cluster-{look}.png", full_page=True)
             print(out / f"cluster-{look}.png", flush=True)
@@ -126,7 +126,7 @@ def take(cluster: LaunchedCluster, out: Path, views: list[str], looks: list[str]
         load.fails = True
         failed = fail_badly(cluster) if views else ""
         for look in looks if views else []:
-            page = page_of(one, look, cluster.url(1) + "/#/tasks")
+            page = page_of(chromium_browser, look, cluster.url(1) + "/#/tasks")
             time.sleep(HISTORY_S if "tasks" in views else 0)
 
             def shoot(view: str, page: Any = page, look: str = look) -> None:
@@ -150,10 +150,10 @@ def take(cluster: LaunchedCluster, out: Path, views: list[str], looks: list[str]
 
 
 def take_cut(cluster: LaunchedCluster, out: Path, looks: list[str]) -> None:
-    """A node cut off from Redis, as its peers see it."""
-    with Load(cluster, fails=False), browser() as one:
+    """Take the page of a node that sees a peer cut off from Redis."""
+    with Load(cluster, fails=False), browser() as chromium_browser:
         for look in looks:
-            page = page_of(one, look, cluster.url(1) + "/#/cluster", cluster.token)
+            page = page_of(chromium_browser, look, cluster.url(1) + "/#/cluster", cluster.token)
             time.sleep(1.5)
             partition(cluster, "no-redis", "3")
             until(page, "cluster.view.members.some(member => member.verdict === 'cut_from_redis')")
@@ -170,15 +170,15 @@ def partition(cluster: LaunchedCluster, *words: str) -> None:
 
 
 def fail_badly(cluster: LaunchedCluster) -> str:
-    """A task that loses its node, then runs out of time until it is dead: its id."""
+    """The id of a task that loses its node, and then exceeds its time in each attempt until it is dead."""
     remote = cluster.remote(1)
-    wish = {"type": "sleep", "data": 60, "timeout_s": 1.5, "max_attempts": 3, "backoff": {"base_s": 0.1}}
+    submission = {"type": "sleep", "data": 60, "timeout_s": 1.5, "max_attempts": 3, "backoff": {"base_s": 0.1}}
     victim = cluster.node(5)
     while True:
-        answer = remote.call("POST", "/tasks/batch", [wish] * 10)[1]
+        answer = remote.call("POST", "/tasks/batch", [submission] * 10)[1]
         for task in answer["results"]:
-            found = remote.call("GET", f"/tasks/{task['id']}")[1]
-            if found["state"] == "running" and found["node_id"] == victim["node_id"]:
+            now = remote.call("GET", f"/tasks/{task['id']}")[1]
+            if now["state"] == "running" and now["node_id"] == victim["node_id"]:
                 os.kill(victim["pid"], signal.SIGKILL)
                 cluster.restart(5)
                 remote.call("GET", f"/tasks/{task['id']}?wait_s=30")

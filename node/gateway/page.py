@@ -1,8 +1,9 @@
-"""The pages at `/` and `/docs`: each one answer made of the files in `static`, no build step, nothing from elsewhere.
+"""The pages at `/` and `/docs`: each is one answer made of the files in `static`, without a build step.
 
-An HTML file names its style and its scripts; they are put into it when the node starts. The Content-Security-Policy
-allows exactly these, by their hashes, so that a task's data shown on the page can never run. It may ask this node, and
-the hosts of the others for when this one is gone. Does not know: what the page shows; it fetches that by itself.
+An HTML file names its style and its scripts; the node puts them into it at its start. The Content-Security-Policy
+allows exactly these, by their hashes, so a task's data shown on the page can never run as a script. The page may send
+requests to this node, and to the other nodes' hosts for when this one is gone. Does not know: what the page shows,
+which the page fetches by itself.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ SCRIPT = re.compile(r'<script src="(\w+\.js)"></script>')
 
 @dataclass(frozen=True, slots=True)
 class StaticPage:
-    """The page, also compressed, and its policy but for whom it may ask."""
+    """A page, plain and compressed, and its policy without the nodes that it may ask."""
 
     body: bytes
     zipped: bytes
     policy: str
 
     def answer(self, sources: Sequence[str], is_zipped: bool) -> tuple[bytes, dict[str, str]]:
-        """Body and headers; `sources` are the places of other nodes that the page may ask."""
+        """The body and the headers of an answer; `sources` are the addresses of other nodes that the page may ask."""
         headers = {
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": "; ".join([self.policy, " ".join(["connect-src 'self'", *sources])]),
@@ -45,24 +46,24 @@ class StaticPage:
 
 
 def load(name: str = "index.html") -> StaticPage:
-    """Put the files together; raises FileNotFoundError when the package was installed without them."""
-    text = whole(resources.files("node.gateway").joinpath("static"), name)
+    """The page put together from its files; raises FileNotFoundError when the package was installed without them."""
+    text = inlined(resources.files("node.gateway").joinpath("static"), name)
     body = text.encode()
     return StaticPage(body, gzip.compress(body, mtime=0), policy(text))
 
 
-def whole(folder: Traversable, name: str) -> str:
-    """The file with its style and its scripts inside."""
+def inlined(folder: Traversable, name: str) -> str:
+    """The text of an HTML file with its style and its scripts inside."""
 
     def read(name: str) -> str:
         return folder.joinpath(name).read_text("utf-8")
 
-    text = STYLE.sub(lambda found: f"<style>\n{read(found[1])}</style>", read(name))
-    return SCRIPT.sub(lambda found: f"<script>\n{read(found[1])}</script>", text)
+    text = STYLE.sub(lambda match: f"<style>\n{read(match[1])}</style>", read(name))
+    return SCRIPT.sub(lambda match: f"<script>\n{read(match[1])}</script>", text)
 
 
 def policy(text: str) -> str:
-    """The policy for this very text."""
+    """The Content-Security-Policy that allows the styles and scripts of exactly this text."""
     return (
         f"default-src 'none'; img-src data:; script-src {_hashes(text, 'script')}; "
         f"style-src {_hashes(text, 'style')}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

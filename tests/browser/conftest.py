@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Page:
-    """One page, and what went wrong on it."""
+    """One page, and the errors that were raised on it."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
@@ -47,22 +47,23 @@ class Page:
         self.page.evaluate("where => { location.hash = where; }", hash)
 
 
-@pytest.fixture(scope="module")  # Not longer: playwright keeps a loop running that no async test could run beside.
+# No longer than a module: playwright keeps an event loop running, beside which no async test could run.
+@pytest.fixture(scope="module")
 def one_browser() -> Iterator[Any]:
-    with browser() as one:
-        yield one
+    with browser() as chromium_browser:
+        yield chromium_browser
 
 
 @pytest.fixture
 def open_page(one_browser: Any) -> Iterator[Callable[..., Page]]:
     """`open_page(url)`: a page that is live. The test fails if anything on it raised."""
-    made: list[Page] = []
+    pages: list[Page] = []
 
-    def make(url: str, look: str = "desktop-light") -> Page:
-        made.append(Page(page_of(one_browser, look, url)))
-        return made[-1]
+    def open_one(url: str, look: str = "desktop-light") -> Page:
+        pages.append(Page(page_of(one_browser, look, url)))
+        return pages[-1]
 
-    yield make
-    for one in made:
-        one.page.context.close()
-        assert one.errors == []
+    yield open_one
+    for page in pages:
+        page.page.context.close()
+        assert page.errors == []

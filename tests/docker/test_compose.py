@@ -123,7 +123,7 @@ def test_the_page_at_a_published_port_goes_on_with_another_node_when_its_own_die
         page.goto(home)
         until(page, "document.getElementById('door').open")
         page.get_by_role("textbox", name="Token").fill(ground.node(1).remote.token)
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Continue").click()
         until(page, "net.isLive && cluster.view !== null")
         compose("kill", "node1")
         until(page, "net.isLive && net.base !== HOME", 10)

@@ -1,4 +1,4 @@
-"""/docs in a real Chromium: every call is drawn, a form sends what it says, and nothing breaks the page's own policy.
+"""/docs in a real Chromium: every call is drawn, a form sends what it shows, and nothing breaks the page's own policy.
 
 Skipped where playwright or a Chromium is not installed.
 """
@@ -30,11 +30,11 @@ async def test_the_page_draws_every_call_and_tries_one() -> None:
         page.set_default_timeout(LIMIT_MS)
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
 
         await page.goto(str(server.make_url("/docs")))
         await page.get_by_text("this call needs the API token. Enter it above.").wait_for()
-        complaints.clear()  # the browser told of the 401
+        complaints.clear()  # the browser reported the 401
         await page.get_by_label("API token").fill("t0ken")
         await page.get_by_label("API token").press("Tab")
 

@@ -1,5 +1,5 @@
 "use strict";
-// Small things that every other script uses. Text goes into the page as text, never as HTML.
+// Small functions that every other script uses. They write text into the page as text, never as HTML.
 //
 // Each script shows one object to the others, and keeps the rest to itself.
 
@@ -25,7 +25,7 @@ const base = (() => {
     return node;
   }
 
-  // Writing what stands there already would still cost layout, and make screen readers repeat themselves.
+  // Writes only what changes: the same text again would cost a layout, and screen readers would repeat it.
   function say(node, value) {
     const text = String(value ?? "");
     if (node.textContent !== text) node.textContent = text;
@@ -64,7 +64,7 @@ const base = (() => {
     return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
   }
 
-  // Names without what all of them share: nodes of one host are told apart by their ports.
+  // Short names of nodes: where all run on one host, the port alone tells them apart.
   const names = {
     host: "",
     learn(nodeIds) {
@@ -74,7 +74,7 @@ const base = (() => {
     short: (id) => (names.host && id && id.startsWith(names.host + ":") ? id.slice(names.host.length) : id),
   };
 
-  // A colour for each node, kept while the page is open. The first ones are far apart.
+  // The colour of each node; it stays the same while the page is open. The first ones differ most.
   const hues = {
     first: [255, 150, 62, 20, 310, 200, 105, 285],
     of: new Map(),

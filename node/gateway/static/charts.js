@@ -1,10 +1,10 @@
 "use strict";
-// Lines over time, by hand: some hundred points each, drawn once a second into one path a line.
+// Charts of values over time, drawn by hand: a few hundred points a line, one path a line, redrawn once a second.
 
 const charts = (() => {
   const { $, el, svg, say, mark, count, span } = base;
 
-  const SHOWN_S = 600; // at most
+  const SHOWN_S = 600; // seconds on the axis, at most
   const LEAST_S = 60; // and at least
   const WIDTH = 300;
   const HEIGHT = 100;
@@ -57,7 +57,7 @@ const charts = (() => {
     mark(chart, "aria-label", last ? lines.map((line) => `${line.name}: ${text(line.of(last))}`).join(", ") : "No data yet");
   }
 
-  // The chart in a box of its own: two values on its axis, the time below, a grid, and a path for each line.
+  // Puts the chart into a box: two values on its axis, the time below, a grid, and a path for each line.
   function build(chart, lines) {
     mark(chart, "viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     const box = el("div", { class: "chart-box" });
@@ -70,7 +70,7 @@ const charts = (() => {
     for (const { key } of lines) chart.append(svg("path", { class: `line ${key}` }));
   }
 
-  // Where a value is missing, the line is interrupted.
+  // The path of one line, interrupted where a value is missing.
   function pathOf(sums, of, x, y) {
     let d = "";
     let pen = "M";

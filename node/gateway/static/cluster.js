@@ -1,5 +1,5 @@
 "use strict";
-// The cluster: ring, members, timeline, and what is wrong now.
+// The cluster: its ring, its members, its timeline, and what is wrong now.
 
 const cluster = (() => {
   const { $, el, svg, say, mark, many, count, clock, shorten, list, names, hues } = base;
@@ -29,18 +29,19 @@ const cluster = (() => {
     left: ["dim", "left"],
   };
   const MEANS = {
-    cut_from_redis: "Takes no new tasks, keeps what it runs until its lease is over.",
-    cut_from_peers: "Keeps working: Redis still hears from it.",
-    dead: "Both agree: its tasks run elsewhere.",
+    cut_from_redis: "It takes no new tasks, and keeps those that it runs until its lease runs out.",
+    cut_from_peers: "It keeps working, because Redis still hears from it.",
+    dead: "Peers and Redis agree, so other nodes run its tasks.",
   };
   const EVIDENCE = {
-    refused: "connection refused", silent: "no answer", stalled: "it hangs", superseded: "started again", fenced: "ended in Redis",
+    refused: "connection refused", silent: "no answer", stalled: "process hangs", superseded: "started again",
+    fenced: "session ended in Redis",
   };
   const PEERS = { alive: "alive", suspect: "suspected", dead: "dead", leaving: "leaving", left: "left in good order" };
 
   function takeView(view) {
     const was = cluster.view;
-    if (!was || was.node_id !== view.node_id || was.members.length !== view.members.length) isTold = false;
+    if (!was || was.node_id !== view.node_id || was.members.length !== view.members.length) isUpToDate = false;
     cluster.view = view;
     noteCuts(view);
     names.learn(view.members.map((member) => member.node_id));
@@ -52,7 +53,7 @@ const cluster = (() => {
   const MIDDLE = 210;
   const SHARDS_RADIUS = 185;
   const NODES_RADIUS = 142;
-  const LABELS_MAX = 12; // nodes on the ring that still have room for their names
+  const LABELS_MAX = 12; // with more nodes on the ring, their names have no room
   let arcs = [];
   let order = []; // the nodes on the ring
 
@@ -125,7 +126,8 @@ const cluster = (() => {
   function dotOf(nodeId, n, nodes) {
     const [x, y] = point(NODES_RADIUS, n / nodes);
     const size = nodes <= LABELS_MAX ? 13 : nodes <= 40 ? 8 : 4.5;
-    const side = (x - MIDDLE) / NODES_RADIUS; // beside its dot, towards the middle; below or above it near the top and bottom
+    // A label stands beside its dot, towards the middle; near the top and the bottom of the ring, below or above it.
+    const side = (x - MIDDLE) / NODES_RADIUS;
     const where = Math.abs(side) > 0.4
       ? { x: x - Math.sign(side) * (size + 11), y, class: side > 0 ? "at-end" : "at-start" }
       : { x, y: y - Math.sign(y - MIDDLE) * (size + 17) };
@@ -238,12 +240,12 @@ const cluster = (() => {
     const age = member.redis_age_s;
     const redis = {
       live: "live",
-      stale: `stale ${age === null ? "" : `for ${age.toFixed(1)} s`}`.trim(),
-      gone: "ended",
-      unknown: !me || me.redis === "live" ? "not known yet" : "cannot be asked from here",
+      stale: age === null ? "no heartbeat" : `no heartbeat for ${age.toFixed(1)} s`,
+      gone: "session ended",
+      unknown: !me || me.redis === "live" ? "not known yet" : `${names.short(view.node_id)} cannot ask it`,
     }[member.redis] || member.redis;
     const isAccused = member.state === "suspect" || member.state === "dead";
-    const by = member.by ? `, by ${names.short(member.by)}` : "";
+    const by = member.by ? `, says ${names.short(member.by)}` : "";
     const evidence = isAccused ? ` (${EVIDENCE[member.evidence] || member.evidence}${by})` : "";
     return `peers: ${PEERS[member.state] || member.state}${evidence} · Redis: ${redis}`;
   }
@@ -255,12 +257,12 @@ const cluster = (() => {
   const openedMs = Date.now();
   const events = new Map(); // id -> event
   const shown = new Map(); // story id -> {text, item}
-  let told = []; // stories, newest first
-  let isTold = false; // all events are in them
+  let timeline = []; // the stories, newest first
+  let isUpToDate = false; // whether the timeline has every event
 
   function takeEvent(event) {
     events.set(event.id, event);
-    isTold = false;
+    isUpToDate = false;
     if (events.size > EVENTS_MAX) {
       const oldest = [...events.values()].sort((a, b) => a.at_ms - b.at_ms).slice(0, EVENTS_MAX / 5);
       for (const { id } of oldest) events.delete(id);
@@ -268,15 +270,17 @@ const cluster = (() => {
   }
 
   function tellStories() {
-    if (!isTold) told = stories.tell(events.values(), cluster.view ? cluster.view.node_id : "");
-    isTold = true;
+    if (!isUpToDate) timeline = stories.tell(events.values(), cluster.view ? cluster.view.node_id : "");
+    isUpToDate = true;
   }
 
-  // Between a death for the peers and Redis's word on it lie some milliseconds: only what lasts is a cut.
+  // Redis confirms a death some milliseconds after the peers declared it. Until this time has passed, a difference between
+  // the two is no cut.
   const LASTS_MS = 800;
-  const cuts = new Set(); // sessions
+  const cuts = new Set(); // sessions that are cut off from Redis
 
-  // A node that is cut off from Redis cannot tell it there, and no other did anything: the page tells what it sees.
+  // Nobody reports a cut from Redis: the node cannot write it there, and no other node has to act. So the page makes an event
+  // of what it sees.
   function noteCuts(view) {
     const now = Date.now();
     const note = (kind, { node_id, session }, at_ms) =>
@@ -292,7 +296,7 @@ const cluster = (() => {
   }
 
   function showStories() {
-    const newest = told.slice(0, STORIES_MAX);
+    const newest = timeline.slice(0, STORIES_MAX);
     $("stories-empty").hidden = newest.length > 0;
     const items = newest.map((story) => {
       const text = JSON.stringify(story);
@@ -323,12 +327,12 @@ const cluster = (() => {
 
   // ---- what is wrong now
 
-  const NEWS_MS = 120000; // a death is told for so long, while the node has not come back
+  const NEWS_MS = 120000; // a death stands among the problems for this time, or until the node is back
   const GROWTH_WINDOW = 30; // sums
   const GROWTH_WINDOW_MIN = 15;
-  const since = new Map(); // message -> when it was first heard
+  const since = new Map(); // message of a problem -> when the page first read it
 
-  // Worst first. What only stands in the settings (no replica, say) is true all the time: it is minded, not wrong.
+  // All problems, the worst first. A flaw of the setup (no replica, say) exists all the time, so it is a note and no alarm.
   function wrong() {
     const now = Date.now();
     const weight = (problem) => (problem.isNote ? 3 : { fatal: 0, error: 1, warning: 2 }[problem.severity]);
@@ -348,12 +352,12 @@ const cluster = (() => {
     const isNews = (story) => story.tone === "bad" && story.isFenced && now - story.at_ms < NEWS_MS;
     return (cluster.view ? cluster.view.members : [])
       .filter((member) => member.verdict === "dead" && member.state !== "left")
-      .map((member) => told.find((story) => story.node === member.node_id && isNews(story)))
+      .map((member) => timeline.find((story) => story.node === member.node_id && isNews(story)))
       .filter(Boolean)
       .map(({ title }) => ({
         severity: "error",
         message: `${title}.`,
-        hint: "Others have its shards and tasks. Start it again when you like.",
+        hint: "Look into its log for the cause. You may start it again at any time.",
       }));
   }
 
@@ -364,7 +368,7 @@ const cluster = (() => {
     return [{
       severity: "warning",
       message: `${many(dead, "task")} ended as dead letters.`,
-      hint: "Look at their errors under Dead letters; mend the cause, then replay them.",
+      hint: "Read their errors under Dead letters, fix the cause, then replay them.",
     }];
   }
 
@@ -377,8 +381,8 @@ const cluster = (() => {
     if (!(grown > 50 && perSecond > 2)) return [];
     return [{
       severity: "warning",
-      message: `The queues grow by ${count(Math.round(perSecond))} tasks a second: more comes in than is finished.`,
-      hint: "Add nodes or slots (--queues NAME:SLOTS), or submit less.",
+      message: `The queues grow by ${count(Math.round(perSecond))} tasks a second: more tasks arrive than the nodes finish.`,
+      hint: "Add nodes or slots (--queues NAME:SLOTS), or submit fewer tasks.",
     }];
   }
 
@@ -394,17 +398,18 @@ const cluster = (() => {
   function showFine(view) {
     const alive = countAlive(view);
     const gone = view.members.filter((member) => member.verdict === "dead" && member.state !== "left");
-    const leads = view.leader ? `${names.short(view.leader.node_id)} leads (epoch ${view.leader.epoch})` : "there is no leader yet";
+    const { leader } = view;
+    const leads = leader ? `${names.short(leader.node_id)} is the leader (epoch ${leader.epoch})` : "there is no leader yet";
     mark($("now"), "data-tone", "good");
     say($("now-head"), "Nothing is wrong.");
-    say($("now-what"), `${many(alive, "node")} work${alive === 1 ? "s" : ""}, and ${leads}.`);
-    say($("now-hint"), gone.length ? goneWords(gone) : "All shards have an owner; every member is alive for its peers and for Redis.");
+    say($("now-what"), `${many(alive, "node")} ${alive === 1 ? "is" : "are"} alive, and ${leads}.`);
+    say($("now-hint"), gone.length ? goneWords(gone) : "Every shard has an owner. Peers and Redis hear from every member.");
   }
 
   function goneWords(gone) {
     const who = list(gone.slice(0, 4).map((member) => names.short(member.node_id))) + (gone.length > 4 ? " and others" : "");
-    const [its, it] = gone.length === 1 ? ["its", "it"] : ["their", "them"];
-    return `${who} died; the others took over ${its} shards and tasks. Start ${it} again when you like.`;
+    const [are, its, it] = gone.length === 1 ? ["is", "its", "it"] : ["are", "their", "them"];
+    return `${who} ${are} dead. Other nodes took over ${its} shards and tasks, so you may start ${it} again at any time.`;
   }
 
   function showProblem({ severity, message, hint }) {
@@ -419,7 +424,7 @@ const cluster = (() => {
   function showMore(problems) {
     $("now-more").hidden = !problems.length;
     const areNotes = problems.every((problem) => problem.isNote);
-    const text = areNotes ? `${many(problems.length, "thing")} to mind before this is production` : `and ${problems.length} more`;
+    const text = areNotes ? `${many(problems.length, "warning")} to fix before production` : `and ${problems.length} more`;
     say($("now-more-count"), text);
     const key = JSON.stringify(problems);
     if (key === moreShown) return;
@@ -431,9 +436,9 @@ const cluster = (() => {
     showProblem({
       severity: "fatal",
       message: "No node answers.",
-      hint: "This page tries again by itself. Is a node running (scripts/launch_cluster.sh status)?",
+      hint: "This page keeps trying. Check that a node is running: scripts/launch_cluster.sh status.",
     });
-    say($("now-what"), "What you see is how it was.");
+    say($("now-what"), "What you see is the last known state.");
     $("now-more").hidden = true;
   }
 

@@ -1,11 +1,11 @@
 "use strict";
-// The calls of this node, drawn from /openapi.json, each with a form that tries it.
+// Draws the calls of this node from /openapi.json, each with a form to try it.
 //
-// Everything is made with textContent: nothing that a node answers can become markup.
+// The script writes text through textContent only, so nothing that a node answers can become markup.
 
 const $ = (id) => document.getElementById(id);
-const TOKEN = "rumor-token"; // the dashboard keeps it under the same name
-const SHOWN_MAX = 200000; // characters of an answer
+const TOKEN = "rumor-token"; // the dashboard stores the token under the same name
+const SHOWN_MAX = 200000; // characters of an answer that are shown
 let api = null;
 
 function make(tag, props = {}, ...children) {
@@ -26,7 +26,7 @@ async function load() {
     if (!response.ok) throw new Error(`${answer.error.message} ${response.status === 401 ? "Enter it above." : answer.error.hint}`);
     api = answer;
   } catch (error) {
-    where.replaceChildren(make("p", { textContent: `/openapi.json cannot be read: ${error.message}` }));
+    where.replaceChildren(make("p", { textContent: `This page could not read /openapi.json: ${error.message}` }));
     return;
   }
   $("about").textContent = api.info.description;
@@ -58,7 +58,7 @@ function drawInside(path, method, call) {
   const parts = [];
   const body = call.requestBody?.content?.["application/json"];
   if (call.security?.some((scheme) => "token" in scheme)) {
-    parts.push(make("p", { className: "soft", textContent: "Takes the API token, where the node has one." }));
+    parts.push(make("p", { className: "soft", textContent: "Needs the API token if the node has one." }));
   }
   if (call.parameters?.length) {
     const row = ({ name, required, schema, description, in: place }) =>
@@ -211,7 +211,7 @@ async function pour(response, where) {
     where.textContent = text.length > SHOWN_MAX ? `…${text.slice(-SHOWN_MAX)}` : text;
     if (done) break;
   }
-  if (isJson && text.length <= SHOWN_MAX) try { where.textContent = pretty(JSON.parse(text)); } catch { /* NDJSON: as it is */ }
+  if (isJson && text.length <= SHOWN_MAX) try { where.textContent = pretty(JSON.parse(text)); } catch { /* NDJSON stays as it is */ }
 }
 
 function asCurl(method, target, headers, body) {
@@ -220,7 +220,7 @@ function asCurl(method, target, headers, body) {
   if (method !== "get") words.push(`-X ${method.toUpperCase()}`);
   words.push(quoted(location.origin + target));
   for (const [name, value] of Object.entries(headers)) {
-    const isToken = name === "Authorization"; // it stays out of what somebody may copy into a chat
+    const isToken = name === "Authorization"; // a copied command must not hold the token itself
     words.push(isToken ? '-H "Authorization: Bearer $RUMOR_API_TOKEN"' : `-H ${quoted(`${name}: ${value}`)}`);
   }
   if (body?.trim()) words.push(`-d ${quoted(body.trim())}`);

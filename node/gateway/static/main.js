@@ -1,13 +1,13 @@
 "use strict";
-// Which view is shown, and what is asked for when. The last script: no other needs anything of it.
+// Decides which view is shown, and when the page asks for what. It is the last script: no other uses it.
 
 {
   const { $, el, say, mark } = base;
 
   const REFRESH_MS = 1000;
-  const ELSEWHERE_MS = 3000; // no member is shown: what is wrong now is told by /health
+  const ELSEWHERE_MS = 3000; // where no view shows members: /health says what is wrong
   const HIDDEN_MS = 5000;
-  const HEALTH_MS = 900; // between two questions at least
+  const HEALTH_MS = 900; // at least this long between two requests for /health
   const STORIES_AFTER_MS = 40;
   const AGAIN_AFTER_MS = 130;
   let refreshTimer = 0;
@@ -62,7 +62,7 @@
       if (response.status === 200 || response.status === 503) cluster.health = await response.json();
       cluster.showNow();
     } catch {
-      // `read` of the cluster finds out, and goes to another node.
+      // The next `net.read` notices it too, and moves on to another node.
     }
   }
 
@@ -88,7 +88,7 @@
     cluster.takeEvent(data);
     showStoriesSoon();
     refreshNow();
-    clearTimeout(againTimer); // and once more: a node tells what happened before its view of the members is made anew
+    clearTimeout(againTimer); // a node sends an event before it has renewed its view of the members, so ask once more
     againTimer = setTimeout(refreshNow, AGAIN_AFTER_MS);
   };
 
@@ -99,7 +99,7 @@
     wasLive = net.isLive;
     const where = net.base.split("//")[1];
     mark($("link-dot"), "data-tone", net.isLive ? (net.base === net.HOME ? "good" : "warn") : "bad");
-    say($("link-text"), net.isLive ? `live, by ${where}` : `connecting to ${where}…`);
+    say($("link-text"), net.isLive ? `live from ${where}` : `connecting to ${where}…`);
     showAway(where);
   };
 
@@ -110,7 +110,7 @@
       const home = net.HOME.split("//")[1];
       mark(box, "data-base", net.base);
       box.replaceChildren(
-        `${home}, which this page came from, does not answer. You see the cluster through ${where} now. To submit, cancel or replay, `,
+        `${home}, which served this page, does not answer. What you see now comes from ${where}. To submit, cancel or replay tasks, `,
         el("a", { href: `${net.base}/${location.hash}` }, `open the page of ${where}`), ".");
       refreshNow();
     }

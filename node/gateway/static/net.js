@@ -1,14 +1,15 @@
 "use strict";
-// Talking to the cluster: this page's own node while it answers, another one when it does not.
+// Talks to the cluster: to this page's own node while it answers, otherwise to another one.
 //
-// Reading works from any member, because members let each other's pages read. Changing does not: for that the page of
-// the other node is one click away. The stream is read with fetch, since an EventSource cannot carry the token.
+// Any member answers reads, because members allow each other's pages to read. A change needs the page's own node; when it
+// is away, the reader opens the page of another node. The stream is read with fetch, since an EventSource cannot carry
+// the token.
 
 const net = (() => {
   const { $, say } = base;
 
   const HOME = location.origin;
-  const SILENT_MS = 8000; // a stream that says nothing for so long is dead: there is a comment every 5 s
+  const SILENT_MS = 8000; // a stream that is silent for this long is dead: a node sends a comment every 5 s
   const CONNECT_MS = 2500;
 
   class Refused extends Error {
@@ -19,19 +20,19 @@ const net = (() => {
   }
 
   const net = {
-    // What the page knows of its node:
+    // What the page knows of its node and of the others:
     HOME,
     base: HOME,
-    others: [], // URLs of the members that live, from /cluster
+    others: [], // URLs of the other living members, from /cluster
     token: sessionStorage.getItem("rumor-token") || "",
     isLive: false,
     lastId: "",
     bytes: 0,
-    // What the page does when something comes:
+    // What main.js does when something arrives:
     onEvent: () => {}, // (name, data)
     onState: () => {},
     onToken: () => {},
-    // What it asks:
+    // What the other scripts call:
     Refused,
     headers,
     read,
@@ -53,7 +54,7 @@ const net = (() => {
     return body;
   }
 
-  // Read from the node that the page goes by; a node that does not answer is given up for the next.
+  // Reads from the current node. If it does not answer, the page moves on to another node and asks that one.
   async function read(path) {
     try {
       return await request(net.base, path, { timeoutMs: 4000 });
@@ -68,7 +69,7 @@ const net = (() => {
 
   async function change(method, path, body) {
     if (net.base !== HOME) {
-      throw new Error(`This page's own node is away. Open the page of ${net.base.split("//")[1]} to change something.`);
+      throw new Error(`This page's own node does not answer. To change something, open the page of ${net.base.split("//")[1]}.`);
     }
     const options = { method, timeoutMs: 20000 };
     if (body !== undefined) {
@@ -79,7 +80,7 @@ const net = (() => {
       return await request(HOME, path, options);
     } catch (error) {
       if (error instanceof Refused) throw error;
-      throw new Error("This node did not answer; what you asked for may have happened.");
+      throw new Error("The node did not answer, but it may have done what you asked for. Look before you try again.");
     }
   }
 
@@ -118,7 +119,7 @@ const net = (() => {
       try {
         await stream(was);
       } catch {
-        // Whatever it was: look who answers, and go on there.
+        // Whatever the reason: find a node that answers, and continue there.
       }
       net.isLive = false;
       net.onState();
@@ -175,7 +176,7 @@ const net = (() => {
     if (data) net.onEvent(name, JSON.parse(data));
   }
 
-  // Once the page's own node is back, go home: only there things can be changed.
+  // Once the page's own node is back, the page returns to it, because only that node takes changes from here.
   setInterval(async () => {
     if (net.base !== HOME && (await answers(HOME))) go(HOME);
   }, 3000);
@@ -185,7 +186,7 @@ const net = (() => {
   function askToken() {
     const door = $("door");
     if (door.open) return;
-    say($("door-note"), net.token ? "That was not the token." : "");
+    say($("door-note"), net.token ? "The node refused that token." : "");
     door.showModal();
   }
 

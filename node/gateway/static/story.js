@@ -1,37 +1,36 @@
 "use strict";
-// From events to what happened, in words for somebody who has never heard of gossip.
+// Turns events into stories: what happened, in words for somebody who has never heard of gossip.
 //
 // Pure: a list of events in, a list of stories out, newest first. Events about one life of a node that follow each other
-// are one story; what it led to (shards that moved, another leader) is told with it. Each node tells what it saw itself,
-// so a sentence can say who saw it, and how many milliseconds later than the first.
+// are one story, and the story includes its consequences: shards that moved, another leader. Each node reports only what
+// it saw itself, so a sentence can say which node saw it, and how many milliseconds after the first one.
 
 const stories = (() => {
   const { many, span, list, names } = base;
 
-  const APART_MS = 60000; // between two stories about the same session
+  const APART_MS = 60000; // a longer pause between two events of one session begins a new story
   const SEEN_MAX = 4; // nodes named in one sentence
-  const LED_TO_MS = 2500; // what follows within this time is told as a consequence
+  const OWNERS_MAX = 6; // new owners of shards named in one sentence
+  const LED_TO_MS = 2500; // a change of shards or leader that follows within this time counts as a consequence
   const ABOUT = new Set([
     "node_started", "node_draining", "connection_ended", "connection_refused", "member_joined", "member_alive", "member_leaving",
-    "member_suspect", "member_dead", "member_left", "session_fenced", "session_reaped", "main_stalled", "main_recovered", "session_renewed",
-    "redis_silent", "redis_heard",
+    "member_suspect", "member_dead", "member_left", "session_fenced", "session_reaped", "main_stalled", "main_recovered",
+    "session_renewed", "redis_silent", "redis_heard",
   ]);
   const BECAUSE = {
     refused: "its port refuses connections, so its process is gone",
-    silent: "nothing answers, not even its host",
-    stalled: "its machine answers and the process does not: it hangs",
-    superseded: "it was started again, and its new life takes its place",
-    fenced: "its session was ended in Redis",
+    silent: "neither its process nor its host answers",
+    stalled: "its host answers but its process does not, so the process hangs",
+    superseded: "it was started again, and the new process takes its place",
+    fenced: "its session in Redis has been ended",
   };
   const CONFIRMED = {
-    refused: "Redis confirms: nobody listens on its channel any more",
-    superseded: "Redis confirms: nobody listens on its channel any more",
-    silent: "Redis confirms: its heartbeat stands still",
-    stalled: "Redis confirms: its heartbeat stands still",
-    lease: "Redis alone: its heartbeat has stood still for the whole lease",
+    refused: (name) => `Redis confirms: nothing listens on the channel of ${name} any more`,
+    superseded: (name) => `Redis confirms: nothing listens on the channel of ${name} any more`,
+    silent: (name) => `Redis confirms: the heartbeat of ${name} has stopped`,
+    stalled: (name) => `Redis confirms: the heartbeat of ${name} has stopped`,
+    lease: (name) => `Redis alone decides: the heartbeat of ${name} has stood still for a whole lease`,
   };
-  const SILENT = "its last heartbeat in Redis; its peers still hear from it";
-  const CUT = "One witness alone: it takes no new tasks, and keeps what it runs until its lease is over.";
 
   function tell(events, viewer = "") {
     const sorted = [...events].sort((a, b) => a.at_ms - b.at_ms);
@@ -55,7 +54,7 @@ const stories = (() => {
         story.events.push(event);
         if (event.kind.startsWith("redis_")) takeIn(all, story, event);
       } else if (event.kind === "shards_moved") {
-        if (viewer && event.seen_by !== viewer) continue; // every node computes the same for itself
+        if (viewer && event.seen_by !== viewer) continue; // every node computes the owners by itself, with the same result
         const cause = latest(all, event, () => true);
         if (cause) cause.moved.push(event);
         else all.push(alone(event));
@@ -72,16 +71,16 @@ const stories = (() => {
     return all.map(inWords).filter(Boolean).sort((a, b) => b.at_ms - a.at_ms);
   }
 
-  // What happened last before this event, if it was so shortly before that it may be why.
+  // The newest story that ended shortly enough before this event to be its cause.
   function latest(all, event, fits) {
     const recent = all.filter((story) => story.session && event.at_ms - story.last <= LED_TO_MS && fits(story));
     return recent.reduce((best, story) => (!best || story.last >= best.last ? story : best), null);
   }
 
-  // A page hears of a cut later than of the shards that moved for it.
+  // The page notices a cut only after the shards have moved because of it: their move joins the story of the cut.
   function takeIn(all, story, event) {
-    const isOfIt = (other) => !other.session && other.events[0].kind === "shards_moved" && event.at_ms - other.at_ms <= LED_TO_MS;
-    for (const other of all.filter(isOfIt)) {
+    const isConsequence = (other) => !other.session && other.events[0].kind === "shards_moved" && event.at_ms - other.at_ms <= LED_TO_MS;
+    for (const other of all.filter(isConsequence)) {
       all.splice(all.indexOf(other), 1);
       story.moved.push(other.events[0]);
     }
@@ -99,54 +98,67 @@ const stories = (() => {
 
   // ---- in words
 
-  // The steps of a story by the kind of their events: (the events of the kind, the tale) to [event, text, is the last word] of each.
+  // How each kind of event is told as steps of a story: a function of all events of the kind and of the tale, to a list of
+  // [event, text, whether it ends the story].
   const STEPS = {
-    redis_silent: ([event]) => [[event, SILENT]],
-    redis_heard: (heard) => [[heard.at(-1), "Redis hears from it again: it takes tasks as before", true]],
-    connection_ended: (ended, tale) => [[ended[0], `connections to it ended, noticed by ${tale.seenBy(ended)}`]],
-    connection_refused: (refused, tale) => [[refused[0], `new connections were refused, seen by ${tale.seenBy(refused)}`]],
+    redis_silent: ([event], tale) => [
+      [event, `Redis received the last heartbeat of ${tale.name}, whose peers had not declared it dead`],
+    ],
+    redis_heard: (heard, tale) => [[heard.at(-1), `Redis heard from ${tale.name} again: ${tale.name} takes new tasks as before`, true]],
+    connection_ended: (ended, tale) => [[ended[0], `${tale.seenBy(ended)} saw connections to ${tale.name} end`]],
+    connection_refused: (refused, tale) => [[refused[0], `${tale.seenBy(refused)} saw ${tale.name} refuse new connections`]],
     member_suspect: (suspects, tale) => {
       const dead = tale.first("member_dead");
       if (dead && dead.at_ms < suspects[0].at_ms) return [];
-      const because = dead && dead.evidence === suspects[0].evidence ? "" : `: ${BECAUSE[suspects[0].evidence] || "it does not answer"}`;
-      return [[suspects[0], `suspected by ${tale.seenBy(suspects)}${because}`]];
+      const text = `${tale.seenBy(suspects)} suspected ${tale.name}`;
+      const { evidence } = suspects[0];
+      return [[suspects[0], dead?.evidence === evidence ? text : `${text} because ${BECAUSE[evidence] || "it does not answer"}`]];
     },
-    member_alive: ([event]) => [[event, "it answered: the suspicion is refuted, and nothing was taken from it", true]],
-    member_dead: ([event]) => [[event, `its peers hold it dead: ${BECAUSE[event.evidence] || event.evidence}`]],
+    member_alive: ([event], tale) => [
+      [event, `${tale.name} answered and refuted the suspicion; no task was taken from it`, true],
+    ],
+    member_dead: ([event], tale) => [
+      [event, `The peers of ${tale.name} declared it dead: ${BECAUSE[event.evidence] || event.evidence}`],
+    ],
     session_fenced: ([event], tale) => {
-      // Several may find the tombstone written; nothing was taken before it was, whoever's word arrived first.
+      // Several nodes may find the tombstone written. No task is taken before that, whichever node's event arrived first.
       const reaped = tale.first("session_reaped");
-      const confirmed = CONFIRMED[event.evidence] || "Redis confirms";
-      const text = `${confirmed}. Fenced by ${names.short(event.by)}: what it still reports cannot count`;
+      const confirmed = CONFIRMED[event.evidence]?.(tale.name) || "Redis confirms";
+      const text = `${confirmed}. ${names.short(event.by)} fenced ${tale.name}, so its late reports are refused`;
       return [[reaped && reaped.at_ms < event.at_ms ? reaped : event, text]];
     },
-    session_reaped: (reaped) => {
+    session_reaped: (reaped, tale) => {
       const tasks = reaped.reduce((sum, event) => sum + (event.tasks || 0), 0);
-      const text = `${many(tasks, "task")} it was running ${tasks === 1 ? "is" : "are"} queued again, for others to run`;
+      const text = tasks
+        ? `${many(tasks, "task")} that ${tale.name} was running ${tasks === 1 ? "is" : "are"} queued again`
+        : `${tale.name} was running no task, so none had to be queued again`;
       return [[reaped.at(-1), text, true]];
     },
     node_started: ([started], tale) => {
       const joined = tale.first("member_joined");
-      return [[joined && joined.at_ms < started.at_ms ? joined : started, "it started"]];
+      return [[joined && joined.at_ms < started.at_ms ? joined : started, `${tale.name} started`]];
     },
-    member_joined: (joined) => {
+    member_joined: (joined, tale) => {
       const by = new Set(joined.map((event) => names.short(event.seen_by)));
-      return [[joined[0], `taken in by ${list([...by])}`]];
+      return [[joined[0], `${list([...by])} accepted ${tale.name} as a member`]];
     },
-    node_draining: ([event]) => [[event, `it stops claiming and finishes what it runs (${many(event.tasks || 0, "task")})`]],
-    member_leaving: ([event], tale) => (tale.first("node_draining") ? [] : [[event, "it says that it leaves, and takes no new tasks"]]),
-    member_left: ([event]) => [[event, "it left, with nothing in flight", true]],
-    main_stalled: ([event]) => [[event, "its event loop does not tick: a handler blocks it. It gets no new tasks"]],
-    main_recovered: ([event]) => [[event, "it ticks again", true]],
-    leader_elected: (elected, tale) => elected.map((event) => {
-      const who = tale.death ? `${names.short(event.node_id)} leads from now on` : "it leads";
-      return [event, `${who} (epoch ${event.epoch})`];
-    }),
+    node_draining: ([event], tale) => [
+      [event, `${tale.name} stopped taking tasks and finishes those that it runs (${many(event.tasks || 0, "task")})`],
+    ],
+    member_leaving: ([event], tale) =>
+      tale.first("node_draining") ? [] : [[event, `${tale.name} announced that it is leaving, and takes no new tasks`]],
+    member_left: ([event], tale) => [[event, `${tale.name} left with no task running`, true]],
+    main_stalled: ([event], tale) => [
+      [event, `The event loop of ${tale.name} stopped, because a handler blocks it; ${tale.name} gets no new tasks meanwhile`],
+    ],
+    main_recovered: ([event], tale) => [[event, `The event loop of ${tale.name} runs again`, true]],
+    leader_elected: (elected) => elected.map((event) => [event, leaderWords(event)]),
     shards_moved: (moved) => moved.map((event) => [event, shardWords(event)]),
   };
 
-  // What a story is about: the first row of which one kind is among its events. `steps` are told in this order where two
-  // happened in the same millisecond; `title`, `tone` and `why` take the tale.
+  // The plots. A story has the first plot of which it has an event of `kinds`. The order of `steps` counts where two events
+  // have the same millisecond. `title`, `tone` and `why` are functions of the tale; a plot with fewer than `stepsMin` steps
+  // shows none.
   const PLOTS = [
     {
       kinds: ["member_dead", "session_fenced"],
@@ -154,20 +166,24 @@ const stories = (() => {
         "leader_elected", "shards_moved", "session_reaped"],
       title: deathTitle,
       tone: (tale) => (tale.death.evidence === "superseded" ? "warn" : "bad"),
-      why: (tale) => (tale.first("session_fenced") ? undefined : "Only one witness so far: it keeps its tasks."),
+      why: (tale) => (tale.first("session_fenced") ? undefined
+        : `${tale.name} keeps its tasks until Redis confirms or its lease runs out.`),
     },
     {
       kinds: ["redis_silent"],
       steps: ["redis_silent", "shards_moved", "redis_heard"],
-      title: (tale) => `${tale.name} ${tale.first("redis_heard") ? "was cut off from Redis, and is back" : "is cut off from Redis"}`,
+      title: (tale) => `${tale.name} ${tale.first("redis_heard") ? "was cut off from Redis and is back" : "is cut off from Redis"}`,
       tone: goodAfter("redis_heard"),
-      why: (tale) => (tale.first("redis_heard") ? undefined : CUT),
+      why: (tale) => (tale.first("redis_heard") ? undefined
+        : "Only Redis misses it: its peers have not declared it dead. "
+          + "It takes no new tasks, and keeps those that it runs until its lease runs out."),
     },
     {
       kinds: ["member_suspect"],
       steps: ["connection_ended", "member_suspect", "member_alive"],
-      title: (tale) => (tale.first("member_alive") ? `${tale.name} was suspected, and lives` : `${tale.name} is suspected`),
+      title: (tale) => (tale.first("member_alive") ? `${tale.name} was suspected but is alive` : `${tale.name} is suspected`),
       tone: goodAfter("member_alive"),
+      why: (tale) => (tale.first("member_alive") ? undefined : "No node takes tasks from another on suspicion alone."),
     },
     {
       kinds: ["member_left", "member_leaving", "node_draining"],
@@ -178,9 +194,9 @@ const stories = (() => {
     {
       kinds: ["session_renewed"],
       steps: [],
-      title: (tale) => `${tale.name} goes on under a new session`,
+      title: (tale) => `${tale.name} continues under a new session`,
       tone: () => "warn",
-      why: () => "Its old one was ended while it was away. What it still ran under it cannot count.",
+      why: () => "Its old session was ended while it was away. Whatever it still reports for that session is refused.",
     },
     {
       kinds: ["main_stalled"],
@@ -195,20 +211,20 @@ const stories = (() => {
       title: (tale) => `${tale.name} joined`,
       tone: () => "good",
     },
-    { kinds: ["leader_elected"], steps: [], title: (tale) => `${tale.name} leads (epoch ${tale.first("leader_elected").epoch})` },
+    { kinds: ["leader_elected"], steps: [], title: (tale) => leaderWords(tale.first("leader_elected")) },
     { kinds: ["leader_lost"], steps: [], title: (tale) => `${tale.name} knows of no leader`, tone: () => "warn" },
     { kinds: ["shards_moved"], steps: [], title: (tale) => shardWords(tale.first("shards_moved")) },
   ];
 
   const ENDED_HOW = {
-    refused: "is gone", stalled: "hangs", silent: "is silent", superseded: "was started again", lease: "let its lease run out",
+    refused: "is gone", stalled: "hangs", silent: "does not answer", superseded: "was started again", lease: "lost its lease",
   };
 
   function goodAfter(kind) {
     return (tale) => (tale.first(kind) ? "good" : "warn");
   }
 
-  // One story, asked by kind of event.
+  // One story, to be asked for its events by their kind.
   class Tale {
     constructor(story) {
       this.name = names.short(story.node);
@@ -229,7 +245,7 @@ const stories = (() => {
       return Math.max(0, event.at_ms - this.start);
     }
 
-    // "n1, n3 (+3 ms) and 2 others": each node once, by what it saw first.
+    // "n1, n3 (+3 ms) and 2 others": each node once, with the time of its first event.
     seenBy(events) {
       const by = new Map();
       for (const event of events) if (!by.has(event.by || event.seen_by)) by.set(event.by || event.seen_by, this.after(event));
@@ -240,7 +256,7 @@ const stories = (() => {
 
   function inWords(story) {
     const plot = PLOTS.find(({ kinds }) => story.events.some((event) => kinds.includes(event.kind)));
-    if (!plot) return null; // a connection that ended, and nothing came of it
+    if (!plot) return null; // a connection ended, and nothing followed from that
     const tale = new Tale(story);
     const steps = plot.steps
       .filter((kind) => tale.first(kind))
@@ -264,20 +280,23 @@ const stories = (() => {
     const fenced = tale.first("session_fenced");
     const reaped = tale.of("session_reaped").at(-1);
     const how = `${tale.name} ${ENDED_HOW[evidence] || "is gone"}`;
-    if (reaped) return `${how}; its work goes on after ${span(tale.after(reaped))}`;
-    if (fenced) return `${how}; ${evidence === "lease" ? "fenced" : "both witnesses agreed"} after ${span(tale.after(fenced))}`;
-    return `${how}: held dead by its peers, not by Redis yet`;
+    const whose = evidence === "superseded" ? "the work of its old process was taken over" : "other nodes took over its work";
+    if (reaped) return `${how}; ${whose} after ${span(tale.after(reaped))}`;
+    if (fenced && evidence === "lease") return `${how}; it was fenced after ${span(tale.after(fenced))}`;
+    if (fenced) return `${how}; its peers and Redis agreed after ${span(tale.after(fenced))}`;
+    return `The peers of ${tale.name} declared it dead; Redis has not confirmed it yet`;
+  }
+
+  function leaderWords(event) {
+    return `${names.short(event.node_id)} became the leader (epoch ${event.epoch})`;
   }
 
   function shardWords(event) {
-    const to = event.to || {};
-    const total = Object.values(to).reduce((sum, n) => sum + n, 0);
-    const who = Object.entries(to).sort((a, b) => b[1] - a[1]);
-    if (!who.length) return `nobody looks after ${many(event.shards, "shard")}: no node is able to`;
-    if (who.length === 1) return `${names.short(who[0][0])} looks after ${many(total, "shard")} more`;
-    if (who.length > 6) return `${who.length} nodes look after ${many(total, "shard")} from now on`;
-    const each = list(who.map(([node, n]) => `${names.short(node)} (${n})`));
-    return `${many(total, "shard")} ${total === 1 ? "is" : "are"} looked after by ${each} from now on`;
+    const owners = Object.entries(event.to || {}).sort((a, b) => b[1] - a[1]);
+    if (!owners.length) return `${many(event.shards, "shard")} ${event.shards === 1 ? "has" : "have"} no owner: no node is able to serve`;
+    const total = owners.reduce((sum, [, n]) => sum + n, 0);
+    const each = owners.map(([node, n]) => (owners.length === 1 ? names.short(node) : `${names.short(node)} (${n})`));
+    return `${many(total, "shard")} moved to ${owners.length > OWNERS_MAX ? `${owners.length} nodes` : list(each)}`;
   }
 
   return { tell };

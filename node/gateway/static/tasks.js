@@ -1,5 +1,5 @@
 "use strict";
-// Tasks: counts, charts, lists, one task with its history, and everything that changes them.
+// Tasks: their counts, charts and lists, one task with its history, and every button that changes them.
 
 const tasks = (() => {
   const { $, el, say, mark, many, count, clock, span, shorten, names } = base;
@@ -16,7 +16,7 @@ const tasks = (() => {
     closeTask,
   };
 
-  const SUMS_MAX = 720; // those heard in ten minutes, and those of before
+  const SUMS_MAX = 720; // ten minutes of live ones, and those from before the page was opened
   const PAGE = 30;
   const TYPES_MAX = 200;
   const STATES = ["queued", "running", "scheduled", "succeeded", "dead", "cancelled"];
@@ -41,7 +41,7 @@ const tasks = (() => {
     $("types").replaceChildren(...[...types].sort().slice(0, TYPES_MAX).map((value) => el("option", { value })));
   }
 
-  // Rows that did not change stay, so that focus and selection do. `wanted` has {key, id, make} of each row.
+  // Keeps the rows that did not change, and with them focus and selection. `wanted` has {key, id, make} for each row.
   function put(body, wanted) {
     const old = new Map([...body.children].map((row) => [row.getAttribute("data-key"), row]));
     const rows = wanted.map(({ key, id, make }) => {
@@ -61,11 +61,11 @@ const tasks = (() => {
 
   // ---- counts and charts
 
-  // A node that nobody listened to tells its sums rarely: the first seconds lack some of them. The charts leave these out,
-  // and get them from what the cluster keeps once it is there.
+  // Nodes send their sums rarely while nobody listens, so the sums of the first seconds lack some nodes. The charts leave
+  // them out, and fill the gap from GET /sums once the cluster has stored that time.
   const PARTIAL_MS = 4500;
   const FILLED_AFTER_MS = 12000;
-  const RELOAD_MS = 1900; // the list, at most that often
+  const RELOAD_MS = 1900; // at least this long between two loads of the list
   let liveMs = 0;
   let pastTimer = 0;
 
@@ -94,7 +94,7 @@ const tasks = (() => {
     return el("li", {}, el("button", { "aria-pressed": "false", "data-state": state, onclick: choose }, ...inside));
   }
 
-  // What a tab shows that was hidden until now.
+  // Catches up when a hidden tab becomes visible.
   function showAgain() {
     showStates();
     if (!$("view-tasks").hidden) charts.show(tasks.sums);
@@ -123,13 +123,13 @@ const tasks = (() => {
     if (!$("view-dead").hidden && isNews && dead.page === 0 && !dead.picked.size) loadDead();
   }
 
-  // What was done before this page listened, or while it could not. A step of which it heard a part itself is left out.
+  // Loads the sums of the time when this page did not listen. A step of which the page itself heard a part is left out.
   async function loadPast() {
     let past;
     try {
       past = (await net.read("/sums")).sums;
     } catch {
-      return; // the charts begin now
+      return; // then the charts begin with now
     }
     if (!past.length) return;
     const step = (sum) => Math.ceil(sum.at_ms / (1000 * past[0].window_s));
@@ -197,7 +197,8 @@ const tasks = (() => {
     const parts = [filter.state, filter.type && `type ${filter.type}`, filter.key && `key ${filter.key}`];
     const what = parts.filter(Boolean).join(", ");
     if (hasTasks) return `${what || "All tasks"}, newest first`;
-    return `No task here${what ? ` is ${what}` : ""}. ${listPage ? "" : "Submit one to see it run."}`;
+    if (listPage) return "There are no older tasks.";
+    return what ? `No task matches: ${what}.` : "There is no task yet. Submit one to see it run.";
   }
 
   $("filter").addEventListener("submit", (event) => {
@@ -222,6 +223,7 @@ const tasks = (() => {
 
   // ---- dead letters
 
+  const NO_DEAD = "There are no dead letters.";
   const dead = { cursor: null, page: 0, picked: new Set(), rows: [], counted: null };
 
   function openDead() {
@@ -248,8 +250,8 @@ const tasks = (() => {
     $("dead-older").hidden = !page.cursor;
     $("dead-newest").hidden = dead.page === 0;
     $("replay-all").disabled = $("purge").disabled = !page.tasks.length && dead.page === 0;
-    if (!page.tasks.length) say($("dead-note"), "No dead letters.");
-    else if ($("dead-note").textContent === "No dead letters.") say($("dead-note"), "");
+    if (!page.tasks.length) say($("dead-note"), NO_DEAD);
+    else if ($("dead-note").textContent === NO_DEAD) say($("dead-note"), "");
     showPicked();
   }
 
@@ -317,7 +319,7 @@ const tasks = (() => {
     return `${many(replayed, "task")} queued again.`;
   }));
   $("purge").addEventListener("click", async () => {
-    if (!(await isSure("Remove all dead letters? Their data and errors are lost.", "Remove all"))) return;
+    if (!(await isSure("Remove all dead letters? Nobody can restore their data and errors.", "Remove all"))) return;
     acting($("purge"), $("dead-note"), async () => {
       const { removed } = await net.change("DELETE", "/dead");
       setTimeout(loadDead, 300);
@@ -403,7 +405,7 @@ const tasks = (() => {
       return node;
     };
     if (task.state === "dead") return [note, button("Replay", "main", () => retry(task.id))];
-    if (task.state === "cancelled") return [note, button("Run it after all", "main", () => retry(task.id))];
+    if (task.state === "cancelled") return [note, button("Queue again", "main", () => retry(task.id))];
     if (task.state === "succeeded") return [note];
     return [note, button("Cancel task", "bad", () => net.change("DELETE", `/tasks/${task.id}`))];
   }
@@ -453,22 +455,22 @@ const tasks = (() => {
   const messageOf = ({ error }) => (error ? error.message : "");
   const errorOf = ({ error }) => (error ? `${error.type}: ${error.message}` : "");
 
-  // How an attempt ended: its tone, the words for it, and why.
+  // How an entry is told: its tone, the words for what happened, and why.
   const ENDED = {
     retrying: (entry) => ["warn", entry.error && entry.error.type === "Timeout" ? "ran out of time" : "failed", errorOf(entry)],
-    released: () => ["", "given back unfinished", "Its node stopped or could not start it; the attempt does not count."],
+    released: () => ["", "given back unfinished", "Its node stopped, or could not start it. This attempt does not count."],
     dead: (entry) => ["bad", "failed for the last time", errorOf(entry)],
     lost: (entry) => [
-      "bad", "lost with its node", `${entry.node_id || "Its node"} died while it ran, or was ended; the task was queued again.`,
+      "bad", "lost with its node", `${entry.node_id || "Its node"} died or was fenced while it ran the task. The task was queued again.`,
     ],
     cancelled: (entry) => ["", "cancelled", messageOf(entry)],
     replayed: (entry) => ["", "queued again by hand", messageOf(entry)],
     refused: (entry) => [
-      "warn", "a late outcome was refused", `${entry.node_id || "A node"} ${messageOf(entry)}: it had lost the right to say so.`,
+      "warn", "a late outcome was refused", `${entry.node_id || "A node"} ${messageOf(entry)}, but had lost the task before.`,
     ],
   };
 
-  // An id begins with the time at which its gateway made it, as ULIDs do.
+  // As in a ULID, the first ten letters of an id are the time at which a gateway made it.
   const bornMs = (id) => [...id.slice(0, 10)].reduce((ms, letter) => ms * 32 + "0123456789ABCDEFGHJKMNPQRSTVWXYZ".indexOf(letter), 0);
 
   function historyOf(task) {
@@ -476,7 +478,7 @@ const tasks = (() => {
     const isWhole = !entries.length || entries[0].delivery <= 1;
     const first = isWhole
       ? line("", "Submitted", clock(bornMs(task.id)), `to queue ${task.queue}`)
-      : line("", "Earlier attempts", "", "are not kept: a history holds the last 20 entries.");
+      : line("", "Earlier attempts", "", "A history keeps its last 20 entries only.");
     return [first, ...entries.map(entryLine), nowLine(task)].filter(Boolean);
   }
 
@@ -494,7 +496,7 @@ const tasks = (() => {
     return line(tone, title, `${clock(entry.at_ms)}${entry.delivery ? `, delivery ${entry.delivery}` : ""}`, why);
   }
 
-  // What it does now, or how its last attempt went well; how it went badly stands in the entries.
+  // What the task does now, or that it succeeded. The entries say how an attempt failed.
   function nowLine(task) {
     const attempt = `Attempt ${task.attempt}${task.node_id ? ` on ${names.short(task.node_id)}` : ""}`;
     const ran = took(task) === null ? "" : ` after ${span(took(task))}`;
@@ -504,7 +506,7 @@ const tasks = (() => {
       case "running": return line("live", `${attempt}: running`, `since ${clock(task.started_at_ms)}, delivery ${task.delivery}`);
       case "retrying": return line("live", "Will run again", at);
       case "scheduled": return line("live", "Will run", at);
-      case "queued": return line("live", "Waits for a free slot", "");
+      case "queued": return line("live", "Waiting for a free slot", "");
       default: return null;
     }
   }
@@ -552,7 +554,7 @@ const tasks = (() => {
     const answer = await net.change("POST", "/tasks/batch", Array(times).fill(body));
     if (answer.rejected) {
       const { message } = answer.results.find((result) => result.error).error;
-      throw new Error(`${count(answer.accepted)} accepted, ${count(answer.rejected)} not: ${message}`);
+      throw new Error(`${count(answer.accepted)} accepted, ${count(answer.rejected)} rejected: ${message}`);
     }
     $("submit").close();
     loadList();
