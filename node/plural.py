@@ -1,4 +1,4 @@
-"""Words as people are told them. Pure."""
+"""Numbers with their nouns, as people read them. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each node believes of each other, side by side, as a text: one row for each node that was asked.
+"""What each node believes about each other node, as a table in text: one row for each node that was asked.
 
 Pure. Does not know: how the nodes were asked.
 """
@@ -12,11 +12,11 @@ NO_ANSWER = "no answer"
 GREEN, YELLOW, RED, OFF = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 COLOUR = {"healthy": GREEN, "cut_from_redis": YELLOW, "cut_from_peers": YELLOW, "dead": RED}
 SHARDS = "shards of "
-LEGEND = "gossip/Redis: what the row's node hears of the column's node from its peers, and from Redis (? = cannot tell)"
+LEGEND = "gossip/Redis: what the row's node hears about the column's node from peers and from Redis (? = cannot tell)"
 
 
 def table(views: Mapping[int, Mapping[str, Any] | None], names: Mapping[int, str], colour: bool = False) -> str:
-    """`views`: by node number, what `GET /cluster` answered, None for no answer. `names`: number -> node_id."""
+    """`views`: number -> the answer to `GET /cluster`, None for no answer. `names`: number -> node_id."""
     numbers = {name: number for number, name in names.items()}
     columns = sorted(names)
     head = ["", *(f"node {number}" for number in columns), "leader", SHARDS + in_row(columns)]
@@ -36,7 +36,7 @@ def table(views: Mapping[int, Mapping[str, Any] | None], names: Mapping[int, str
 
 
 def belief(member: Mapping[str, Any] | None) -> str:
-    """Both witnesses' words of one member."""
+    """Both witnesses' words on one member."""
     if member is None:
         return "unknown"
     redis = {"unknown": "?"}.get(member["redis"], member["redis"])
@@ -53,7 +53,7 @@ def in_row(counts: Iterable[int]) -> str:
 
 
 def lay_out(rows: Sequence[Sequence[str]], colours: Sequence[Sequence[str]], colour: bool) -> list[str]:
-    """Columns as wide as they must be; colours take no width."""
+    """The lines of a table whose columns are as wide as their widest cell; colours take no width."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row, shades in zip(rows, colours, strict=True):

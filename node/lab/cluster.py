@@ -1,7 +1,7 @@
-"""A cluster on this machine as it runs: its Redis and its nodes are started, restarted, added to and ended here.
+"""A cluster that runs on this machine: starts, adds, restarts and ends its nodes and its Redis.
 
-Only what the record names is ended, and what descends from it: every process that a launched cluster starts carries the
-cluster's mark in its environment. Nodes get their settings by environment, so that secrets never show in `ps`.
+It ends only the processes that the record names, and their descendants: every process that a launched cluster starts
+carries the cluster's mark in its environment. Nodes get their settings by environment, so that `ps` shows no secrets.
 
 Does not know: how a node works (it asks `/readyz` and `/cluster`, as any user could); command lines.
 """
@@ -30,28 +30,28 @@ from node.lab.record import LAUNCH_ID, LAUNCHER, LaunchFailed, NodeRecord, Recor
 
 NODES_MAX = 64
 BASE_PORT = 5000
-NETNS_REDIS = 0  # its number in a network; the nodes have their own
+NETNS_REDIS = 0  # number of Redis in a network; nodes count from 1
 NETNS_REDIS_PORT = 6379
 POLL_S = 0.1
 READY_LIMIT_S = 60.0
-READY_LIMIT_EACH_S = 2.0  # more for each node of those that start together
+READY_LIMIT_EACH_S = 2.0  # extra time for each node of a cluster that starts
 STOP_GRACE_S = 5.0  # beyond drain_s
-SEEN_LIMIT_S = 5.0  # for a restarted node to be seen by its peers, once it is ready
+SEEN_LIMIT_S = 5.0  # time for all peers to see a node that is ready
 LOG_TAIL_LINES = 20
 
 
 class Interrupted(Exception):
-    """Asked to end while starting."""
+    """A signal asked the launcher to end while it started the cluster."""
 
 
 class Signals:
-    """Counts requests to end, instead of breaking into whatever runs: children are never lost between two lines."""
+    """Counts the signals that ask to end. None breaks into running code, so no child is lost between two lines."""
 
     def __init__(self) -> None:
         self.count = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # A SIGHUP ignored from the start is nohup's doing. SIGINT is ignored for any `&` job of a script; there it
-            # is the only way to end us that the user knows, so it is taken back.
+            # nohup lets a process begin with SIGHUP ignored, and means it. A shell script does the same with SIGINT for
+            # each of its `&` jobs; but users know no other way to end the launcher, so it takes SIGINT back.
             if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             signal.signal(number, self._count)
@@ -65,13 +65,13 @@ class Signals:
 
 
 class Cluster:
-    """A record, the folder it stands in, and the processes of it that are our own children."""
+    """A record, its folder, and those of its processes that are this process's children."""
 
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder = folder
         self.record = record
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self.was_told_token = bool(record.told.get("api_token"))
+        self.has_given_token = bool(record.told.get("api_token"))
 
     def all(self) -> list[NodeRecord | RedisRecord]:
         return [*self.record.nodes, *([self.record.redis] if self.record.redis.is_own else [])]
@@ -80,13 +80,13 @@ class Cluster:
         """A node by number, or the Redis. Raises Usage if there is none."""
         if name == "redis":
             if not self.record.redis.is_own:
-                raise Usage("This cluster's Redis was not started with it.", "Act on it where it runs.")
+                raise Usage("The launcher did not start this cluster's Redis.", "Act on it where it runs.")
             return self.record.redis
         for node in self.record.nodes:
             if name == str(node.number):
                 return node
         numbers = ", ".join(str(node.number) for node in self.record.nodes)
-        raise Usage(f"There is no node {name!r}.", f"There are: {numbers}.")
+        raise Usage(f"There is no node {name!r}.", f"The nodes are: {numbers}.")
 
     def log(self, member: NodeRecord | RedisRecord) -> Path:
         return records.log_path(self.folder, member.number)
@@ -95,20 +95,20 @@ class Cluster:
 
     def start(self, count: int, signals: Signals) -> None:
         """Start Redis and the nodes, and wait until each is ready and sees all."""
-        if self.record.network is not None and not self.was_told_token:
+        if self.record.network is not None and not self.has_given_token:
             self.record.told["api_token"] = self._make_token()
-        configs = [self._config(number, {}) for number in range(1, count + 1)]  # a wrong setting ends it here
+        configs = [self._config(number, {}) for number in range(1, count + 1)]  # raises for a wrong setting
         for config in configs:
             self._refuse_busy_port(config)
         port = NETNS_REDIS_PORT
         if self.record.network is not None:
-            self.save()  # first: by its mark a later command finds what is made now, whatever becomes of us
+            self.save()  # first: if this process dies, a later command finds by the mark what it made
             self.record.network.open()
             self.record.network.add(NETNS_REDIS)
         elif not self.record.redis.url:
             port = private_redis.choose_port(self.record.base_port)
         if not self.record.redis.url:
-            self.log(self.record.redis).unlink(missing_ok=True)  # as the nodes' logs: of this run only
+            self.log(self.record.redis).unlink(missing_ok=True)  # like the nodes' logs, it begins with this run
             self._start_redis(port)
         self._make_key()
         for number, config in enumerate(configs, 1):
@@ -117,11 +117,11 @@ class Cluster:
         self._wait_ready(self.record.nodes, READY_LIMIT_S + READY_LIMIT_EACH_S * count, signals.check)
 
     def add(self, flags: Mapping[str, str]) -> None:
-        """One node more, on the next port."""
+        """Start one more node, on the next port."""
         number = max((node.number for node in self.record.nodes), default=0) + 1
         if number > NODES_MAX:
             raise LaunchFailed(
-                f"There are {number - 1} nodes, and {NODES_MAX} is the most.", "Restart one that has ended."
+                f"{number - 1} nodes were started, and {NODES_MAX} is the limit.", "Restart one that has ended."
             )
         over = records.overrides(flags, os.environ)
         config = self._config(number, over)
@@ -138,7 +138,7 @@ class Cluster:
             raise
 
     def restart(self, member: NodeRecord | RedisRecord, flags: Mapping[str, str]) -> None:
-        """End it in good order if it runs, and start it again."""
+        """Drain and end it if it runs, then start it again."""
         if isinstance(member, RedisRecord):
             self._end([member], private_redis.STOP_LIMIT_S, lambda: False)
             self._start_redis(member.port)
@@ -154,17 +154,17 @@ class Cluster:
         return records.node_config(self.record, self.folder, number, over)
 
     def _refuse_busy_port(self, config: Config) -> None:
-        if self.record.network is None:  # else the address is not this machine's, and its ports are all free
+        if self.record.network is None:  # in a namespace of its own a node finds every port free
             refuse_busy_port(config)
 
     def _make_key(self) -> None:
-        """The cluster's gossip key, made once per folder; only its owner may read it."""
+        """Make the cluster's gossip key, once for a folder; only its owner may read it."""
         path = records.key_path(self.folder)
         if not path.exists():
             records.write_private(path, base64.b64encode(secrets.token_bytes(32)).decode("ascii") + "\n")
 
     def _make_token(self) -> str:
-        """The cluster's API token, made once per folder; only its owner may read it."""
+        """The cluster's API token; made once for a folder, and only its owner may read it."""
         path = records.token_path(self.folder)
         if not path.exists():
             records.write_private(path, secrets.token_urlsafe(24) + "\n")
@@ -181,11 +181,11 @@ class Cluster:
         self.save()
 
     def _start_node(self, number: int, over: dict[str, str], checked: Config) -> NodeRecord:
-        """Start the process and write it down. `checked` may have been made before Redis had a URL."""
+        """Start the process and record it. `checked`: its configuration, perhaps from before Redis had a URL."""
         config = self._config(number, over) if checked.redis_url != self.record.redis.url else checked
         log = records.log_path(self.folder, number)
         log_from = log.stat().st_size if log.exists() else 0
-        # -P: the working directory does not come before the program's own modules; --tasks looks there all the same.
+        # -P keeps modules of the working directory from hiding the program's own; --tasks looks there all the same.
         command = [sys.executable, "-P", "-m", "node", "node", "--port", str(config.port)]
         if self.record.network is not None:
             self.record.network.add(number)
@@ -201,7 +201,7 @@ class Cluster:
         return node
 
     def _await_one(self, node: NodeRecord) -> None:
-        """Wait until a node that joins a running cluster is ready, and, for a little while, until all have seen it."""
+        """Wait until a node that joins is ready; then, for up to SEEN_LIMIT_S, until all nodes see each other."""
         self._wait_ready([node], READY_LIMIT_S, lambda: None)
         others = [other for other in self.record.nodes if other.process.state == "running" and other is not node]
 
@@ -209,11 +209,11 @@ class Cluster:
             return not any(self.why_not_ready(observer, [node, *others]) for observer in (node, *others))
 
         if not wait_for(all_see_all, SEEN_LIMIT_S, POLL_S):
-            say(f"Note: not every node sees every other yet; `{program()} status` tells more.")
+            say(f"Note: some nodes do not see each other yet; `{program()} status` shows each.")
         say(f"{node.label} is ready: {node.url} (pid {node.pid})")
 
     def _wait_ready(self, nodes: Sequence[NodeRecord], limit_s: float, check: Callable[[], None]) -> None:
-        """Wait until each of these is ready and sees all of them. Raises LaunchFailed with the first reason."""
+        """Wait until each of these nodes is ready and sees the others. Raises LaunchFailed with the first reason."""
         waiting = list(nodes)
         reason = ""
         end_s = time.monotonic() + limit_s
@@ -230,7 +230,7 @@ class Cluster:
             elif time.monotonic() > end_s:
                 raise self._failure(node, f"{node.label} was not ready within {limit_s:.0f} s: {reason}")
             else:
-                # All are looked at, not only the one waited for: a node that fails is reported at once.
+                # Look at all nodes, not only at the first, so that a node that has ended is reported at once.
                 for other in waiting[1:]:
                     if not other.process.is_alive:
                         waiting.remove(other)
@@ -244,9 +244,9 @@ class Cluster:
         return LaunchFailed(f"{message}.\n{indent(text)}", f"The whole log: {log}")
 
     def why_not_ready(self, node: NodeRecord, others: Iterable[NodeRecord]) -> str | None:
-        """In words, or None when it is ready and holds `others` alive."""
-        told = self.record.told
-        remote = Remote(node.url, told.get("api_token", ""), told.get("tls_cert", ""), timeout_s=1.0)
+        """The reason in words; None when the node is ready and holds `others` alive."""
+        shared = self.record.told
+        remote = Remote(node.url, shared.get("api_token", ""), shared.get("tls_cert", ""), timeout_s=1.0)
         try:
             code, body = remote.request("GET", "/readyz")
             if code != 200:
@@ -268,9 +268,9 @@ class Cluster:
     # Ending
 
     def end(self, signals: Signals) -> None:
-        """End nodes, then Redis, then whatever they left behind; remove network and record.
+        """End the nodes, then Redis, then any process they left behind; remove the network and the record.
 
-        A further signal hurries it.
+        A further signal ends the nodes at once.
         """
         before = signals.count
         self._end(self.record.nodes, self._drain_s() + STOP_GRACE_S, lambda: signals.count > before)
@@ -285,10 +285,10 @@ class Cluster:
         records.remove(self.folder)
 
     def _end(self, members: Sequence[NodeRecord | RedisRecord], limit_s: float, is_hurried: Callable[[], bool]) -> None:
-        """SIGTERM, and SIGKILL for what is still there at the limit."""
+        """Send SIGTERM, and at the limit SIGKILL to those that still run."""
         for member in members:
             member.process.signal(signal.SIGTERM)
-            member.process.signal(signal.SIGCONT)  # a paused process hears nothing else
+            member.process.signal(signal.SIGCONT)  # a paused process acts on SIGTERM only after this
         wait_for(lambda: is_hurried() or not any(member.process.is_alive for member in members), limit_s)
         for member in members:
             if member.process.signal(signal.SIGKILL):
@@ -311,19 +311,19 @@ class Cluster:
 def refuse_busy_port(config: Config) -> None:
     problem = port_problem(config.host, config.port)
     if problem is not None:
-        hint = "End what holds it, or choose other ports: RUMOR_BASE_PORT=5100."
+        hint = "End the process that holds it, or choose other ports: RUMOR_BASE_PORT=5100."
         if sys.platform == "darwin" and config.port == BASE_PORT:
-            hint += " On macOS the AirPlay Receiver takes 5000 (System Settings, General, AirDrop & Handoff)."
+            hint += " On macOS the AirPlay Receiver holds 5000 (System Settings, General, AirDrop & Handoff)."
         raise LaunchFailed(f"{problem}.", hint)
 
 
 def program() -> str:
-    """How the user called the launcher; for messages."""
+    """The launcher as the user called it; for messages."""
     return os.environ.get(LAUNCHER) or "rumor launch"
 
 
 def partition_program() -> str:
-    """How the cuts are called beside what the user called."""
+    """The command for cuts that belongs to the launcher that the user called."""
     launcher = os.environ.get(LAUNCHER, "")
     return str(Path(launcher).parent / "partition.sh") if launcher.endswith(".sh") else "rumor partition"
 
@@ -333,5 +333,5 @@ def indent(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr: stdout is for the answer."""
+    """Print progress to stderr: stdout is for the answer."""
     print(text, file=sys.stderr, flush=True)

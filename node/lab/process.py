@@ -1,8 +1,8 @@
-"""Processes of this machine: whether one is still the one we started, and signals that reach only that one.
+"""Processes of this machine: whether a process is still the one we started, and signals that reach no other.
 
-A pid alone is no name: the kernel hands it out again. A `Process` is a pid and the moment it began; a signal goes
-through a pidfd where there is one, so that the check and the signal are about the same process. psutil is imported by
-the calls that need it alone: a command that never asks for a process starts without it.
+A pid alone identifies nothing: the kernel hands it out again. A `Process` is a pid and the moment it began. A signal
+goes through a pidfd where the platform has them, so that the check and the signal concern the same process. Only the
+functions that need psutil import it: a command that asks about no process starts without it.
 
 Does not know: what the processes are for.
 """
@@ -25,7 +25,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process, for as long as it lives. `began` is opaque, and differs for the next bearer of the pid."""
+    """One process, for as long as it lives. `began` is opaque; the next process with this pid has another one."""
 
     pid: int
     began: str
@@ -43,12 +43,12 @@ class Process:
         return self.state != "exited"
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send it to this process and to no later bearer of its pid. False if the process is gone."""
+        """Send the signal to this process, never to a later one with its pid. False if the process is gone."""
         try:
             handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         except ProcessLookupError:
             return False
-        except OSError:  # a kernel or sandbox without pidfds
+        except OSError:  # this kernel or sandbox has no pidfds
             handle = None
         try:
             if not self.is_alive:
@@ -79,7 +79,7 @@ def spawn(
 ) -> tuple[Process, subprocess.Popen[bytes]]:
     """Start a process in a session of its own, its output appended to `log`.
 
-    In a session of its own a Ctrl-C at the terminal does not reach it: who started it decides in which order it ends.
+    A Ctrl-C at the terminal does not reach that session: the caller decides in which order its processes end.
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -111,9 +111,9 @@ def look_at(pid: int) -> tuple[str, str]:
             text = PROC.joinpath(str(pid), "stat").read_text("utf-8", "replace")
         except OSError:
             return "", ""
-        # The name stands in parentheses and may hold anything; what follows the last one is state, ppid, …; the
-        # start time, in ticks since boot, is field 22 of the whole line. psutil adds the boot time by the wall clock:
-        # that sum moves when somebody sets the clock, and a launched cluster could then no longer be ended.
+        # The name stands in parentheses and may hold anything. State, ppid, … follow the last parenthesis; field 22 of
+        # the whole line is the start time in ticks since boot. psutil adds the boot time by the wall clock: that sum
+        # changes when somebody sets the clock, and the launcher could then no longer end a cluster.
         fields = text[text.rindex(")") + 2 :].split()
         return fields[0], f"{boot_id()}:{fields[19]}"
     import psutil
@@ -127,7 +127,7 @@ def look_at(pid: int) -> tuple[str, str]:
 
 @cache
 def boot_id() -> str:
-    """Ticks since boot name a process only together with the boot."""
+    """Names this boot: ticks since boot identify a process only together with it."""
     try:
         return PROC.joinpath("sys/kernel/random/boot_id").read_text("ascii").strip()[:8]
     except OSError:
@@ -135,11 +135,11 @@ def boot_id() -> str:
 
 
 def with_variable(name: str, value: str) -> Iterator[Process]:
-    """Processes whose environment began with `name` = `value`, as far as this user may see environments."""
+    """Processes that began with `name` = `value` in their environment, as far as this user may see environments."""
     import psutil
 
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone meanwhile, or another user's
+        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
             if process.environ().get(name) == value:
                 yield of_pid(process.pid)
 
@@ -159,7 +159,7 @@ def port_problem(host: str, port: int, with_udp: bool = True) -> str | None:
 
 
 def held_by(port: int, kind: str) -> str:
-    """`, held by pid N (COMMAND)` as far as it can be found out, else an empty text."""
+    """`, held by pid N (COMMAND)`, as far as the platform tells; else an empty text."""
     import psutil
 
     pid = holder(port, kind)
@@ -177,7 +177,7 @@ def holder(port: int, kind: str) -> int | None:
 
     try:
         sockets = [(each.pid, each.laddr, each.status) for each in psutil.net_connections(kind.lower())]
-    except psutil.AccessDenied:  # macOS tells only root of all processes at once; each of our own may be asked
+    except psutil.AccessDenied:  # macOS lists all sockets for root only; this user may ask its own processes
         sockets = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

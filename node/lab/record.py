@@ -1,8 +1,8 @@
-"""What is written down about a launched cluster: its settings, its Redis and its nodes, each process by name.
+"""The record of a launched cluster: its settings, its Redis and its nodes, with the identity of each process.
 
 One file of the data directory, `cluster.json`, holds it all, so that any later command finds what runs. A process is
-named by its pid and the moment it began: a pid that the kernel has given to somebody else is never signalled. The file
-holds secrets, so only its owner may read it. Whoever changes it holds the folder's lock.
+identified by its pid and the moment it began, so that the launcher never signals another process to which the kernel
+has given the pid. The file holds secrets, so only its owner may read it. Whoever changes it holds the folder's lock.
 
 A node's configuration follows from the record and the node's number alone: `node_config` decides it.
 
@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCK_LIMIT_S = 120.0
 
 FIELDS = frozenset(item.name for item in dataclasses.fields(Config))
-PER_NODE = ("port", "node_id")  # numbered by the launcher
-# What the nodes of one cluster must agree on: as at the cluster's start, whatever a later `add` finds in its shell.
+PER_NODE = ("port", "node_id")  # settings that the launcher derives from a node's number
+# Settings on which the nodes of a cluster must agree: as at its start, whatever the shell of a later `add` holds.
 PER_CLUSTER = (
     "cluster",
     "host",
@@ -43,8 +43,8 @@ PER_CLUSTER = (
     "tls_cert",
     "tls_key",
 )
-LAUNCH_ID = "RUMOR_LAUNCH_ID"  # marks the environment of everything that a launched cluster starts
-LAUNCHER = "RUMOR_LAUNCHER"  # what the user called; for messages
+LAUNCH_ID = "RUMOR_LAUNCH_ID"  # marks the environment of every process that a launched cluster starts
+LAUNCHER = "RUMOR_LAUNCHER"  # the program that the user called; for messages
 OWN_VARIABLES = (LAUNCH_ID, LAUNCHER, "RUMOR_BASE_PORT", "RUMOR_DATA_DIR")  # the launcher's, beside the settings
 
 
@@ -55,14 +55,14 @@ class Usage(ConfigError):
 
 
 class LaunchFailed(RumorError):
-    """The command could not be carried out; what it had started was ended again."""
+    """The command failed; the processes that it had started were ended again."""
 
     code = "launch_failed"
 
 
 @dataclass
 class NodeRecord:
-    """One node as written down. `over`: its settings beyond the cluster's."""
+    """One node. `over`: its settings beyond the cluster's."""
 
     number: int
     node_id: str
@@ -83,7 +83,7 @@ class NodeRecord:
 
 @dataclass
 class RedisRecord:
-    """The cluster's Redis. Without a pid it is somebody else's, and left alone."""
+    """The cluster's Redis. One without a pid was not started by the launcher, which leaves it alone."""
 
     url: str
     port: int = 0
@@ -121,7 +121,7 @@ class Record:
         return any(node.process.is_alive for node in self.nodes) or (self.redis.is_own and self.redis.process.is_alive)
 
     def put(self, node: NodeRecord) -> None:
-        """Write down a node, in place of its earlier life if it had one."""
+        """Add a node, in place of its earlier life if it had one."""
         others = (other for other in self.nodes if other.number != node.number)
         self.nodes = sorted([*others, node], key=lambda node: node.number)
 
@@ -146,12 +146,13 @@ def load(folder: Path) -> Record | None:
         return Record(**values, redis=redis, nodes=nodes, network=Network(**network) if network else None)
     except (ValueError, KeyError, TypeError) as error:
         raise LaunchFailed(
-            f"{path} cannot be read: {error!r}.", "Was it written by another version? End what runs, then remove it."
+            f"{path} cannot be read: {error!r}.",
+            "Another version may have written it. End that cluster, then remove the file.",
         ) from None
 
 
 def save(folder: Path, record: Record) -> None:
-    """Whole or not at all: a reader never meets half a record."""
+    """Write it whole or not at all: a reader never meets half a record."""
     path = record_path(folder)
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
@@ -171,7 +172,7 @@ def write_private(path: Path, text: str) -> None:
 
 def not_yours(path: Path) -> LaunchFailed:
     return LaunchFailed(
-        f"{path} may not be read by this user.", "A cluster that root started is root's: use sudo, or RUMOR_DATA_DIR."
+        f"This user may not read {path}.", "Root owns the cluster that it started: use sudo, or set RUMOR_DATA_DIR."
     )
 
 
@@ -207,14 +208,16 @@ def log_path(folder: Path, number: int) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One command at a time in a folder; the kernel frees it when the command ends, however it ends."""
+    """Hold the folder for one command at a time; the kernel frees it when the command ends, however it ends."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (folder / "lock").open("a")
     except PermissionError:
         raise not_yours(folder) from None
     except OSError as error:
-        raise LaunchFailed(f"{folder} cannot be made: {error.strerror}.", "Set RUMOR_DATA_DIR to another.") from None
+        raise LaunchFailed(
+            f"{folder} cannot be made: {error.strerror}.", "Set RUMOR_DATA_DIR to another folder."
+        ) from None
     with file as lock:
 
         def is_mine() -> bool:
@@ -226,7 +229,7 @@ def locked(folder: Path) -> Iterator[None]:
 
         if not wait_for(is_mine, LOCK_LIMIT_S):
             raise LaunchFailed(
-                f"Another command has been at work in {folder} for {LOCK_LIMIT_S:.0f} s.", "Wait for it."
+                f"Another command has been at work in {folder} for {LOCK_LIMIT_S:.0f} s.", "Wait until it ends."
             )
         yield
 
@@ -235,12 +238,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Settings that stand in RUMOR_… variables, as field name -> text."""
+    """The settings in RUMOR_… variables, as field name -> text."""
     return {name: environ[variable(name)] for name in sorted(FIELDS) if variable(name) in environ}
 
 
 def otel_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """How tracing is set up: OpenTelemetry has variables of its own."""
+    """The settings of tracing: OpenTelemetry has variables of its own."""
     return {name: value for name, value in environ.items() if name.startswith("OTEL_")}
 
 
@@ -248,7 +251,9 @@ def overrides(flags: Mapping[str, str], environ: Mapping[str, str]) -> dict[str,
     """The settings of a later node beyond its cluster's."""
     for name in PER_CLUSTER:
         if name in flags:
-            raise Usage(f"{settings.flag(name)} is the same for a whole cluster.", "Give it when the cluster starts.")
+            raise Usage(
+                f"{settings.flag(name)} is the same for a whole cluster.", "Give it when you start the cluster."
+            )
     texts = from_environment(environ) | dict(flags)
     return {name: text for name, text in texts.items() if name not in PER_CLUSTER and name not in PER_NODE}
 
@@ -286,5 +291,5 @@ def node_environ(record: Record, config: Config, environ: Mapping[str, str]) -> 
 
 
 def is_ours(name: str) -> bool:
-    """Whether an environment variable is a setting or the launcher's own, to be set anew or not at all."""
+    """Whether an environment variable is a setting or the launcher's own: a node gets none of them from the shell."""
     return name in OWN_VARIABLES or (name.startswith("RUMOR_") and name[6:].lower() in FIELDS)

@@ -103,7 +103,7 @@ def test_a_container_that_starts_anew_has_lost_its_rules_and_gets_them_with_the_
 ) -> None:
     ground.partition("split", "4", "2,5")
     compose("restart", "--timeout", "5", "node4")
-    assert "2 expected: started anew since?" in ground.partition("status").stdout
+    assert "2 expected: restarted since?" in ground.partition("status").stdout
     ground.partition("oneway", "1", "2")
     assert "expected" not in ground.partition("status").stdout
     ground.partition("heal")

@@ -176,7 +176,7 @@ def test_cuts_made_at_the_same_moment_are_all_in_force(ground: Ground) -> None:
 def test_status_tells_of_a_node_that_lost_its_rules_and_the_next_cut_sets_them_again(ground: Ground) -> None:
     ground.partition("split", "4", "2,5")
     subprocess.run([*inside_of(ground, 4), "iptables", "-w", "-F", "RUMOR"], check=True)
-    assert "0 rules, 0 packets taken; 2 expected: started anew since?" in ground.partition("status").stdout
+    assert "0 rules, 0 packets dropped; 2 expected: restarted since?" in ground.partition("status").stdout
     ground.partition("oneway", "1", "2")
     assert "expected" not in ground.partition("status").stdout
     ground.partition("heal")
@@ -201,9 +201,9 @@ def test_watch_prints_what_each_believes(ground: Ground) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("isolate 9", "'9' is no node that runs here.\n  There are: 1, 2, 3, 4, 5."),
+        ("isolate 9", "'9' is no node that runs here.\n  The nodes are: 1, 2, 3, 4, 5."),
         ("heal no-redis 3", "'no-redis 3' is not in force"),
-        ("status 3", "'3' after 'status' means nothing"),
+        ("status 3", "'3' after 'status' is not expected"),
         ("cut 3", "'cut' is no cut and no command"),
         ("--compose status", "No services of docker-compose.yml run."),
     ],

@@ -86,7 +86,7 @@ def test_a_party_that_does_not_run_gets_no_rule_and_is_in_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("isolate 9", "'9' is no node that runs here"),
         ("isolate three", "'three' is no node"),
@@ -97,16 +97,16 @@ def test_a_party_that_does_not_run_gets_no_rule_and_is_in_none() -> None:
         ("split 1,2", "split takes 2 words, not 1"),
         ("split 1,2 2,3", "the groups overlap"),
         ("oneway 2 2", "cannot be cut off from itself"),
-        ("loss 3 0%", "'0%' is not a part of all packets"),
-        ("loss 3 101%", "'101%' is not a part"),
-        ("loss 3 some", "'some' is not a part"),
+        ("loss 3 0%", "'0%' is not a share of all packets"),
+        ("loss 3 101%", "'101%' is not a share"),
+        ("loss 3 some", "'some' is not a share"),
         ("cut 3", "'cut' is no cut"),
     ],
 )
-def test_words_that_name_no_cut_are_refused_with_what_is_wrong(text: str, said: str) -> None:
+def test_words_that_mean_no_cut_are_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(BadCut) as caught:
         parse(text.split(), NODES)
-    assert said in caught.value.message
+    assert reason in caught.value.message
     assert caught.value.hint
 
 

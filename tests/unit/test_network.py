@@ -27,15 +27,15 @@ def test_every_number_has_an_address_of_its_own_beside_the_gateway() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ((sys, "platform", "darwin"), "Network namespaces are Linux's, and this is darwin"),
+        ((sys, "platform", "darwin"), "Only Linux has network namespaces, and this is darwin"),
         ((os, "geteuid", lambda: 1000), "needs root"),
         ((shutil, "which", lambda name: None), "Not found: ip (package iproute2), iptables (package iptables)"),
     ],
 )
 def test_who_cannot_make_namespaces_is_told_why(
-    monkeypatch: pytest.MonkeyPatch, change: tuple[object, str, object], said: str
+    monkeypatch: pytest.MonkeyPatch, change: tuple[object, str, object], message: str
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -44,5 +44,5 @@ def test_who_cannot_make_namespaces_is_told_why(
     monkeypatch.setattr(*change)
     with pytest.raises(Unable) as caught:
         network.refuse_if_unable()
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert caught.value.hint
