@@ -20,6 +20,7 @@ import structlog
 from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
+from cluster.deadline import ends_within
 from cluster.errors import StoreUnavailable, away
 from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
@@ -27,7 +28,6 @@ from cluster.scripts import UNANSWERED, Arg, script
 T = TypeVar("T")
 OnReply = Callable[[T | Exception], None]  # gets the answer, or the exception that this call met
 Reply = Any  # Redis's own answer, or the exception that this call met
-GRACE_S = 0.02  # after a deadline: an answer may lie in the buffer, and the timer was served first
 PROBE_INTERVAL_S = 0.1  # how often a lane that is down looks whether Redis is back
 
 log = structlog.get_logger("rumor.lane")
@@ -183,14 +183,12 @@ class Lane:
             _answer(call, reply)
 
     async def _within_deadline(self, talk: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
-        """As asyncio.timeout, but a loop that was busy looks into the socket before it believes the clock."""
+        """The group's replies. Raises TimeoutError when its time is over; the connection is free again then."""
         task = asyncio.get_running_loop().create_task(talk)
         try:
-            for wait_s in (self._timeout_s, GRACE_S):
-                done, _ = await asyncio.wait((task,), timeout=wait_s)
-                if done:
-                    return task.result()
-            raise TimeoutError
+            if not await ends_within(task, self._timeout_s):
+                raise TimeoutError
+            return task.result()
         finally:
             if not task.done():
                 task.cancel()

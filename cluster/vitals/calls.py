@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
 from cluster import keys, scripts, session
+from cluster.deadline import ends_within
 from cluster.errors import StoreUnavailable, refused
 from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term, Wish
 from cluster.vitals.witness import Fence
@@ -33,7 +34,6 @@ Client = Any  # redis.asyncio.Redis: its own types and the published stubs disag
 Connection = Any  # redis.asyncio.connection.AbstractConnection, likewise
 
 SCRIPTS = ("heartbeat", "fence", "lease", "takeover", "resign", "snapshot", "forget")
-GRACE_S = 0.02  # after a deadline: an answer may lie in the buffer, and the timer was served first
 FENCES_MAX = 8  # at a time
 READ_MAX = 512  # heartbeats per pipeline
 MEMBERS_MAX = 10_000  # rows of the member list that are looked at
@@ -195,13 +195,11 @@ class Pulse:
         return await self._ask(scripts.call(client, name, slots, args))
 
     async def _ask(self, call: Awaitable[T]) -> T:
-        """Wait for an answer until the deadline. What may lie in the buffer is read before it is called missing."""
+        """The answer. Raises StoreUnavailable, whatever went wrong."""
         task = asyncio.ensure_future(call)
         try:
-            for limit_s in (self.timeout_s, GRACE_S):
-                done, _ = await asyncio.wait({task}, timeout=limit_s)
-                if done:
-                    return task.result()
+            if await ends_within(task, self.timeout_s):
+                return task.result()
         except NoScriptError as error:
             raise StoreUnavailable(f"Redis lost a script: {error}", may_have_happened=False) from error
         except ResponseError as error:

@@ -18,11 +18,12 @@ import redis.asyncio
 import uvloop
 from redis.exceptions import ResponseError
 
+from cluster.deadline import GRACE_S
 from cluster.errors import StoreUnavailable
 from cluster.scripts import Arg
 from cluster.shards.answers import ShardCounts
 from cluster.shards.calls import Calls, connect
-from cluster.shards.lane import GRACE_S, PROBE_INTERVAL_S, Call, Lane
+from cluster.shards.lane import PROBE_INTERVAL_S, Call, Lane
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async
 
