@@ -383,13 +383,14 @@ def _claims(shard: int, session: str, reply: Any) -> Claims:
     waits_s: list[float | None] = []
     unreadable: list[tuple[str, str]] = []
     for n in range(0, len(flat), 7):
-        task_id, delivery, attempt, packed, data, queued_at_ms, lost = flat[n : n + 7]
+        raw_id, delivery, attempt, packed, data, queued_at_ms, lost = flat[n : n + 7]
+        task_id = raw_id.decode()
         try:
             spec = _decode_spec(packed)
         except msgspec.DecodeError as error:
-            unreadable.append((task_id.decode(), str(error)))
+            unreadable.append((task_id, str(error)))
             continue
-        tasks.append(Claimed(task_id.decode(), shard, delivery, attempt, spec, data, session, int(lost)))
+        tasks.append(Claimed(task_id, shard, delivery, attempt, spec, data, session, int(lost)))
         waits_s.append(max(0.0, (now_ms - float(queued_at_ms)) / 1000) if queued_at_ms else None)
     return Claims(now_ms, left, int(float(head_score)), tasks, waits_s, unreadable)
 

@@ -46,6 +46,7 @@ _encode_failure = msgspec.json.Encoder().encode
 _CLAIMED, _QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
 _COMMITTED, _ALREADY_YOURS = SettleCode.COMMITTED, SettleCode.ALREADY_YOURS
 _SUCCEEDED, _DEAD, _RETRYING, _RELEASED = SettleKind
+_WELL_ENDED = Kind.SUCCEEDED
 
 
 class Dispatcher:
@@ -166,7 +167,7 @@ class Dispatcher:
         claimed = outcome.claimed
         kind = outcome.kind
         self._metrics.run_s.add(outcome.run_s)
-        if kind is Kind.SUCCEEDED:
+        if kind is _WELL_ENDED:
             retention_s = claimed.spec.retention_s
             if retention_s is None:
                 retention_s = self._config.retention_s
