@@ -11,7 +11,7 @@ from cluster.errors import ConfigError
 
 
 def gossip_keys(config: Config) -> list[bytes]:
-    """The key ring from the configuration and its file. Raises ConfigError for what is no key."""
+    """The key ring from the settings and the key file. Raises ConfigError for a text that is no key."""
     texts = list(config.gossip_keys)
     if config.gossip_key_file:
         try:

@@ -1,7 +1,7 @@
-"""The token of a watch connection: who watches whom, sealed under the gossip key, and only for a short time.
+"""The token of a watch connection: who watches whom, sealed under the gossip key, and valid for a short time.
 
-A watch connection is a plain TCP connection to a member's HTTP port that carries nothing after its request; what
-counts is its end. The token keeps strangers from holding such connections open.
+A watch connection is a plain TCP connection to a member's HTTP port. It carries nothing after its request; its end is
+what counts. The token keeps strangers from holding such connections open.
 
 Pure: the wall clock and the nonce are handed in. Does not know: sockets, HTTP.
 """
@@ -18,14 +18,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 HEADER = "Rumor-Watch"
 PATH = "/gossip/watch"
-VALID_S = 60  # clocks of two machines may differ by that much; a stolen token is worth one idle connection
+VALID_S = 60  # difference that the clocks of two machines may have; a stolen token is worth one idle connection
 NONCE_BYTES = 12
 TOKEN_MAX_CHARS = 512
-CONTEXT = b"rumor watch 1"  # what the seal is for: a datagram is no token and a token no datagram
+CONTEXT = b"rumor watch 1"  # purpose of the seal: a datagram must not pass for a token, nor a token for a datagram
 
 
 class Pass(msgspec.Struct, array_like=True, frozen=True):
-    """What a token says."""
+    """The claim that a token seals."""
 
     cluster: str
     watcher: str  # node_id
@@ -41,7 +41,7 @@ def seal(keys: Sequence[bytes], claim: Pass, nonce: bytes) -> str:
 
 
 def is_valid(keys: Sequence[bytes], token: str, cluster: str, watched: str, wall_ms: int) -> bool:
-    """Whether this token lets its bearer watch `watched` now. No text at all makes it raise."""
+    """Whether this token lets its bearer watch `watched` now. No text makes this raise, whatever it is."""
     if len(token) > TOKEN_MAX_CHARS:
         return False
     try:

@@ -1,11 +1,11 @@
 """The vitals' calls to Redis: one typed function per script, each with a deadline, on connections of their own.
 
-Three small pools, so that nothing important waits behind something slow: beats and the lease; reading heartbeats (a new
-connection there restarts the watch, so it is reported); fences. The subscriber is a plain connection under our control,
-since a client that reconnects by itself hides that it was deaf.
+There are three small pools, so that nothing important waits behind something slow: one for beats and the lease, one for
+reading heartbeats (a new connection there restarts the watch, so it is reported), one for fences. The subscriber is a
+plain connection under our control, since a client that reconnects by itself hides that it was deaf.
 
-Every failure (no answer in time, no connection, a refusal by Redis) is one exception, StoreUnavailable; it carries the
-refusal, if it was one. Decides nothing.
+Every failure (no answer in time, no connection, a refusal by Redis) raises one exception, StoreUnavailable, which
+carries the refusal if there was one. Decides nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term, Wish
 from cluster.vitals.witness import Fence
 
 T = TypeVar("T")
-Client = Any  # redis.asyncio.Redis: its own types and the published stubs disagree with each other
+Client = Any  # redis.asyncio.Redis, whose own types and published stubs disagree with each other
 Connection = Any  # redis.asyncio.connection.AbstractConnection, likewise
 
 SCRIPTS = ("heartbeat", "fence", "lease", "takeover", "resign", "snapshot", "forget")
 FENCES_MAX = 8  # at a time
-READ_MAX = 512  # heartbeats per pipeline
-MEMBERS_MAX = 10_000  # rows of the member list that are looked at
+READ_MAX = 512  # heartbeats in one pipeline
+MEMBERS_MAX = 10_000  # rows read of the member list
 
 
 class MemberRow(msgspec.Struct, array_like=True, frozen=True):
@@ -51,7 +51,7 @@ class MemberRow(msgspec.Struct, array_like=True, frozen=True):
 class Beat:
     """The answer to a heartbeat."""
 
-    tombstone: bytes | None  # the session was fenced
+    tombstone: bytes | None  # None: the session lives
     subscribers: int
 
 
@@ -60,12 +60,12 @@ class FenceReply:
     """The answer to a fence."""
 
     is_dead: bool
-    is_ours: bool  # the tombstone was written by this very call
-    value: bytes  # the tombstone, or the heartbeat that lives
+    is_ours: bool  # this very call wrote the tombstone
+    value: bytes  # the tombstone, or the heartbeat of a session that lives
 
 
 class Pulse:
-    """Redis as the vitals see it. `on_read_connection` is called when heartbeats are read by a new connection."""
+    """Redis as the vitals see it. `on_read_connection` is called when a new connection is about to read heartbeats."""
 
     def __init__(self, url: str, timeout_s: float, on_read_connection: Callable[[], None]) -> None:
         self.timeout_s = timeout_s
@@ -89,23 +89,23 @@ class Pulse:
 
     async def beat(self, name: str, beat: int, ttl_ms: int, echo: bytes) -> Beat:
         """Say that this session lives."""
-        said, count = await self._script(
+        answer, count = await self._script(
             self._beats,
             "heartbeat",
             [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
             [beat, ttl_ms, echo],
         )
-        return Beat(None if said == b"ok" else bytes(said), int(count))
+        return Beat(None if answer == b"ok" else bytes(answer), int(count))
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         """The heartbeats (or tombstones) of these sessions, in order."""
-        found: list[bytes | None] = []
+        values: list[bytes | None] = []
         for start in range(0, len(names), READ_MAX):
             pipeline = self._reads.pipeline(transaction=False)
             for name in names[start : start + READ_MAX]:
                 pipeline.get(keys.heartbeat(name))
-            found += await self._ask(pipeline.execute())
-        return found
+            values += await self._ask(pipeline.execute())
+        return values
 
     async def subscribers(self, name: str) -> int:
         """How many connections are subscribed to the session's channel."""
@@ -162,15 +162,15 @@ class Pulse:
             await self._ask(self._fences.srem(keys.WORKERS_ACTIVE, node_id))
 
     async def members(self) -> dict[str, MemberRow]:
-        """The member list. Rows of another form are left out."""
+        """The member list, without rows of another form."""
         rows = await self._ask(self._fences.hgetall(keys.LEADER_MEMBERS))
-        found: dict[str, MemberRow] = {}
+        members: dict[str, MemberRow] = {}
         for node_id, row in list(rows.items())[:MEMBERS_MAX]:
             try:
-                found[node_id.decode()] = msgspec.msgpack.decode(row, type=MemberRow)
+                members[node_id.decode()] = msgspec.msgpack.decode(row, type=MemberRow)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
-        return found
+        return members
 
     @asynccontextmanager
     async def listen(self, name: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -213,7 +213,7 @@ class Pulse:
 
 
 def _client(url: str, **more: Any) -> Client:
-    """A pool without retries, deadlines or reconnections behind our back: those are decided here."""
+    """A pool without retries, deadlines or reconnections behind our back: this module decides on those."""
     pools: Any = ConnectionPool
     pool = pools.from_url(
         url,

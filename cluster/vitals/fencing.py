@@ -1,8 +1,8 @@
 """The driver of the second witness: reads heartbeats, asks `Witness` whom to fence, carries the fences out.
 
-Which sessions are read how often: all members each second; at every beat those that gossip doubts, those whose
-heartbeat paused, and those that hold work in Redis while gossip does not know them. A process that gossip proves gone
-is fenced without any reading: Redis itself looks whether its subscriber is gone.
+All members are read each second. At every beat it reads those that gossip doubts, those whose heartbeat paused, and
+those that hold work in Redis while gossip does not know them. It fences a process that gossip proves gone without any
+reading: Redis itself looks whether that session's subscriber is gone.
 
 Decides nothing about who may be fenced; see `witness`.
 """
@@ -29,8 +29,8 @@ from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
 SWEEP_S = 1.0  # between two readings of all members
 RETRIES_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1)  # Redis may see the end of a process later than its peers did
 CONSIDERED_MAX, CONSIDERED_S = 10_000, 60.0
-LIVES_MAX = 10_000  # nodes whose latest session is remembered
-ENDED_MAX = 10_000  # dead sessions remembered, so that each is told once
+LIVES_MAX = 10_000  # nodes whose latest session this node remembers
+ENDED_MAX = 10_000  # dead sessions that this node remembers, so that it tells of each once
 
 
 class Owner(Protocol):
@@ -45,10 +45,10 @@ class Owner(Protocol):
         """Whether Redis takes its heartbeats."""
 
     def on_ended(self, name: str, cause: str, by: str, is_ours: bool) -> None:
-        """A tombstone stands for this session: told once each; `is_ours`: this node wrote it just now."""
+        """A tombstone stands for this session; called once for each. `is_ours`: this node wrote it just now."""
 
     def on_ended_again(self, name: str, cause: str) -> None:
-        """Somebody asked about a session that has ended long since."""
+        """Somebody asked about a session that ended long ago."""
 
     def on_word(self) -> None:
         """Redis's word on some session changed."""
@@ -70,14 +70,14 @@ class Fencing:
         self._now = asyncio.Event()
         self._read_all_s = 0.0
         self._fencing: dict[str, None] = {}
-        self._ended: dict[str, str] = {}  # session -> cause, of the tombstones that we know
+        self._ended: dict[str, str] = {}  # session -> cause, of every tombstone that this node knows
         self._considered: dict[str, float] = {}
         self._lives: dict[str, str] = {}  # node_id -> the latest session that gossip named
 
     # ---- what others ask
 
     def is_ended(self, name: str) -> bool:
-        """Whether a tombstone is known."""
+        """Whether this node knows of the session's tombstone."""
         return name in self._ended
 
     def word(self, name: str) -> RedisWord:
@@ -87,18 +87,18 @@ class Fencing:
         return self._witness.word(name) if self._owner.redis_ok else RedisWord.UNKNOWN
 
     def age_s(self, name: str) -> float | None:
-        """How long its heartbeat was watched standing still."""
+        """How long this node has watched its heartbeat stand still."""
         return self._witness.age_s(name)
 
     def broke(self) -> None:
-        """The watch was broken, by an outage or a new connection: it begins again."""
+        """An outage or a new connection broke the watch: it begins again."""
         self._witness.restart()
         self._stats["watch_restarts"] += 1
 
     # ---- what happens
 
     def consider(self, names: Iterable[str]) -> None:
-        """Watch these as well: they hold work in Redis, or stand on the member list, and are not alive for gossip."""
+        """Watch these too: they hold work in Redis or stand on the member list, and gossip does not hold them alive."""
         until_s = time.monotonic() + CONSIDERED_S
         for name in names:
             if name == self._owner.session or not session.is_session(name):
@@ -121,7 +121,7 @@ class Fencing:
             while len(self._lives) > LIVES_MAX:
                 del self._lives[next(iter(self._lives))]
             if last is not None and last not in self._ended:
-                self.consider([last])  # Whatever gossip says of it: a newer life ends it.
+                self.consider([last])  # A newer life ends it, whatever gossip says of it.
         if member.state is MemberState.ALIVE:
             return
         if self._belief(name, member) is Belief.GONE:
@@ -129,10 +129,10 @@ class Fencing:
             self._fence_soon(Fence(name, Path.FAST, b"", "gone"))
         self._now.set()
 
-    def found(self, name: str, tombstone: bytes, is_ours: bool = False) -> None:
-        """A tombstone stands there."""
+    def ended(self, name: str, tombstone: bytes, is_ours: bool = False) -> None:
+        """A tombstone stands for this session."""
         if name in self._ended or name == self._owner.session:
-            return  # Our own is found by our next beat.
+            return  # Our next beat finds our own.
         cause, by = keys.tombstone(tombstone)
         self._remember(name, cause)
         self._considered.pop(name, None)
@@ -140,7 +140,7 @@ class Fencing:
         self._owner.on_ended(name, cause, by, is_ours)
 
     def renamed(self, was: str, cause: str) -> None:
-        """Our own session ended; its tombstone is known."""
+        """Our own session ended; `cause` is its tombstone's."""
         self._remember(was, cause)
 
     async def run(self) -> None:
@@ -168,7 +168,7 @@ class Fencing:
             word = self._witness.word(name)
             self._witness.read(name, value, asked_s, now_s)
             if value is not None and keys.is_tombstone(value):
-                self.found(name, value)
+                self.ended(name, value)
             elif self._witness.word(name) is not word:
                 self._owner.on_word()
         if self._owner.redis_ok:
@@ -176,7 +176,7 @@ class Fencing:
                 self._fence_soon(fence)
 
     def _due(self, beliefs: dict[str, Belief], now_s: float) -> list[str]:
-        """Whom to read now."""
+        """The sessions to read now."""
         if now_s - self._read_all_s >= SWEEP_S:
             self._read_all_s = now_s
             return list(beliefs)
@@ -192,9 +192,9 @@ class Fencing:
         ]
 
     def _beliefs(self, now_s: float) -> dict[str, Belief]:
-        """Gossip's word on every session that is watched: members, and those that are considered."""
+        """Gossip's word on every session that this node watches: members, and those that it considers."""
         members = {m.identity.session: m for m in self._swim.members()}
-        found = {
+        beliefs = {
             name: self._belief(name, member)
             for name, member in members.items()
             if name != self._owner.session and name not in self._ended
@@ -205,8 +205,8 @@ class Fencing:
                 if name not in members:
                     self._witness.forget(name)
             elif name not in members:
-                found[name] = self._belief(name, None)
-        return found
+                beliefs[name] = self._belief(name, None)
+        return beliefs
 
     def _belief(self, name: str, member: Member | None) -> Belief:
         state, evidence = (member.state, member.evidence) if member is not None else (None, Evidence.NONE)
@@ -226,7 +226,7 @@ class Fencing:
             self._nursery.spawn(self._fence(replace(fence, cause=self._cause(fence))))
 
     async def _fence(self, fence: Fence) -> None:
-        """Ask Redis to end a session; by the fast path a few times, since a closed connection is noticed late."""
+        """Ask Redis to end a session. The fast path asks a few times: Redis notices a closed connection late."""
         try:
             for wait_s in RETRIES_S if fence.path is Path.FAST else (0.0,):
                 answer = await self._pulse.fence(fence, int(self._config.tombstone_s * 1000), self._config.name)
@@ -234,7 +234,7 @@ class Fencing:
                     if answer.is_ours:
                         self._stats["fences"] += 1
                         self._stats[f"fences_{fence.cause}"] += 1
-                    self.found(fence.session, answer.value, answer.is_ours)
+                    self.ended(fence.session, answer.value, answer.is_ours)
                     return
                 self._stats["fence_calls_refused"] += 1
                 await asyncio.sleep(wait_s)

@@ -24,7 +24,7 @@ from cluster.vitals.fencing import Fencing
 JOIN_S = 3.0  # between two looks
 
 
-class Joining:
+class Joiner:
     """One node's search for the others."""
 
     def __init__(self, config: Config, pulse: Pulse, swim: Swim, gossip: Gossip, fencing: Fencing) -> None:

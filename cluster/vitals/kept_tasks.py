@@ -1,6 +1,7 @@
-"""Tasks that belong together: endless ones that are begun again when they fail, and short ones; all end at once.
+"""Tasks that belong together: endless ones, which begin again when they fail, and short ones. All end at once.
 
-An endless task that ended quietly would leave a node half dead, so its failure is logged, counted, and it runs again.
+If an endless task ended quietly, its node would be half dead. So a failure is logged and counted, and the task runs
+again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Nursery:
 
 
 async def wait_for(event: asyncio.Event, limit_s: float) -> None:
-    """Until the event is set or the time is up; the event is clear afterwards."""
+    """Wait until the event is set or the time is up; clear the event."""
     try:
         async with asyncio.timeout(max(0.0, limit_s)):
             await event.wait()

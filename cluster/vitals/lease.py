@@ -1,11 +1,11 @@
 """The leader lease: who may lead, and until when it may believe so.
 
-Pure: the caller asks Redis what `wish` says and reports the answer here. A term is (session, epoch); renewing or
-giving up names the exact term, so a late reply from an old term cannot touch a new one. Trust ends before Redis can let
-the lease expire, because it is counted from when the request left, not from when the reply came.
+Pure: the caller asks Redis for what `wish` returns and reports the answer here. A term is (session, epoch). Whoever
+renews a term or gives it up names it exactly, so a late reply to an old term cannot touch a new one. Trust ends before
+Redis can let the lease expire: it is counted from when the request left, not from when the reply came.
 
-An epoch is above every epoch that Redis or gossip knows, because a failover of Redis can take back its last writes; a
-leader that hears of a higher one stops at once.
+A new epoch is above every epoch that Redis or gossip knows, because a failover of Redis can take back its last writes.
+A leader that hears of a higher epoch stops at once.
 
 Does not know: Redis, asyncio, what a leader does with its time.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MARGIN_SHARE = 0.2  # of the lease: clocks of two machines drift, and a decision takes time to carry out
+MARGIN_SHARE = 0.2  # share of the lease that is not trusted: clocks drift, and carrying out a decision takes time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ class Lease:
         self.session = session
         self.ttl_s = ttl_s
         self.margin_s = ttl_s * MARGIN_SHARE
-        self.holder: Term | None = None  # as Redis last said, this session included
-        self.epoch = 0  # highest known: Redis's answers and gossip's
+        self.holder: Term | None = None  # who has the lease by Redis's last answer; it may be this session
+        self.epoch = 0  # the highest that Redis or gossip has named
         self._trusted_until_s = 0.0
-        self._dead = ""  # a holder that is known to be fenced
+        self._dead = ""  # a holder that was fenced
 
     def may_lead(self, now_s: float) -> bool:
         """Whether this session is the leader and may act on it now."""
@@ -86,11 +86,11 @@ class Lease:
         return Acquire(self.session)
 
     def answered(self, wish: Wish, holder: Term | None, asked_s: float) -> None:
-        """Redis answered a wish that left at `asked_s`: `holder` has the lease now (None: nobody has)."""
+        """Redis answered a wish that left at `asked_s`: `holder` has the lease now (None: nobody)."""
         if isinstance(wish, RenewTerm):
             asker = wish.term.session
             if wish.term != self.holder:
-                return  # A late reply: that term was given up, or lost, meanwhile.
+                return  # A late reply: this node gave that term up, or lost it, meanwhile.
         else:
             asker = wish.session
         if asker != self.session:
@@ -98,16 +98,16 @@ class Lease:
         if holder is not None:
             self.epoch = max(self.epoch, holder.epoch)
         self.holder = holder
-        # Another's lease may have been renewed just before we asked; it is named for at most one whole lease.
+        # Another may have renewed its lease just before we asked. We name it for at most one whole lease.
         is_own = holder is not None and holder.session == self.session
         self._trusted_until_s = asked_s + self.ttl_s - (self.margin_s if is_own else 0.0)
 
     def heard(self, epoch: int) -> None:
-        """Gossip knows this epoch. Above our own, it ends our term: somebody was elected after us."""
+        """Gossip knows this epoch. One above our own ends our term: somebody was elected after us."""
         self.epoch = max(self.epoch, epoch)
 
     def died(self, session: str) -> bool:
-        """This session was fenced. True: it holds the lease, and the next wish is to take it over."""
+        """This session was fenced. True: it holds the lease, so the next wish is to take that over."""
         if self.holder is None or self.holder.session != session or session == self.session:
             return False
         self._dead = session
@@ -121,6 +121,6 @@ class Lease:
         return term
 
     def renamed(self, session: str) -> None:
-        """This node goes on as another session; whatever the old one held is over."""
+        """This node goes on as another session; the old one's term is over."""
         self.resign()
         self.session = session

@@ -49,7 +49,7 @@ from cluster.vitals import view_maker
 from cluster.vitals.calls import MemberRow, Pulse
 from cluster.vitals.fencing import Fencing
 from cluster.vitals.heartbeat import Heartbeat
-from cluster.vitals.joining import Joining
+from cluster.vitals.joining import Joiner
 from cluster.vitals.kept_tasks import Nursery
 from cluster.vitals.leading import Leading
 from cluster.vitals.lease import Lease, Term
@@ -100,7 +100,7 @@ class Life:
         self._swim = Swim(config, me, gossip_keys, rng, time.monotonic())
         self.gossip = Gossip(config, gossip_keys, self._swim, self._on_changed, self._on_conflict, self._on_seen)
         self._fencing = Fencing(config, self.pulse, self._swim, self._nursery, self, self._stats)
-        self._joining = Joining(config, self.pulse, self._swim, self.gossip, self._fencing)
+        self._joining = Joiner(config, self.pulse, self._swim, self.gossip, self._fencing)
         self._lease = Lease(self.session, config.leader_lease_s)
         self._leading = Leading(config, self._lease, self.pulse, self._swim, self.gossip, self)
         self.main = MainWatch(config.stall_after_s, config.stall_limit_s, self._on_stall, self._give_up)

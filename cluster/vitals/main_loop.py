@@ -1,20 +1,20 @@
-"""Whether the main loop still turns: how long it has been quiet, in time during which this process ran at all.
+"""Whether the main loop still turns: how long it has been quiet, counting only time in which this process ran.
 
-A stopped process (SIGSTOP, a sleeping machine) finds neither its main loop nor its vitals thread guilty: the watcher
-missed its own beats too, and that time does not count. Pure; the times are handed in.
+A process that was stopped (SIGSTOP, a sleeping machine) must not blame its main loop: the watcher missed its own looks
+too, and that time does not count. Pure: the times are handed in.
 """
 
 from __future__ import annotations
 
 
 class MainLoop:
-    """What the vitals thread knows of the main loop. `look` at least every `every_s`."""
+    """What the vitals thread knows of the main loop. Call `look` every `every_s`."""
 
     def __init__(self, every_s: float, now_s: float) -> None:
         self._every_s = every_s
         self._looked_s = now_s
         self._ticked_s: float | None = None
-        self._away_s = 0.0  # since the last tick
+        self._away_s = 0.0  # time since the last tick in which this process did not run
 
     def look(self, ticked_s: float | None, now_s: float) -> float:
         """Seconds without a tick; `ticked_s` is when the last one came (None: the main loop has not begun)."""

@@ -60,7 +60,7 @@ class Vitals:
 
     @property
     def session(self) -> str:
-        """This node's session now. Readable from any thread."""
+        """This node's present session. Readable from any thread."""
         return self._life.session
 
     @property
@@ -69,9 +69,9 @@ class Vitals:
         return self._started_life.stats() if self._started_life is not None else {}
 
     async def start(self) -> None:
-        """Return once gossip is bound, the first heartbeat is in Redis (or Redis is away) and joining has begun.
+        """Return when gossip is bound, the first heartbeat is in Redis (or Redis is away) and joining has begun.
 
-        Raises ConfigError when the port is taken or the name is alive elsewhere; the thread has ended then.
+        Raises ConfigError when the port is taken or the name is alive elsewhere; then the thread has ended.
         """
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="vitals", daemon=True)
@@ -79,18 +79,18 @@ class Vitals:
         await asyncio.wrap_future(started)
 
     def is_sure(self, session: str) -> bool:
-        """Whether this is our session, and acknowledged so lately that nobody can hold it dead for its silence.
+        """Whether this is our session, and Redis acknowledged it so lately that nobody can hold it dead for silence.
 
-        A node that was stopped, or cut from Redis, is not sure of itself until its next heartbeat is answered.
+        A node that was stopped, or cut from Redis, is not sure of itself until Redis answers its next heartbeat.
         """
         return self._life.is_sure(session)
 
     def set_load(self, load: Load) -> None:
-        """This node's load from now on; told to the others within 100 ms."""
+        """This node's load from now on; the others hear of it within 100 ms."""
         self._life.load = load
 
     def tick(self) -> None:
-        """The main loop lives. To be called every 250 ms or so."""
+        """Say that the main loop turns. Call it every 250 ms or so."""
         self._life.main.ticked_s = time.monotonic()
 
     def consider(self, sessions: Iterable[str]) -> None:
@@ -100,7 +100,7 @@ class Vitals:
                 self._loop.call_soon_threadsafe(self._life.consider, tuple(sessions))
 
     async def push_pull(self, body: bytes) -> bytes | None:
-        """The answer to a peer's POST /gossip. None: refused."""
+        """The answer to a peer's POST /gossip. None: the protocol refused it."""
 
         async def answer() -> bytes | None:
             return self._life.answer(body)

@@ -1,6 +1,6 @@
-"""What a node believes, put together: gossip's members beside the second witness's word, and the verdict of both.
+"""A node's view, put together: gossip's members beside the second witness's word, and the verdict of both.
 
-Pure: everything comes in as values, the View goes out. Decoded loads and metas are remembered: they rarely change.
+Pure: everything comes in as values, and rows of the View go out. Decoded loads and metas are kept: they rarely change.
 
 Does not know: clocks, Redis, asyncio; whom to fence (see `witness`).
 """
@@ -16,7 +16,7 @@ from cluster.swim.events import Evidence, Member, MemberState
 from cluster.view import VERDICT, Leader, Peer, RedisWord, View
 from cluster.vitals.lease import Term
 
-REMEMBERED = 1024
+REMEMBERED = 1024  # decoded loads, and as many metas
 
 _load: Callable[[bytes], Load | None] = lru_cache(REMEMBERED)(decode_load)
 _meta: Callable[[bytes], Meta | None] = lru_cache(REMEMBERED)(decode_meta)
@@ -69,7 +69,7 @@ def leader(term: Term | None) -> Leader | None:
 
 
 def essence(view: View) -> tuple[object, ...]:
-    """What makes a view worth telling: everything but the ages and round trip times, which never stand still."""
+    """All of a view that is worth telling: everything but ages and round trip times, which never stand still."""
     rows = tuple(
         (p.session, p.state, p.evidence, p.incarnation, p.redis, p.verdict, p.load, p.host, p.port)
         for p in view.members

@@ -1,11 +1,11 @@
 """The second witness: what this node may conclude from watching heartbeats in Redis, and whom it may fence for it.
 
-A heartbeat is stale, and a lease has run out, only if this node itself read that session unchanged for that long, by
-its own monotonic clock, with its own calls answered throughout. Whatever breaks the watch (a call without an answer, a
+A heartbeat counts as stale, and a lease as run out, only if this node itself read that session unchanged for that long,
+by its own monotonic clock, with all its own calls answered. Anything that breaks the watch (a call without an answer, a
 late reply, a new connection, a pause of this node itself) starts it again: a Redis that was away fences nobody.
 
 Gossip is the first witness; its word comes in as a `Belief`. Only both together end a session, and Redis has the last
-word inside the fence script. Pure: the caller reads Redis and reports what it read, and carries out the fences.
+word, inside the fence script. Pure: the caller reads Redis, reports what it read, and carries out the fences.
 
 Does not know: Redis, asyncio, gossip's reasons.
 """
@@ -26,11 +26,11 @@ class Belief(StrEnum):
 
     ALIVE = "alive"  # or suspect, or leaving: it may still answer
     DEAD = "dead"  # silent, hung, left, or unknown although this node knows the others
-    GONE = "gone"  # its process is proven to be gone: refused, or superseded by a newer life
+    GONE = "gone"  # proof that its process is gone: a refused connection, or a newer life of its node
 
 
 class Path(StrEnum):
-    """What the fence script asks Redis before it writes the tombstone."""
+    """What the fence script checks inside Redis before it writes the tombstone."""
 
     FAST = "fast"  # is nobody subscribed to the session's channel?
     SLOW = "slow"  # does its heartbeat still stand where the fencer watched it?
@@ -39,7 +39,7 @@ class Path(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A session to fence now. `seen` is the value that was watched (b"": none stood there)."""
+    """A session to fence now. `seen` is the heartbeat that this node watched (b"": there was none)."""
 
     session: str
     path: Path
@@ -49,17 +49,17 @@ class Fence:
 
 @dataclass(slots=True)
 class _Watch:
-    """One session as read. Two beginnings, since a gap that spoils one second may prove half a minute."""
+    """One session as read. Two start times: a gap too long for a 1 s proof can still be short within a 30 s one."""
 
     value: bytes | None
-    stale_since_s: float  # when the reply came that first showed this value, with no gap worth half of stale_s since
-    lease_since_s: float  # the same, with no gap worth half of lease_s since
+    stale_since_s: float  # when a reply first showed this value, with no gap since as long as half of stale_s
+    lease_since_s: float  # the same, with no gap since as long as half of lease_s
     asked_s: float  # when the last read left
     has_moved: bool
 
 
 class Witness:
-    """Feed it every read (`read`) and every break (`restart`); ask it whom to fence (`fences`)."""
+    """Report every reading (`read`) and every break (`restart`), and ask whom to fence (`fences`)."""
 
     def __init__(self, stale_s: float, lease_s: float) -> None:
         self.stale_s = stale_s
@@ -67,20 +67,20 @@ class Witness:
         self._watches: dict[str, _Watch] = {}
 
     def read(self, session: str, value: bytes | None, asked_s: float, now_s: float) -> None:
-        """Redis answered at `now_s` that the heartbeat is `value` (None: there is none), asked at `asked_s`.
+        """Redis, asked at `asked_s`, answered at `now_s` that the heartbeat is `value` (None: there is none).
 
-        A value proves nothing about the time before its reply came nor after its last reading left; so an age runs
-        from the first reply to the last question.
+        It read the value at some moment between the two. To claim no more than that, an age runs from the first reply
+        that showed the value to the last question.
         """
         if now_s - asked_s > self.stale_s / 2:
-            # Whatever held up our call may have held up every heartbeat as well.
+            # The cause that held up our call may have held up every heartbeat too.
             self.restart()
         watch = self._watches.get(session)
         if watch is None or watch.value != value:
             self._watches[session] = _Watch(value, now_s, now_s, asked_s, has_moved=watch is not None)
             return
-        # Between two readings this node saw nothing. It may have been stopped, and everybody else with it (a paused
-        # machine), so a gap must be the smaller part of what it helps to prove.
+        # Between two readings this node saw nothing. It may have been stopped, and all others with it (on a paused
+        # machine), so a gap must be the smaller part of the time that it helps to prove.
         gap_s = asked_s - watch.asked_s
         if gap_s > self.stale_s / 2:
             watch.stale_since_s = now_s
@@ -89,7 +89,7 @@ class Witness:
         watch.asked_s = asked_s
 
     def restart(self) -> None:
-        """The watch was broken: an outage, a late reply, a new connection or master. All of it begins again."""
+        """An outage, a late reply, a new connection or a new master broke the watch: all of it begins again."""
         self._watches.clear()
 
     def forget(self, session: str) -> None:
@@ -97,22 +97,22 @@ class Witness:
         self._watches.pop(session, None)
 
     def tombstone(self, session: str) -> bytes | None:
-        """Its tombstone, if one was read."""
+        """Its tombstone, if this node has read one."""
         watch = self._watches.get(session)
         return watch.value if watch is not None and is_tombstone(watch.value) else None
 
     def age_s(self, session: str) -> float | None:
-        """How long its heartbeat is known to have stood unchanged. None: it is not watched."""
+        """How long this node has watched its heartbeat stand unchanged. None: it does not watch it."""
         watch = self._watches.get(session)
         return None if watch is None else max(0.0, watch.asked_s - watch.lease_since_s)
 
     def is_stale(self, session: str) -> bool:
-        """Whether its heartbeat was watched standing still for stale_s."""
+        """Whether this node has watched its heartbeat stand still for stale_s."""
         watch = self._watches.get(session)
         return watch is not None and watch.asked_s - watch.stale_since_s >= self.stale_s
 
     def is_expired(self, session: str) -> bool:
-        """Whether its heartbeat was watched standing still for lease_s: it lost its right to its tasks."""
+        """Whether this node has watched its heartbeat stand still for lease_s: it lost its right to its tasks."""
         watch = self._watches.get(session)
         return watch is not None and watch.asked_s - watch.lease_since_s >= self.lease_s
 
@@ -126,7 +126,7 @@ class Witness:
         return RedisWord.LIVE if watch and watch.has_moved else RedisWord.UNKNOWN
 
     def fences(self, beliefs: Mapping[str, Belief]) -> list[Fence]:
-        """Whom to fence now, of the sessions that gossip has a belief about.
+        """The sessions to fence now, among those that gossip has a belief about.
 
         | gossip | heartbeat                   | then                                         |
         | ------ | --------------------------- | -------------------------------------------- |
@@ -135,24 +135,24 @@ class Witness:
         | dead   | stale, and not one of many  | fence, if its heartbeat still stands there   |
         | any    | unchanged for lease_s       | fence, if its heartbeat still stands there   |
         """
-        found = []
+        fences = []
         for session, belief in beliefs.items():
             if self.tombstone(session):
                 continue
             seen = self._seen(session)
             if self.is_expired(session):
-                found.append(Fence(session, Path.SLOW, seen, "lease"))
+                fences.append(Fence(session, Path.SLOW, seen, "lease"))
             elif belief is not Belief.ALIVE and self.is_stale(session) and not self.is_suspect(session, beliefs):
-                found.append(Fence(session, Path.SLOW, seen, "silent"))
+                fences.append(Fence(session, Path.SLOW, seen, "silent"))
             elif belief is Belief.GONE:
-                found.append(Fence(session, Path.FAST, seen, "gone"))
-        return found
+                fences.append(Fence(session, Path.FAST, seen, "gone"))
+        return fences
 
     def is_suspect(self, session: str, beliefs: Mapping[str, Belief]) -> bool:
-        """Whether the witness, not the session, is the likelier fault: too many went stale together with it.
+        """Whether the fault is likelier the witness's than the session's: too many sessions went stale together.
 
-        More than a third of the watched, and at least two, whose last sign of life lies within stale_s of this one's.
-        Where gossip holds every one of them dead as well there is no contradiction, hence no suspicion: a rack is gone.
+        Too many are more than a third of those that this node watches, and at least two, whose last signs of life lie
+        within stale_s of this one's. If gossip holds all of them dead, both witnesses agree: a rack is gone.
         """
         watch = self._watches.get(session)
         if watch is None:
@@ -174,10 +174,10 @@ class Witness:
 
 
 def believe(state: MemberState | None, evidence: Evidence, is_superseded: bool, is_synced: bool) -> Belief:
-    """Gossip's word on a session as a belief; `state` None: gossip does not know it.
+    """Gossip's word on a session as a belief; `state` None: gossip does not know the session.
 
-    An unknown session holds work in Redis, or nobody would ask. Once this node knows the others, it counts as dead; a
-    session that left counts as dead too, since it may have been killed while it drained.
+    An unknown session holds work in Redis, or nobody would ask. It counts as dead once this node knows the others. A
+    session that left counts as dead too, since its process may have been killed while it drained.
     """
     if is_superseded:
         return Belief.GONE
