@@ -1,8 +1,8 @@
 """Membership alone: a Swim, its driver, the smallest TCP side, and one JSON object a line on stdout.
 
-What a node does without its queue, for other programs to use and for measuring: no Redis, no tasks. Its TCP port does
-what evidence needs: watch connections are taken and held, POST /gossip is answered, and a refused connect means that
-no process is there. The agent leaves when its standard input closes, or on SIGTERM or SIGINT.
+This is a node without its queue, for other programs to use and for measuring: no Redis, no tasks. Its TCP port does
+what evidence needs: it takes and holds watch connections and answers POST /gossip, and a connect that it refuses means
+that no process is there. The agent leaves when its standard input closes, or on SIGTERM or SIGINT.
 
 Decides nothing about members. Does not know: Redis, load, tasks.
 """
@@ -29,7 +29,7 @@ from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.gossip import http1, watch_token
 from cluster.gossip.address import own_host, seed_addresses
-from cluster.gossip.driver import Gossip
+from cluster.gossip.driver import GossipDriver
 from cluster.gossip.keyring import gossip_keys
 from cluster.swim.core import Swim
 from cluster.swim.events import Changed, Conflict, Identity, Join, Leave, MemberState, Renew
@@ -37,17 +37,17 @@ from cluster.swim.wire import SYNC_MAX_BYTES
 
 JOIN_S = 3.0  # between two looks for seeds that are not alive here
 LINGER_GOSSIPS = 3  # gossip intervals between saying that we left and falling silent
-BACKLOG = 4096  # a stopped process whose accept queue is full must still look like one whose kernel answers
+BACKLOG = 4096  # length of the accept queue: once it is full, a stopped process looks like one whose kernel is silent
 CONNECTIONS_MAX = 4096
-REQUEST_LIMIT_S = 5.0  # a connection that has not said what it wants by then is closed
-LINES_MAX = 10_000  # that wait for whoever reads stdout; what comes then is lost
-LAST_LINES_S = 1.0  # at the end, for what was not read yet
+REQUEST_LIMIT_S = 5.0  # time that a connection has to send its request before the agent closes it
+LINES_MAX = 10_000  # lines that wait for a reader of stdout; later ones are lost
+LAST_LINES_S = 1.0  # time at the end for lines that nobody has read yet
 EXIT_CONFLICT = 3
 
 
 def main_agent(config: Config) -> int:
     """Run one agent in this process; the exit status."""
-    gc.freeze()  # What the imports made stays.
+    gc.freeze()  # The objects that the imports made stay for good.
     try:
         import uvloop
 
@@ -82,7 +82,7 @@ class Agent:
         self._rng = SystemRandom()
         self._me = self._life(host, wall_ms())
         self.swim = Swim(config, self._me, self.keys, self._rng, time.monotonic())
-        self.gossip = Gossip(config, self.keys, self.swim, self._on_changed, self._on_conflict)
+        self.gossip = GossipDriver(config, self.keys, self.swim, self._on_changed, self._on_conflict)
         self._server: asyncio.Server | None = None
         self._joining: asyncio.Task[None] | None = None
 
@@ -92,7 +92,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         self.gossip.bind()
         try:
-            # The TCP port opens before gossip: a member that is known and refuses would be taken for dead.
+            # The TCP port opens before gossip: peers that know a member and are refused there take it for dead.
             self._server = await loop.create_server(
                 lambda: Connection(self), self.config.host, self.config.port, backlog=BACKLOG
             )
@@ -110,7 +110,7 @@ class Agent:
         self.lines.tell("ready", self.config.name)
 
     async def leave(self) -> None:
-        """Say that we left, and keep the word going for a moment."""
+        """Say that we left, and stay for a moment so that the word spreads."""
         self.gossip.feed(Leave(done=True))
         await asyncio.sleep(LINGER_GOSSIPS * self.config.gossip_interval_s)
 
@@ -132,9 +132,9 @@ class Agent:
     async def _joins(self) -> None:
         while True:
             live = (m.identity for m in self.swim.members() if m.state not in (MemberState.DEAD, MemberState.LEFT))
-            there = {(identity.host, identity.port) for identity in live}
-            wanted = [address for address in await seed_addresses(self.config.seeds) if address not in there]
-            self.gossip.feed(Join(tuple(wanted)))
+            reached = {(identity.host, identity.port) for identity in live}
+            missing = [address for address in await seed_addresses(self.config.seeds) if address not in reached]
+            self.gossip.feed(Join(tuple(missing)))
             await asyncio.sleep(JOIN_S)
 
     def _on_changed(self, change: Changed) -> None:
@@ -150,8 +150,9 @@ class Agent:
     def _on_conflict(self, conflict: Conflict) -> None:
         other, me = conflict.other, self._me
         if (other.host, other.port) in ((me.host, me.port), ("", 0)):
-            # Not beside us: an earlier life, and the clock was set back since. Nobody listens to who comes before it.
-            last_ms = max(session.order(one.session)[0] for one in (other, me))
+            # That is no second process but an earlier life of ours, and the clock was set back since. Nobody listens
+            # to a session that comes before it.
+            last_ms = max(session.order(identity.session)[0] for identity in (other, me))
             self._me = self._life(me.host, last_ms + 1)
             self.gossip.feed(Renew(self._me.session))
             return
@@ -161,12 +162,12 @@ class Agent:
 
     def _tell_stats(self) -> None:
         live = sum(1 for member in self.swim.members() if member.state not in (MemberState.DEAD, MemberState.LEFT))
-        told = {"live": live, "health": self.swim.health, "cpu_s": round(time.process_time(), 4)}
-        self.lines.tell("stats", self.config.name, **told, **self.swim.stats, **self.gossip.stats)
+        state = {"live": live, "health": self.swim.health, "cpu_s": round(time.process_time(), 4)}
+        self.lines.tell("stats", self.config.name, **state, **self.swim.stats, **self.gossip.stats)
 
 
 def events(state: MemberState, was: MemberState | None) -> list[str]:
-    """What a change of state is called on stdout; nothing for what is no news to others (it drains)."""
+    """The events that a change of state is on stdout; none for a change that is no news to others (it drains)."""
     is_back = was in (None, MemberState.DEAD, MemberState.LEFT)
     match state:
         case MemberState.ALIVE | MemberState.LEAVING:
@@ -178,7 +179,7 @@ def events(state: MemberState, was: MemberState | None) -> list[str]:
 
 
 def watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Wait for the end of standard input, on a thread: not everything that can be one can be polled."""
+    """Wait for the end of standard input, on a thread: not every kind of file can be polled."""
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
@@ -187,7 +188,7 @@ def watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 
 class Lines:
-    """What is told on stdout, on a thread of its own: who reads late, or never, holds up no member."""
+    """Lines for stdout, written by a thread of its own: a reader that is late, or never reads, holds up no member."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[str] = SimpleQueue()
@@ -201,13 +202,13 @@ class Lines:
             self._waiting.put(f"{line}\n")
 
     def close(self) -> None:
-        """Write what is left, if somebody reads it."""
+        """Write the lines that are left, if somebody reads them."""
         self._waiting.put("")
         self._thread.join(LAST_LINES_S)
 
     def _write(self) -> None:
         while line := self._waiting.get():
-            with contextlib.suppress(OSError):  # Nobody is there, or there is no room: a member goes on all the same.
+            with contextlib.suppress(OSError):  # Without a reader, or room on the disk, a member goes on all the same.
                 os.write(1, line.encode())
 
 
@@ -236,7 +237,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_watch:
-            return  # It only shows that both kernels are there.
+            return  # These bytes only show that both kernels are there.
         self._data += data
         head, end, body = self._data.partition(http1.HEAD_END)
         if not end:

@@ -2,7 +2,7 @@
 
 It does four things: read, `handle`, carry out, sleep until the deadline. It empties the socket before it lets a
 deadline fire: an event loop may hand over one datagram per wakeup, and a node that was busy would accuse peers whose
-acks are already in its buffer. A connect that timed out is looked at once more for the same reason.
+acks are already in its buffer. For the same reason it looks once more at a connect that timed out.
 
 Decides nothing. Does not know: Redis, sessions' work, who is dead and why.
 """
@@ -60,8 +60,8 @@ except ImportError:
 
 log = structlog.get_logger("gossip")
 
-DATAGRAM_MAX_BYTES = 65_536  # what the socket may hand over; the protocol itself drops what is over its own limit
-DATAGRAMS_PER_TURN = 512  # then the loop gets a turn, but no deadline does
+DATAGRAM_MAX_BYTES = 65_536  # most that the socket may hand over; the protocol drops what is above its own limit
+DATAGRAMS_PER_TURN = 512  # datagrams read before the loop gets a turn; deadlines wait on
 UDP_BUFFER_BYTES = 1 << 20
 CONNECTS_MAX = 256
 EXCHANGES_MAX = 8
@@ -71,7 +71,7 @@ WATCH_CONNECT_TIMEOUT_S = 1.0
 WATCH_RETRY_MIN_S, WATCH_RETRY_MAX_S = 0.1, 5.0
 DEADLINE_MAX_S = 3600.0
 KNOCKS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)  # waits for the answer to each empty datagram
-AWAY_S = 0.25  # a timer this late means that this node was away: what it missed proves nothing
+AWAY_S = 0.25  # lateness of a timer from which on this node was away, and a silence proves nothing
 
 
 class Machine(Protocol):
@@ -82,8 +82,8 @@ class Machine(Protocol):
     def deadline_s(self) -> float: ...
 
 
-class Gossip:
-    """Runs one Machine on the running event loop. `on_changed` and `on_conflict` are called after all else is done."""
+class GossipDriver:
+    """Runs one Machine on the running event loop. Calls `on_changed` and `on_conflict` after all else is done."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Gossip:
         self.stats: Counter[str] = Counter()
         self._on_changed = on_changed
         self._on_conflict = on_conflict
-        self.on_seen = on_seen  # what this node itself saw of a session's sockets, for people: decides nothing
+        self.on_seen = on_seen  # hears what this node itself saw on a session's sockets: for people, decides nothing
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -112,13 +112,13 @@ class Gossip:
         self._ticket = 0
         self.tls: ssl.SSLContext | None = None
         if config.tls_cert:
-            # Peers are authenticated by the gossip key inside; the certificate's name is for people's clients.
+            # The gossip key inside authenticates peers. The certificate's name is for people's clients.
             self.tls = ssl.create_default_context()
             self.tls.check_hostname = False
             self.tls.verify_mode = ssl.CERT_NONE
 
     def bind(self) -> None:
-        """Take the UDP port. Raises ConfigError when it is taken, or when gossip would be unsealed and reachable."""
+        """Take the UDP port. Raises ConfigError when another has it, or when others could reach unsealed gossip."""
         if not self.keys and not self.config.is_loopback and not self.config.insecure:
             raise ConfigError(
                 f"host is {self.config.host}, which others can reach, and there is no gossip key.",
@@ -149,7 +149,7 @@ class Gossip:
         self._arm()
 
     def feed(self, event: Event) -> list[Action]:
-        """Hand one event to the protocol and carry out what it says. Returns the actions."""
+        """Hand one event to the protocol and carry out its actions, which are returned too."""
         actions = self.machine.handle(event, time.monotonic())
         news: list[Changed | Conflict] = []
         for action in actions:
@@ -166,7 +166,7 @@ class Gossip:
                     # Last, since a listener may feed the next event, whose actions are newer than the rest of these.
                     news.append(action)
                 case PushPullReply():
-                    pass  # For whoever fed the request.
+                    pass  # It is for the caller that fed the request.
         self._arm()
         for item in news:
             if isinstance(item, Changed):
@@ -212,7 +212,7 @@ class Gossip:
                 # An ICMP error of an earlier datagram, on platforms that report those here.
                 self.stats["receive_errors"] += 1
                 continue
-            if data:  # An empty one only asks the kernel whether this port is open.
+            if data:  # An empty datagram only asks the kernel whether this port is open.
                 self.feed(Datagram((source[0], source[1]), data))
             if self._socket is None:
                 return True
@@ -233,11 +233,11 @@ class Gossip:
     def _fire(self) -> None:
         self._timer_s = float("inf")
         if not self._drain():
-            # There is more in the socket. Its news may be why this deadline need not fire.
+            # There is more in the socket, and its news may make this deadline needless.
             self._timer = self._loop.call_later(0, self._fire)
             return
         if time.monotonic() - self.machine.deadline_s() < 0:
-            self._arm()  # What was read moved the deadline, or the timer was a little early.
+            self._arm()  # A datagram moved the deadline, or the timer was a little early.
         else:
             self.feed(Tick())
 
@@ -247,7 +247,7 @@ class Gossip:
         if self._socket is None:
             return
         if not _is_numeric(action.target[0]):
-            self.stats["unresolved"] += 1  # The system would look the name up, and block while it does.
+            self.stats["unresolved"] += 1  # The system would look up the name, and block meanwhile.
             return
         try:
             self._socket.sendto(action.data, action.target)
@@ -258,7 +258,7 @@ class Gossip:
 
     def _connect(self, action: TcpConnect) -> None:
         if self._connects >= CONNECTS_MAX:
-            self.stats["connect_drops"] += 1  # No outcome is no evidence.
+            self.stats["connect_drops"] += 1  # Without an outcome there is no evidence.
             return
         self._connects += 1
         self._spawn(self._try_connect(action))
@@ -270,7 +270,7 @@ class Gossip:
         try:
             outcome = await tcp_outcome(action.target, action.timeout_s)
             if outcome is Tcp.SILENT and watcher is not None and watcher.is_acknowledged():
-                # Its kernel takes our bytes: a stopped process whose backlog is full is hung, not gone.
+                # Its kernel takes our bytes. A stopped process whose backlog is full hangs; it is not gone.
                 outcome = Tcp.ACCEPTED
         finally:
             self._connects -= 1
@@ -282,10 +282,10 @@ class Gossip:
             self.feed(TcpOutcome(action.session, Tcp.GONE))
 
     def _watch(self, action: Watch) -> None:
-        wanted = {peer.session: peer for peer in action.peers}
-        for session in [session for session in self._watchers if session not in wanted]:
+        peers = {peer.session: peer for peer in action.peers}
+        for session in [session for session in self._watchers if session not in peers]:
             self._watchers.pop(session).task.cancel()
-        for session, peer in wanted.items():
+        for session, peer in peers.items():
             if session not in self._watchers:
                 self._watchers[session] = _Watcher(self, peer)
 
@@ -309,7 +309,7 @@ class Gossip:
     async def _request(self, target: Address, body: bytes) -> bytes:
         """POST /gossip. Raises OSError, TimeoutError, EOFError or ValueError when there is no usable answer.
 
-        RuntimeError is uvloop's word for a connection that was lost before it was written to.
+        uvloop raises RuntimeError for a write to a connection that was lost before.
         """
         async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(*target, ssl=self.tls)
@@ -337,9 +337,9 @@ class Gossip:
 
 
 class _Watcher:
-    """One standing TCP connection to one session of a peer. Only its end says something, and never a verdict."""
+    """One standing TCP connection to one session of a peer. Only its end is news, and that alone is no verdict."""
 
-    def __init__(self, gossip: Gossip, peer: Identity) -> None:
+    def __init__(self, gossip: GossipDriver, peer: Identity) -> None:
         self.gossip = gossip
         self.peer = peer
         self.writer: asyncio.StreamWriter | None = None
@@ -348,11 +348,11 @@ class _Watcher:
     def nudge(self) -> None:
         """Send two bytes that mean nothing, for the peer's kernel to acknowledge."""
         if self.writer is not None and not self.writer.is_closing():
-            with contextlib.suppress(RuntimeError):  # uvloop's word for a connection that has just been lost.
+            with contextlib.suppress(RuntimeError):  # uvloop raises this when the connection has just been lost.
                 self.writer.write(b"\r\n")
 
     def is_acknowledged(self) -> bool:
-        """Whether the peer's kernel has acknowledged every byte, where the platform tells."""
+        """Whether the peer's kernel has acknowledged every byte. False where the platform does not tell."""
         sock = None if self.writer is None else self.writer.get_extra_info("socket")
         if sock is None or UNACKED is None or self.writer is None or self.writer.is_closing():
             return False
@@ -373,7 +373,7 @@ class _Watcher:
             except (OSError, TimeoutError):
                 self.gossip.stats["watch_failures"] += 1
             else:
-                # From here on the end counts, answered or not: a blocked main loop accepts late and is alive.
+                # From here on the end counts, even if no answer came: a blocked main loop accepts late and is alive.
                 self.writer = writer
                 try:
                     is_refused = await self._hold(reader, writer)
@@ -392,7 +392,7 @@ class _Watcher:
             retry_s = min(WATCH_RETRY_MAX_S, retry_s * 2)
 
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Ask, then read until the end. True: the peer answered and did not want to be watched."""
+        """Ask, then read until the end. True: the peer answered that it does not let us watch it."""
         config, peer = self.gossip.config, self.peer
         claim = watch_token.Pass(config.cluster, config.name, peer.node_id, wall_ms())
         token = watch_token.seal(self.gossip.keys, claim, os.urandom(watch_token.NONCE_BYTES))
@@ -403,12 +403,12 @@ class _Watcher:
                 if len(head) < http1.HEAD_MAX_BYTES:
                     head += data
         except (OSError, RuntimeError):
-            pass  # A reset is an end like any other; uvloop says it in its own way to who writes.
+            pass  # A reset is an end like any other. uvloop raises RuntimeError for it on a write.
         return bool(head) and http1.parse_response(head)[0] != 200
 
 
 async def tcp_outcome(target: Address, timeout_s: float) -> Tcp | None:
-    """What a TCP connect says within `timeout_s`. None: this node itself was away meanwhile, so nothing is known."""
+    """What a TCP connect says within `timeout_s`. None: it proves nothing, as this node itself was away meanwhile."""
     loop = asyncio.get_running_loop()
     try:
         numeric = ipaddress.ip_address(target[0])
@@ -424,7 +424,7 @@ async def tcp_outcome(target: Address, timeout_s: float) -> Tcp | None:
     except ConnectionRefusedError:
         return Tcp.REFUSED
     except TimeoutError:
-        # The answer may have come, and the timer was served first.
+        # The answer may have come, and the loop served the timer first.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
             return Tcp.REFUSED
         with contextlib.suppress(OSError):
@@ -432,17 +432,18 @@ async def tcp_outcome(target: Address, timeout_s: float) -> Tcp | None:
             return Tcp.ACCEPTED
         return Tcp.SILENT if time.monotonic() - began_s < timeout_s + AWAY_S else None
     except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError):
-        return Tcp.ACCEPTED  # Its kernel took the connection, and closed it with the listening socket a moment later.
+        return Tcp.ACCEPTED  # Its kernel took the connection, and closed it a moment later with the listening socket.
     except OSError:
-        return Tcp.SILENT  # No route, host down: no answer of the peer's own.
+        return Tcp.SILENT  # No route, host down: the peer itself gave no answer.
     finally:
         sock.close()
 
 
 async def is_udp_closed(target: Address) -> bool:
-    """Whether the kernel at `target` says (ICMP) that no process has that UDP port open; asked for some milliseconds.
+    """Whether the kernel at `target` says (by ICMP) that no process has that UDP port open.
 
-    An empty datagram costs its receiver nothing. On loopback the answer is there when `send` returns.
+    This asks for some milliseconds, with empty datagrams, which cost their receiver nothing. On loopback the answer is
+    there when `send` returns.
     """
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:

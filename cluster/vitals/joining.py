@@ -15,7 +15,7 @@ from cluster import session
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.gossip.address import seed_addresses
-from cluster.gossip.driver import Gossip
+from cluster.gossip.driver import GossipDriver
 from cluster.swim.core import Swim
 from cluster.swim.events import Join, MemberState
 from cluster.vitals.calls import MemberRow, Pulse
@@ -27,7 +27,7 @@ JOIN_S = 3.0  # between two looks
 class Joiner:
     """One node's search for the others."""
 
-    def __init__(self, config: Config, pulse: Pulse, swim: Swim, gossip: Gossip, fencing: Fencing) -> None:
+    def __init__(self, config: Config, pulse: Pulse, swim: Swim, gossip: GossipDriver, fencing: Fencing) -> None:
         self._config = config
         self._pulse = pulse
         self._swim = swim

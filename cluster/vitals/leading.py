@@ -15,7 +15,7 @@ from typing import Protocol
 
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
-from cluster.gossip.driver import Gossip
+from cluster.gossip.driver import GossipDriver
 from cluster.swim.core import Swim
 from cluster.swim.events import SetEpoch
 from cluster.view import View
@@ -51,7 +51,7 @@ class Leading:
     """One node's part in the election. `leader` is whom this node names."""
 
     def __init__(
-        self, config: Config, lease: Lease, pulse: Pulse, swim: Swim, gossip: Gossip, candidate: Candidate
+        self, config: Config, lease: Lease, pulse: Pulse, swim: Swim, gossip: GossipDriver, candidate: Candidate
     ) -> None:
         self.leader: Term | None = None
         self._config = config

@@ -29,7 +29,7 @@ from cluster import keys, session
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
-from cluster.gossip.driver import Gossip
+from cluster.gossip.driver import GossipDriver
 from cluster.load import Load, encode_load
 from cluster.swim.core import Swim
 from cluster.swim.events import (
@@ -98,7 +98,7 @@ class Life:
         me = Identity(config.name, self.session, host, config.port, meta)
         rng = Random(self._rng.getrandbits(64))
         self._swim = Swim(config, me, gossip_keys, rng, time.monotonic())
-        self.gossip = Gossip(config, gossip_keys, self._swim, self._on_changed, self._on_conflict, self._on_seen)
+        self.gossip = GossipDriver(config, gossip_keys, self._swim, self._on_changed, self._on_conflict, self._on_seen)
         self._fencing = Fencing(config, self.pulse, self._swim, self._nursery, self, self._stats)
         self._joining = Joiner(config, self.pulse, self._swim, self.gossip, self._fencing)
         self._lease = Lease(self.session, config.leader_lease_s)

@@ -18,7 +18,7 @@ import pytest
 from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.gossip import watch_token
-from cluster.gossip.driver import Gossip, is_udp_closed, tcp_outcome
+from cluster.gossip.driver import GossipDriver, is_udp_closed, tcp_outcome
 from cluster.gossip.http1 import parse_response
 from cluster.swim.events import (
     Action,
@@ -69,9 +69,9 @@ class Script:
 
 
 @asynccontextmanager
-async def driven(script: Script, *, is_started: bool = True) -> AsyncIterator[Gossip]:
+async def driven(script: Script, *, is_started: bool = True) -> AsyncIterator[GossipDriver]:
     told: list[Changed | Conflict] = []
-    gossip = Gossip(Config(port=free_port(), node_id="n1"), [KEY], script, told.append, told.append)
+    gossip = GossipDriver(Config(port=free_port(), node_id="n1"), [KEY], script, told.append, told.append)
     gossip.bind()
     if is_started:
         gossip.start()
@@ -95,7 +95,7 @@ def udp() -> Iterator[socket.socket]:
         yield sock
 
 
-def act(gossip: Gossip, script: Script, *actions: Action) -> None:
+def act(gossip: GossipDriver, script: Script, *actions: Action) -> None:
     """Make the driver carry these out."""
     script.reply = lambda event: list(actions)
     gossip.feed(SetEpoch(0))
@@ -369,13 +369,13 @@ async def test_full_exchanges_go_over_http_both_ways() -> None:
 async def test_a_taken_port_is_said_in_words() -> None:
     script = Script()
     async with driven(script) as gossip:
-        other = Gossip(gossip.config, [KEY], script, lambda change: None, lambda conflict: None)
+        other = GossipDriver(gossip.config, [KEY], script, lambda change: None, lambda conflict: None)
         with pytest.raises(ConfigError, match=f"UDP 127.0.0.1:{gossip.config.port} cannot be bound"):
             other.bind()
 
 
 async def test_gossip_that_others_can_reach_is_never_unsealed() -> None:
     config = Config(host="0.0.0.0", port=free_port(), node_id="n1", gossip_key_file="empty", api_token="t")
-    gossip = Gossip(config, [], Script(), lambda change: None, lambda conflict: None)
+    gossip = GossipDriver(config, [], Script(), lambda change: None, lambda conflict: None)
     with pytest.raises(ConfigError, match="no gossip key"):
         gossip.bind()
