@@ -1,4 +1,4 @@
-"""A node's life: check, start, serve, drain, end. Wires the parts together and decides nothing else."""
+"""A node's life: check, start, serve, drain, end. It joins the parts together and decides nothing else."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from node.work import fork_guard
 
 EXIT_CONFIG = 2
 EXIT_CONFLICT = 3
-SPANS_GRACE_S = 2.0  # at the end of a node, for what a collector has not got yet
+SPANS_GRACE_S = 2.0  # time at the end of a node for spans that no collector has taken yet
 log = structlog.get_logger("rumor.node")
 
 
 class Relay:
-    """Passes on what vitals tells: to the engine, once there is one, and to the node what ends it."""
+    """Passes the news of the vitals thread on to the engine, once there is one. Some of it ends the node."""
 
     def __init__(self, stop: asyncio.Event) -> None:
         self.engine: Engine | None = None
@@ -46,13 +46,13 @@ class Relay:
         self._early: list[Happened] = []
 
     def attach(self, engine: Engine) -> None:
-        """From now on everything goes to the engine; it catches up with the timeline so far."""
+        """Pass everything on to the engine from now on; first the timeline so far."""
         self.engine = engine
         for happened in self._early:
             engine.hear(happened)
 
     def hear(self, told: Told) -> None:
-        """Called on the main loop, in the order in which things happened."""
+        """One piece of news. Called on the main loop, in the order in which things happened."""
         match told:
             case Happened(event):
                 fields = {("event_kind" if name == "kind" else name): value for name, value in event.items()}
@@ -86,7 +86,7 @@ def bind(config: Config) -> socket.socket:
 
 
 async def _ask_redis(client: redis.asyncio.Redis, config: Config, keys: Sequence[bytes]) -> Sequence[dict[str, str]]:
-    """What is unsafe about Redis, logged too. Raises RumorError where this node must not run with it."""
+    """Notes on what is unsafe about Redis, logged too. Raises RumorError where this node must not run with it."""
     try:
         async with asyncio.timeout(10):
             notes = await redis_checks.ready(client, config, keys)
@@ -105,7 +105,12 @@ async def run(config: Config) -> int:
     stop = asyncio.Event()
     registry = load(config.tasks)
     for name, origin in registry.replaced.items():
-        log.warning("builtin_replaced", type=name, by=origin, hint="Give it another name if that is not meant.")
+        log.warning(
+            "builtin_replaced",
+            type=name,
+            by=origin,
+            hint="Give it another name, unless you mean to replace the built-in type.",
+        )
     keys = gossip_keys(config)
     if not keys and not config.is_loopback:
         log.warning("gossip_unsealed", hint="Anybody who reaches this port can join. Make a key: rumor keygen")
@@ -137,7 +142,7 @@ async def run(config: Config) -> int:
     engine.hear(NewView(vitals.view))
     runner = await server.start(build(engine), config, sock)
     gc.collect()
-    gc.freeze()  # what is here now stays for good: no collection need look at it again
+    gc.freeze()  # The objects that are here now stay for good: no collection need look at them again.
     log.info("started", node=config.name, session=vitals.session, url=f"http://{config.host}:{config.port}")
 
     await stop.wait()
@@ -159,8 +164,8 @@ def main_node(config: Config) -> int:
     logs.configure(config)
     for name, hint in strangers(os.environ).items():
         log.warning("variable_ignored", variable=name, hint=hint)
-    gc.set_threshold(25_000, 20, 50)  # tasks come and go by the ten thousand, and hardly anything here is a cycle
-    sys.setswitchinterval(0.001)  # vitals shares the interpreter with handlers: it should not wait 5 ms for its turn
+    gc.set_threshold(25_000, 20, 50)  # Tasks come and go by the ten thousand, and few objects here are in a cycle.
+    sys.setswitchinterval(0.001)  # The vitals thread shares the interpreter with handlers: 5 ms is long for a turn.
     try:
         return _to_its_end(config)
     except RumorError as error:
@@ -169,7 +174,7 @@ def main_node(config: Config) -> int:
 
 
 def _to_its_end(config: Config) -> int:
-    """`run`, whatever a handler leaves behind: what it left and calls exit stops the loop, and not the node."""
+    """`run`, to its end. Code that a handler left behind may call exit: that stops the loop, and not the node."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
