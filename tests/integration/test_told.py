@@ -16,7 +16,7 @@ import pytest
 from cluster import session
 from cluster.config import Config
 from cluster.load import Meta, encode_meta
-from cluster.swim.events import Changed, Conflict, Evidence, Identity, Member, State
+from cluster.swim.events import Changed, Conflict, Evidence, Identity, Member, MemberState
 from cluster.view import View
 from cluster.vitals.lease import Term
 from cluster.vitals.thread import Vitals
@@ -123,7 +123,7 @@ class Script:
         await wait_until_async(lambda: views and condition(views[-1]), LIMIT_S, why)
 
 
-def member(name: str, state: State, evidence: Evidence) -> Member:
+def member(name: str, state: MemberState, evidence: Evidence) -> Member:
     return Member(
         Identity(session.node_of(name), name, "127.0.0.1", 9), 0, state, evidence, 0.0, "n1", None, b"", 0, 0.0
     )
@@ -160,11 +160,13 @@ async def test_what_happens_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch
         await told("wake w1")
 
         # Another joins, is suspected, is held dead by gossip, and this node fences it.
-        for state, evidence in ((State.ALIVE, Evidence.NONE), (State.SUSPECT, Evidence.SILENT)):
-            change = Changed(member(OTHER, state, evidence), None if state is State.ALIVE else State.ALIVE, False)
+        for state, evidence in ((MemberState.ALIVE, Evidence.NONE), (MemberState.SUSPECT, Evidence.SILENT)):
+            change = Changed(
+                member(OTHER, state, evidence), None if state is MemberState.ALIVE else MemberState.ALIVE, False
+            )
             await script.do(lambda life, change=change: life._on_changed(change))
         await told(f"event member_joined {OTHER} none", f"event member_suspect {OTHER} silent")
-        gone = Changed(member(OTHER, State.DEAD, Evidence.REFUSED), State.SUSPECT, False)
+        gone = Changed(member(OTHER, MemberState.DEAD, Evidence.REFUSED), MemberState.SUSPECT, False)
         await script.do(lambda life: life._on_changed(gone))
         await told(
             f"event member_dead {OTHER} refused", f"dead {OTHER} unknown", f"event session_fenced {OTHER} unknown"
@@ -198,7 +200,7 @@ async def test_what_happens_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch
         assert session.is_newer(third, than=later)
 
         # Gossip says first that it was fenced.
-        fenced = Changed(replace(member(third, State.DEAD, Evidence.FENCED)), State.ALIVE, False)
+        fenced = Changed(replace(member(third, MemberState.DEAD, Evidence.FENCED)), MemberState.ALIVE, False)
         await script.do(lambda life: life._on_changed(fenced))
         await told("disowned own3", "event session_renewed own4 fenced", "fenced own4", "dead own3 fenced")
 
