@@ -1,4 +1,9 @@
-"""What one node believes of the cluster at one moment, both witnesses side by side. Immutable; swapped as a whole."""
+"""What one node believes of the cluster at one moment, both witnesses side by side. Pure.
+
+A view is immutable: a later one takes its place as a whole.
+
+Does not know: how either witness came to its word, what follows from a verdict.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,16 @@ from cluster.swim.events import Evidence, MemberState
 
 
 class RedisWord(StrEnum):
-    """What Redis (the second witness) says of a session, as this node has seen it."""
+    """The word of Redis, the second witness, about a session, as this node has seen it."""
 
     LIVE = "live"  # its heartbeat moves
-    STALE = "stale"  # unchanged for heartbeat_stale_s while this node watched
-    GONE = "gone"  # fenced: a tombstone stands there
-    UNKNOWN = "unknown"  # not watched long enough, or this node cannot reach Redis
+    STALE = "stale"  # its heartbeat did not move for heartbeat_stale_s while this node watched
+    GONE = "gone"  # fenced: a tombstone stands where its heartbeat stood
+    UNKNOWN = "unknown"  # this node has not watched long enough, or cannot reach Redis
 
 
 class Verdict(StrEnum):
-    """Both witnesses together."""
+    """What both witnesses together say of a session."""
 
     HEALTHY = "healthy"
     CUT_FROM_REDIS = "cut_from_redis"
@@ -28,7 +33,7 @@ class Verdict(StrEnum):
     DEAD = "dead"
 
 
-VERDICT = {  # (gossip holds it dead, Redis holds it live): only the agreement of both witnesses is a death
+VERDICT = {  # (gossip holds it dead, Redis holds it live) -> verdict: only if both witnesses agree, it is a death
     (False, True): Verdict.HEALTHY,
     (False, False): Verdict.CUT_FROM_REDIS,
     (True, True): Verdict.CUT_FROM_PEERS,
@@ -38,7 +43,7 @@ VERDICT = {  # (gossip holds it dead, Redis holds it live): only the agreement o
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One member as this node sees it (this node itself included)."""
+    """One member as this node sees it; this node has a row too."""
 
     node_id: str
     session: str
@@ -50,20 +55,20 @@ class Peer:
     incarnation: int
     rtt_s: float | None
     redis: RedisWord
-    redis_age_s: float | None  # how long its heartbeat has been unchanged, as watched by this node
+    redis_age_s: float | None  # time for which this node has watched its heartbeat without a change
     verdict: Verdict
     load: Load | None
     meta: Meta | None
 
     @property
     def url(self) -> str:
-        """Where its HTTP answers its peers."""
+        """The URL at which it answers its peers."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.meta.scheme if self.meta else 'http'}://{host}:{self.port}"
 
     @property
     def public_url(self) -> str:
-        """Where it answers callers and browsers."""
+        """The URL at which it answers callers and browsers."""
         return (self.meta and self.meta.public_url) or self.url
 
     @property
@@ -82,7 +87,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who leads, by Redis's word or by gossip of the last one known."""
+    """The session that holds the leader lease, by the last word of Redis. It leads nothing yet."""
 
     node_id: str
     session: str
@@ -99,15 +104,15 @@ class View:
     leader: Leader | None
     epoch: int
     redis_ok: bool
-    is_synced: bool  # heard of the others: seeds and the list in Redis have answered or were given up
-    refusal: Refusal | None = None  # why Redis will not take our heartbeat, although it answers
+    is_synced: bool  # whether it heard of the others: the seeds and the list in Redis answered, or were given up
+    refusal: Refusal | None = None  # why Redis, which answers, refuses our heartbeat
 
     @property
     def is_refused_like_all(self) -> bool:
-        """Whether Redis takes no writes of anybody: it says so, and every member that may be running says the same.
+        """Whether Redis takes nobody's writes: it says so, and every member that may be running says the same.
 
-        Nobody can fence this session there meanwhile. A member that is silent may be on the other side of a cut, with
-        another master that takes its writes: then this session may be fenced after all.
+        Nobody can fence this session there meanwhile. A silent member may be on the other side of a cut, with another
+        master that takes its writes: then this session may be fenced after all.
         """
         if self.refusal is None or not self.refusal.is_of_all:
             return False
@@ -124,5 +129,5 @@ class View:
         return self.get(self.node_id)
 
     def get(self, node_id: str) -> Peer | None:
-        """A member by name."""
+        """The row of the member of this name."""
         return next((peer for peer in self.members if peer.node_id == node_id), None)
