@@ -32,7 +32,7 @@ from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import GossipDriver
 from cluster.gossip.keyring import gossip_keys
 from cluster.swim.core import Swim
-from cluster.swim.events import Changed, Conflict, Identity, Join, Leave, MemberState, Renew
+from cluster.swim.events import Changed, Identity, Join, Leave, MemberState, NameConflict, Renew
 from cluster.swim.wire import SYNC_MAX_BYTES
 
 JOIN_S = 3.0  # between two looks for seeds that are not alive here
@@ -147,7 +147,7 @@ class Agent:
         name = self.config.name
         return Identity(name, session.new(name, began_ms, self._rng), host, self.config.port)
 
-    def _on_conflict(self, conflict: Conflict) -> None:
+    def _on_conflict(self, conflict: NameConflict) -> None:
         other, me = conflict.other, self._me
         if (other.host, other.port) in ((me.host, me.port), ("", 0)):
             # That is no second process but an earlier life of ours, and the clock was set back since. Nobody listens

@@ -33,10 +33,10 @@ from cluster.swim.events import (
     Action,
     Address,
     Changed,
-    Conflict,
     Datagram,
     Event,
     Identity,
+    NameConflict,
     PushPull,
     PushPullReply,
     PushPullRequest,
@@ -91,7 +91,7 @@ class GossipDriver:
         keys: Sequence[bytes],
         machine: Machine,
         on_changed: Callable[[Changed], None],
-        on_conflict: Callable[[Conflict], None],
+        on_conflict: Callable[[NameConflict], None],
         on_seen: Callable[[str, str], None] = lambda kind, session: None,
     ) -> None:
         self.config = config
@@ -151,7 +151,7 @@ class GossipDriver:
     def feed(self, event: Event) -> list[Action]:
         """Hand one event to the protocol and carry out its actions, which are returned too."""
         actions = self.machine.handle(event, time.monotonic())
-        news: list[Changed | Conflict] = []
+        news: list[Changed | NameConflict] = []
         for action in actions:
             match action:
                 case Send():
@@ -162,7 +162,7 @@ class GossipDriver:
                     self._watch(action)
                 case PushPull():
                     self._exchange(action)
-                case Changed() | Conflict():
+                case Changed() | NameConflict():
                     # Last, since a listener may feed the next event, whose actions are newer than the rest of these.
                     news.append(action)
                 case PushPullReply():

@@ -29,7 +29,6 @@ from cluster.swim.events import (
     Action,
     Address,
     Changed,
-    Conflict,
     Datagram,
     Event,
     Evidence,
@@ -37,6 +36,7 @@ from cluster.swim.events import (
     Join,
     Member,
     MemberState,
+    NameConflict,
     PushPull,
     PushPullReply,
     PushPullRequest,
@@ -212,7 +212,7 @@ class Node:
     inbox: list[Event] = field(default_factory=list)  # events that came while it was paused
     watched: dict[str, Identity] = field(default_factory=dict)
     established: dict[str, None] = field(default_factory=dict)  # sessions to which it holds a watch connection
-    conflicts: list[Conflict] = field(default_factory=list)
+    conflicts: list[NameConflict] = field(default_factory=list)
 
     @property
     def is_running(self) -> bool:
@@ -465,7 +465,7 @@ class Sim:
                 raise AssertionError("a PushPullReply that answers no PushPullRequest")
             case Changed(member):
                 self._note(node, action, member)
-            case Conflict():
+            case NameConflict():
                 node.conflicts.append(action)
 
     def _note(self, node: Node, change: Changed, member: Member) -> None:

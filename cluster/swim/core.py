@@ -41,7 +41,6 @@ from cluster.swim.events import (
     Action,
     Address,
     Changed,
-    Conflict,
     Datagram,
     Event,
     Evidence,
@@ -51,6 +50,7 @@ from cluster.swim.events import (
     Leave,
     Member,
     MemberState,
+    NameConflict,
     PushPullReply,
     PushPullRequest,
     PushPullResponse,
@@ -574,7 +574,7 @@ class Swim:
         if other.session not in self._conflicts and len(self._conflicts) < CONFLICTS_MAX:
             self._conflicts[other.session] = None
             self._stats["conflicts"] += 1
-            self._outbox.out.append(Conflict(other))
+            self._outbox.out.append(NameConflict(other))
 
     def _on_renew(self, session: str) -> None:
         assert is_newer(session, self._me.session), f"{session} does not come after {self._me.session}"

@@ -241,7 +241,7 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
-class Conflict:
+class NameConflict:
     """This node's name is used twice, and this node must stop.
 
     Either an earlier life of it answers at another address, or the cluster took in a later life while this one runs.
@@ -250,4 +250,4 @@ class Conflict:
     other: Identity
 
 
-Action = Send | TcpConnect | Watch | PushPull | PushPullReply | Changed | Conflict
+Action = Send | TcpConnect | Watch | PushPull | PushPullReply | Changed | NameConflict

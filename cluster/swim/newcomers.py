@@ -23,7 +23,7 @@ CONTESTS_MAX = 64
 
 
 @dataclass(slots=True)
-class Joining:
+class PendingAddress:
     """An address that may be a member's and has not answered yet."""
 
     next_s: float
@@ -34,7 +34,7 @@ class Joins:
     """Addresses that are pinged until they answer."""
 
     def __init__(self) -> None:
-        self._asked: dict[Address, Joining] = {}
+        self._asked: dict[Address, PendingAddress] = {}
 
     def __bool__(self) -> bool:
         return bool(self._asked)
@@ -43,22 +43,22 @@ class Joins:
         """Take up this address. Returns whether it is new here, so that the caller is to ask it now."""
         if address in self._asked or len(self._asked) >= JOINS_MAX:
             return False
-        self._asked[address] = Joining(now_s + JOIN_FIRST_S)
+        self._asked[address] = PendingAddress(now_s + JOIN_FIRST_S)
         return True
 
     def due(self, now_s: float) -> list[Address]:
         """The addresses to ask now; each then waits longer than before."""
-        addresses = [address for address, joining in self._asked.items() if joining.next_s <= now_s]
+        addresses = [address for address, pending in self._asked.items() if pending.next_s <= now_s]
         for address in addresses:
-            joining = self._asked[address]
-            joining.next_s = now_s + joining.spacing_s
-            joining.spacing_s = min(joining.spacing_s * JOIN_GROWTH, JOIN_MAX_S)
+            pending = self._asked[address]
+            pending.next_s = now_s + pending.spacing_s
+            pending.spacing_s = min(pending.spacing_s * JOIN_GROWTH, JOIN_MAX_S)
         return addresses
 
     @property
     def due_s(self) -> float:
         """When the next address is to be asked."""
-        return min((joining.next_s for joining in self._asked.values()), default=inf)
+        return min((pending.next_s for pending in self._asked.values()), default=inf)
 
     def drop(self, address: Address) -> None:
         """Ask this address no more: it answered."""

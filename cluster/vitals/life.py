@@ -34,13 +34,13 @@ from cluster.load import Load, encode_load
 from cluster.swim.core import Swim
 from cluster.swim.events import (
     Changed,
-    Conflict,
     Evidence,
     Fenced,
     Identity,
     Leave,
     Member,
     MemberState,
+    NameConflict,
     Renew,
     SetLoad,
 )
@@ -233,7 +233,7 @@ class Life:
         self._event("session_renewed", self.config.name, session=self.session, was=was, evidence=cause)
         self._views.soon()
 
-    async def _contest(self, conflict: Conflict) -> None:
+    async def _contest(self, conflict: NameConflict) -> None:
         """Another session of our name is newer than ours: give way, unless that session has ended.
 
         Then it is an earlier life of ours, and the clock was set back since: our session must be named after it, or
@@ -356,7 +356,7 @@ class Life:
         self._fencing.changed(change)
         self._views.soon()
 
-    def _on_conflict(self, conflict: Conflict) -> None:
+    def _on_conflict(self, conflict: NameConflict) -> None:
         self._nursery.spawn(self._contest(conflict))
 
     def _on_seen(self, kind: str, name: str) -> None:

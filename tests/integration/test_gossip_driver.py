@@ -23,10 +23,10 @@ from cluster.gossip.http1 import parse_response
 from cluster.swim.events import (
     Action,
     Changed,
-    Conflict,
     Datagram,
     Event,
     Identity,
+    NameConflict,
     PushPull,
     PushPullReply,
     PushPullRequest,
@@ -70,7 +70,7 @@ class Script:
 
 @asynccontextmanager
 async def driven(script: Script, *, is_started: bool = True) -> AsyncIterator[GossipDriver]:
-    told: list[Changed | Conflict] = []
+    told: list[Changed | NameConflict] = []
     gossip = GossipDriver(Config(port=free_port(), node_id="n1"), [KEY], script, told.append, told.append)
     gossip.bind()
     if is_started:
@@ -153,12 +153,12 @@ async def test_a_listener_that_feeds_the_next_event_comes_after_all_other_action
         with udp() as peer:
             seen: list[int] = []
 
-            def on_conflict(conflict: Conflict) -> None:
+            def on_conflict(conflict: NameConflict) -> None:
                 peer.settimeout(LIMIT_S)
                 seen.append(int(peer.recv(100)))
 
             gossip._on_conflict = on_conflict
-            conflict = Conflict(Identity("n1", SESSION, "127.0.0.1", 1))
+            conflict = NameConflict(Identity("n1", SESSION, "127.0.0.1", 1))
             act(gossip, script, conflict, Send(peer.getsockname(), b"1"))
             assert seen == [1]
 

@@ -16,7 +16,7 @@ import pytest
 from cluster import session
 from cluster.config import Config
 from cluster.load import Meta, encode_meta
-from cluster.swim.events import Changed, Conflict, Evidence, Identity, Member, MemberState
+from cluster.swim.events import Changed, Evidence, Identity, Member, MemberState, NameConflict
 from cluster.view import View
 from cluster.vitals.lease import Term
 from cluster.vitals.thread import Vitals
@@ -188,7 +188,7 @@ async def test_what_happens_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch
         # Its name was used by a later life that has ended: the clock was set back.
         later = f"n1/{session.order(second)[0] + 60_000:011x}-00000001"
         script.pulse.heartbeats[later] = b"fenced refused 1 n2"
-        await script.do(lambda life: life._contest(Conflict(Identity("n1", later, "127.0.0.1", 1))))
+        await script.do(lambda life: life._contest(NameConflict(Identity("n1", later, "127.0.0.1", 1))))
         await told(
             "disowned own2",
             "disowned own2",
@@ -217,7 +217,9 @@ async def test_what_happens_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch
         await script.shows(lambda view: view.redis_ok and view.leader, "Redis is back")
 
         # Its name is used by a life that goes on.
-        await script.do(lambda life: life._contest(Conflict(Identity("n1", "n1/11111111111-00000001", "10.0.0.9", 1))))
+        await script.do(
+            lambda life: life._contest(NameConflict(Identity("n1", "n1/11111111111-00000001", "10.0.0.9", 1)))
+        )
         await told(
             "conflict node_id n1 is used twice: also at 10.0.0.9:1, as session n1/11111111111-00000001.",
         )

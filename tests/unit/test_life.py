@@ -9,7 +9,7 @@ import pytest
 from cluster import session
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.swim.events import Conflict, Identity
+from cluster.swim.events import Identity, NameConflict
 from cluster.vitals.calls import MemberRow
 from cluster.vitals.life import Life
 from cluster.vitals.told import Disowned, Happened, NameTaken, NewSession, SessionEnded, Told
@@ -37,7 +37,7 @@ async def test_a_node_that_renames_itself_stops_its_tasks_before_anybody_can_run
     ours = life.session
     pulse.calls = order  # type: ignore[assignment]
     pulse.heartbeats[EARLIER] = b"fenced refused 1 n2"
-    await life._contest(Conflict(Identity("n1", EARLIER, "127.0.0.1", 5000, b"")))
+    await life._contest(NameConflict(Identity("n1", EARLIER, "127.0.0.1", 5000, b"")))
     assert order[:3] == [Disowned(ours), f"fence {ours} superseded", Disowned(ours)]
     assert session.is_newer(life.session, than=EARLIER)
     assert not life.may_ask(), "it leads nothing before it is registered"
@@ -47,7 +47,7 @@ async def test_a_life_that_goes_on_makes_this_one_stop(pulse: FakePulse) -> None
     told: list[Told] = []
     life = life_of(told)
     pulse.heartbeats[EARLIER] = b"17"
-    await life._contest(Conflict(Identity("n1", EARLIER, "10.0.0.9", 5000, b"")))
+    await life._contest(NameConflict(Identity("n1", EARLIER, "10.0.0.9", 5000, b"")))
     assert [type(news) for news in told] == [NameTaken]
     assert "10.0.0.9:5000" in told[0].message  # type: ignore[union-attr]
     assert pulse.calls == []

@@ -11,13 +11,13 @@ from cluster.swim import wire
 from cluster.swim.core import JOIN_PATIENCE_S, LOAD_FANOUT, Swim
 from cluster.swim.dissemination import DEATH_NEWS_S, LOAD_RELAYS, NEWS_S, Loads, News, retransmit_limit
 from cluster.swim.events import (
-    Conflict,
     Datagram,
     Evidence,
     Fenced,
     Join,
     Leave,
     MemberState,
+    NameConflict,
     PushPull,
     PushPullReply,
     PushPullRequest,
@@ -205,14 +205,14 @@ def test_news_of_its_own_earlier_session_is_no_conflict() -> None:
     bench.hand_in(Renew(session_of("me", life=2)))
     bench.take()
     bench.hear("a", rows=[row_of("me", life=1, incarnation=4)])
-    assert not [action for action in bench.take() if isinstance(action, Conflict)]
+    assert not [action for action in bench.take() if isinstance(action, NameConflict)]
 
 
 # ---- conflicts
 
 
 def conflicts(bench: Bench, *, keep: bool = False) -> list[str]:
-    return [a.other.session for a in (bench.actions if keep else bench.take()) if isinstance(a, Conflict)]
+    return [a.other.session for a in (bench.actions if keep else bench.take()) if isinstance(a, NameConflict)]
 
 
 def test_another_process_of_the_same_name_is_a_conflict_when_it_answers_and_is_told_once() -> None:
