@@ -47,7 +47,7 @@ class BadRequest(RumorError):
 
 
 class Invalid(RumorError):
-    """The request is well-formed and cannot be accepted as it stands (422). Nothing happened."""
+    """The request is well-formed, but cannot be accepted as it stands (422). Nothing happened."""
 
     code = "invalid"
     status = 422
@@ -80,7 +80,10 @@ class Conflict(RumorError):
 
 
 class TooLarge(RumorError):
-    """The body or one of its parts is over its limit (413). Nothing happened."""
+    """The body or one of its parts is over its limit (413).
+
+    Nothing happened; where the body is a stream of lines, the lines before this one were carried out.
+    """
 
     code = "too_large"
     status = 413

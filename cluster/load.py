@@ -1,6 +1,6 @@
-"""What a node says of itself in gossip: its fixed `Meta` and its changing `Load`, as compact msgpack.
+"""What a node says of itself in gossip: its fixed `Meta` and its changing `Load`, as compact msgpack. Pure.
 
-Pure. Swim carries both as opaque bytes; the queue side encodes and decodes them here. Both are bounded: Meta by 200
+Swim carries both as opaque bytes; the queue side encodes and decodes them here. Both are bounded: Meta by 200
 bytes, Load by 400.
 
 Does not know: when a load is sent, what follows from one.

@@ -1,7 +1,9 @@
-"""Session names: one life of a node, as `<node_id>/<boot ms, hex>-<random hex>`.
+"""Session names: one life of a node, as `<node_id>/<boot ms, hex>-<random hex>`. Pure.
 
-Pure: the caller hands in the wall-clock time and the randomness. The time in a name orders the lives of one node_id
-and is compared with nothing else. Sessions own work; node names never do.
+The time in a name orders the lives of one node_id and is compared with nothing else. Sessions own work; node names
+never do.
+
+Does not know: clocks, chance; the caller hands in the wall-clock time and the randomness.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""SWIM + Lifeguard + evidence: the membership protocol. Pure. See `cluster.swim.events` for what goes in and out."""
+"""SWIM + Lifeguard + evidence: the membership protocol. Every module is pure. `events` is what goes in and comes out."""

@@ -21,7 +21,7 @@ from cluster.swim.wire import Row, encode_row
 
 RETRANSMIT_MULT = 6  # memberlist uses 4; its price was refutations that lost the race against a suspicion
 NEWS_S = 10.0  # age at which news is no longer told
-DEATH_NEWS_S = 1.0  # the same for a death that can be refuted: told after a cut healed, it would pass for a fresh one
+DEATH_NEWS_S = 1.0  # age for a death that can be refuted: told after a cut healed, it would pass for a fresh one
 LOAD_RELAYS = 3  # times that a node passes on one load of another member
 
 

@@ -89,7 +89,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Addresses that may be members': seeds, the list in Redis. Swim pings each until it answers or is known."""
+    """Addresses at which members may be: seeds, the list in Redis. Swim pings each until it answers or is known."""
 
     addresses: tuple[Address, ...]
 

@@ -1,4 +1,4 @@
-"""Newcomers: addresses that may be members', senders that are not known yet, and newcomers with a live member's name.
+"""Newcomers: addresses at which members may be, senders not known yet, and newcomers with a live member's name.
 
 This node believes nothing that a stranger says until it has answered a ping of ours, which a recording of its datagrams
 cannot do. Everything here is bounded; the oldest goes first.
@@ -24,7 +24,7 @@ CONTESTS_MAX = 64
 
 @dataclass(slots=True)
 class PendingAddress:
-    """An address that may be a member's and has not answered yet."""
+    """An address at which a member may be, and from which no answer came yet."""
 
     next_s: float
     spacing_s: float = JOIN_FIRST_S
