@@ -1,9 +1,9 @@
-"""What the shards' scripts answer, as values: `calls` makes them of Redis's replies, and nobody else counts positions.
+"""The answers of the shards' scripts, as values. Pure.
 
-Where one batch has one answer per task, the usual answers are a list in the order of the question, and what only an
-exception has to say stands beside it by index.
+`calls` makes them of Redis's replies; no other module counts positions. An answer about a batch has a list with one
+code per task, in the order of the question. The few tasks of which there is more to say stand beside it, by index.
 
-Pure. Does not know: Redis, the order of a reply, what is done with an answer.
+Does not know: Redis, the order of a reply, what the caller does with an answer.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from cluster.shards.task import Claimed, Lost, State
 
 
 class StoreCode(StrEnum):
-    """What became of one new task, as store.lua says it."""
+    """What became of one new task, in store.lua's letters."""
 
     QUEUED = "q"
     SCHEDULED = "s"
-    CLAIMED = "c"  # by the session that stored it
-    STORED_BEFORE = "x"  # under this very id
-    REPEAT = "i"  # of the task that its key or its unique name stands for
-    MISMATCH = "m"  # its key stands for a task with another body
+    CLAIMED = "c"  # stored, and claimed by the session that stored it
+    STORED_BEFORE = "x"  # an earlier call stored it under this very id
+    REPEAT = "i"  # its key or its unique name already stands for another task
+    MISMATCH = "m"  # its key already stands for a task with another body
     QUEUE_FULL = "f"
 
 
 class SettleKind(StrEnum):
-    """How an attempt is to be committed, as settle.lua takes it."""
+    """How to commit an attempt, in settle.lua's letters."""
 
     SUCCEEDED = "s"
     DEAD = "d"
     RETRYING = "r"
-    RELEASED = "g"  # given back; the attempt does not count
+    RELEASED = "g"  # handed back; the attempt does not count
 
 
 class SettleCode(StrEnum):
-    """What became of one outcome, as settle.lua says it."""
+    """What became of one outcome, in settle.lua's letters."""
 
     COMMITTED = "1"
-    ALREADY_YOURS = "y"  # committed before by this very delivery
-    REFUSED = ""  # the delivery is in flight no longer; `Settled.refused` says what the task is instead
+    ALREADY_YOURS = "y"  # this very delivery was committed before
+    REFUSED = ""  # the delivery is no longer in flight; `Settled.refused` has the state of its task
 
 
 @dataclass(frozen=True, slots=True)
 class QueueHead:
-    """What is queued in one queue of one shard: how many tasks, and the best score."""
+    """One queue of one shard: how many tasks are queued, and the best score."""
 
     queue: str
     count: int
@@ -60,20 +60,20 @@ class Stored:
 
     now_ms: int
     codes: Sequence[StoreCode]
-    firsts: Mapping[int, str]  # for REPEAT and MISMATCH: the id of the first task
+    firsts: Mapping[int, str]  # of REPEAT and MISMATCH: the id of the task that was there first
     heads: Sequence[QueueHead]
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """claim.lua's answer: the tasks, and what stays queued behind them."""
+    """claim.lua's answer: the tasks, and how much stays queued behind them."""
 
     now_ms: int
     left: int
     head_score: int
     tasks: Sequence[Claimed]
-    waits_s: Sequence[float | None]  # how long each was queued; None where Redis does not know
-    unreadable: Sequence[tuple[str, str]]  # (id, why): its spec cannot be decoded
+    waits_s: Sequence[float | None]  # how long each was queued; None for a task without that time
+    unreadable: Sequence[tuple[str, str]]  # (id, error) of each whose spec cannot be decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,19 @@ class Settled:
     """settle.lua's answer."""
 
     codes: Sequence[SettleCode]
-    refused: Mapping[int, str]  # for REFUSED: the state of the task, or "gone"
+    refused: Mapping[int, str]  # of REFUSED: the state of the task, or "gone"
 
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
     """reap.lua's answer: where the tasks of one chunk went."""
 
-    left: int  # in flight still: ask again
+    left: int  # tasks still in flight: ask again
     queued: int
     scheduled: int
     dead: int
     heads: Sequence[QueueHead]
-    lost: Sequence[Lost]  # those that carry a trace context
+    lost: Sequence[Lost]  # the deliveries with a trace context
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +104,16 @@ class Swept:
     promoted: int
     dropped: int
     next_due_ms: int  # 0: nothing is scheduled
-    sessions: Sequence[str]  # that hold work in the shard
+    sessions: Sequence[str]  # sessions with something in flight in the shard
     heads: Sequence[QueueHead]
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """cancel.lua's answer: what the task was before. It is cancelled now unless that state is terminal."""
+    """cancel.lua's answer: the state that the task was in. It is cancelled now unless that state is terminal."""
 
     was: State | None  # None: there is no such task
-    session: str  # that ran it; "" where none did
+    session: str  # the session that ran it; "" if it did not run
     delivery: int
 
 
@@ -122,7 +122,7 @@ class Requeued:
     """replay.lua's answer."""
 
     queued: int
-    refused: Mapping[int, State | None]  # by index: the state that forbids it, None where there is no such task
+    refused: Mapping[int, State | None]  # by index: the state that forbids it, None for no such task
     heads: Sequence[QueueHead]
 
 
@@ -138,12 +138,12 @@ class ShardCounts:
 class Listed:
     """list.lua's answer: (place, id) in the order of the listing."""
 
-    reached: str  # the place that the script looked up to; "" when the shard has no more
+    reached: str  # the last place that the script looked at; "" when the shard has no more
     rows: Sequence[tuple[str, str]]
 
 
 class TaskFields(NamedTuple):
-    """The stored fields of one task, as Redis holds them. `Calls.read` asks for these names, in this order."""
+    """The stored fields of one task, as Redis holds them. `Calls.read` asks for them by these names, in this order."""
 
     spec: bytes
     data: bytes | None
@@ -158,4 +158,4 @@ class TaskFields(NamedTuple):
     result: bytes | None
     error: bytes | None
     progress: bytes | None
-    history: bytes | None = None  # read only where it is asked for
+    history: bytes | None = None  # read only on request

@@ -1,7 +1,7 @@
-"""The queue's calls to Redis: one typed function for each script, question and answer.
+"""The queue's calls to Redis: one typed function for each script and plain command, with its question and its answer.
 
-A function makes a `Call` for a lane. Its `on_reply` gets the answer as a value of `answers`, or the exception that the
-call met. Only this module knows the order of arguments and the positions in a reply. Decides nothing.
+Each function makes a `Call` for a lane. The call's `on_reply` gets the answer as a value of `answers`, or the exception
+that the call met. Only this module knows the order of arguments and the positions in a reply. It decides nothing.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from cluster.shards.answers import (
 from cluster.shards.lane import Call, OnReply
 from cluster.shards.task import Claimed, Lost, Spec, State
 
-BATCH_MAX = 256  # tasks one script handles; bounds the time Redis is held
-RETENTION_MIN_S = 5.0  # a submission may be carried out twice within a second or two: the first one must still be seen
-CLAIM_BYTES_MAX = 1_048_576  # of data in the answer to one claim: many claims share one group and its deadline
+BATCH_MAX = 256  # tasks that one script handles; bounds the time that Redis is held
+RETENTION_MIN_S = 5.0  # a repeated submission may arrive a second or two late: the first one's task must still be there
+CLAIM_BYTES_MAX = 1_048_576  # bytes of data in the answer to one claim: many claims share one group and its deadline
 
 _decode_spec = msgspec.msgpack.Decoder(Spec).decode
 
 
 class NewTask(msgspec.Struct, gc=False):
-    """One task on its way into a shard. There are many at a time, and no cycle leads through one: not the GC's."""
+    """One task on its way into a shard. No cycle leads through it, so the GC need not visit the many that there are."""
 
     id: str
     shard: int
     queue: str
     level: int
-    due: int  # 0 now, < 0 that many ms from now, > 0 at that ms of Redis's clock
+    due: int  # 0 now, < 0 in that many ms, > 0 at that ms of Redis's clock
     spec: Spec
     spec_bytes: bytes
     data: bytes
@@ -62,7 +62,7 @@ class NewTask(msgspec.Struct, gc=False):
     fingerprint: str
     on_code: Callable[[NewTask, StoreCode | Exception, int, str], None]  # (this, code, now ms, first task's id or "")
     more: Any  # whatever on_code needs
-    unique: str = ""  # where it has an idempotency key as well; else that is it
+    unique: str = ""  # the unique name of a task that has a key as well; alone it stands in `idempotency`
     unique_ms: int = 0
 
 
@@ -72,11 +72,11 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     claimed: Claimed
     kind: SettleKind
     payload: bytes  # the result or the error as JSON
-    ms: int  # retention of a terminal task; else until it is due again, 0 at once
+    ms: int  # retention of a terminal task; else the time until it is due again, 0 for at once
 
 
 def connect(url: str) -> redis.asyncio.Redis:
-    """A client whose calls are never repeated behind our back: claiming twice is not claiming once."""
+    """A client that repeats no call by itself: a repeated claim claims more. Raises ConfigError for a bad URL."""
     try:
         client: redis.asyncio.Redis = redis.asyncio.from_url(
             url, socket_timeout=None, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2
@@ -87,7 +87,7 @@ def connect(url: str) -> redis.asyncio.Redis:
 
 
 class Calls:
-    """Makes the calls of one node; holds what every call needs."""
+    """Makes the calls of one node; holds the settings that go into them."""
 
     def __init__(self, aging_s: float, queue_limit: int, dead_retention_s: float) -> None:
         self._aging_ms = int(aging_s * 1000)
@@ -154,7 +154,7 @@ class Calls:
         )
 
     def reap(self, shard: int, session: str, jitter: float, on_reply: OnReply[Reaped]) -> Call[Reaped]:
-        """reap.lua: one chunk of a fenced session."""
+        """reap.lua: one chunk of what a fenced session holds."""
         return Call(
             "reap",
             (
@@ -181,7 +181,7 @@ class Calls:
     def cancel(
         self, shard: int, task_id: str, retention_ms: int, on_reply: OnReply[Cancellation]
     ) -> Call[Cancellation]:
-        """cancel.lua; `retention_ms` for a task that brought none of its own."""
+        """cancel.lua; `retention_ms` is for a task without a retention of its own."""
         return Call(
             "cancel",
             (
@@ -215,11 +215,11 @@ class Calls:
         )
 
     def expire_dead(self, shard: int, on_reply: OnReply[int]) -> Call[int]:
-        """Put all dead tasks of a shard past their retention, for sweep.lua to drop; answers their number."""
+        """Set the score of every dead task of a shard to 0, so that sweep.lua drops it; answers how many there are."""
         return Call("", ("ZUNIONSTORE", keys.dead(shard)), [1, keys.dead(shard), "WEIGHTS", 0], on_reply)
 
     def sweep(self, shard: int, age_ms: int, on_reply: OnReply[Swept]) -> Call[Swept]:
-        """sweep.lua; drops tasks that finished `age_ms` ago before their time, or none with -1: memory is not short."""
+        """sweep.lua; `age_ms`: while memory is short, drop tasks that ended so long ago before their time; else -1."""
         return Call(
             "sweep",
             (
@@ -247,7 +247,7 @@ class Calls:
         filters: tuple[str, str, str],
         on_reply: OnReply[Listed],
     ) -> Call[Listed]:
-        """list.lua; `scored` is the key of the sorted set to list, None lists the index; filters: state, type, key."""
+        """list.lua; `scored` is the key of the sorted set to list, None for the index; filters: state, type, key."""
         return Call(
             "list",
             (keys.never(shard), keys.index(shard), scored or keys.dead(shard)),
@@ -269,12 +269,12 @@ class Calls:
     def read(
         self, shard: int, task_id: str, on_reply: OnReply[TaskFields | None], with_history: bool = False
     ) -> Call[TaskFields | None]:
-        """The stored fields of one task, None where there is no such task; the history where it is wanted."""
+        """The stored fields of one task, the history among them on request; None if there is no such task."""
         fields: list[Arg] = [*TaskFields._fields] if with_history else [*TaskFields._fields[:-1]]
         return Call("", ("HMGET", keys.task(shard, task_id)), fields, on_reply, _fields)
 
     def held(self, shard: int, session: str, on_reply: OnReply[dict[str, int]]) -> Call[dict[str, int]]:
-        """What Redis holds in flight for a session in one shard: id -> delivery."""
+        """The tasks that Redis holds in flight for a session in one shard: id -> delivery."""
         return Call("", ("HGETALL", keys.inflight(shard, session)), [], on_reply, _numbers)
 
     def is_fenced(self, session: str, on_reply: OnReply[bool]) -> Call[bool]:
@@ -287,22 +287,22 @@ class Calls:
         return Call("tell", (keys.TIMELINE, keys.TIMELINE_NEVER), args, on_reply)
 
     def timeline(self, on_reply: OnReply[Sequence[bytes]]) -> Call[Sequence[bytes]]:
-        """What the cluster's timeline holds: a JSON object an event, oldest first."""
+        """The cluster's timeline: each event a JSON object, oldest first."""
         return Call("", ("LRANGE", keys.TIMELINE), [0, -1], on_reply)
 
     def add_counts(self, step: int, counters: Mapping[str, int], ttl_ms: int, on_reply: OnReply[int]) -> Call[int]:
-        """add_counts.lua: what this node counted in a step, for charts."""
+        """add_counts.lua: this node's counters of one step, for charts."""
         args: list[Arg] = [ttl_ms]
         for name, count in counters.items():
             args += (name, count)
         return Call("add_counts", (keys.timeline_sum(step), keys.TIMELINE_NEVER), args, on_reply)
 
     def summed(self, step: int, on_reply: OnReply[dict[str, int]]) -> Call[dict[str, int]]:
-        """What all nodes counted in a step: counter -> how many; empty when nothing happened."""
+        """The counters of one step, summed over all nodes; empty when nothing happened."""
         return Call("", ("HGETALL", keys.timeline_sum(step)), [], on_reply, _numbers)
 
     def announce(self, message: bytes, on_reply: OnReply[int]) -> Call[int]:
-        """A message on the timeline's channel that is not kept; answers how many heard it."""
+        """A message on the timeline's channel that nobody keeps; answers how many subscribers heard it."""
         return Call("", ("PUBLISH", keys.TIMELINE_CHANNEL), [message], on_reply)
 
     def publish(self, session: str, message: bytes, on_reply: OnReply[int]) -> Call[int]:
@@ -349,7 +349,7 @@ def _counts_keys(shard: int) -> tuple[str, ...]:
 # ---- from replies to answers, in the order of the headers in `lua/`
 
 _STORE_CODES = {code.value.encode(): code for code in StoreCode}
-_NAMES_FIRST = StoreCode.REPEAT  # until the letter is looked at
+_NAMES_FIRST = StoreCode.REPEAT  # stands for REPEAT and MISMATCH until their letter is read
 _REFUSED = SettleCode.REFUSED
 _SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not _REFUSED}
 _COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
@@ -371,7 +371,7 @@ def _stored(reply: Any) -> Stored:
     now_ms, raws, heads = reply
     codes = [_STORE_CODES.get(raw, _NAMES_FIRST) for raw in raws]
     firsts: dict[int, str] = {}
-    if _NAMES_FIRST in codes:  # a letter with the first task's id behind it
+    if _NAMES_FIRST in codes:  # a letter followed by the first task's id
         firsts = {n: raws[n][1:].decode() for n, code in enumerate(codes) if code is _NAMES_FIRST}
         codes = [_STORE_CODES[raw[:1]] for raw in raws]
     return Stored(now_ms, codes, firsts, _heads(heads))

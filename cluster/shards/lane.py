@@ -1,11 +1,11 @@
 """A lane: one connection to Redis on which calls form groups. Group commit without a timer.
 
-While one group is under way, everything that is asked for waits and forms the next one: no added latency when idle,
-large batches under load. One group at a time also serialises what this node does to a shard (a shard always uses the
-same lane), which is what makes comparing the in-flight set with what runs sound.
+While one group is under way, new calls wait and form the next one: no added latency when idle, large batches under
+load. A shard always uses the same lane, so one group at a time also puts this node's calls to a shard in order. That
+order makes it sound to compare the in-flight set in Redis with what runs here.
 
-Every group has a deadline. A group without an answer fails as a whole with StoreUnavailable, and says whether it may
-have been carried out; the connection is then made anew, since a late answer could be taken for the next one's.
+Every group has a deadline. A group without an answer fails as a whole with StoreUnavailable, which says whether Redis
+may have carried it out. The lane then connects anew, since it could take the late answer for that of the next group.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
 
 T = TypeVar("T")
-OnReply = Callable[[T | Exception], None]  # gets the answer, or the exception that this call met
+OnReply = Callable[[T | Exception], None]  # takes the answer, or the exception that this call met
 Reply = Any  # Redis's own answer, or the exception that this call met
-PROBE_INTERVAL_S = 0.1  # how often a lane that is down looks whether Redis is back
+PROBE_INTERVAL_S = 0.1  # pause between two looks of a lane that is down
 
 log = structlog.get_logger("rumor.lane")
 
@@ -42,7 +42,7 @@ def as_it_is(reply: Any) -> Any:
 class Call(Generic[T]):
     """One command of a group: a script by name (`keys` then count as KEYS), or a plain command when `script` is "".
 
-    A plain command is the first of `keys`, before its key. `decode` makes the answer of what Redis replied.
+    A plain command's name is the first of `keys`, its key the second. `decode` turns Redis's reply into the answer.
     """
 
     script: str
@@ -53,20 +53,20 @@ class Call(Generic[T]):
 
     @property
     def key(self) -> str:
-        """The first key: where the call belongs."""
+        """The first key, which chooses the lane."""
         return self.keys[0] if self.script else self.keys[1]
 
     def command(self, by_text: bool = False) -> tuple[Arg, ...]:
-        """The words sent to Redis."""
+        """The words to send to Redis."""
         if not self.script:
             return (*self.keys, *self.args)
-        one = script(self.script)
-        head: tuple[Arg, ...] = ("EVAL", one.text) if by_text else ("EVALSHA", one.sha)
+        lua = script(self.script)
+        head: tuple[Arg, ...] = ("EVAL", lua.text) if by_text else ("EVALSHA", lua.sha)
         return (*head, len(self.keys), *self.keys, *self.args)
 
 
 class Lane:
-    """Groups calls on one connection. `collect` is asked for what else should go with each group as it leaves."""
+    """Groups calls on one connection. As each group leaves, the lane asks `collect` for more calls to go with it."""
 
     def __init__(
         self,
@@ -85,40 +85,40 @@ class Lane:
         self._collect = collect
         self._on_state = on_state
         self._calls: list[Call[Any]] = []
-        self._wanted = asyncio.Event()
+        self._has_work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_busy = False
-        self.is_up = True  # whether the last group was answered
-        self.groups = 0
-        self.last_answer_s = 0.0  # loop time of the last answered group
-        self.latency_s = 0.0  # of the last group
+        self.is_up = True  # whether Redis answered the last group, or the last look for it
+        self.groups = 0  # answered groups
+        self.last_answer_s = 0.0  # loop time at the end of the last answered group
+        self.latency_s = 0.0  # seconds that the last answered group took
 
     def start(self) -> None:
-        """Begin; needs the running loop."""
+        """Begin to exchange; needs the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="lane")
 
     def add(self, call: Call[Any]) -> None:
-        """Send with the next group, or fail it in the next turn of the loop while Redis is known to be away.
+        """Send a call with the next group. While the lane is down, fail it in the next turn of the loop.
 
-        Its `on_reply` is called exactly once, never from inside this call.
+        The lane calls `on_reply` exactly once, never from inside `add`.
         """
         if self.is_up:
             self._calls.append(call)
-            self._wanted.set()
+            self._has_work.set()
         else:
             asyncio.get_running_loop().call_soon(_answer, call, away())
 
     def kick(self) -> None:
-        """Let `collect` be asked, although there is no call to add."""
-        self._wanted.set()
+        """Have the lane ask `collect`, although there is no call to add."""
+        self._has_work.set()
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is under way and nothing waits."""
-        return not self._is_busy and not self._calls and not self._wanted.is_set()
+        """Whether no group is under way and none waits."""
+        return not self._is_busy and not self._calls and not self._has_work.is_set()
 
     async def close(self) -> None:
-        """End without waiting for what is under way."""
+        """End without waiting for the group under way."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -126,8 +126,8 @@ class Lane:
 
     async def _run(self) -> None:
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._has_work.wait()
+            self._has_work.clear()
             if not self.is_up:
                 await self._come_back()
             calls, self._calls = self._calls, []
@@ -149,7 +149,7 @@ class Lane:
             sent = True
             replies = await self._talk([call.command() for call in calls])
             again = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if again:  # a Redis that was restarted; each text once, as EVAL loads it
+            if again:  # Redis was restarted. Send each text once: EVAL loads it.
                 first = {calls[n].script: n for n in reversed(again)}
                 texts = [calls[n].command(by_text=first[calls[n].script] == n) for n in again]
                 for n, reply in zip(again, await self._talk(texts), strict=True):
@@ -159,7 +159,7 @@ class Lane:
         try:
             replies = await self._within_deadline(talk())
         except Exception as error:
-            if not isinstance(error, UNANSWERED):  # a call that cannot be sent must not end the lane for all others
+            if not isinstance(error, UNANSWERED):  # a call that cannot be encoded must not end the lane for the others
                 log.exception("group_not_sent", scripts=sorted({call.script for call in calls}))
             await self._connection.disconnect(nowait=True)
             self._set_up(False)
@@ -172,7 +172,7 @@ class Lane:
             replies = [failure] * len(calls)
         else:
             if any(isinstance(reply, ReadOnlyError) for reply in replies):
-                await self._connection.disconnect(nowait=True)  # a demoted master: look anew for who is one
+                await self._connection.disconnect(nowait=True)  # a demoted master: the address may lead to the new one
             self.groups += 1
             self.last_answer_s = loop.time()
             self.latency_s = self.last_answer_s - began_s
@@ -183,7 +183,7 @@ class Lane:
             _answer(call, reply)
 
     async def _within_deadline(self, talk: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
-        """The group's replies. Raises TimeoutError when its time is over; the connection is free again then."""
+        """What `talk` returns. Raises TimeoutError at the deadline, once `talk` uses the connection no more."""
         task = asyncio.get_running_loop().create_task(talk)
         try:
             if not await ends_within(task, self._timeout_s):
@@ -206,15 +206,16 @@ class Lane:
         return replies
 
     async def _come_back(self) -> None:
-        """Look with a PING until Redis answers; callers meanwhile fail at once instead of piling up."""
-        calls, self._calls = self._calls, []  # asked for while the group that failed was under way
+        """Send PINGs until Redis answers. Meanwhile calls fail at once instead of piling up."""
+        calls, self._calls = self._calls, []  # calls that came while the failed group was under way
         for call in calls:
             _answer(call, away())
         while not self.is_up:
             try:
                 reply = (await self._within_deadline(self._ping()))[0]
+                # A Redis that refuses all writes may refuse even a PING, and can be read: the lane is up.
                 if isinstance(reply, ResponseError) and not refusal(str(reply)).is_of_all:
-                    raise reply  # A Redis that refuses to write refuses even this, and can be read.
+                    raise reply
                 self._set_up(True)
             except UNANSWERED:
                 await self._connection.disconnect(nowait=True)
@@ -228,16 +229,16 @@ class Lane:
         if is_up != self.is_up:
             self.is_up = is_up
             if not is_up:
-                self._wanted.set()  # so that the way back is looked for although nobody asks
+                self._has_work.set()  # wakes the lane to look for Redis, although nobody calls
             self._on_state(is_up)
 
 
 def _answer(call: Call[Any], reply: Reply) -> None:
-    """Hand the answer to the caller. If the caller raises, the lane goes on with everybody else's answers."""
+    """Hand the answer to the caller. If the caller raises, the lane goes on with the answers to the others."""
     if not isinstance(reply, Exception):
         try:
             reply = call.decode(reply)
-        except Exception as error:  # our scripts never reply so: the caller must not wait for ever
+        except Exception as error:  # no script of ours replies so, but the caller must not wait for ever
             log.exception("answer_not_read", script=call.script)
             reply = error
     try:

@@ -1,8 +1,9 @@
 """The shards' traffic: every call of this node to a shard goes through here, on the lane that the call's key chooses.
 
-Two lanes, so that Redis works at one group while Python works at the other's answers. Everything about one shard uses
-one lane, which is what keeps its calls in order. Nobody else counts lanes: whoever gathers work for the next group (the
-dispatcher) keeps it by lane number, as `collect` hands it in. With Redis Cluster, a master would have lanes of its own.
+There are two lanes, so that Redis works at one group while Python works at the answers to the other. Everything about
+one shard uses one lane, which keeps its calls in order. Only this module knows how many lanes there are: the dispatcher
+gathers work for the next group by the lane number that `collect` is handed. With Redis Cluster, each master would have
+lanes of its own.
 
 Does not know: what a call says, who owns a shard.
 """
@@ -50,7 +51,7 @@ class Shards:
     def collect_with(self, collect: Callable[[int], list[Call[Any]]], on_state: Callable[[bool], None]) -> None:
         """Ask `collect` for its part of each group that a lane sends.
 
-        `on_state` is called with False when a lane gets no answer any more, with True when it does again.
+        A lane calls `on_state` with False when it gets no answer any more, and with True when it gets answers again.
         """
         self._collect, self._on_state = collect, on_state
 
@@ -60,18 +61,18 @@ class Shards:
             lane.start()
 
     async def close(self) -> None:
-        """End without waiting for what is under way."""
+        """End without waiting for the groups under way."""
         for lane in self._lanes:
             await lane.close()
 
     # ---- calls
 
     def send(self, call: Call[Any]) -> None:
-        """Send with the next group of the call's lane. Its `on_reply` is called exactly once, never from in here."""
+        """Send a call with the next group of its lane. The lane calls `on_reply` exactly once, never from inside here."""
         self._lanes[self.lane_of_key(call.key)].add(call)
 
     async def ask(self, make: Callable[[OnReply[T]], Call[T]]) -> T:
-        """Send a call and wait for its answer. Raises StoreUnavailable, also when Redis refuses."""
+        """Send a call and wait for its answer. Raises StoreUnavailable if Redis is away or refuses."""
         if not self.is_up:
             raise away()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -79,19 +80,19 @@ class Shards:
         return await future
 
     def kick(self, lane: int | None = None) -> None:
-        """Ask `collect` for that lane, or for all of them, although there is no call to send."""
-        for one in self._lanes if lane is None else (self._lanes[lane],):
-            one.kick()
+        """Have that lane, or every lane, ask `collect`, although there is no call to send."""
+        for kicked in self._lanes if lane is None else (self._lanes[lane],):
+            kicked.kick()
 
     # ---- state
 
     @property
     def is_up(self) -> bool:
-        """Whether Redis answered the last group of every lane."""
+        """Whether every lane is up: Redis answered its last group."""
         return all(lane.is_up for lane in self._lanes)
 
     def is_lane_up(self, lane: int) -> bool:
-        """Whether Redis answered the last group of that lane."""
+        """Whether that lane is up: Redis answered its last group."""
         return self._lanes[lane].is_up
 
     @property
@@ -101,10 +102,10 @@ class Shards:
 
     def idle(self) -> Iterator[int]:
         """One shard of each lane that has nothing to do: a lane that asks nothing never learns that Redis is away."""
-        return (lane for lane in self.lanes if self._lanes[lane].is_idle)
+        return (lane for lane in self.lanes if self._lanes[lane].is_idle)  # lane n carries shard n
 
     def silent_s(self) -> float:
-        """For how many seconds the lane that was answered the longest ago has had no answer."""
+        """Seconds since the last answer of the lane that has been without one the longest."""
         return asyncio.get_running_loop().time() - min(lane.last_answer_s for lane in self._lanes)
 
     # ---- which lane

@@ -1,6 +1,6 @@
-"""Tasks as plain data, and the rules about them: ids, states, priorities, backoff.
+"""Tasks as plain data, and the rules about them: ids, states, levels, backoff. Pure.
 
-Pure: the time and the randomness are handed in. Does not know: Redis, handlers, clocks.
+The caller hands in the time and the randomness. Does not know: Redis, handlers, clocks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class State(StrEnum):
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED})
+# Over HTTP and in declarations a task has a `priority`: one of these names, or a number. Here and in Redis it has the
+# number alone, its `level`: 0 to LEVEL_MAX, and a higher one starts earlier.
 LEVELS = {"low": 2, "normal": 5, "high": 8}
 LEVEL_MAX = 9
 
@@ -39,9 +41,9 @@ class Backoff(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
 
 
 class Spec(msgspec.Struct, array_like=True, frozen=True):
-    """What was submitted, defaults filled in, without its data. Stored once as msgpack, never changed.
+    """A submission with its defaults filled in and without its data. Stored once as msgpack, never changed.
 
-    Lua scripts read it by position: queue is the second and level the third.
+    The scripts read it by position: `lua/include/spec.lua` names the positions, and a test compares them with this.
     """
 
     type: str
@@ -52,7 +54,7 @@ class Spec(msgspec.Struct, array_like=True, frozen=True):
     backoff: Backoff
     key: str | None = None
     retention_s: float | None = None
-    trace: str | None = None  # W3C traceparent, and behind a space the tracestate if there is one
+    trace: str | None = None  # W3C traceparent, followed by a space and the tracestate if there is one
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -64,15 +66,15 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     attempt: int
     spec: Spec
     data: bytes  # JSON, as submitted
-    session: str = ""  # that claimed it
-    lost: int = 0  # workers that died while running it
+    session: str = ""  # the session that claimed it
+    lost: int = 0  # workers that died while they ran it
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False):
-    """A traced delivery whose session was fenced while it ran, and what became of the task."""
+    """A traced delivery whose session was fenced while it ran, and where its task went."""
 
     claimed: Claimed
-    ran_s: float  # from its claim to its being queued again, by Redis's clock
+    ran_s: float  # from the claim until the task was taken from its session, by Redis's clock
     outcome: State  # queued, retrying or dead
 
 
@@ -88,15 +90,15 @@ class Kind(StrEnum):
     """How an attempt ended, as the worker saw it."""
 
     SUCCEEDED = "succeeded"
-    FAILED = "failed"  # counts; backs off, or is dead when the attempts are used up
-    RETRY = "retry"  # asked for by the handler: again after retry_after_s; counts
-    REJECTED = "rejected"  # asked for by the handler, or the data does not fit: straight to dead
-    RELEASED = "released"  # given back unstarted or by a drain: the attempt does not count
-    STOPPED = "stopped"  # its right to commit had ended before (cancelled, fenced): nothing to settle
+    FAILED = "failed"  # counts; the task backs off, or is dead when its attempts are used up
+    RETRY = "retry"  # the handler asks for another attempt after retry_after_s; counts
+    REJECTED = "rejected"  # the handler gives the task up, or the data does not fit: straight to dead
+    RELEASED = "released"  # handed back unstarted or by a drain; does not count
+    STOPPED = "stopped"  # the attempt had lost its right to commit (cancelled, fenced): nothing to settle
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What the worker reports of one delivery, exactly once."""
+    """The worker's report of one delivery, made exactly once."""
 
     claimed: Claimed
     kind: Kind
@@ -114,8 +116,8 @@ _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 class Ids:
     """Makes task ids: 10 characters of time, 10 drawn once per process, 6 that count up, then the shard in hex.
 
-    Ids sort by time across nodes as well as their clocks agree, strictly within one process, and end in their shard,
-    so that any node finds any task in one step.
+    Ids of one process rise strictly; across nodes they sort by time as exactly as the clocks agree. Each ends in its
+    shard, so that any node finds any task in one step.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -126,7 +128,7 @@ class Ids:
         self._prefix = ""
 
     def next(self, wall_ms: int, shard: int) -> str:
-        """The next id. A clock that steps back does not: ids of one process keep rising."""
+        """The next id. If the wall clock steps back, ids still rise."""
         if wall_ms > self._at_ms:
             self._at_ms = wall_ms
             self._prefix = _base32(wall_ms, 10) + self._process
@@ -139,7 +141,7 @@ def _base32(value: int, width: int) -> str:
 
 
 def shard_of(task_id: str, shards: int) -> int | None:
-    """The shard that the id names, or None when it is not an id of a cluster with this many shards."""
+    """The shard that the id names; None for a text that is no id of a cluster with this many shards."""
     head, dash, tail = task_id.rpartition("-")
     if not dash or len(head) != 26 or len(tail) != 2 or not all(letter in _VALUES for letter in head):
         return None
@@ -151,7 +153,7 @@ def shard_of(task_id: str, shards: int) -> int | None:
 
 
 def made_at_ms(task_id: str) -> int:
-    """When the id was made, by the clock of the gateway that made it. The id must have the form of one."""
+    """When the id was made, by the clock of the gateway that made it. Hand in only what has the form of an id."""
     at_ms = 0
     for letter in task_id[:10]:
         at_ms = at_ms << 5 | _VALUES[letter]
@@ -159,7 +161,7 @@ def made_at_ms(task_id: str) -> int:
 
 
 def backoff_s(backoff: Backoff, failures: int, rng: Random) -> float:
-    """Seconds to wait after the n-th failure: uniform over [0, min(max, base x factor^(n-1))].
+    """Seconds to wait after the n-th failure: uniform over [0, min(max_s, base_s x factor^(n-1))].
 
     Full jitter, so that tasks that failed together do not come back as one wave.
     """
