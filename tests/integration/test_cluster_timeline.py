@@ -13,6 +13,7 @@ import pytest
 
 from cluster import keys
 from cluster.config import Config
+from cluster.vitals.told import Happened
 from node.observe.metrics import Metrics
 from node.observe.task_rates import STEP_S, STEPS_KEPT, Sum
 from node.observe.timeline import EVENTS_MAX, Listener
@@ -64,14 +65,14 @@ async def test_an_event_reaches_listeners_of_other_nodes_once_and_those_who_come
     with second.listen(None) as listener:
         reading = Reading(listener)
         await reading.until("node_started", 2)
-        first.on_event(died("n1"))
+        first.hear(Happened(died("n1")))
         (event,) = await reading.until("member_dead")
         assert (event["seen_by"], event["by"]) == ("n1", "n1")
-        second.on_event({**died("n1", 2), "kind": "member_suspect"})  # heard by gossip, not its own doing
+        second.hear(Happened({**died("n1", 2), "kind": "member_suspect"}))  # heard by gossip, not its own doing
         await reading.until("member_suspect")
     with first.listen(None) as listener:
         reading = Reading(listener)
-        first.on_event({**died("n1", 3), "kind": "session_fenced"})
+        first.hear(Happened({**died("n1", 3), "kind": "session_fenced"}))
         await reading.until("session_fenced")
         assert len(await reading.until("member_dead")) == 1
         assert not [event for event in reading.events if event["kind"] == "member_suspect"], "only who did it tells it"
@@ -81,7 +82,7 @@ async def test_the_list_is_bounded_and_ends_with_the_cluster(engines: list[Engin
     first, _ = engines
     for n in range(3):
         for at_ms in range(EVENTS_MAX // 3 + 10):
-            first.on_event(died("n1", n * 1000 + at_ms))
+            first.hear(Happened(died("n1", n * 1000 + at_ms)))
             if at_ms % 50 == 0:
                 await wait_until_async(lambda: not first.bulletin._untold, 5, "told")
     await wait_until_async(lambda: not first.bulletin._untold and not first.bulletin._is_telling, 5, "told")
@@ -93,7 +94,7 @@ async def test_events_of_an_outage_are_told_after_it(engines: list[Engine], redi
     first, second = engines
     redis_server.stop()
     await wait_until_async(lambda: not first.shards.is_up, 5, "Redis is away")
-    first.on_event(died("n1"))
+    first.hear(Happened(died("n1")))
     redis_server.cont()
     with second.listen(None) as listener:
         assert len(await Reading(listener).until("member_dead")) == 1
@@ -103,7 +104,7 @@ async def test_events_that_redis_refuses_to_write_are_told_when_it_writes_again(
     first, second = engines
     await first.client.config_set("min-replicas-to-write", 1)
     try:
-        first.on_event(died("n1"))
+        first.hear(Happened(died("n1")))
         await wait_until_async(lambda: not first.bulletin._is_telling, 5, "it was refused")
     finally:
         await first.client.config_set("min-replicas-to-write", 0)
