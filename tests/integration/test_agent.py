@@ -95,9 +95,9 @@ def trio(start: Start, *words: str) -> tuple[Agent, Agent, Agent]:
     first = start("a", *words)
     first.wait("ready", "a")
     others = [start(name, *words, seed=first.port) for name in ("b", "c")]
-    for one in (first, *others):
-        for other in {"a", "b", "c"} - {one.name}:
-            one.wait("join", other)
+    for agent in (first, *others):
+        for other in {"a", "b", "c"} - {agent.name}:
+            agent.wait("join", other)
     return first, *others
 
 
@@ -105,14 +105,14 @@ def test_a_killed_agent_is_dead_and_a_new_life_joins(start: Start) -> None:
     a, b, c = trio(start)
     killed_s = time.monotonic()
     c.process.kill()
-    for one in (a, b):
-        assert one.wait("dead", "c")["t"] - killed_s < 2.0
+    for agent in (a, b):
+        assert agent.wait("dead", "c")["t"] - killed_s < 2.0
     again = start("c", seed=a.port)
     again.wait("join", "b")
-    for one in (a, b):
-        one.wait("join", "c", count=2)
-        assert not one.said("dead", "a") + one.said("dead", "b")
-        assert [line["event"] for line in one.lines[:2]] == ["start", "ready"]
+    for agent in (a, b):
+        agent.wait("join", "c", count=2)
+        assert not agent.said("dead", "a") + agent.said("dead", "b")
+        assert [line["event"] for line in agent.lines[:2]] == ["start", "ready"]
 
 
 def test_a_stopped_agent_is_suspect_and_alive_again(start: Start) -> None:
@@ -120,9 +120,9 @@ def test_a_stopped_agent_is_suspect_and_alive_again(start: Start) -> None:
     c.process.send_signal(signal.SIGSTOP)
     a.wait("suspect", "c")
     c.process.send_signal(signal.SIGCONT)
-    for one in (a, b):
-        if one.said("suspect", "c"):
-            one.wait("alive", "c")
+    for agent in (a, b):
+        if agent.said("suspect", "c"):
+            agent.wait("alive", "c")
     assert not a.said("dead", "c") + b.said("dead", "c")
 
 
@@ -135,9 +135,9 @@ def test_it_leaves_when_its_input_ends_or_on_a_signal(start: Start, how: str) ->
     else:
         c.process.send_signal(signal.SIGTERM)
     assert c.process.wait(LIMIT_S) == 0
-    for one in (a, b):
-        one.wait("left", "c")
-        assert not one.said("dead", "c")
+    for agent in (a, b):
+        agent.wait("left", "c")
+        assert not agent.said("dead", "c")
 
 
 def test_a_signal_prints_counters(start: Start) -> None:
@@ -150,13 +150,13 @@ def test_a_signal_prints_counters(start: Start) -> None:
 
 
 def test_keys_rotate_without_anybody_noticing(start: Start) -> None:
-    """One ring at a time gets the new key in second place, then in first, then without the old one."""
+    """One ring at a time gets the new key in second place, then in first, then without the old agent."""
     a = start("a", "--gossip-keys", ",".join(KEYS))
     a.wait("ready", "a")
     b = start("b", "--gossip-keys", ",".join(reversed(KEYS)), seed=a.port)
     stranger = start("s", "--gossip-keys", base64.b64encode(bytes(32)).decode(), seed=a.port)
-    for one, other in ((a, "b"), (b, "a")):
-        one.wait("join", other)
+    for agent, other in ((a, "b"), (b, "a")):
+        agent.wait("join", other)
     stranger.wait("ready", "s")
     time.sleep(1.0)
     assert [line["event"] for line in stranger.lines] == ["start", "ready"]
@@ -208,20 +208,20 @@ def test_its_tcp_side_answers_members_only(start: Start) -> None:
 def test_a_port_that_is_taken_is_said_and_nothing_runs(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        one = start("a", "--port", str(port))
-        assert one.process.wait(LIMIT_S) == 2
-        assert one.process.stderr is not None
-        assert f"127.0.0.1:{port} cannot be bound" in one.process.stderr.read().decode()
+        agent = start("a", "--port", str(port))
+        assert agent.process.wait(LIMIT_S) == 2
+        assert agent.process.stderr is not None
+        assert f"127.0.0.1:{port} cannot be bound" in agent.process.stderr.read().decode()
 
 
 @pytest.mark.parametrize("words", [("--host", "0.0.0.0"), ("--seed", "")])
 def test_what_cannot_be_is_refused_before_anything_runs(start: Start, words: tuple[str, str]) -> None:
-    one = start("a", *words)
+    agent = start("a", *words)
     if words[0] == "--host":
-        assert one.process.wait(LIMIT_S) == 2
-        assert not one.said("ready", "a")
+        assert agent.process.wait(LIMIT_S) == 2
+        assert not agent.said("ready", "a")
     else:
-        one.wait("ready", "a")  # An empty seed is none.
+        agent.wait("ready", "a")  # An empty seed is none.
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-", "2>&- >&-", ">/dev/full"])

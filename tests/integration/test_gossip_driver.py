@@ -70,8 +70,8 @@ class Script:
 
 @asynccontextmanager
 async def driven(script: Script, *, is_started: bool = True) -> AsyncIterator[GossipDriver]:
-    told: list[Changed | NameConflict] = []
-    gossip = GossipDriver(Config(port=free_port(), node_id="n1"), [KEY], script, told.append, told.append)
+    news: list[Changed | NameConflict] = []
+    gossip = GossipDriver(Config(port=free_port(), node_id="n1"), [KEY], script, news.append, news.append)
     gossip.bind()
     if is_started:
         gossip.start()
@@ -198,10 +198,10 @@ async def test_a_connect_is_tried_although_the_watch_has_just_been_lost() -> Non
         async with driven(script) as gossip:
             act(gossip, script, Watch((Identity("n2", SESSION, *server.getsockname()),)))
             await until(lambda: gossip._watchers[SESSION].writer is not None, "the watch connection")
-            whole, gossip._watchers[SESSION].writer = gossip._watchers[SESSION].writer, Lost()  # type: ignore[assignment]
+            writer, gossip._watchers[SESSION].writer = gossip._watchers[SESSION].writer, Lost()  # type: ignore[assignment]
             act(gossip, script, TcpConnect(server.getsockname(), SESSION, 1.0))
             await until(lambda: script.heard(TcpOutcome), "the outcome")
-            gossip._watchers[SESSION].writer = whole
+            gossip._watchers[SESSION].writer = writer
 
 
 async def test_a_udp_port_that_closes_a_little_later_is_found_closed() -> None:

@@ -55,9 +55,9 @@ class Child:
     async def ready(self) -> Child:
         assert self.process.stdout is not None
         for line in iter(self.process.stdout.readline, b""):
-            said = json.loads(line) if line.startswith(b"{") else {}
-            if "ready" in said:
-                self.session = said["ready"]
+            news = json.loads(line) if line.startswith(b"{") else {}
+            if "ready" in news:
+                self.session = news["ready"]
                 return self
         raise AssertionError(f"{self.node_id} ended before it was ready")
 
@@ -94,16 +94,17 @@ class Cluster:
 
     async def agree(self, *names: str) -> None:
         """Until every node here holds exactly these names healthy."""
-        wanted = set(names)
+        all_ids = set(names)
 
         def agreed() -> bool:
             return all(
-                {p.node_id for p in node.vitals.view.members if p.verdict == "healthy" and p.state == "alive"} == wanted
-                and all(p.redis == "live" for p in node.vitals.view.members if p.node_id in wanted)
+                {p.node_id for p in node.vitals.view.members if p.verdict == "healthy" and p.state == "alive"}
+                == all_ids
+                and all(p.redis == "live" for p in node.vitals.view.members if p.node_id in all_ids)
                 for node in self.nodes
             )
 
-        await until(agreed, f"all nodes agree on {sorted(wanted)}")
+        await until(agreed, f"all nodes agree on {sorted(all_ids)}")
 
     def close_children(self) -> None:
         for child in self.children:
@@ -161,18 +162,18 @@ async def test_nodes_find_each_other_by_redis_alone_and_one_leads(cluster: Clust
 
 
 async def test_loads_reach_the_others(cluster: Cluster) -> None:
-    one, two = await cluster.node("n1"), await cluster.node("n2")
+    n1, n2 = await cluster.node("n1"), await cluster.node("n2")
     await cluster.agree("n1", "n2")
 
     def free() -> int | None:
-        peer = two.vitals.view.get("n1")
+        peer = n2.vitals.view.get("n1")
         return peer.load.queues["default"].free if peer and peer.load and "default" in peer.load.queues else None
 
     await until(lambda: free() == 4, "n2 hears of n1's free slots")
-    peer = two.vitals.view.get("n1")
+    peer = n2.vitals.view.get("n1")
     assert peer is not None
     assert peer.is_able
-    assert one.vitals.stats["swim_datagrams_out"] > 0
+    assert n1.vitals.stats["swim_datagrams_out"] > 0
 
 
 async def test_a_killed_process_is_dead_everywhere_within_moments(cluster: Cluster, client: Any) -> None:
@@ -229,20 +230,20 @@ async def test_a_hung_process_is_dead_by_both_witnesses_and_comes_back_as_anothe
 
 
 async def test_a_fenced_node_goes_on_as_a_new_session(cluster: Cluster, client: Any) -> None:
-    one, two = await cluster.node("n1"), await cluster.node("n2")
+    n1, n2 = await cluster.node("n1"), await cluster.node("n2")
     await cluster.agree("n1", "n2")
-    old = one.vitals.session
+    old = n1.vitals.session
     fence = Fence(old, FencePath.OWN, b"", "test")
-    result = await _on(two, lambda life: life.pulse.fence(fence, 60_000, "n2"))
+    result = await _on(n2, lambda life: life.pulse.fence(fence, 60_000, "n2"))
     assert result.is_ours
-    await until(lambda: one.fenced, "n1 notices")
-    assert one.fenced == [one.vitals.session] != [old]
-    await until(lambda: old in one.dead and old in two.dead, "the old session is reaped")
+    await until(lambda: n1.fenced, "n1 notices")
+    assert n1.fenced == [n1.vitals.session] != [old]
+    await until(lambda: old in n1.dead and old in n2.dead, "the old session is reaped")
     await cluster.agree("n1", "n2")
-    peer = two.vitals.view.get("n1")
+    peer = n2.vitals.view.get("n1")
     assert peer is not None
-    assert peer.session == one.vitals.session
-    assert await client.exists(keys.heartbeat(one.vitals.session))
+    assert peer.session == n1.vitals.session
+    assert await client.exists(keys.heartbeat(n1.vitals.session))
     assert b"n1" in await client.smembers(keys.WORKERS_ACTIVE)
 
 
@@ -315,13 +316,13 @@ def _leads(node: VitalsNode, name: str) -> bool:
 
 
 async def test_a_blocked_main_loop_is_stalled_and_not_dead(cluster: Cluster) -> None:
-    one = await cluster.node("n1")
+    n1 = await cluster.node("n1")
     await cluster.node("n2")
     await cluster.child("n3", stall_after_s=0.5, hang_s=6.0)
-    await until(lambda: _stalled(one, "n3") is True, "n3 says that it is stalled")
-    assert one.state_of("n3") == ("alive", "healthy")
-    await until(lambda: _stalled(one, "n3") is False, "n3 recovers")
-    assert not one.dead
+    await until(lambda: _stalled(n1, "n3") is True, "n3 says that it is stalled")
+    assert n1.state_of("n3") == ("alive", "healthy")
+    await until(lambda: _stalled(n1, "n3") is False, "n3 recovers")
+    assert not n1.dead
 
 
 def _stalled(node: VitalsNode, name: str) -> bool | None:
@@ -330,71 +331,71 @@ def _stalled(node: VitalsNode, name: str) -> bool | None:
 
 
 async def test_a_main_loop_that_never_comes_back_takes_its_node_with_it(cluster: Cluster) -> None:
-    one = await cluster.node("n1")
+    n1 = await cluster.node("n1")
     child = await cluster.child("n2", stall_after_s=0.5, stall_limit_s=2.0, hang_s=60.0)
-    await until(lambda: child.session in one.dead, "n1 reaps n2")
-    assert one.dead[child.session][0] == "stalled"
+    await until(lambda: child.session in n1.dead, "n1 reaps n2")
+    assert n1.dead[child.session][0] == "stalled"
     assert await asyncio.to_thread(child.process.wait, LIMIT_S) == 70
 
 
 async def test_a_node_that_leaves_is_left_and_leaves_nothing_behind(cluster: Cluster, client: Any) -> None:
-    one, two = await cluster.node("n1"), await cluster.node("n2")
+    n1, n2 = await cluster.node("n1"), await cluster.node("n2")
     await cluster.agree("n1", "n2")
-    session = two.vitals.session
-    await two.vitals.leave()
-    await until(lambda: one.state_of("n2")[0] == "leaving", "n1 hears of it")
-    await two.stop()
-    cluster.nodes.remove(two)
-    await until(lambda: one.state_of("n2")[0] == "left", "n1 hears of it")
+    session = n2.vitals.session
+    await n2.vitals.leave()
+    await until(lambda: n1.state_of("n2")[0] == "leaving", "n1 hears of it")
+    await n2.stop()
+    cluster.nodes.remove(n2)
+    await until(lambda: n1.state_of("n2")[0] == "left", "n1 hears of it")
     assert await client.smembers(keys.WORKERS_ACTIVE) == {b"n1"}
     assert await client.hkeys(keys.LEADER_MEMBERS) == [b"n1"]
     assert (await client.get(keys.heartbeat(session))).startswith(b"fenced left ")
-    await until(lambda: one.vitals.view.leader is not None and _leads(one, "n1"), "n1 leads")
-    assert one.vitals.stats.get("fences", 0) == 0
+    await until(lambda: n1.vitals.view.leader is not None and _leads(n1, "n1"), "n1 leads")
+    assert n1.vitals.stats.get("fences", 0) == 0
 
 
 async def test_a_node_restarted_at_once_ends_its_earlier_life(cluster: Cluster) -> None:
-    one, two = await cluster.node("n1"), await cluster.node("n2")
+    n1, n2 = await cluster.node("n1"), await cluster.node("n2")
     port = free_port()
     first = await cluster.child("n3", port=port)
     await cluster.agree("n1", "n2", "n3")
     first.end()
     cluster.children.remove(first)
     second = await cluster.child("n3", port=port)
-    await until(lambda: first.session in one.dead and first.session in two.dead, "the first life is reaped")
+    await until(lambda: first.session in n1.dead and first.session in n2.dead, "the first life is reaped")
     await cluster.agree("n1", "n2", "n3")
-    assert second.session not in one.dead
-    peer = one.vitals.view.get("n3")
+    assert second.session not in n1.dead
+    peer = n1.vitals.view.get("n3")
     assert peer is not None
     assert peer.session == second.session
 
 
 async def test_a_session_that_holds_work_and_is_unknown_to_gossip_is_fenced(cluster: Cluster, client: Any) -> None:
-    one = await cluster.node("n1")
+    n1 = await cluster.node("n1")
     await cluster.node("n2")
     await cluster.agree("n1", "n2")
     ghost = "ghost/0190aaaaaaaa-0badcafe"
     await client.set(keys.heartbeat(ghost), 7)
-    one.vitals.consider([ghost])
-    await until(lambda: ghost in one.dead, "the ghost is reaped")
-    assert one.dead[ghost][0] == "unknown"
+    n1.vitals.consider([ghost])
+    await until(lambda: ghost in n1.dead, "the ghost is reaped")
+    assert n1.dead[ghost][0] == "unknown"
 
 
 async def test_wakes_arrive_and_echoes_do_not(cluster: Cluster, client: Any) -> None:
-    one = await cluster.node("n1")
-    await client.publish(keys.wake(one.vitals.session), b"3 shards")
-    await until(lambda: one.wakes, "the wake arrives")
-    assert one.wakes == [b"3 shards"]
+    n1 = await cluster.node("n1")
+    await client.publish(keys.wake(n1.vitals.session), b"3 shards")
+    await until(lambda: n1.wakes, "the wake arrives")
+    assert n1.wakes == [b"3 shards"]
 
 
 async def test_a_deaf_subscription_is_made_new(cluster: Cluster, client: Any) -> None:
-    one = await cluster.node("n1")
-    before = one.vitals.stats["subscriptions"]
+    n1 = await cluster.node("n1")
+    before = n1.vitals.stats["subscriptions"]
     await client.client_kill_filter(_type="pubsub")
-    await until(lambda: one.vitals.stats["subscriptions"] > before, "it subscribes again")
-    await client.publish(keys.wake(one.vitals.session), b"again")
-    await until(lambda: one.wakes == [b"again"], "wakes arrive again")
-    assert not one.fenced
+    await until(lambda: n1.vitals.stats["subscriptions"] > before, "it subscribes again")
+    await client.publish(keys.wake(n1.vitals.session), b"again")
+    await until(lambda: n1.wakes == [b"again"], "wakes arrive again")
+    assert not n1.fenced
 
 
 async def test_a_name_that_is_alive_elsewhere_is_refused(cluster: Cluster) -> None:
@@ -404,8 +405,8 @@ async def test_a_name_that_is_alive_elsewhere_is_refused(cluster: Cluster) -> No
 
 
 async def test_a_port_that_is_taken_is_refused(cluster: Cluster) -> None:
-    one = await cluster.node("n1")
-    twin = VitalsNode(Config(**{**cluster.fields("n2"), "port": one.config.port}))
+    n1 = await cluster.node("n1")
+    twin = VitalsNode(Config(**{**cluster.fields("n2"), "port": n1.config.port}))
     with pytest.raises(ConfigError, match="cannot be bound"):
         await twin.vitals.start()
 
@@ -414,11 +415,11 @@ async def test_a_node_starts_while_redis_is_away_and_joins_by_its_seeds(
     cluster: Cluster, redis_server: RedisServer
 ) -> None:
     redis_server.kill()
-    one = await cluster.node("n1")
-    await cluster.node("n2", seeds=(f"127.0.0.1:{one.config.port}",))
-    assert one.redis[0][0] is False
+    n1 = await cluster.node("n1")
+    await cluster.node("n2", seeds=(f"127.0.0.1:{n1.config.port}",))
+    assert n1.redis[0][0] is False
     await until(lambda: all(len(node.vitals.view.members) == 2 for node in cluster.nodes), "they see each other")
-    assert not one.vitals.view.redis_ok
+    assert not n1.vitals.view.redis_ok
     redis_server.start()
     await cluster.agree("n1", "n2")
 
@@ -480,15 +481,15 @@ async def test_while_redis_refuses_writes_everybody_knows_why_and_nobody_is_fenc
 async def test_a_fenced_node_drops_its_tasks_at_once_although_redis_does_not_take_its_new_name(
     cluster: Cluster, client: Any
 ) -> None:
-    one, _ = await cluster.node("n1"), await cluster.node("n2")
+    n1, _ = await cluster.node("n1"), await cluster.node("n2")
     await cluster.agree("n1", "n2")
-    was = one.vitals.session
+    was = n1.vitals.session
     await client.config_set("min-replicas-to-write", 1)
-    await until(lambda: one.vitals.view.refusal, "it is refused")
+    await until(lambda: n1.vitals.view.refusal, "it is refused")
     # As by the word of those who found its tombstone, on a server that this node does not see.
-    life = one.vitals._life
-    one.vitals._loop.call_soon_threadsafe(life._go_on_as_another, "fenced")  # type: ignore[union-attr]
-    await until(lambda: one.disowned == [was], "what runs is to stop")
-    assert one.fenced == [], "its new session is not registered"
+    life = n1.vitals._life
+    n1.vitals._loop.call_soon_threadsafe(life._go_on_as_another, "fenced")  # type: ignore[union-attr]
+    await until(lambda: n1.disowned == [was], "what runs is to stop")
+    assert n1.fenced == [], "its new session is not registered"
     await client.config_set("min-replicas-to-write", 0)
-    await until(lambda: one.fenced == [one.vitals.session], "it goes on")
+    await until(lambda: n1.fenced == [n1.vitals.session], "it goes on")

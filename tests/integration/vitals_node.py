@@ -39,7 +39,7 @@ TICK_S = 0.1
 class VitalsNode:
     """One node. What its vitals told is kept in lists, with the time."""
 
-    def __init__(self, config: Config, on_told: Callable[[str, Any], None] | None = None) -> None:
+    def __init__(self, config: Config, on_news: Callable[[str, Any], None] | None = None) -> None:
         self.config = config
         self.views: list[View] = []
         self.dead: dict[str, tuple[str, float]] = {}  # session -> (cause, when)
@@ -49,7 +49,7 @@ class VitalsNode:
         self.events: list[dict[str, Any]] = []
         self.redis: list[tuple[bool, float]] = []
         self.conflicts: list[str] = []
-        self._on_told = on_told or (lambda kind, value: None)
+        self._on_news = on_news or (lambda kind, value: None)
         self._ticking: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
         meta = encode_meta(Meta({"default": 4}, pid=1, version="0"))
@@ -89,24 +89,24 @@ class VitalsNode:
                 self.views.append(view)
             case SessionEnded(session, cause):
                 self.dead.setdefault(session, (cause, time.monotonic()))
-                self._on_told("dead", session)
+                self._on_news("dead", session)
             case Disowned(session):
                 self.disowned.append(session)
             case NewSession(session):
                 self.fenced.append(session)
-                self._on_told("fenced", session)
+                self._on_news("fenced", session)
             case Woken(message):
                 self.wakes.append(message)
             case Happened(event):
                 self.events.append(event)
-                self._on_told("event", event)
+                self._on_news("event", event)
             case RedisReach(is_ok):
                 self.redis.append((is_ok, time.monotonic()))
-                self._on_told("redis", is_ok)
+                self._on_news("redis", is_ok)
             case NameTaken(message):
                 self.conflicts.append(message)
             case GivingUp(message):
-                self._on_told("give_up", message)
+                self._on_news("give_up", message)
 
     # ---- the gateway's part
 
@@ -129,19 +129,19 @@ class VitalsNode:
 
 
 async def main(fields: dict[str, Any], hang_s: float) -> None:
-    def told(kind: str, value: Any) -> None:
+    def show(kind: str, value: Any) -> None:
         print(json.dumps({kind: value}), flush=True)
 
-    node = await VitalsNode(Config(**fields), told).start()
-    told("ready", node.vitals.session)
+    node = await VitalsNode(Config(**fields), show).start()
+    show("ready", node.vitals.session)
     if hang_s:
         await asyncio.sleep(1.0)
         time.sleep(hang_s)  # noqa: ASYNC251 - the main loop hangs, on purpose.
     while True:
-        told("view", {p.node_id: [p.state, p.verdict] for p in node.vitals.view.members})
+        show("view", {p.node_id: [p.state, p.verdict] for p in node.vitals.view.members})
         await asyncio.sleep(1.0)
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    asyncio.run(main(given, given.pop("hang_s", 0.0)))
+    fields = json.loads(sys.argv[1])
+    asyncio.run(main(fields, fields.pop("hang_s", 0.0)))

@@ -22,7 +22,7 @@ async def names(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         if host not in NAMES:
             raise socket.gaierror("not known")
-        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (one, port)) for one in NAMES[host]]
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (numeric, port)) for numeric in NAMES[host]]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
 
@@ -33,8 +33,8 @@ def bound_to_all(**more: Any) -> Config:
 
 @pytest.mark.usefixtures("names")
 async def test_a_seed_may_stand_for_many_members() -> None:
-    found = await address.seed_addresses(["rumor-nodes:5000", "10.0.0.2:5000", "unknown:1", "[::1]:7", "no port"])
-    assert found == [("10.0.0.1", 5000), ("10.0.0.2", 5000), ("10.0.0.3", 5000), ("::1", 7)]
+    addresses = await address.seed_addresses(["rumor-nodes:5000", "10.0.0.2:5000", "unknown:1", "[::1]:7", "no port"])
+    assert addresses == [("10.0.0.1", 5000), ("10.0.0.2", 5000), ("10.0.0.3", 5000), ("::1", 7)]
 
 
 async def test_a_seed_whose_name_is_none_hides_no_other() -> None:

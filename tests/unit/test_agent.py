@@ -11,7 +11,7 @@ ALIVE, LEAVING, SUSPECT, DEAD, LEFT = MemberState
 
 
 @pytest.mark.parametrize(
-    ("was", "state", "told"),
+    ("was", "state", "lines"),
     [
         (None, ALIVE, ["join"]),
         (None, LEAVING, ["join"]),
@@ -38,5 +38,5 @@ ALIVE, LEAVING, SUSPECT, DEAD, LEFT = MemberState
         (LEFT, LEFT, []),
     ],
 )
-def test_each_change_has_its_lines(was: MemberState | None, state: MemberState, told: list[str]) -> None:
-    assert events(state, was) == told
+def test_each_change_has_its_lines(was: MemberState | None, state: MemberState, lines: list[str]) -> None:
+    assert events(state, was) == lines
