@@ -35,8 +35,8 @@ from cluster.swim.core import Swim
 from cluster.swim.events import Changed, Identity, Join, Leave, MemberState, NameConflict, Renew
 from cluster.swim.wire import SYNC_MAX_BYTES
 
-JOIN_S = 3.0  # between two looks for seeds that are not alive here
-LINGER_GOSSIPS = 3  # gossip intervals between saying that we left and falling silent
+JOIN_S = 3.0  # time between two looks for seeds that are not alive here
+LINGER_GOSSIPS = 3  # gossip intervals from the word that we left until we fall silent
 BACKLOG = 4096  # length of the accept queue: once it is full, a stopped process looks like one whose kernel is silent
 CONNECTIONS_MAX = 4096
 REQUEST_LIMIT_S = 5.0  # time that a connection has to send its request before the agent closes it

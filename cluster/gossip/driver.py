@@ -70,7 +70,7 @@ EXCHANGE_MAX_BYTES = 8 << 20
 WATCH_CONNECT_TIMEOUT_S = 1.0
 WATCH_RETRY_MIN_S, WATCH_RETRY_MAX_S = 0.1, 5.0
 DEADLINE_MAX_S = 3600.0
-KNOCKS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)  # waits for the answer to each empty datagram
+KNOCKS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)  # waits for an answer, after each empty datagram
 AWAY_S = 0.25  # lateness of a timer from which on this node was away, and a silence proves nothing
 
 

@@ -34,7 +34,7 @@ Client = Any  # redis.asyncio.Redis, whose own types and published stubs disagre
 Connection = Any  # redis.asyncio.connection.AbstractConnection, likewise
 
 SCRIPTS = ("heartbeat", "fence", "lease", "takeover", "resign", "snapshot", "forget")
-FENCES_MAX = 8  # at a time
+FENCES_MAX = 8  # fences under way at a time
 READ_MAX = 512  # heartbeats in one pipeline
 MEMBERS_MAX = 10_000  # rows read of the member list
 

@@ -26,9 +26,9 @@ from cluster.vitals.calls import Pulse
 from cluster.vitals.kept_tasks import Nursery, wait_for
 from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
 
-SWEEP_S = 1.0  # between two readings of all members
-RETRIES_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1)  # Redis may see the end of a process later than its peers did
-CONSIDERED_MAX, CONSIDERED_S = 10_000, 60.0
+SWEEP_S = 1.0  # time between two readings of all members
+RETRIES_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1)  # waits: Redis may see a process end later than its peers do
+CONSIDERED_MAX, CONSIDERED_S = 10_000, 60.0  # sessions considered at a time, and for how long each
 LIVES_MAX = 10_000  # nodes whose latest session this node remembers
 ENDED_MAX = 10_000  # dead sessions that this node remembers, so that it tells of each once
 

@@ -1,13 +1,12 @@
 """One node's sign of life in Redis: its session's heartbeat, the channel it listens on, its row on the member list.
 
-A session subscribes to its own channel first and sends its heartbeat after that: a session whose heartbeat stood there
-without a subscriber could be fenced as one whose process is gone. Each heartbeat is echoed on the channel, which tells
-a subscription that hears from one that has gone deaf.
+A session subscribes to its own channel first and sends its heartbeat after that. In the other order its heartbeat would
+stand there without a subscriber, as that of a process which is gone, and a mere refusal could fence it. Redis echoes
+each heartbeat on the channel, so that a subscription which has gone deaf is found.
 
-A call without an answer changes nothing but the word on Redis: it is away, or it refuses and says why.
+A call without an answer changes nothing but what this node says of Redis: that it is away, or refuses, and why.
 
-Decides nothing beyond its own session; what follows from an answer is for its `Bearer`. Does not know: gossip, other
-sessions, the main loop.
+Decides nothing: its `Bearer` acts on the answers. Does not know: gossip, other sessions, the main loop.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ log = structlog.get_logger("vitals")
 
 ECHO = b"\x00"  # first byte of what a session publishes to itself; no other message begins with it
 ECHOES_LOST_MAX = 3  # beats without an echo, before the subscription counts as deaf
-RELISTEN_MIN_S = 0.5  # between two new subscriptions, unless nobody is subscribed at all
+RELISTEN_MIN_S = 0.5  # time between two new subscriptions, unless nobody is subscribed at all
 TTL_LEASES = 2  # leases until a heartbeat vanishes after its last beat: longer than any fencer watches it
-ENROLL_S = 1.0  # between two writings of our own row on the member list
+ENROLL_S = 1.0  # time between two writings of our own row on the member list
 
 
 class Bearer(Protocol):

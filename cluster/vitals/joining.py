@@ -1,7 +1,7 @@
 """Looking for members that are not alive here: among the seeds, and on the member list in Redis.
 
-Again and again, so that two halves that lost each other meet again. A row of the list whose node nobody knows any more
-is given to the second witness, which watches that session and fences it by its rules.
+It looks again and again, so that two halves that lost each other meet again. It names a row whose node nobody knows any
+more to the second witness, which watches that session and fences it by its rules.
 
 Decides nothing about who is a member. Does not know: heartbeats, views.
 """
@@ -21,7 +21,7 @@ from cluster.swim.events import Join, MemberState
 from cluster.vitals.calls import MemberRow, Pulse
 from cluster.vitals.fencing import Fencing
 
-JOIN_S = 3.0  # between two looks
+JOIN_S = 3.0  # time between two looks
 
 
 class Joiner:

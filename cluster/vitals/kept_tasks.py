@@ -15,7 +15,7 @@ import structlog
 
 log = structlog.get_logger("vitals")
 
-RESTART_S = 0.5
+RESTART_S = 0.5  # pause before a task that failed begins again
 
 
 class Nursery:

@@ -23,7 +23,7 @@ from cluster.vitals.calls import Pulse
 from cluster.vitals.kept_tasks import wait_for
 from cluster.vitals.lease import Lease, Term
 
-ASKS_MAX = 3  # in a row: the lease may turn out to be free, or to be held by a session that has ended
+ASKS_MAX = 3  # questions in a row: the lease may turn out to be free, or a session that has ended may hold it
 
 
 class Candidate(Protocol):
@@ -92,7 +92,7 @@ class Leading:
                         return
 
     async def _keep_snapshot(self, view: View, ttl_s: float) -> None:
-        """The leader keeps its member table in Redis, for people and for whoever starts with nobody to ask."""
+        """If this node leads, keep its member table in Redis, where people can read it; no node does."""
         term = self._lease.holder
         if term is None or not self._lease.may_lead(time.monotonic()):
             return
@@ -115,7 +115,7 @@ class Leading:
         self.look()
 
     async def _ask_once(self) -> bool:
-        """True: it is worth asking again at once."""
+        """One question. True: another one at once may get the lease."""
         self._lease.heard(self._swim.epoch)
         asked_s = time.monotonic()
         wish = self._lease.wish(asked_s)

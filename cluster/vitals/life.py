@@ -70,8 +70,8 @@ from cluster.vitals.witness import Fence, Path
 
 log = structlog.get_logger("vitals")
 
-LOAD_S = 0.1  # between two views for loads, and two changes of our own load
-SEEN_S, SEEN_MAX = 10.0, 1_000  # between two events of what was seen of one session; sessions remembered for that
+LOAD_S = 0.1  # time between two views for loads, and between two changes of our own load
+SEEN_S, SEEN_MAX = 10.0, 1_000  # time between two events of one kind about one session; how many are remembered
 EXIT_GAVE_UP = 70
 
 

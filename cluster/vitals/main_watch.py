@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 
 from cluster.vitals.main_loop import MainLoop
 
-WATCH_MAIN_S = 0.25
+WATCH_MAIN_S = 0.25  # time between two looks
 
 
 class MainWatch:
-    """Asks every WATCH_MAIN_S. The main thread writes `ticked_s`, and by that says that its loop turns.
+    """Looks every WATCH_MAIN_S. The main thread writes `ticked_s` to say that its loop turns.
 
     `on_stall` is called when the loop has been quiet for `stall_after_s`, and again when it ticks; `on_hang` when it
     has been quiet for `stall_limit_s`.

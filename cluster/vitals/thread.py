@@ -29,7 +29,7 @@ from cluster.vitals.told import Tell, Told
 
 T = TypeVar("T")
 
-STOP_LIMIT_S = 10.0
+STOP_LIMIT_S = 10.0  # time that the thread has to end
 
 
 class Vitals:

@@ -1,8 +1,8 @@
 """What the vitals thread tells the main loop: everything that crosses from the one to the other.
 
 The life hands each of these to one function, `tell`, which queues it for the main loop and never waits; the main loop
-hears them one by one, in the order in which they were told. Everything here is immutable, or is changed by nobody once
-it was told. What goes the other way are the methods of `thread.Vitals`.
+hears them one by one, in the order in which they were told. Everything here is immutable, or nobody changes it after it
+was told. The main loop's way to the thread is `thread.Vitals`.
 
 Pure: plain values. Does not know: threads, loops, what the main loop does with them.
 """

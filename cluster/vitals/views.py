@@ -13,7 +13,7 @@ from cluster.view import View
 from cluster.vitals import view_maker
 from cluster.vitals.told import NewView, Tell
 
-VIEW_MIN_S = 0.05  # between two views for changes of state
+VIEW_MIN_S = 0.05  # time between two views for changes of state
 
 
 class Views:
