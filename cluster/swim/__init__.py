@@ -1,1 +1,1 @@
-"""SWIM + Lifeguard + evidence: the membership protocol. Every module is pure. `events` is what goes in and comes out."""
+"""SWIM + Lifeguard + evidence: the membership protocol. Pure, every module. `events` says what goes in and out."""
