@@ -1,9 +1,8 @@
 """A cluster in trouble, told in words: what scripts/demo.sh runs.
 
-A steady load goes through all nodes while nodes are killed, paused, drained and Redis is taken away. What each line
-says is read from the nodes' own timeline (`GET /cluster`), not assumed. At the end every accepted task is looked up:
-none may be missing or unfinished, and each has committed once (Redis holds one outcome a task; what came too late was
-refused).
+A steady load goes through all nodes while the demo kills, pauses and drains nodes and takes Redis away. Each line
+reports what the nodes' own timeline says (`GET /cluster`). At the end the demo looks up every accepted task: none may
+be missing or unfinished, and each has committed once (Redis holds one outcome for a task; it refused later ones).
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from node import SyncClient  # noqa: E402
 from node.client.one_node import Remote  # noqa: E402
 
 NODES = 5
-CALM_S = 3.0  # between two faults
-SETTLE_S = 1.5  # after a fault, before it is told
-TASK_S = (0.2, 1.0, 2.0, 4.0)  # tasks of these lengths, in turn
+CALM_S = 3.0  # time between two faults
+SETTLE_S = 1.5  # time between a fault and the report of it
+TASK_S = (0.2, 1.0, 2.0, 4.0)  # lengths of the tasks, in turn
 BATCH_S = 0.25
 END_LIMIT_S = 60.0
 TERMINAL = ("succeeded", "dead", "cancelled")
@@ -43,12 +42,12 @@ TERMINAL = ("succeeded", "dead", "cancelled")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo.sh", description="A cluster in trouble, told in words.")
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long faults are made (%(default)g)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long to make faults (%(default)g)")
     parser.add_argument("--rate", type=float, default=40.0, help="tasks a second (%(default)g)")
     parser.add_argument("--stay", action="store_true", help="leave the cluster running at the end")
     args = parser.parse_args()
     demo = Demo(own_folder(os.environ), args.rate)
-    # What ends us must end the cluster, too: a plain SIGTERM would not reach `finally`.
+    # SIGTERM must end the cluster, too: by default it would end this process without `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     keep = False
     try:
@@ -64,14 +63,14 @@ def main() -> int:
 
 
 def own_folder(environ: Mapping[str, str]) -> Path:
-    """Where the demo's cluster lies: never where another cluster does."""
-    told = environ.get("RUMOR_DATA_DIR")
-    return Path(told) / "demo" if told else ROOT / ".rumor-demo"
+    """The folder of the demo's cluster, which no other cluster uses."""
+    data_dir = environ.get("RUMOR_DATA_DIR")
+    return Path(data_dir) / "demo" if data_dir else ROOT / ".rumor-demo"
 
 
 @dataclass
 class Load:
-    """Tasks at a steady rate, by a thread of its own; remembers every id it was given."""
+    """Submits tasks at a steady rate, in a thread of its own; remembers the id of every accepted task."""
 
     urls: list[str]
     rate: float
@@ -91,7 +90,7 @@ class Load:
 
     def _run(self) -> None:
         sent, begin_s = 0, time.monotonic()
-        # Repeats what got no answer, under the same Idempotency-Key and through another node: nothing is stored twice.
+        # The client repeats what got no answer, with the same Idempotency-Key: nothing is stored twice.
         with SyncClient(self.urls, within_s=END_LIMIT_S) as client:
             while not self._end.wait(BATCH_S):
                 want = int((time.monotonic() - begin_s) * self.rate) - sent
@@ -105,7 +104,7 @@ class Load:
 
 
 class Demo:
-    """The cluster, what is done to it, and what is said of it."""
+    """The cluster, the faults, and the report."""
 
     def __init__(self, folder: Path, rate: float) -> None:
         self.base = int(os.environ.get("RUMOR_BASE_PORT", "5000"))
@@ -124,7 +123,7 @@ class Demo:
         try:
             self.launch(str(NODES), "--detach")
         except KeyboardInterrupt:
-            self._is_ours = True  # what had started is ended
+            self._is_ours = True  # so that `end` ends what has started
             raise
         self._is_ours = True
         self._begin_s = time.monotonic()
@@ -137,18 +136,18 @@ class Demo:
             return
         self.load.stop()
         if keep:
-            self.console.print(f"The cluster runs on: {self.urls[0]}/  (ended by: {self.stop_command()})")
+            self.console.print(f"The cluster runs on: {self.urls[0]}/  (end it with: {self.stop_command()})")
             return
         with suppress(KeyboardInterrupt, subprocess.SubprocessError, SystemExit):
             self.launch("stop")
-        self.console.print("Everything this demo started has ended.")
+        self.console.print("Everything that this demo started has ended.")
 
     def stop_command(self) -> str:
-        told = {name: self._environ[name] for name in ("RUMOR_BASE_PORT", "RUMOR_DATA_DIR")}
-        return " ".join(f"{name}={value}" for name, value in told.items()) + " scripts/launch_cluster.sh stop"
+        variables = {name: self._environ[name] for name in ("RUMOR_BASE_PORT", "RUMOR_DATA_DIR")}
+        return " ".join(f"{name}={value}" for name, value in variables.items()) + " scripts/launch_cluster.sh stop"
 
     def launch(self, *words: str) -> str:
-        """`rumor launch …`; shows what it said if it fails, and gives up."""
+        """Run `rumor launch …`; its output. If it fails, show that and exit."""
         done = subprocess.run(
             [sys.executable, "-m", "node", "launch", *words],
             env=self._environ,
@@ -166,7 +165,7 @@ class Demo:
     # ---- trouble
 
     def trouble(self, seconds: float) -> None:
-        """One fault after the other, until the time is up; the last one is always seen to its end."""
+        """Make one fault after the other until the time is up; finish the last one."""
         faults: tuple[Callable[[], None], ...] = (
             lambda: self.kill(3),
             lambda: self.hang(2, 2.0),
@@ -206,7 +205,7 @@ class Demo:
     def hang(self, number: int, seconds: float) -> None:
         node_id, since_ms = self.node_id(number), time.time_ns() // 1_000_000
         self.launch("pause", str(number))
-        self.say("pause", f"node {number} hangs for {seconds:g} s (SIGSTOP): it exists and answers nothing")
+        self.say("pause", f"node {number} hangs for {seconds:g} s (SIGSTOP): its process exists but answers nothing")
         time.sleep(seconds)
         if seconds > 5:
             self.tell_death(number, node_id, since_ms)
@@ -215,42 +214,43 @@ class Demo:
         kinds = [event["kind"] for event in self.events(number, node_id, since_ms)]
         if seconds > 5:
             self.say(
-                "resume", f"node {number} goes on, finds its tombstone, may commit nothing of what it ran, and rejoins"
+                "resume", f"node {number} continues, finds its tombstone, may commit none of its tasks, and joins again"
             )
         elif "member_dead" in kinds:
             self.say("resume", f"node {number} was held dead by gossip")
         else:
-            self.say("resume", f"node {number} refutes the suspicion itself; it kept its tasks, nothing ran twice")
+            self.say("resume", f"node {number} refutes the suspicion; it kept its tasks, and none ran twice")
 
     def drain(self, number: int) -> None:
-        self.say("drain", f"SIGTERM for node {number}: it claims nothing more and finishes what it runs")
+        self.say("drain", f"SIGTERM for node {number}: it claims no more tasks and finishes those that it runs")
         self.launch("restart", str(number))
         self.say("start", f"node {number} is back; no attempt was lost")
 
     def take_redis_away(self) -> None:
         before = len(self.load.ids)
         self.launch("kill", "redis")
-        self.say("redis", "kill -9 for Redis: submissions get 503, what runs runs on, nobody is held dead for it")
+        self.say("redis", "kill -9 for Redis: submissions get 503, running tasks go on, no node is held dead")
         time.sleep(3.0)
         self.launch("restart", "redis")
         time.sleep(SETTLE_S)
         self.say(
-            "redis", f"it is back: outcomes that waited are written, {len(self.load.ids) - before} tasks accepted since"
+            "redis",
+            f"Redis is back: nodes write the outcomes that waited; {len(self.load.ids) - before} tasks accepted since",
         )
 
-    # ---- what is said
+    # ---- reporting
 
     def tell_death(self, number: int, node_id: str, since_ms: int) -> None:
-        """From the timeline of a node that lived through it."""
-        found: dict[str, Mapping[str, Any]] = {}
+        """Report a death, from the timeline of a survivor."""
+        firsts: dict[str, Mapping[str, Any]] = {}
         for event in self.events(number, node_id, since_ms):
-            found.setdefault(event["kind"], event)
-        fenced, dead, suspect = (found.get(kind) for kind in ("session_fenced", "member_dead", "member_suspect"))
-        first = min((event["at_ms"] for event in found.values()), default=None)
+            firsts.setdefault(event["kind"], event)
+        fenced, dead, suspect = (firsts.get(kind) for kind in ("session_fenced", "member_dead", "member_suspect"))
+        first = min((event["at_ms"] for event in firsts.values()), default=None)
         if first is None or fenced is None or dead is None:
             self.say("", f"node {number} is not held dead yet: see {self.urls[0]}/")
             return
-        words = {"refused": "its port refuses connections", "stalled": "its kernel answers, it does not"}
+        words = {"refused": "its port refuses connections", "stalled": "its kernel answers, the node does not"}
         why = words.get(str((suspect or dead)["evidence"]), str((suspect or dead)["evidence"]))
         tasks = sum(
             event.get("tasks", 0)
@@ -268,16 +268,16 @@ class Demo:
         at_s = time.monotonic() - self._begin_s
         self.console.print(f"[dim]{at_s:6.1f} s[/dim]  [bold]{what:<7}[/bold] {text}", soft_wrap=True)
 
-    # ---- what is known
+    # ---- asking the nodes
 
     def views(self, without: int = 0) -> list[dict[str, Any]]:
         """GET /cluster of every node that answers."""
-        found = []
+        views = []
         for number, url in enumerate(self.urls, 1):
             if number != without:
                 with suppress(RumorError), SyncClient(url, within_s=2.0, learn=False, insist=False) as node:
-                    found.append(node.cluster())
-        return found
+                    views.append(node.cluster())
+        return views
 
     def view(self, without: int = 0) -> dict[str, Any]:
         return next(iter(self.views(without)), {})
@@ -287,14 +287,13 @@ class Demo:
 
     def events(self, without: int, node_id: str, since_ms: int) -> list[Mapping[str, Any]]:
         events = self.view(without).get("events", [])
-        return [one for one in events if one["node_id"] == node_id and one["at_ms"] >= since_ms]
+        return [event for event in events if event["node_id"] == node_id and event["at_ms"] >= since_ms]
 
     def watch_counters(self) -> None:
-        """Counters die with their node: remember the highest of each life."""
+        """Remember the highest value of each counter in each life of a node: counters end with their process."""
         for url in self.urls:
             with suppress(RumorError):
-                one = Remote(url, "", timeout_s=2.0)
-                status, body = one.request("GET", "/metrics")
+                status, body = Remote(url, timeout_s=2.0).request("GET", "/metrics")
                 if status != 200:
                     continue
                 start = next(line for line in body.decode().splitlines() if line.startswith("process_start_time"))
@@ -312,10 +311,10 @@ class Demo:
     # ---- the end
 
     def account(self) -> int:
-        """Wait for the last task, look every one of them up, and say what became of them."""
+        """Wait for the last task, look up every task, and report how each ended."""
         self.load.stop()
         ids = self.load.ids
-        self.say("count", f"{len(ids)} tasks were accepted; waiting for the last of them")
+        self.say("count", f"{len(ids)} tasks were accepted; waiting for the last one")
         states: Counter[str] = Counter()
         again = 0
         with SyncClient(self.urls, within_s=END_LIMIT_S) as client:
@@ -332,22 +331,22 @@ class Demo:
         self.watch_counters()
         rows = {
             "accepted": len(ids),
-            "of these different": len(set(ids)),
+            "different ids": len(set(ids)),
             "succeeded, committed once": states["succeeded"],
             "lost or unfinished": len(ids) - sum(states[state] for state in TERMINAL),
-            "ran again, as their node was gone": again,
+            "ran again after their node was gone": again,
             "late outcomes refused": self.total("rumor_task_refused_total"),
         }
         self.console.print()
         for name, value in rows.items():
             self.console.print(f"  {name:<36}{value:>8,}")
-        is_whole = rows["succeeded, committed once"] == len(set(ids)) == len(ids)
+        is_complete = rows["succeeded, committed once"] == len(set(ids)) == len(ids)
         self.console.print(
-            "\n[bold]Nothing was lost.[/bold]" if is_whole else f"\n[bold red]Look: {dict(states)}[/bold red]"
+            "\n[bold]Nothing was lost.[/bold]" if is_complete else f"\n[bold red]Not all: {dict(states)}[/bold red]"
         )
         if self.load.errors:
-            self.console.print(f"  submissions given up by the client: {json.dumps(self.load.errors)}")
-        return 0 if is_whole else 1
+            self.console.print(f"  submissions that the client gave up: {json.dumps(self.load.errors)}")
+        return 0 if is_complete else 1
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/docs_reference.py            # write them
     python scripts/docs_reference.py --check    # status 1 if one is out of date
 
-A test compares them, so that what they say is what the nodes do.
+A test compares them with the code, so that the pages say what the nodes do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MADE = "This page is made from the code by `scripts/docs_reference.py`; a test f
 
 
 def http() -> str:
-    """The route table and the types that requests are parsed into, by way of the OpenAPI description."""
+    """The route table and the types of requests, from the OpenAPI description."""
     document = openapi.document()
     schemas: Mapping[str, Any] = document["components"]["schemas"]
     lines = [
@@ -94,9 +94,9 @@ def _call(route: Route, operation: Mapping[str, Any], schemas: Mapping[str, Any]
     parameters = operation.get("parameters", ())
     if parameters:
         yield "\n| parameter | in | type | what it is |\n| --- | --- | --- | --- |"
-        for one in parameters:
-            kind = _kind(one["schema"], schemas)
-            yield f"| `{one['name']}` | {one['in']} | {kind} | {_cell(one.get('description', ''))} |"
+        for field in parameters:
+            kind = _kind(field["schema"], schemas)
+            yield f"| `{field['name']}` | {field['in']} | {kind} | {_cell(field.get('description', ''))} |"
     if (body := operation.get("requestBody")) is not None:
         content = body["content"]["application/json"]
         yield f"\nBody: {_kind(content['schema'], schemas)}, for example `{json.dumps(content['example'])}`."
@@ -120,9 +120,10 @@ def _fields(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[s
         return
     required = set(schema.get("required", ()))
     yield "| field | type | default | what it is |\n| --- | --- | --- | --- |"
-    for name, one in schema["properties"].items():
-        default = "*required*" if name in required else f"`{json.dumps(one['default'])}`" if "default" in one else "–"
-        yield f"| `{name}` | {_kind(one, schemas)} | {default} | {_cell(one.get('description', ''))} |"
+    for name, field in schema["properties"].items():
+        default = f"`{json.dumps(field['default'])}`" if "default" in field else "–"
+        default = "*required*" if name in required else default
+        yield f"| `{name}` | {_kind(field, schemas)} | {default} | {_cell(field.get('description', ''))} |"
 
 
 def _kind(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
@@ -132,7 +133,7 @@ def _kind(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
         return f"[{name}](#{name.lower()})" if name in schemas else name
     for union in ("anyOf", "oneOf"):
         if union in schema:
-            return " or ".join(dict.fromkeys(_kind(one, schemas) for one in schema[union]))
+            return " or ".join(dict.fromkeys(_kind(member, schemas) for member in schema[union]))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = schema.get("type", "any JSON")
@@ -154,7 +155,7 @@ def _number(value: float) -> str:
 
 
 def _anchor(route: Route) -> str:
-    """As GitHub makes them: lower case, blanks to hyphens, everything but letters, digits, `-` and `_` left out."""
+    """As GitHub makes anchors: lower case, hyphens for blanks, only letters, digits, `-` and `_`."""
     return re.sub(r"[^\w\- ]", "", f"{route.method} {route.path}".lower()).replace(" ", "-")
 
 
@@ -183,14 +184,16 @@ def command_line() -> str:
         "| --- | --- |",
     ]
     named = list(_commands(cli.rumor, ""))
-    lines += [f"| [`rumor {name}`](#rumor-{name.replace(' ', '-')}) | {_cell(_first(one))} |" for name, one in named]
-    for name, one in named:
-        context = click.Context(one, info_name=f"rumor {name}")
-        usage = " ".join([f"rumor {name}", *one.collect_usage_pieces(context)])
-        lines += ["", f"## rumor {name}\n", "```text", usage, "```\n", _prose(one)]
-        is_node = settings <= {p.name for p in one.params}
+    lines += [
+        f"| [`rumor {name}`](#rumor-{name.replace(' ', '-')}) | {_cell(_first(command))} |" for name, command in named
+    ]
+    for name, command in named:
+        context = click.Context(command, info_name=f"rumor {name}")
+        usage = " ".join([f"rumor {name}", *command.collect_usage_pieces(context)])
+        lines += ["", f"## rumor {name}\n", "```text", usage, "```\n", _prose(command)]
+        is_node = settings <= {p.name for p in command.params}
         left_out = settings if is_node else set()
-        mine = [p for p in one.params if isinstance(p, click.Option) and p.name not in left_out and not p.hidden]
+        mine = [p for p in command.params if isinstance(p, click.Option) and p.name not in left_out and not p.hidden]
         if mine:
             lines += ["| option | what it is |", "| --- | --- |"]
             for option in mine:
@@ -205,13 +208,13 @@ def command_line() -> str:
 def _commands(group: click.Group, before: str) -> Iterator[tuple[str, click.Command]]:
     context = click.Context(group)
     for name in sorted(group.list_commands(context)):
-        one = group.get_command(context, name)
-        if one is None or one.hidden:
+        command = group.get_command(context, name)
+        if command is None or command.hidden:
             continue
-        if isinstance(one, click.Group):
-            yield from _commands(one, f"{before}{name} ")
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{before}{name} ")
         else:
-            yield before + name, one
+            yield before + name, command
 
 
 def _first(command: click.Command) -> str:
@@ -219,7 +222,7 @@ def _first(command: click.Command) -> str:
 
 
 def _prose(command: click.Command) -> str:
-    """The help text; what click is told to leave as it stands (after a \\b) stays so."""
+    """The help text; a part that begins with \\b keeps its lines, as click keeps them."""
     parts = []
     for part in (command.help or "").split("\n\n"):
         words = part.strip("\n")
@@ -235,18 +238,18 @@ def _prose(command: click.Command) -> str:
 
 
 class Nobody:
-    """What the gauges would read, were they read."""
+    """The engine that the gauges would read; here nobody reads them."""
 
     config = Config()
 
 
 def metrics() -> str:
     """Every name that /metrics of a node shows, with its kind, its labels and what it counts."""
-    one = Metrics()
-    gauges.register(one, Nobody(), {})  # type: ignore[arg-type]
+    registry = Metrics()
+    gauges.register(registry, Nobody(), {})  # type: ignore[arg-type]
     rows = [
         f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels) or '–'} | {_cell(help)} |"
-        for name, kind, labels, help in one.described()
+        for name, kind, labels, help in registry.described()
     ]
     return "\n".join([METRICS_HEAD.format(made=MADE), *rows, METRICS_TAIL])
 

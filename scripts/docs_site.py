@@ -1,4 +1,4 @@
-"""What mkdocs is told beyond docs/mkdocs.yml: the menu, from docs/README.md, and anchors as GitHub makes them."""
+"""Adds to docs/mkdocs.yml what it cannot hold: the menu, from docs/README.md, and anchors as GitHub makes them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def menu(index: str) -> list[Any]:
     groups: list[Any] = [{"Rumor": "README.md"}, {"Documentation": "docs/README.md"}]
     named = {"README.md"}
     pages: list[Any] = []
-    for found in GROUP_OR_PAGE.finditer(index):
-        if found["group"]:
+    for match in GROUP_OR_PAGE.finditer(index):
+        if match["group"]:
             pages = []
-            groups.append({found["group"]: pages})
-        elif (page := posixpath.normpath(f"docs/{found['page']}")) not in named:
+            groups.append({match["group"]: pages})
+        elif (page := posixpath.normpath(f"docs/{match['page']}")) not in named:
             named.add(page)
-            pages.append({found["title"]: page})
+            pages.append({match["title"]: page})
     return [*groups, {"Changelog": "CHANGELOG.md"}]
 
 

@@ -1,11 +1,11 @@
-"""A coverage-guided fuzz run of what reads bytes of others: the datagram decoder, the core behind it, watch tokens.
+"""A coverage-guided fuzz run of the code that reads foreign bytes: the datagram decoder, the core, watch tokens, HTTP.
 
     pip install atheris && python scripts/fuzz_wire.py [--seconds 60] [--corpus FOLDER] [-seed=1 …]
 
-What it does not know goes to libFuzzer. Each input goes, without a seal in its way, through `wire.decode`, and as a
-datagram and as a full exchange into a node that knows three members; what it sends must fit into a datagram and decode.
-The same bytes are read as a watch token, as a load and a meta, as the agent's HTTP request and as a peer's answer.
-Nothing may raise; what does is printed, and its input is kept in the working directory as crash-…. Starts from packets
+Unknown options go to libFuzzer. Each input goes unsealed through `wire.decode`, and as a datagram and a full exchange
+into a node that knows three members; each packet that this node sends must fit into a datagram and decode. The same
+bytes are read as a watch token, as a load and a meta, as the agent's HTTP request and as a peer's answer. Nothing may
+raise: libFuzzer prints what does, and keeps its input in the working directory as crash-…. The run starts from packets
 of every kind.
 """
 
@@ -47,11 +47,11 @@ with atheris.instrument_imports(
     )
 
 SESSIONS = [f"n{n}/0190aaaaaaa{n}-0badcaf{n}" for n in range(5)]
-LIVES = 2_000  # inputs for one node: then a fresh one, so that what is kept of earlier ones does not grow for ever
+LIVES = 2_000  # inputs for one node; a fresh one then takes its place, so that its memory does not grow forever
 
 
 def packets() -> list[bytes]:
-    """One packet of every kind, as a start."""
+    """One packet of every kind, to start from."""
     row = wire.Row(SESSIONS[1], 3, MemberState.SUSPECT, Evidence.REFUSED, "n2", "10.0.0.1", 5000, b"meta", 7)
     load = wire.LoadRow(SESSIONS[2], 9, b"load")
     bodies: list[wire.Body] = [

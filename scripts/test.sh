@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the tests; sets up all they need (the environment, and a Redis or Valkey server if none is on PATH).
-#   scripts/test.sh             unit, sim and integration tests, the stress test, and the page where a Chromium is
+# Runs the tests; sets up all that they need (the environment, and a Redis or Valkey server if none is on PATH).
+#   scripts/test.sh             unit, sim and integration tests, the stress test; the page, if there is a Chromium
 #   scripts/test.sh --fast      unit and sim only: under two minutes
 #   scripts/test.sh --sim       the simulator only, with ten times the seeds: some 4,000 runs, for the night
-#   scripts/test.sh --chaos     processes killed, paused and cut, on this machine
+#   scripts/test.sh --chaos     kills, pauses and cuts processes on this machine
 #   scripts/test.sh --browser   the page in a real Chromium: needs one, and the package playwright
-#   scripts/test.sh --docker    against containers: docker-compose.yml as it stands
-# Everything else goes to pytest: scripts/test.sh -k claim -x. Fails also when no test ran.
+#   scripts/test.sh --docker    with containers: docker-compose.yml as it stands
+# All other arguments go to pytest: scripts/test.sh -k claim -x. It fails also when no test ran.
 set -euo pipefail
 # shellcheck source=scripts/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
@@ -46,7 +46,7 @@ fi
 
 bootstrap test
 cd "$root"
-# A test's node or Redis must not be told anything by the shell that started the tests.
+# No setting of the shell that starts the tests may reach a test's node or Redis.
 for name in $(compgen -e RUMOR_) $(compgen -e OTEL_); do
   [[ $name == RUMOR_SIM_* || $name == RUMOR_TEST_* ]] || unset "$name"
 done

@@ -2,7 +2,7 @@
 # Sourced by the scripts beside it. Sets `root`; `bootstrap EXTRA…` sets `python` to the environment's Python.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# The first Python that is new enough: $PYTHON, else python3, else a versioned name.
+# Prints the first Python that is new enough: $PYTHON, else python3, else a versioned name.
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
@@ -20,6 +20,6 @@ find_python() {
 bootstrap() {
   local found
   found=$(find_python)
-  # shellcheck disable=SC2034 # for whoever sourced this
+  # shellcheck disable=SC2034 # the script that sources this file uses it
   python=$("$found" "$root/scripts/bootstrap.py" "$@")
 }

@@ -1,7 +1,7 @@
-"""What the benchmarks stand on: a Redis and nodes of their own, as children of the benchmark, ended with it.
+"""The test bed of the benchmarks: a Redis and nodes, children of the benchmark that end with it.
 
-Everything is in a temporary directory and on free ports, so a benchmark meets no cluster that runs already. Nodes get
-their settings by field name (`queues="default:100"`) and nothing from the environment of whoever runs the benchmark.
+Everything is in a temporary directory and on free ports, so a benchmark meets no other cluster. Nodes get their
+settings by field name (`queues="default:100"`), and none from the environment of the benchmark.
 
 Does not know: what is measured.
 """
@@ -36,7 +36,7 @@ from node.lab.process import Process, port_problem, spawn, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 READY_LIMIT_S = 30.0
 END_LIMIT_S = 20.0
-PORTS = range(21_000, 31_000, 10)  # below those that kernels hand out to passing connections
+PORTS = range(21_000, 31_000, 10)  # first ports of a bed; kernels hand out higher ones to connections
 
 
 @dataclass
@@ -55,12 +55,12 @@ class Node:
         return self.url.removeprefix("http://")
 
     def start(self) -> None:
-        """Begin; does not wait."""
+        """Start it; do not wait."""
         command = [sys.executable, "-P", "-m", "node", "node"]
         self.process, self.child = spawn(command, self.environ, self.log, ROOT)
 
     def wait_ready(self, members: int = 1) -> None:
-        """Until it takes work and holds this many members, itself included, alive."""
+        """Wait until it takes work and holds this many members, itself included, healthy."""
 
         def is_ready() -> bool:
             if self.child.poll() is not None:
@@ -78,11 +78,11 @@ class Node:
         return self.remote.call("GET", path)[1]
 
     def kill(self) -> None:
-        """SIGKILL, at once; does not wait."""
+        """Send SIGKILL; do not wait."""
         self.process.signal(signal.SIGKILL)
 
     def stop(self) -> None:
-        """In good order, and wait; SIGKILL when that takes too long."""
+        """Let it drain, and wait; send SIGKILL when that takes too long."""
         self.process.signal(signal.SIGTERM)
         try:
             self.child.wait(END_LIMIT_S)
@@ -112,17 +112,17 @@ class Bed:
             self.redis.config_set("appendonly", "no")
 
     def node(self, **settings: object) -> Node:
-        """The next node, started and not waited for."""
+        """Start the next node; do not wait."""
         port = self.base_port + len(self.nodes)
-        told = {"redis_url": self.redis_url, "port": port, "log_level": "warning", **self._settings, **settings}
+        values = {"redis_url": self.redis_url, "port": port, "log_level": "warning", **self._settings, **settings}
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RUMOR_")}
-        environ |= {f"RUMOR_{name.upper()}": str(value) for name, value in told.items()}
+        environ |= {f"RUMOR_{name.upper()}": str(value) for name, value in values.items()}
         environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
         url = f"http://127.0.0.1:{port}"
-        made = Node(url, self.folder / f"node-{port}.log", environ, Remote(url, timeout_s=60.0))
-        self.nodes.append(made)
-        made.start()
-        return made
+        node = Node(url, self.folder / f"node-{port}.log", environ, Remote(url, timeout_s=60.0))
+        self.nodes.append(node)
+        node.start()
+        return node
 
     def __enter__(self) -> Bed:
         return self
@@ -140,9 +140,9 @@ class Bed:
 
 
 class Meter:
-    """CPU that a process and the bed's Redis spend, for each of the tasks done meanwhile.
+    """CPU that a process and the bed's Redis spend on each task.
 
-    On a machine that others use too, this says more than rates do.
+    On a busy machine these figures are steadier than rates.
     """
 
     def __init__(self, bed: Bed, pid: int) -> None:
@@ -151,22 +151,22 @@ class Meter:
         self._before = self._read()
 
     def figures(self, tasks: float, per_s: float) -> dict[str, float]:
-        """The rate as told, and microseconds of CPU a task."""
+        """`per_s` as it is given, and microseconds of CPU a task since the meter was made."""
         own_s, redis_s = (now - before for now, before in zip(self._read(), self._before, strict=True))
         return {"per_s": per_s, "cpu_us": own_s / tasks * 1e6, "redis_us": redis_s / tasks * 1e6}
 
     def _read(self) -> tuple[float, float]:
         fields = Path(f"/proc/{self._pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-        told = self._bed.redis.info("cpu")
+        redis_cpu = self._bed.redis.info("cpu")
         own_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return own_s, told["used_cpu_user"] + told["used_cpu_sys"]
+        return own_s, redis_cpu["used_cpu_user"] + redis_cpu["used_cpu_sys"]
 
 
 # ---- figures
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
@@ -178,7 +178,7 @@ def levels(values: Sequence[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the command behind the figures."""
     return {
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
@@ -190,20 +190,20 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column to the left, figures to the right."""
+    """A table; the first column is aligned left, figures are aligned right."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def publish(title: str, table: str, figures: dict[str, Any], path: Path | None) -> None:
-    """The table on stdout; everything as JSON in a file, if one is wanted."""
-    on = machine()
-    print(f"\n## {title}\n\n{table}\n\n`{on['command']}`, {on['cores']} cores, Python {on['python']}, {on['at']}, "
-          f"load {on['load']}", flush=True)  # fmt: skip
+    """Print the table; write everything as JSON to `path`, if there is one."""
+    host = machine()
+    print(f"\n## {title}\n\n{table}\n\n`{host['command']}`, {host['cores']} cores, Python {host['python']}, "
+          f"{host['at']}, load {host['load']}", flush=True)  # fmt: skip
     if path is not None:
-        path.write_text(json.dumps({"machine": on, **figures}, indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps({"machine": host, **figures}, indent=1) + "\n", "utf-8")
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr: stdout is for the tables."""
+    """Print progress to stderr: stdout is for the tables."""
     print(text, file=sys.stderr, flush=True)

@@ -1,18 +1,18 @@
-"""What watching costs: the page with a large cluster, and the queue while somebody looks at it.
+"""The cost of watching: the page with a large cluster, and the queue while somebody watches it.
 
     python scripts/bench/dashboard.py [--only page,drain] [--rounds 4] [--tasks 200000] [--seconds 12] [--json FILE]
 
-- page: a node's gateway in front of a made-up engine of 100 nodes and 100,000 tasks, where each second brings a sum of
-  tasks, and every third second a node dies or comes back, told by five nodes. A real Chromium shows it: time to the
-  first view, layout that shifted, CPU of the whole browser to open it and a second (beside a page with nothing on it),
-  time between frames, bytes a second. Needs playwright and a Chromium; reads /proc.
-- drain: N queued no-ops are drained by a node that nobody looks at, by one with a client on /events that also asks for
-  /cluster and /health each second, as the page does, and by one with the page itself. Rounds are interleaved. The page
-  renders on the same cores as all else here, so the client says what watching costs the cluster, and the page what it
-  costs this machine. A browser spends most of a second of CPU on opening any page, so the rate is told for the whole
-  drain, the opening included, and for its last part, when the page stands.
+- page: a node's gateway in front of a fake engine of 100 nodes and 100,000 tasks. Each second brings a sum of tasks;
+  every third second a node dies or comes back, and five nodes report it. A real Chromium shows it: time to the first
+  view, layout that shifted, CPU of the whole browser to open the page and for each second (beside an empty page), time
+  between frames, bytes a second. Needs playwright and a Chromium; reads /proc.
+- drain: a node drains N queued no-ops while nobody watches it; while a client reads /events and asks for /cluster and
+  /health each second, as the page does; and while the page itself shows it. Rounds are interleaved. The page renders on
+  the same cores as everything else here, so the client shows what watching costs the cluster, and the page what it
+  costs this machine. A browser spends most of a second of CPU to open any page. So there are two rates: of the whole
+  drain, the opening included, and of its last part, when the page is open.
 
-Enforces nothing.
+It enforces nothing.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ NODES = 100
 TASKS = 100_000
 SHARDS = 64
 SETTLE_S = 4.0
-OPEN_S = 1.5  # after the first view: what is still done belongs to opening it
-STANDS = 0.6  # of a drain, its end: the page has been opened by then
+OPEN_S = 1.5  # time after the first view that still counts as opening the page
+LATE = 0.6  # last part of a drain, when the page is open
 PORT = next(port for port in range(31_100, 31_200) if not port_problem("127.0.0.1", port))
 
 WATCHING = """
@@ -104,7 +104,7 @@ class LargeEngine(FakeEngine):
         return self._listed[: query.limit], self._listed[query.limit - 1].id
 
     async def live(self) -> None:
-        """A sum each second; a death, told by five, or a return, every third."""
+        """Report a sum each second, and every third second a death, seen by five nodes, or a return."""
         victims = cycle(range(3, NODES, 7))
         for turn in range(1_000_000):
             await asyncio.sleep(1)
@@ -163,7 +163,7 @@ def _sum(at_ms: int, turn: int) -> dict[str, Any]:
 
 
 def serve_large() -> None:
-    """The gateway alone, for ever."""
+    """Serve the gateway alone, forever."""
 
     async def run() -> None:
         engine = LargeEngine()
@@ -195,15 +195,15 @@ seconds => new Promise(done => {
 
 
 def page_rounds(seconds: float) -> tuple[str, dict[str, Any]]:
-    """Each view for so long."""
+    """Watch each view for this long."""
     server = multiprocessing.get_context("spawn").Process(target=serve_large, daemon=True)
     server.start()
     rows, figures = [], {}
     try:
         base = f"http://127.0.0.1:{PORT}"
         wait_until_answers(base)
-        with browser() as one:
-            time.sleep(SETTLE_S)  # it has work of its own after its start
+        with browser() as chrome:
+            time.sleep(SETTLE_S)  # the browser has work of its own after its start
             for name, look, where in [
                 ("nothing", "desktop-light", "/livez"),
                 *(
@@ -212,11 +212,11 @@ def page_rounds(seconds: float) -> tuple[str, dict[str, Any]]:
                     for view in ("cluster", "tasks")
                 ),
             ]:
-                figures[name] = told = watch(one, look, base + where, seconds, server.pid)
-                gaps = [told["gap_ms"][level] for level in ("p50", "p99", "max")]
-                ms = [told["first_s"] * 1000, told["open_cpu_s"] * 1000, told["cpu"] * 1000, *gaps]
-                rows.append([name, *(f"{one:,.0f} ms" for one in ms), str(told["long"]), f"{told['shift']:.3f}",
-                             f"{told['events']:,.0f}", f"{told['asked']:,.0f}"])  # fmt: skip
+                figures[name] = seen = watch(chrome, look, base + where, seconds, server.pid)
+                gaps = [seen["gap_ms"][level] for level in ("p50", "p99", "max")]
+                ms = [seen["first_s"] * 1000, seen["open_cpu_s"] * 1000, seen["cpu"] * 1000, *gaps]
+                rows.append([name, *(f"{value:,.0f} ms" for value in ms), str(seen["long"]), f"{seen['shift']:.3f}",
+                             f"{seen['events']:,.0f}", f"{seen['asked']:,.0f}"])  # fmt: skip
     finally:
         server.kill()
         server.join()
@@ -225,45 +225,48 @@ def page_rounds(seconds: float) -> tuple[str, dict[str, Any]]:
     return markdown(head, rows), figures
 
 
-def watch(one: Any, look: str, url: str, seconds: float, server: int | None) -> dict[str, Any]:
-    """Open a page and look at it: what it cost, and how it moved."""
+def watch(chrome: Any, look: str, url: str, seconds: float, server: int | None) -> dict[str, Any]:
+    """Open a page and watch it: its cost, and how smoothly it moved."""
     is_ours = "#" in url
     before, began_s = browser_cpu_s(server), time.perf_counter()
-    page = page_of(one, look, url) if is_ours else empty(one, url)
+    page = page_of(chrome, look, url) if is_ours else empty(chrome, url)
     if is_ours:
         until(page, "document.querySelectorAll(location.hash === '#/tasks' ? '#rows tr' : '#members tr').length")
     first_s = time.perf_counter() - began_s
     time.sleep(OPEN_S)
     opened, opened_s = browser_cpu_s(server), time.perf_counter()
-    page.wait_for_timeout(seconds * 1000)  # frames are not asked for: that alone would make the browser draw
+    page.wait_for_timeout(seconds * 1000)  # ask for no frames: that alone would make the browser draw
     cpu = since(opened, browser_cpu_s(server)) / (time.perf_counter() - opened_s)
-    told = page.evaluate(FRAMES, seconds)
+    seen = page.evaluate(FRAMES, seconds)
     page.context.close()
-    gaps, long = levels(told.pop("gaps")[1:]), len(told.pop("work"))
-    return {"first_s": first_s, "open_cpu_s": since(before, opened), "cpu": cpu, "gap_ms": gaps, "long": long, **told}
+    gaps, long = levels(seen.pop("gaps")[1:]), len(seen.pop("work"))
+    return {"first_s": first_s, "open_cpu_s": since(before, opened), "cpu": cpu, "gap_ms": gaps, "long": long, **seen}
 
 
-def empty(one: Any, url: str) -> Any:
-    page = one.new_context().new_page()
+def empty(chrome: Any, url: str) -> Any:
+    page = chrome.new_context().new_page()
     page.goto(url)
     return page
 
 
 def browser_cpu_s(*without: int | None) -> dict[int, float]:
-    """What each child of this process has spent, the browser's and theirs, but for those."""
-    told: dict[int, tuple[int, float]] = {}
+    """CPU seconds of each descendant of this process (the browser has many), `without` and theirs left out."""
+    spent: dict[int, tuple[int, float]] = {}  # pid -> (parent, CPU seconds)
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             fields = path.read_text("utf-8").rpartition(")")[2].split()
-            told[int(path.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    found = {os.getpid()}
-    while more := {pid for pid, (parent, _) in told.items() if parent in found and pid not in without} - found:
-        found |= more
-    return {pid: told[pid][1] for pid in found - {os.getpid()}}
+            spent[int(path.parent.name)] = (
+                int(fields[1]),
+                (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+            )
+    family = {os.getpid()}
+    while more := {pid for pid, (parent, _) in spent.items() if parent in family and pid not in without} - family:
+        family |= more
+    return {pid: spent[pid][1] for pid in family - {os.getpid()}}
 
 
 def since(before: dict[int, float], now: dict[int, float]) -> float:
-    """Spent meanwhile. What a process spent that has ended by now is not known: the page before this one."""
+    """CPU seconds spent since `before`. Processes that have ended (of an earlier page) are not counted."""
     return sum(spent - before.get(pid, 0.0) for pid, spent in now.items())
 
 
@@ -277,13 +280,13 @@ def nobody(url: str) -> Iterator[None]:
 
 @contextmanager
 def client(url: str) -> Iterator[None]:
-    """All that the page asks for, without a browser."""
-    one = subprocess.Popen([sys.executable, "-c", WATCHING, url], cwd=ROOT)
+    """A client that makes the page's requests without a browser."""
+    process = subprocess.Popen([sys.executable, "-c", WATCHING, url], cwd=ROOT)
     try:
         yield
     finally:
-        one.kill()
-        one.wait()
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -292,8 +295,8 @@ def dashboard(url: str) -> Iterator[None]:
     stop = threading.Event()
 
     def show() -> None:
-        with browser() as one:
-            page = one.new_context().new_page()
+        with browser() as chrome:
+            page = chrome.new_context().new_page()
             wait_until_answers(url)
             page.goto(f"{url}/#/tasks")
             stop.wait()
@@ -308,13 +311,13 @@ def dashboard(url: str) -> Iterator[None]:
 
 
 def drain_rounds(rounds: int, tasks: int) -> tuple[str, dict[str, Any]]:
-    """Interleaved."""
+    """Drain once for each way of watching, round after round."""
     ways: dict[str, Callable[[str], Any]] = {
-        "nobody looks": nobody,
+        "nobody watches": nobody,
         "a client": client,
         "the page, same cores": dashboard,
     }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    rounds_of: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for n in range(rounds):
         for name, way in ways.items():
             with Bed() as bed:
@@ -323,29 +326,30 @@ def drain_rounds(rounds: int, tasks: int) -> tuple[str, dict[str, Any]]:
                     time.sleep(1.5 if way is dashboard else 0.3)
                     node = bed.node(queues="default:100")
                     meter = Meter(bed, node.child.pid)
-                    others = [bed.redis_pid, *(one.child.pid for one in bed.nodes)]
-                    wait_drained(bed, tasks // 3)  # a page has been opened by then
+                    others = [bed.redis_pid, *(other.child.pid for other in bed.nodes)]
+                    wait_drained(bed, tasks // 3)  # the page is open by then
                     spent, began_s = browser_cpu_s(*others), time.perf_counter()
                     wait_drained(bed, tasks)
                     watching = since(spent, browser_cpu_s(*others)) / (time.perf_counter() - began_s)
-                    found[name].append(meter.figures(tasks, 0.0) | {"watching_cpu": watching})
+                    rounds_of[name].append(meter.figures(tasks, 0.0) | {"watching_cpu": watching})
                 at_ms = sorted(started_ms(bed, ids))
-                found[name][-1] |= {"per_s": rate(at_ms), "late_per_s": rate(at_ms[-int(tasks * STANDS) :])}
-            told = found[name][-1]
-            say(f"drain {n + 1}, {name}: {told['per_s']:,.0f}/s, at the end {told['late_per_s']:,.0f}/s")
+                rounds_of[name][-1] |= {"per_s": rate(at_ms), "late_per_s": rate(at_ms[-int(tasks * LATE) :])}
+            last = rounds_of[name][-1]
+            say(f"drain {n + 1}, {name}: {last['per_s']:,.0f}/s, at the end {last['late_per_s']:,.0f}/s")
     rows = []
-    for name, each in found.items():
+    for name, drains in rounds_of.items():
         cells = []
         for field in ("per_s", "late_per_s"):
-            rates = spread([one[field] for one in each])
-            share = spread([one[field] / other[field] for one, other in zip(each, found["nobody looks"], strict=True)])
+            rates = spread([drain[field] for drain in drains])
+            unwatched = rounds_of["nobody watches"]
+            share = spread([drain[field] / base[field] for drain, base in zip(drains, unwatched, strict=True)])
             cells += [f"{rates['median']:,.0f}", f"{share['median']:.0%} ({share['min']:.0%} to {share['max']:.0%})"]
         cpu, redis, watching = (
-            spread([one[field] for one in each])["median"] for field in ("cpu_us", "redis_us", "watching_cpu")
+            spread([drain[field] for drain in drains])["median"] for field in ("cpu_us", "redis_us", "watching_cpu")
         )
         rows.append([name, *cells, f"{cpu:.1f}", f"{redis:.1f}", f"{watching * 1000:.0f} ms"])
-    head = ["drain while", "tasks/s", "of unwatched", f"its last {STANDS:.0%}", "of unwatched", "node CPU µs a task"]
-    return markdown([*head, "Redis CPU µs", "watcher's CPU a second"], rows), found
+    head = ["drain while", "tasks/s", "of unwatched", f"its last {LATE:.0%}", "of unwatched", "node CPU µs a task"]
+    return markdown([*head, "Redis CPU µs", "watcher's CPU a second"], rows), rounds_of
 
 
 def wait_until_answers(url: str) -> None:
@@ -362,10 +366,10 @@ def wait_until_answers(url: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="page,drain", help="which (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="of drains (%(default)s)")
-    parser.add_argument("--tasks", type=int, default=200_000, help="of a drain (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="that each view is watched (%(default)s)")
+    parser.add_argument("--only", default="page,drain", help="which parts (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="number of drains (%(default)s)")
+    parser.add_argument("--tasks", type=int, default=200_000, help="tasks of a drain (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="time to watch each view (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     tables, figures = [], {}

@@ -1,12 +1,12 @@
-"""How soon an idle node starts a task, and how soon its result can be seen; one request at a time.
+"""How soon an idle node starts a task, and how soon a client sees the result; one request at a time.
 
     python scripts/bench/latency.py [--rounds 500] [--nodes 1] [--json FILE]
 
-From just before the client writes POST /tasks: to the first line of the handler, to the 202, and to the answer of
-GET /tasks/{id}?wait_s=10, asked for as soon as the id is known. The client is a plain socket, so that its own cost is
-small and even. With more nodes the task goes through one and may run on another.
+Times count from just before the client writes POST /tasks: to the first line of the handler, to the 202, and to the
+answer of GET /tasks/{id}?wait_s=10, which the client sends as soon as it knows the id. The client is a plain socket, so
+that its own cost is small and even. With more nodes the task goes through one and may run on another.
 
-The ceilings are of the same machine in the same run: one request to a bare aiohttp handler on uvloop, and one
+The ceilings are measured on the same machine in the same run: one request to a bare aiohttp handler on uvloop, and one
 round trip to Redis by the same kind of plain socket.
 """
 
@@ -26,12 +26,12 @@ from throughput import bare_server, wait_open
 
 WARM_UP = 50
 ANSWER_LIMIT_S = 15.0
-PAUSE_S = 0.002  # lets the node become idle again
+PAUSE_S = 0.002  # time for the node to become idle again
 PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Http:
-    """One kept connection, and as little as possible between it and the clock."""
+    """One kept connection, with as little code as possible between it and the clock."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -50,14 +50,14 @@ class Http:
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         self._socket.sendall(head.encode() + body)
-        told = b""
-        while b"\r\n\r\n" not in told:
-            told += self._more()
-        head_bytes, _, answer = told.partition(b"\r\n\r\n")
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += self._more()
+        head_bytes, _, answer = received.partition(b"\r\n\r\n")
         fields = dict(line.lower().split(b": ", 1) for line in head_bytes.split(b"\r\n")[1:])
         while len(answer) < int(fields[b"content-length"]):
             answer += self._more()
-        assert head_bytes[9:10] == b"2", told
+        assert head_bytes[9:10] == b"2", received
         return answer
 
     def _more(self) -> bytes:
@@ -67,26 +67,26 @@ class Http:
 
 
 def each(rounds: int, measure: Callable[[], dict[str, float]]) -> dict[str, list[float]]:
-    """Milliseconds of each round, the first few left out."""
-    found: dict[str, list[float]] = {}
+    """Milliseconds of each round after the first WARM_UP."""
+    times: dict[str, list[float]] = {}
     for n in range(WARM_UP + rounds):
         time.sleep(PAUSE_S)
         for name, ms in measure().items():
             if n >= WARM_UP:
-                found.setdefault(name, []).append(ms)
-    return found
+                times.setdefault(name, []).append(ms)
+    return times
 
 
 def task_round(http: Http, listener: socket.socket, path: str) -> dict[str, float]:
-    """One task, from the client's POST to what it brings about."""
+    """One task: from the client's POST to each step that follows."""
     body = json.dumps({"type": "bench.tell", "data": path}).encode()
     began_ns = time.monotonic_ns()
     answer = http.request("POST", "/tasks", body)
     accepted_ns = time.monotonic_ns()
     task_id = answer[7 : answer.index(b'"', 7)].decode()
-    told = json.loads(http.request("GET", f"/tasks/{task_id}?wait_s=10"))
+    task = json.loads(http.request("GET", f"/tasks/{task_id}?wait_s=10"))
     visible_ns = time.monotonic_ns()
-    assert told["state"] == "succeeded", told
+    assert task["state"] == "succeeded", task
     started, witnessed = listener.recv(256).split()
     assert witnessed.decode() == task_id, (witnessed, task_id)
     return {
@@ -121,12 +121,12 @@ def main() -> None:
             bed.node()
         for node in bed.nodes:
             node.wait_ready(options.nodes)
-        path = str(bed.folder / "told.sock")
+        path = str(bed.folder / "witness.sock")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.bind(path)
         listener.settimeout(ANSWER_LIMIT_S)
         http = Http(bed.nodes[0].url)
-        found = each(options.rounds, lambda: task_round(http, listener, path))
+        times = each(options.rounds, lambda: task_round(http, listener, path))
         http.close()
         listener.close()
 
@@ -135,19 +135,19 @@ def main() -> None:
         url = f"http://127.0.0.1:{bed.base_port + 9}"
         wait_open(url)
         http = Http(url)
-        found |= each(options.rounds, lambda: http_round(http))
+        times |= each(options.rounds, lambda: http_round(http))
         http.close()
         bare.kill()
         bare.join()
 
         parts = urlsplit(bed.redis_url)
         with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
-            found |= each(options.rounds, lambda: redis_round(connection))
+            times |= each(options.rounds, lambda: redis_round(connection))
 
-    rows = [[name, *(f"{of:.2f}" for of in levels(values).values())] for name, values in found.items()]
+    rows = [[name, *(f"{ms:.2f}" for ms in levels(values).values())] for name, values in times.items()]
     table = markdown(("ms", "min", "p50", "p99", "max"), rows)
     title = f"Latency, {options.nodes} idle node{'s' if options.nodes > 1 else ''}, {options.rounds} rounds"
-    publish(title, table, {"ms": {name: levels(values) for name, values in found.items()}}, options.json)
+    publish(title, table, {"ms": {name: levels(values) for name, values in times.items()}}, options.json)
 
 
 if __name__ == "__main__":

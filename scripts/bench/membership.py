@@ -1,27 +1,27 @@
-"""How soon and how rightly a membership knows: kill -9, SIGSTOP, joins, loss, pauses, silent hosts, cuts, idle cost.
+"""How soon members know, and how often wrongly: kill -9, SIGSTOP, joins, loss, pauses, silent hosts, cuts, idle cost.
 
     python scripts/bench/membership.py [--nodes 16] [--trials 5] [--scenarios kill,stop,…] [--json FILE]
         [--command 'python -m node agent']
 
-Takes any command that accepts `--name N --port P --seed HOST:PORT` and speaks the lines of `rumor agent`: one JSON
-object a line, {"t": CLOCK_MONOTONIC seconds, "event": "start" | "ready" | "join" | "suspect" | "alive" | "dead" |
+It measures any command that accepts `--name N --port P --seed HOST:PORT` and prints the lines of `rumor agent`: one
+JSON object a line, {"t": CLOCK_MONOTONIC seconds, "event": "start" | "ready" | "join" | "suspect" | "alive" | "dead" |
 "left", "subject": name}; SIGUSR1 prints {"event": "stats", "bytes_out": …}; it ends when its standard input closes. All
-agents run on this machine's loopback with their default settings. Times are from just before the fault to the `t` of
-the line that says so, of the first and of the last survivor.
+agents run on this machine's loopback with their default settings. Times count from just before the fault to the `t` of
+the line that reports it, of the first and of the last survivor.
 
     start    all start at once: until all know all
-    kill     SIGKILL of one; then it starts again, as a further join
+    kill     SIGKILL of one agent; then it starts again, as one more join
     many     SIGKILL of a quarter at once: until the last survivor knows the last of them
     stop     SIGSTOP of one until all hold it dead; then SIGCONT: until all views agree
     join     one more starts: until all know it and it knows all
     idle     CPU and bytes of each agent over --seconds
     loss     30 % of all UDP and TCP packets lost for --seconds: deaths of agents that live
     pauses   a quarter of the agents stopped 1 s in 3, then 3 s in 6, for --seconds each: the same
-    silent   all packets from and to one dropped; then they pass again
-    cut      two halves that hear nothing of each other for --seconds; then they do: until all views agree
+    silent   all packets from and to one agent dropped; then they pass again
+    cut      no packet passes between two halves for --seconds; then all pass: until all views agree
 
-loss, silent and cut need root, unshare and iptables: then everything runs in a network namespace of its own, whose
-rules go with it. Without, they are left out, and why is said.
+loss, silent and cut need root, unshare and iptables: then everything runs in a network namespace of its own, which
+takes its rules with it. Where they cannot run, the benchmark leaves them out and says why.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from typing import Any
 from bed import ROOT, levels, markdown, publish, say
 
 BASE_PORT = 22_000
-BASE_GROUP = 50_000  # each agent has a group of its own, by which its packets are known
+BASE_GROUP = 50_000  # group of the first agent; firewall rules recognise an agent's packets by its group
 START_LIMIT_S = 120.0
 DETECT_LIMIT_S = 60.0
 AGREE_LIMIT_S = 120.0
-SETTLE_S = 2.0  # between trials, so that one does not measure what is left of another
-AFTERMATH_S = 8.0  # deaths that come this long after a disturbance still count as its own
+SETTLE_S = 2.0  # pause between trials, so that none measures the aftermath of another
+AFTERMATH_S = 8.0  # time after a disturbance in which deaths still count as its own
 INSIDE = "RUMOR_BENCH_NAMESPACE"
 SCENARIOS = ("start", "join", "kill", "many", "stop", "idle", "loss", "pauses", "silent", "cut")
 FILTERED = ("loss", "silent", "cut")
 
-AIMS = {  # of 16 agents: median, p99 where there is one; seconds, unless the row says otherwise
+AIMS = {  # for 16 agents: (median, p99 or None), in seconds unless the row says otherwise
     "kill -9: the first survivor knows": (0.020, None),
     "kill -9: the last survivor knows": (0.060, 0.250),
     "host silent: the last knows": (2.5, None),
@@ -72,11 +72,11 @@ AIMS = {  # of 16 agents: median, p99 where there is one; seconds, unless the ro
     "idle: CPU s per agent and minute": (0.3, None),
     "idle: bytes per agent and second": (1500, None),
 }
-AIM_MANY = {"kill -9: the last survivor knows": (0.150, 0.250)}  # of 64 and 100
+AIM_MANY = {"kill -9: the last survivor knows": (0.150, 0.250)}  # for 64 and 100
 
 
 class Missed(Exception):
-    """Something that had to be known was not, in time."""
+    """The agents did not learn of something in time."""
 
 
 @dataclass
@@ -88,12 +88,12 @@ class Agent:
     port: int
     process: subprocess.Popen[bytes] = field(init=False)
     lines: list[dict[str, Any]] = field(default_factory=list)
-    view: dict[str, str] = field(default_factory=dict)  # subject -> the last word on it, of this life
+    view: dict[str, str] = field(default_factory=dict)  # subject -> its last event, in this life
     is_running: bool = False
     buffer: bytes = b""
 
     def heard(self, event: str, subject: str, since_s: float) -> float | None:
-        """When it first said this, after `since_s`."""
+        """The time when it first reported this event after `since_s`."""
         return next(
             (
                 line["t"]
@@ -108,7 +108,7 @@ class Agent:
 
 
 class Cluster:
-    """Agents on loopback and one thread that reads what they say."""
+    """Agents on loopback, and one thread that reads their lines."""
 
     def __init__(self, command: Sequence[str], size: int) -> None:
         self.command = command
@@ -128,7 +128,7 @@ class Cluster:
         return agent
 
     def start(self, agent: Agent) -> None:
-        """Begin; does not wait."""
+        """Start it; do not wait."""
         seeds = [other for other in self.agents[:2] if other is not agent]
         words = [*self.command, "--name", agent.name, "--port", str(agent.port)]
         for seed in seeds:
@@ -146,7 +146,7 @@ class Cluster:
             self._selector.register(agent.process.stdout, selectors.EVENT_READ, agent)
 
     def kill(self, *agents: Agent) -> float:
-        """SIGKILL, at once. Returns when."""
+        """Send SIGKILL to all at once; the time of it."""
         for agent in agents:
             agent.is_running = False
         at_s = time.monotonic()
@@ -157,7 +157,7 @@ class Cluster:
         return at_s
 
     def close_input(self, agent: Agent) -> None:
-        """Its orderly end."""
+        """Let it leave and end in good order."""
         agent.is_running = False
         assert agent.process.stdin is not None
         agent.process.stdin.close()
@@ -189,16 +189,16 @@ class Cluster:
                         self._selector.unregister(key.fileobj)
                         key.fileobj.close()  # type: ignore[union-attr]
                         continue
-                    *whole, agent.buffer = (agent.buffer + data).split(b"\n")
-                    for line in map(json.loads, whole):
+                    *lines, agent.buffer = (agent.buffer + data).split(b"\n")
+                    for line in map(json.loads, lines):
                         agent.lines.append(line)
                         agent.view[line["subject"]] = line["event"]
                     self._changed.notify_all()
 
-    # ---- what they believe
+    # ---- what the agents believe
 
     def wait(self, condition: Callable[[], bool], limit_s: float, what: str) -> None:
-        """Until it holds. Raises Missed."""
+        """Wait until the condition holds. Raises Missed."""
         until_s = time.monotonic() + limit_s
         with self._changed:
             while not condition():
@@ -211,7 +211,7 @@ class Cluster:
         return observer is subject or observer.view.get(subject.name) in ("join", "alive")
 
     def agree(self) -> bool:
-        """Whether all that run hold each other alive, and nobody else."""
+        """Whether all running agents hold each other alive, and no other agent."""
         names = {agent.name for agent in self.running()}
         return all(
             {name for name, word in agent.view.items() if word in ("join", "alive", "suspect")} == names - {agent.name}
@@ -220,7 +220,7 @@ class Cluster:
         )
 
     def wait_agree(self, what: str, limit_s: float = AGREE_LIMIT_S) -> float:
-        """Until all views agree. Returns when the last line was said that made them."""
+        """Wait until all views agree; the time of the last line that made them agree."""
         self.wait(self.agree, limit_s, f"{what}; {self.disagreement()}")
         return max((agent.lines[-1]["t"] for agent in self.running() if agent.lines), default=0.0)
 
@@ -229,56 +229,56 @@ class Cluster:
             f"{a.name}: {len([w for w in a.view.values() if w in ('join', 'alive')])}" for a in self.agents
         )
 
-    def wait_said(self, event: str, subject: Agent, since_s: float) -> list[float]:
-        """Until all others that run said this of it: how long after `since_s` each did."""
+    def wait_reported(self, event: str, subject: Agent, since_s: float) -> list[float]:
+        """Wait until all other running agents reported this event; the seconds each took from `since_s`."""
         others = [agent for agent in self.running() if agent is not subject]
 
-        def all_said() -> bool:
+        def all_reported() -> bool:
             return all(agent.heard(event, subject.name, since_s) is not None for agent in others)
 
-        self.wait(all_said, DETECT_LIMIT_S, f"{event} {subject.name}")
+        self.wait(all_reported, DETECT_LIMIT_S, f"{event} {subject.name}")
         return sorted((agent.heard(event, subject.name, since_s) or 0.0) - since_s for agent in others)
 
-    def said(self, event: str, since_s: float) -> int:
-        """How often anybody said this of anybody."""
+    def reports(self, event: str, since_s: float) -> int:
+        """How many times any agent reported this event about any other."""
         return sum(
             1 for agent in self.agents for line in agent.lines if line["t"] >= since_s and line["event"] == event
         )
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """What each says of itself on SIGUSR1."""
+        """The counters that each agent prints on SIGUSR1."""
         asked_s = time.monotonic()
         for agent in self.running():
             agent.signal(signal.SIGUSR1)
-        found: dict[str, dict[str, Any]] = {}
+        stats: dict[str, dict[str, Any]] = {}
 
-        def all_told() -> bool:
+        def all_printed() -> bool:
             for agent in self.running():
                 for line in reversed(agent.lines):
                     if line["t"] < asked_s:
                         break
                     if line["event"] == "stats":
-                        found[agent.name] = line
-            return len(found) == len(self.running())
+                        stats[agent.name] = line
+            return len(stats) == len(self.running())
 
-        self.wait(all_told, 10.0, "stats")
+        self.wait(all_printed, 10.0, "stats")
         for agent in self.running():
-            agent.view.pop(agent.name, None)  # They are said of itself.
-        return found
+            agent.view.pop(agent.name, None)  # the subject of such a line is the agent itself
+        return stats
 
 
 # ---- packets
 
 
 class Filter:
-    """iptables in the namespace of this benchmark. Packets are dropped where they arrive, so that no sender is told."""
+    """iptables in the namespace of this benchmark. Packets are dropped where they arrive: no sender gets an error."""
 
     def __init__(self, size: int) -> None:
         self.ports = f"{BASE_PORT}:{BASE_PORT + size + 10}"
 
     @contextlib.contextmanager
     def loss(self, share: float) -> Iterator[None]:
-        """Datagrams, and TCP packets in both directions."""
+        """Lose datagrams, and TCP packets in both directions."""
         matches = ["udp --dport", "tcp --dport", "tcp --sport"]
         rules = [
             f"-A INPUT -p {match} {self.ports} -m statistic --mode random --probability {share} -j DROP"
@@ -289,7 +289,7 @@ class Filter:
 
     @contextlib.contextmanager
     def silent(self, agent: Agent) -> Iterator[None]:
-        """Everything from and to this one."""
+        """Drop all packets from and to this agent."""
         with self._rules(
             [
                 f"-t mangle -A OUTPUT -m owner --gid-owner {BASE_GROUP + agent.number} -j MARK --set-mark 1",
@@ -302,7 +302,7 @@ class Filter:
 
     @contextlib.contextmanager
     def cut(self, half: int, size: int) -> Iterator[None]:
-        """Everything between the first `half` agents and the others."""
+        """Drop all packets between the first `half` agents and the others."""
         rules = []
         for mark, (mine, theirs) in enumerate([((0, half), (half, size)), ((half, size), (0, half))], 1):
             groups = f"{BASE_GROUP + mine[0]}-{BASE_GROUP + mine[1] - 1}"
@@ -326,7 +326,7 @@ class Filter:
 
 
 def why_not_filtered() -> str:
-    """Why packets cannot be dropped here; empty if they can."""
+    """The reason for which no packets can be dropped here; empty if they can."""
     if os.geteuid() != 0:
         return "not root"
     missing = [name for name in ("unshare", "iptables", "ip") if shutil.which(name) is None]
@@ -366,14 +366,14 @@ class Bench:
             self.settle()
             victim = self.victim()
             at_s = self.cluster.kill(victim)
-            self.note("kill -9: this process has reaped it", time.monotonic() - at_s)
-            took = self.cluster.wait_said("dead", victim, at_s)
+            self.note("kill -9: the benchmark has reaped it", time.monotonic() - at_s)
+            took = self.cluster.wait_reported("dead", victim, at_s)
             self.note("kill -9: the first survivor knows", took[0])
             self.note("kill -9: the last survivor knows", took[-1])
             self.again(victim)
 
     def again(self, agent: Agent) -> None:
-        """Start it again: one more that joins."""
+        """Start it again: one more join."""
         self.cluster.start(agent)
         self.cluster.wait(lambda: bool(agent.view), START_LIMIT_S, "start")
         at_s = max(line["t"] for line in agent.lines if line["event"] == "start")
@@ -384,7 +384,7 @@ class Bench:
             self.settle()
             victims = self.dice.sample(self.cluster.running()[1:], len(self.cluster.running()) // 4)
             at_s = self.cluster.kill(*victims)
-            took = max(self.cluster.wait_said("dead", victim, at_s)[-1] for victim in victims)
+            took = max(self.cluster.wait_reported("dead", victim, at_s)[-1] for victim in victims)
             self.note("kill -9 of a quarter: the last knows all", took)
             for victim in victims:
                 self.cluster.start(victim)
@@ -405,7 +405,7 @@ class Bench:
             victim.is_running = False
             at_s = time.monotonic()
             victim.signal(signal.SIGSTOP)
-            took = self.cluster.wait_said("dead", victim, at_s)
+            took = self.cluster.wait_reported("dead", victim, at_s)
             self.note("SIGSTOP: the first knows", took[0])
             self.note("SIGSTOP: the last knows", took[-1])
             victim.is_running = True
@@ -422,9 +422,9 @@ class Bench:
         after = self.cluster.stats()
         for agent, used_s in zip(agents, spent, strict=True):
             self.note("idle: CPU s per agent and minute", used_s * 60 / self.seconds)
-            told = [stats[agent.name] for stats in (before, after)]
-            first, last = (one.get("bytes_out", 0) + one.get("exchange_bytes", 0) for one in told)
-            self.note("idle: bytes per agent and second", (last - first) / (told[1]["t"] - told[0]["t"]))
+            lines = [stats[agent.name] for stats in (before, after)]
+            first, last = (line.get("bytes_out", 0) + line.get("exchange_bytes", 0) for line in lines)
+            self.note("idle: bytes per agent and second", (last - first) / (lines[1]["t"] - lines[0]["t"]))
 
     def loss(self) -> None:
         self.settle()
@@ -451,8 +451,8 @@ class Bench:
 
     def _count_false(self, row: str, since_s: float) -> None:
         time.sleep(AFTERMATH_S)
-        self.note(row, self.cluster.said("dead", since_s))
-        self.note(row.replace("deaths", "suspicions"), self.cluster.said("suspect", since_s))
+        self.note(row, self.cluster.reports("dead", since_s))
+        self.note(row.replace("deaths", "suspicions"), self.cluster.reports("suspect", since_s))
         self.cluster.wait_agree("all views agree after a disturbance")
 
     def silent(self) -> None:
@@ -462,7 +462,7 @@ class Bench:
             victim.is_running = False
             at_s = time.monotonic()
             with self.packets.silent(victim):
-                took = self.cluster.wait_said("dead", victim, at_s)
+                took = self.cluster.wait_reported("dead", victim, at_s)
             victim.is_running = True
             at_s = time.monotonic()
             self.note("host silent: the first knows", took[0])
@@ -479,22 +479,22 @@ class Bench:
 
 
 def cpu_s(agent: Agent) -> float:
-    """User and system CPU seconds of its process."""
+    """User and system CPU seconds of the agent's process."""
     fields = Path(f"/proc/{agent.process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def shown(row: str, values: Sequence[float], size: int) -> list[str]:
-    """A row of the table: figures, and the aim beside them."""
+    """A row of the table: figures, and their aim."""
     aims = {**AIMS, **(AIM_MANY if size >= 64 else {})}
     median_aim, p99_aim = aims.get(row, (None, None))
-    found = levels(values)
+    figures = levels(values)
     digits = 3 if "idle: CPU" in row or not row.startswith(("idle", "false")) else 0
-    cells = [f"{found[name]:.{digits}f}" for name in ("min", "p50", "p99", "max")]
+    cells = [f"{figures[name]:.{digits}f}" for name in ("min", "p50", "p99", "max")]
     aim, verdict = "", ""
     if median_aim is not None:
         aim = f"≤ {median_aim:g}" + (f", p99 ≤ {p99_aim:g}" if p99_aim is not None else "")
-        is_met = found["p50"] <= median_aim and (p99_aim is None or found["p99"] <= p99_aim)
+        is_met = figures["p50"] <= median_aim and (p99_aim is None or figures["p99"] <= p99_aim)
         verdict = "met" if is_met else "missed"
     return [row, str(len(values)), *cells, aim, verdict]
 
@@ -508,35 +508,35 @@ def main() -> None:
     )
     parser.add_argument("--scenarios", default=",".join(SCENARIOS), metavar="A,B,…", help="%(default)s")
     parser.add_argument("--command", default=f"{sys.executable} -P -m node agent", help="the agent to measure")
-    parser.add_argument("--seed", type=int, default=1, help="decides who is killed, and when (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="chooses victims and times (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    wanted = options.scenarios.split(",")
-    if unknown := [name for name in wanted if name not in SCENARIOS]:
+    scenarios = options.scenarios.split(",")
+    if unknown := [name for name in scenarios if name not in SCENARIOS]:
         parser.error(f"{', '.join(unknown)}: no such scenario")
     if options.nodes < 4:
         parser.error("--nodes: at least 4")
-    if any(name in FILTERED for name in wanted) and INSIDE not in os.environ:
+    if any(name in FILTERED for name in scenarios) and INSIDE not in os.environ:
         why = why_not_filtered()
         if not why:
             line = f"ip link set lo up && exec {shlex.join([sys.executable, *sys.argv])}"
             os.execvpe("unshare", ["unshare", "--net", "sh", "-c", line], {**os.environ, INSIDE: "1"})
-        wanted = [name for name in wanted if name not in FILTERED]
+        scenarios = [name for name in scenarios if name not in FILTERED]
         say(f"left out {', '.join(FILTERED)}: {why}")
-    run(options, wanted)
+    run(options, scenarios)
 
 
-def run(options: argparse.Namespace, wanted: Sequence[str]) -> None:
+def run(options: argparse.Namespace, scenarios: Sequence[str]) -> None:
     began_s = time.monotonic()
     cluster = Cluster(shlex.split(options.command), options.nodes)
     bench = Bench(cluster, Filter(options.nodes), options.trials, options.seconds, random.Random(options.seed))
     missed: list[str] = []
     try:
         all_s = cluster.wait_agree("the start", START_LIMIT_S)
-        if "start" in wanted:
+        if "start" in scenarios:
             last_s = max(agent.lines[0]["t"] for agent in cluster.agents)
             bench.note("all start at once: all know, from the last one's start", all_s - last_s)
-        for name in [name for name in wanted if name != "start"]:
+        for name in [name for name in scenarios if name != "start"]:
             say(f"{time.monotonic() - began_s:6.1f} s  {name}")
             try:
                 getattr(bench, name)()

@@ -1,16 +1,16 @@
-"""What happens after kill -9, and when: rounds of a cluster that loses a node, the leader and a follower in turn.
+"""What follows a kill -9, and when: a cluster loses a node in each round, the leader and a follower in turn.
 
     python scripts/bench/recovery.py [--nodes 3] [--rounds 20] [--tasks 10] [--json FILE]
 
-Every node runs sleepers and has free slots, so that slots are not the limit. All times are from just before the kill:
+Every node runs sleepers and has free slots, so that slots are not the limit. All times count from just before the kill:
 
 - seen dead: `member_dead` in the timeline of the first and of the last survivor
 - fenced, reaped: `session_fenced` and the last `session_reaped` in any survivor's timeline
 - run again: the second start of the first and of the last of its tasks, by Redis's clock
 - new leader: `leader_elected` in the timeline of the first and of the last survivor, where the leader was killed
 
-All clocks are those of one machine, so the times compare; they are whole milliseconds. Deaths and fencings of sessions
-that nobody killed are counted too. The node is started again after each round.
+All processes share one machine's clock, so their times compare; they are whole milliseconds. Deaths and fencings of
+sessions that nobody killed are counted, too. Each round ends with a restart of its node.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bed import Bed, Node, levels, markdown, publish, say
 from node.lab.process import wait_for
 
 SLEEP_S = 2.0
-KILL_LIMIT_S = 30.0  # for everything that follows a kill
+KILL_LIMIT_S = 30.0  # time for all steps after a kill
 STEPS = (
     "seen dead, first",
     "seen dead, last",
@@ -41,11 +41,11 @@ STEPS = (
 
 
 class Lost(Exception):
-    """Something that had to follow a kill did not."""
+    """A step that had to follow a kill did not."""
 
 
 def play(nodes: Sequence[Node], victim: Node, is_leader: bool, tasks: int) -> dict[str, Any]:
-    """One round: ms from the kill to each step, and what should not have been."""
+    """Play one round: ms from the kill to each step, and deaths that should not have been."""
     survivors = [node for node in nodes if node is not victim]
     before = victim.get("/cluster")
     session, epoch = before["session"], before["leader"]["epoch"]
@@ -72,7 +72,7 @@ def play(nodes: Sequence[Node], victim: Node, is_leader: bool, tasks: int) -> di
 
     views: list[list[dict[str, Any]]] = []
     if not wait_for(is_over, KILL_LIMIT_S, 0.05):
-        raise Lost(f"{victim.name} was killed and not all steps followed within {KILL_LIMIT_S:g} s: {views}")
+        raise Lost(f"{victim.name} was killed, but not all steps followed within {KILL_LIMIT_S:g} s: {views}")
     again = wait_again(survivors[0], mine)
 
     seen = [at(events, "member_dead", session)[0] for events in views]
@@ -87,7 +87,7 @@ def play(nodes: Sequence[Node], victim: Node, is_leader: bool, tasks: int) -> di
     if is_leader:
         led = [elected(events, epoch)[0] for events in views]
         figures |= {"new leader, first": min(led), "new leader, last": max(led)}
-    wait_ended(survivors[0], ids)  # what still sleeps must not run into the next round
+    wait_ended(survivors[0], ids)  # no sleeper may reach into the next round
     false = [
         event
         for events in timeline()
@@ -107,12 +107,12 @@ def play(nodes: Sequence[Node], victim: Node, is_leader: bool, tasks: int) -> di
 
 
 def at(events: Iterable[dict[str, Any]], kind: str, session: str) -> list[int]:
-    """When a timeline says this of this session."""
+    """The times of the events of this kind that concern this session."""
     return [event["at_ms"] for event in events if event["kind"] == kind and event.get("session") == session]
 
 
 def reaped(views: Iterable[Iterable[dict[str, Any]]], session: str) -> list[tuple[int, int]]:
-    """(when, how many tasks) of each time that some of what the session held was queued again."""
+    """(time, tasks) of each event that says that tasks of the session were queued again."""
     kind = "session_reaped"
     return [
         (event["at_ms"], event["tasks"])
@@ -132,52 +132,52 @@ def submit(node: Node, tasks: int) -> list[str]:
     return [row["id"] for row in answer["results"]]
 
 
-def wait_running(asked: Node, victim: Node, ids: Sequence[str]) -> list[str]:
-    """Those of the tasks that the victim runs, once all of them run somewhere."""
+def wait_running(witness: Node, victim: Node, ids: Sequence[str]) -> list[str]:
+    """Wait until all of these tasks run somewhere; those that the victim runs."""
     rows: list[dict[str, Any]] = []
 
     def all_run() -> bool:
         nonlocal rows
-        rows = [asked.get(f"/tasks/{task_id}") for task_id in ids]
+        rows = [witness.get(f"/tasks/{task_id}") for task_id in ids]
         return all(row["state"] == "running" for row in rows)
 
     if not wait_for(all_run, SLEEP_S * 0.8):
-        raise Lost(f"not all tasks run before the first ends: {[row['state'] for row in rows]}")
+        raise Lost(f"not all tasks ran before the first one ended: {[row['state'] for row in rows]}")
     return [row["id"] for row in rows if row["node_id"] == victim.name]
 
 
-def wait_again(asked: Node, ids: Sequence[str]) -> list[int]:
-    """When the second delivery of each task was started, Redis's ms."""
-    found = {}
+def wait_again(witness: Node, ids: Sequence[str]) -> list[int]:
+    """Wait until each task was delivered again; the times of these starts, in ms by Redis's clock."""
+    started_ms = {}
     for task_id in ids:
 
         def is_again(task_id: str = task_id) -> bool:
-            row = asked.get(f"/tasks/{task_id}")
+            row = witness.get(f"/tasks/{task_id}")
             if row["delivery"] >= 2:
-                found[task_id] = row["started_at_ms"]
-            return task_id in found
+                started_ms[task_id] = row["started_at_ms"]
+            return task_id in started_ms
 
         if not wait_for(is_again, KILL_LIMIT_S):
-            raise Lost(f"{task_id} was not run again within {KILL_LIMIT_S:g} s: {asked.get(f'/tasks/{task_id}')}")
-    return list(found.values())
+            raise Lost(f"{task_id} did not run again within {KILL_LIMIT_S:g} s: {witness.get(f'/tasks/{task_id}')}")
+    return list(started_ms.values())
 
 
-def wait_ended(asked: Node, ids: Sequence[str]) -> None:
+def wait_ended(witness: Node, ids: Sequence[str]) -> None:
     for task_id in ids:
-        row = asked.get(f"/tasks/{task_id}?wait_s={KILL_LIMIT_S:g}")
+        row = witness.get(f"/tasks/{task_id}?wait_s={KILL_LIMIT_S:g}")
         if row["state"] != "succeeded":
             raise Lost(f"{task_id} has not succeeded: {row}")
 
 
 def choose(nodes: Sequence[Node], want_leader: bool, n: int) -> tuple[Node, bool]:
-    """The node that every view calls the leader, or the n-th of the others."""
+    """(the node, whether it leads): the node that every view calls the leader, or the n-th of the others."""
     leader = ""
 
     def all_agree() -> bool:
         nonlocal leader
-        told = {(node.get("/cluster")["leader"] or {}).get("node_id", "") for node in nodes}
-        leader = told.pop()
-        return not told and leader != ""
+        leaders = {(node.get("/cluster")["leader"] or {}).get("node_id", "") for node in nodes}
+        leader = leaders.pop()
+        return not leaders and leader != ""
 
     if not wait_for(all_agree, KILL_LIMIT_S):
         raise Lost("the nodes do not agree on a leader")
@@ -204,15 +204,15 @@ def main() -> None:
                 node.wait_ready(options.nodes)
             victim, is_leader = choose(bed.nodes, n % 2 == 0, n // 2)
             rounds.append(play(bed.nodes, victim, is_leader, options.tasks))
-            told = ", ".join(f"{name} {ms:.0f}" for name, ms in rounds[-1]["ms"].items())
-            say(f"round {n + 1}: {rounds[-1]['killed']} with {rounds[-1]['tasks']} tasks: {told}")
+            times = ", ".join(f"{name} {ms:.0f}" for name, ms in rounds[-1]["ms"].items())
+            say(f"round {n + 1}: {rounds[-1]['killed']} with {rounds[-1]['tasks']} tasks: {times}")
             victim.start()
     rows = []
     for step in STEPS:
-        values = [one["ms"][step] for one in rounds if step in one["ms"]]
+        values = [played["ms"][step] for played in rounds if step in played["ms"]]
         if values:
-            rows.append([step, str(len(values)), *(f"{of:.0f}" for of in levels(values).values())])
-    false = [event for one in rounds for event in one["false"]]
+            rows.append([step, str(len(values)), *(f"{ms:.0f}" for ms in levels(values).values())])
+    false = [event for played in rounds for event in played["false"]]
     title = f"Recovery of {options.nodes} nodes from kill -9, {options.rounds} rounds"
     table = markdown(("ms from the kill to", "rounds", "min", "median", "p99", "max"), rows)
     table += f"\n\n{len(false)} deaths or fencings of sessions that nobody killed"

@@ -1,10 +1,10 @@
-"""What membership costs and how soon it knows, as the cluster grows; from the simulator, whose times are virtual.
+"""The cost and the speed of membership as the cluster grows; from the simulator, whose times are virtual.
 
     python scripts/bench/scaling.py [--nodes 10,100,300,1000] [--seeds 3] [--seconds 10] [--json FILE]
 
-The network is a good one (0.2 to 1 ms each way). Idle: datagrams and sealed bytes that a node sends, and process time
-of this simulator for each node and minute (encoding, sealing and decisions; no system calls). A death: until the first
-and the last survivor know, and how many datagrams each node sent for it. A joiner: until all know it.
+The network is a good one (0.2 to 1 ms each way). Idle: datagrams and sealed bytes that a node sends, and CPU time of
+this simulator for each node and minute (encoding, sealing and decisions; no system calls). A death: time until the
+first and the last survivor know, and extra datagrams that each node sent. A join: time until all nodes know it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cluster.sim.network import Crash, Pause, Sim, Start, Vanish
 from cluster.swim.dissemination import NEWS_S
 
 SETTLE_LIMIT_S = 60.0
-AFTER_S = 2.0  # what a death costs is counted for so long
+AFTER_S = 2.0  # time over which the datagrams of a death are counted
 HEAD = (
     "nodes", "idle: datagrams/s", "bytes/s", "CPU s/min", "kill -9: first, ms", "last, ms", "datagrams a node",
     "host silent: last, s", "hung: last, s", "join: all, ms",
@@ -30,16 +30,16 @@ HEAD = (
 
 
 def play(nodes: int, seed: int, seconds: float) -> dict[str, float]:
-    """One cluster: settled, watched while idle, then a death of each kind and a join."""
+    """Play one cluster: let it settle, watch it idle, then one death of each kind and a join."""
     began_s = time.process_time()
     sim = Sim(seed, nodes)
     sim.run_until(0.2)  # All have started.
     assert sim.run_while(lambda: not sim.is_converged(), SETTLE_LIMIT_S, step_s=0.5), sim.replay_hint()
     settled_s = sim.now_s
-    sim.run_until(settled_s + NEWS_S + 1.0)  # until nothing of the start is news
+    sim.run_until(settled_s + NEWS_S + 1.0)  # until gossip no longer spreads news of the start
     sim.seen.clear()
     say(f"{nodes} nodes settled within {settled_s:.1f} s; that took {time.process_time() - began_s:.0f} s")
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
 
     def sent() -> tuple[int, int]:
         return sim.total("datagrams_out"), sim.total("bytes_out")
@@ -48,8 +48,8 @@ def play(nodes: int, seed: int, seconds: float) -> dict[str, float]:
     sim.run_until(sim.now_s + seconds)
     spent_s = time.process_time() - cpu_s
     datagrams, size = (now - was for now, was in zip(sent(), before, strict=True))
-    found |= {"datagrams_s": datagrams / nodes / seconds, "bytes_s": size / nodes / seconds}
-    found["cpu_s_min"] = spent_s / nodes / seconds * 60
+    figures |= {"datagrams_s": datagrams / nodes / seconds, "bytes_s": size / nodes / seconds}
+    figures["cpu_s_min"] = spent_s / nodes / seconds * 60
 
     def death(name: str, fault: Crash | Vanish | Pause, limit_s: float) -> list[float]:
         session, at_s = sim.nodes[name].session, sim.now_s
@@ -62,11 +62,11 @@ def play(nodes: int, seed: int, seconds: float) -> dict[str, float]:
     at_s = sim.now_s
     took = death("n3", Crash("n3"), 20.0)
     sim.run_until(at_s + AFTER_S)
-    idle = found["datagrams_s"] * nodes * AFTER_S
-    found |= {"kill_first_ms": took[0] * 1000, "kill_last_ms": took[-1] * 1000}
-    found["kill_datagrams"] = (sent()[0] - before[0] - idle) / nodes
-    found["silent_last_s"] = death("n4", Vanish("n4"), 30.0)[-1]
-    found["hung_last_s"] = death("n5", Pause("n5"), 40.0)[-1]
+    idle = figures["datagrams_s"] * nodes * AFTER_S
+    figures |= {"kill_first_ms": took[0] * 1000, "kill_last_ms": took[-1] * 1000}
+    figures["kill_datagrams"] = (sent()[0] - before[0] - idle) / nodes
+    figures["silent_last_s"] = death("n4", Vanish("n4"), 30.0)[-1]
+    figures["hung_last_s"] = death("n5", Pause("n5"), 40.0)[-1]
     sim.run_until(sim.now_s + 1.0)
     sim.seen.clear()
     sim.add("late")
@@ -74,12 +74,14 @@ def play(nodes: int, seed: int, seconds: float) -> dict[str, float]:
     sim.at(at_s, Start("late", ("n1", "n2")))
 
     def known_s() -> dict[str, float]:
-        return {one.observer: one.at_s for one in reversed(sim.seen) if one.change.member.identity.node_id == "late"}
+        return {
+            seen.observer: seen.at_s for seen in reversed(sim.seen) if seen.change.member.identity.node_id == "late"
+        }
 
     others = len(sim.running())
     assert sim.run_while(lambda: len(known_s()) < others, 30.0, step_s=0.1), sim.replay_hint()
-    found["join_ms"] = (max(known_s().values()) - at_s) * 1000
-    return found
+    figures["join_ms"] = (max(known_s().values()) - at_s) * 1000
+    return figures
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
-"""What one node gets through, each figure beside its own ceiling, measured in the same run on the same machine.
+"""The throughput of one node; beside each figure its own ceiling, from the same run on the same machine.
 
     python scripts/bench/throughput.py [--rounds 5] [--tasks 20000] [--only drain,batch,single] [--json FILE]
 
-- drain: N no-ops are queued while nobody serves their queue; then a node starts. (N-1) / (last start - first start), on
-  Redis's clock. Ceiling: a bare script of two pipelines that claims and settles by the project's own claim.lua and
-  settle.lua, 100 a script, and does nothing in between.
-- batch: POST /tasks/batch with 10,000 no-ops of 100 bytes, into a queue that nobody serves, and into one that is
-  served, so that running them mixes in. Ceiling: the same tasks by store.lua from a bare script, 256 a script.
+- drain: N no-ops are queued while no node serves their queue; then a node starts. (N-1) / (last start - first start),
+  by Redis's clock. Ceiling: a bare client with two pipelines that claims and settles with the project's claim.lua and
+  settle.lua, 100 tasks a script, and does nothing in between.
+- batch: POST /tasks/batch with 10,000 no-ops of 100 bytes, into a queue that no node serves, and into a served one, so
+  that the node runs them meanwhile. Ceiling: a bare client that stores the same tasks with store.lua, 256 a script.
 - single: POST /tasks from 64 connections (wrk), unserved and served. Ceiling: aiohttp on uvloop that answers 202.
 
-Rounds are interleaved, ceiling and node in turn, and a ratio is made within a round: a machine that slows down in
-between slows both. Enforces nothing.
+Rounds are interleaved, ceiling and node in turn, and each ratio comes from one round: a machine that slows down slows
+both. It enforces nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BATCH = 10_000
 LANES = 2
 CLAIM_MAX = 100
 SUCCEEDED = SettleKind.SUCCEEDED
-CLAIM_STRIDE = 7  # what claim.lua returns of each task
+CLAIM_STRIDE = 7  # values that claim.lua returns for each task
 STORE_MAX = 256
 SHARDS = 64
 CONNECTIONS = 64
@@ -58,20 +58,20 @@ DRAIN_LIMIT_S = 60.0
 IDLE = "idle"  # a queue that no node serves
 SESSION = "bench/0-0"
 
-AIMS = {  # for orientation, and not enforced: (tasks/s, share of the ceiling)
+AIMS = {  # (tasks/s, share of the ceiling); for orientation, not enforced
     "drain": (30_000, 0.25),
     "batch": (60_000, None),
     "single": (None, 0.40),
 }
 
 
-Figures = dict[str, dict[str, float]]  # what was measured -> per_s, cpu_us, redis_us, latencies
+Figures = dict[str, dict[str, float]]  # name of the row -> per_s, cpu_us, redis_us, latencies
 
 # ---- drain
 
 
 def drain_round(tasks: int, aof: bool) -> Figures:
-    """The bare script, then a node, each with a Redis of its own."""
+    """The bare client, then a node, each with a Redis of its own."""
     with Bed(aof) as bed:
         ids = queue_tasks(bed, tasks)
         meter = Meter(bed, os.getpid())
@@ -79,7 +79,7 @@ def drain_round(tasks: int, aof: bool) -> Figures:
     with Bed(aof) as bed:
         ids = queue_tasks(bed, tasks)
         node = bed.node(queues="default:100")
-        meter = Meter(bed, node.child.pid)  # its start (imports, joining) is counted along, a fixed cost
+        meter = Meter(bed, node.child.pid)  # includes the cost of its start (imports, joining), which is fixed
         wait_drained(bed, tasks)
         figures = meter.figures(tasks, 0.0)
         figures["per_s"] = rate(started_ms(bed, ids))
@@ -87,7 +87,7 @@ def drain_round(tasks: int, aof: bool) -> Figures:
 
 
 def queue_tasks(bed: Bed, tasks: int) -> list[str]:
-    """Queue no-ops through a gateway that does not serve their queue, and end it."""
+    """Queue no-ops through a gateway that does not serve their queue, then end it; their ids."""
     gateway = bed.node(queues=f"{IDLE}:1")
     gateway.wait_ready()
     ids = []
@@ -101,16 +101,16 @@ def queue_tasks(bed: Bed, tasks: int) -> list[str]:
 
 
 def wait_drained(bed: Bed, tasks: int) -> None:
-    """Until so many have succeeded."""
+    """Wait until this many have succeeded."""
     end_s = time.monotonic() + DRAIN_LIMIT_S
     while sum(bed.redis.zcard(keys.done(shard)) for shard in range(SHARDS)) < tasks:
         if time.monotonic() > end_s:
             raise RuntimeError(f"not drained within {DRAIN_LIMIT_S:g} s")
-        time.sleep(0.2)  # looked at rarely: it is the same Redis
+        time.sleep(0.2)  # a short pause would load the Redis that is measured
 
 
 def started_ms(bed: Bed, ids: Sequence[str]) -> list[int]:
-    """When each was started, by Redis's clock."""
+    """The time of each task's start, by Redis's clock."""
     pipe = bed.redis.pipeline(transaction=False)
     for task_id in ids:
         pipe.hget(keys.task(shard_in(task_id), task_id), "started_at")
@@ -122,12 +122,12 @@ def rate(at_ms: Sequence[int]) -> float:
 
 
 async def bare_drain(url: str, ids: Sequence[str]) -> float:
-    """Claim and settle everything, with nothing around it."""
+    """Claim and settle every task, and do nothing else; tasks/s."""
     client = redis.asyncio.Redis.from_url(url, protocol=2)
     for name in ("claim", "settle"):
         await client.script_load(script(name).text)
     calls = Calls(60.0, 1_000_000, 604_800.0)
-    spec = Spec("noop", "default", 5, 5, 3600.0, Backoff(1.0, 2.0, 300.0))  # undecoded: the bare script reads no spec
+    spec = Spec("noop", "default", 5, 5, 3600.0, Backoff(1.0, 2.0, 300.0))  # the bare client decodes no spec
 
     async def noop() -> None:
         return None
@@ -173,7 +173,7 @@ async def bare_drain(url: str, ids: Sequence[str]) -> float:
 
 
 def batch_round(node: Node, bed: Bed, bodies: int) -> Figures:
-    """The bare script, an unserved queue, a served queue."""
+    """The bare client, an unserved queue, a served queue."""
     tasks = bodies * BATCH
     meter = Meter(bed, os.getpid())
     figures = {"ceiling": meter.figures(tasks, uvloop_run(bare_store(bed.redis_url, tasks)))}
@@ -186,8 +186,8 @@ def batch_round(node: Node, bed: Bed, bodies: int) -> Figures:
 
 
 async def post_batches(node: Node, queue: str, bodies: int) -> float:
-    """Tasks/s over two connections, so that one body travels while the other is worked on."""
-    # The served queue is the type's own: naming it would cost a spec of its own for each task.
+    """Tasks/s over two connections, so that one body travels while the node works on the other."""
+    # The served queue is the type's default. Naming it would give each task a spec of its own, at a cost.
     more = {} if queue == "default" else {"queue": queue}
     body = json.dumps([{"type": "noop", "data": PAYLOAD, **more}] * BATCH).encode()
     left = iter(range(bodies))
@@ -205,7 +205,7 @@ async def post_batches(node: Node, queue: str, bodies: int) -> float:
 
 
 async def bare_store(url: str, tasks: int) -> float:
-    """Store as many equal tasks by store.lua. Everything that Python prepares is prepared before."""
+    """Store as many equal tasks with store.lua; tasks/s. Python prepares everything before the clock starts."""
     client = redis.asyncio.Redis.from_url(url, protocol=2)
     await client.script_load(script("store").text)
     calls = Calls(60.0, 1_000_000, 604_800.0)
@@ -260,14 +260,14 @@ def single_round(node: Node, bed: Bed, bare: tuple[str, int], seconds: float) ->
         ("single, running", (node.url, node.child.pid), {}),
     ):
         meter = Meter(bed, pid)
-        told = load(url, {"type": "noop", "data": PAYLOAD, **more}, seconds, bed.folder)
+        answered = load(url, {"type": "noop", "data": PAYLOAD, **more}, seconds, bed.folder)
         settle_down(bed)
-        figures[name] = told | meter.figures(told["per_s"] * seconds, told["per_s"])
+        figures[name] = answered | meter.figures(answered["per_s"] * seconds, answered["per_s"])
     return figures
 
 
 def load(url: str, body: dict[str, Any], seconds: float, folder: Path) -> dict[str, float]:
-    """POST for some seconds from 64 connections, by wrk where there is one."""
+    """POST for some seconds from 64 connections, with wrk if it is installed."""
     if shutil.which("wrk") is None:
         return asyncio.run(post_singles(url, json.dumps(body).encode(), seconds))
     lua = folder / "post.lua"
@@ -278,22 +278,22 @@ def load(url: str, body: dict[str, Any], seconds: float, folder: Path) -> dict[s
         "utf-8",
     )
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency", "-s", str(lua), f"{url}/tasks"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert not re.search("Non-2xx|Socket errors", told), told
-    found = re.search(r"Requests/sec:\s+([\d.]+)", told)
-    assert found, told
-    return {"per_s": float(found[1]), **{f"p{level}_ms": in_ms(told, level) for level in ("50", "99")}}
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert not re.search("Non-2xx|Socket errors", report), report
+    match = re.search(r"Requests/sec:\s+([\d.]+)", report)
+    assert match, report
+    return {"per_s": float(match[1]), **{f"p{level}_ms": in_ms(report, level) for level in ("50", "99")}}
 
 
-def in_ms(told: str, level: str) -> float:
+def in_ms(report: str, level: str) -> float:
     """One line of wrk's latency distribution."""
-    found = re.search(rf"{level}%\s+([\d.]+)(us|ms|s)", told)
-    assert found, told
-    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
+    match = re.search(rf"{level}%\s+([\d.]+)(us|ms|s)", report)
+    assert match, report
+    return float(match[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[match[2]]
 
 
 async def post_singles(url: str, body: bytes, seconds: float) -> dict[str, float]:
-    """The same without wrk; the client is then the limit, for the ceiling too."""
+    """The same without wrk. Then the client is the limit, also for the ceiling."""
     took: list[float] = []
     end_s = time.perf_counter() + seconds
 
@@ -315,7 +315,7 @@ async def post_singles(url: str, body: bytes, seconds: float) -> dict[str, float
 
 
 def bare_server(port: int) -> None:
-    """aiohttp on uvloop that reads nothing and answers 202."""
+    """Serve with aiohttp on uvloop; read nothing and answer 202."""
 
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=202)
@@ -339,7 +339,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 def ignore(*_: Any) -> None:
-    """Nobody asks for this reply."""
+    """Take a reply that nobody needs."""
 
 
 def shard_in(task_id: str) -> int:
@@ -354,27 +354,27 @@ def uvloop_run(coroutine: Any) -> Any:
 
 
 def settle_down(bed: Bed) -> None:
-    """Until nothing is queued for the node any more: what runs on would be counted against the next figure."""
+    """Wait until the node has no more queued tasks: their cost would count for the next figure."""
     end_s = time.monotonic() + DRAIN_LIMIT_S
     while any(bed.redis.zcard(keys.ready(shard, "default")) for shard in range(SHARDS)):
         if time.monotonic() > end_s:
-            raise RuntimeError(f"the node has not worked off its queue within {DRAIN_LIMIT_S:g} s")
+            raise RuntimeError(f"the node has not emptied its queue within {DRAIN_LIMIT_S:g} s")
         time.sleep(0.05)
     time.sleep(0.2)
 
 
 def table(what: str, rounds: Sequence[Figures]) -> str:
-    """A line for each figure: median, spread, share of its ceiling in the same round, aim, CPU a task."""
+    """One row for each figure: median, spread, share of its ceiling in the same round, aim, CPU a task."""
     head = [what, "median/s", "spread", "of ceiling", "spread", "aim", "CPU us a task", "Redis CPU us a task"]
     more = [key for key in rounds[0]["ceiling"] if key.endswith("_ms")]
     rows = []
     for name in rounds[0]:
-        values = spread([one[name]["per_s"] for one in rounds])
+        values = spread([figures[name]["per_s"] for figures in rounds])
         row = [name, f"{values['median']:,.0f}", f"{values['min']:,.0f}..{values['max']:,.0f}"]
         if name == "ceiling":
             row += ["-", "-", "-"]
         else:
-            share = spread([one[name]["per_s"] / one["ceiling"]["per_s"] for one in rounds])
+            share = spread([figures[name]["per_s"] / figures["ceiling"]["per_s"] for figures in rounds])
             per_s, of_ceiling = AIMS.get(name, (None, None))
             aims = [f"{per_s:,}/s" if per_s else "", f"{of_ceiling:.2f}" if of_ceiling else ""]
             row += [
@@ -382,7 +382,8 @@ def table(what: str, rounds: Sequence[Figures]) -> str:
                 f"{share['min']:.2f}..{share['max']:.2f}",
                 ", ".join(filter(None, aims)) or "-",
             ]
-        row += [f"{spread([one[name][key] for one in rounds])['median']:.1f}" for key in ("cpu_us", "redis_us", *more)]
+        columns = ("cpu_us", "redis_us", *more)
+        row += [f"{spread([figures[name][key] for figures in rounds])['median']:.1f}" for key in columns]
         rows.append(row)
     return markdown([*head, *(key.replace("_", " ") for key in more)], rows)
 
@@ -390,10 +391,10 @@ def table(what: str, rounds: Sequence[Figures]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tasks", type=int, default=20_000, help="of a drain (%(default)s)")
-    parser.add_argument("--bodies", type=int, default=4, help="of 10,000 tasks in a round of batches (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of one load with wrk (%(default)s)")
-    parser.add_argument("--only", default="drain,batch,single", help="which (%(default)s)")
+    parser.add_argument("--tasks", type=int, default=20_000, help="tasks of a drain (%(default)s)")
+    parser.add_argument("--bodies", type=int, default=4, help="batches of 10,000 tasks in a round (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of one load with wrk (%(default)s)")
+    parser.add_argument("--only", default="drain,batch,single", help="which parts (%(default)s)")
     parser.add_argument(
         "--aof", action=argparse.BooleanOptionalAction, default=True, help="Redis with its append-only file"
     )
@@ -411,14 +412,17 @@ def main() -> None:
             rounds = []
             for n in range(options.rounds):
                 rounds.append(measure())
-                say(f"{name} {n + 1}: " + ", ".join(f"{of} {one['per_s']:,.0f}/s" for of, one in rounds[-1].items()))
+                say(
+                    f"{name} {n + 1}: "
+                    + ", ".join(f"{row} {values['per_s']:,.0f}/s" for row, values in rounds[-1].items())
+                )
             figures[name] = rounds
             tables.append(table(what, rounds))
     publish("Throughput of one node", "\n\n".join(tables), figures, options.json)
 
 
 def with_node(options: argparse.Namespace, measure: Callable[..., Figures], *more: Any) -> Figures:
-    """A Redis and a node for each round: what is stored and never runs piles up."""
+    """Measure with a new Redis and node in each round: tasks that never run would pile up."""
     with Bed(options.aof) as bed:
         node = bed.node(queues="default:100,sync:2")
         node.wait_ready()
@@ -445,7 +449,7 @@ def with_bare_server(options: argparse.Namespace) -> Figures:
 
 
 def wait_open(url: str) -> None:
-    """Until something answers there."""
+    """Wait until a server answers there."""
 
     def answers() -> bool:
         try:

@@ -12,6 +12,6 @@ _socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 @task(name="bench.tell")
 async def tell(path: str, ctx: Context) -> None:
-    """Send the monotonic time, ns, which all processes of a machine share, and the task's id to a Unix socket."""
+    """Send the monotonic time in ns (a machine's processes share that clock) and the task's id to a Unix socket."""
     now_ns = time.monotonic_ns()
     _socket.sendto(b"%d %s" % (now_ns, ctx.task_id.encode()), path)

@@ -1,9 +1,9 @@
-"""CPU the worker adds to one no-op async task, from `start` to `on_outcome`, without Redis or HTTP.
+"""CPU that the worker adds to one no-op async task, from `start` to `on_outcome`, without Redis or HTTP.
 
     python scripts/bench/worker_overhead.py [--tasks 200000] [--batch 100] [--repeats 5]
 
-Claims are made beforehand. Each round starts one batch and the loop runs until its outcomes are all in, as a worker
-that claims in batches does.
+The claims are made beforehand. As in a worker that claims in batches, each round starts one batch, and the loop runs
+until all its outcomes are in.
 """
 
 from __future__ import annotations

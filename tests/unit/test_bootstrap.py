@@ -47,4 +47,4 @@ def test_what_another_user_would_have_to_install_is_told(
 ) -> None:
     bootstrap.STAMP.write_text(json.dumps(bootstrap.make_stamp([])), "utf-8")
     assert bootstrap.main(["embedded"]) == 1
-    assert "is another user's" in capsys.readouterr().err
+    assert "belongs to another user" in capsys.readouterr().err
