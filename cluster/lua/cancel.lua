@@ -1,28 +1,28 @@
--- cancel: take one task from wherever it is, also from in flight, to cancelled. Cancelling is a commit.
+-- cancel: move one task from wherever it is, in flight too, to cancelled. Cancelling is a commit.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:task:<id>            hash  the task
 -- KEYS[3]  {sNN}:scheduled            zset  ids by due time, ms
--- KEYS[4]  {sNN}:waiting              zset  ids that wait for others
--- KEYS[5]  {sNN}:cancelled            zset  cancelled ids by the time they may be dropped, ms
+-- KEYS[4]  {sNN}:waiting              zset  ids that wait for other tasks
+-- KEYS[5]  {sNN}:cancelled            zset  cancelled ids by the time when they may be dropped, ms
 -- KEYS[6]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- ARGV[1]  id                         of the task
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  inflight prefix            {sNN}:inflight:
--- ARGV[4]  retention ms               of a task that brought none of its own
+-- ARGV[4]  retention ms               of a task without a retention of its own
 -- ARGV[5]  channel                    {sNN}:finished, where terminal ids are published
--- ARGV[6]  least ms                   that a task stays, whatever it brought
+-- ARGV[6]  least ms                   the shortest time that a task stays, whatever its own retention
 -- Touches  {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
 -- Uses     include/history.lua
 -- Uses     include/flight.lua
 -- Uses     include/spec.lua
 --
--- Returns  {state it was in ("" when there is no such task), session that ran it or "", its delivery}; it is cancelled
---          now if that state was not a terminal one
+-- Returns  {the state that it was in ("" if there is no such task), the session that ran it or "", its delivery}; the
+--          task is cancelled now unless that state is terminal
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
--- Repeat   harmless: the state answered is then cancelled
+-- Repeat   harmless: the answer then is "cancelled"
 
-redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local id = ARGV[1]
 local was = redis.call('HMGET', KEYS[2], 'state', 'session', 'delivery', 'spec')
 local state = was[1]

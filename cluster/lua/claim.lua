@@ -2,13 +2,13 @@
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:ready:<queue>        zset  queued ids, lowest score first
--- KEYS[3]  {sNN}:inflight:<session>   hash  id -> delivery, what the session runs: the right to settle
+-- KEYS[3]  {sNN}:inflight:<session>   hash  id -> delivery of each task that the session runs: the right to settle
 -- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- ARGV[1]  task prefix                {sNN}:task:
--- ARGV[2]  session                    claimant
--- ARGV[3]  limit                      tasks, 1 to 256; bounds the time Redis is held
--- ARGV[4]  highest score              do not take what is worse than this ("+inf": anything)
--- ARGV[5]  bytes                      of data that one answer may hold; the first task is taken whatever its size
+-- ARGV[2]  session                    the claimant
+-- ARGV[3]  limit                      tasks, 1 to 256; bounds the time that Redis is held
+-- ARGV[4]  highest score              the worst score to take ("+inf": any)
+-- ARGV[5]  bytes                      of data that the answer may hold; the first task is taken whatever its size
 -- Touches  {sNN}:task:<id>            one per claimed id, same slot
 -- Uses     include/flight.lua
 --
@@ -16,9 +16,9 @@
 --          {id, delivery, attempt, spec, data, queued-at ms or "", workers lost, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; an attempt is
 --          counted before its handler can start
--- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session's comparison finds them.
+-- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session finds them when it compares
 
-redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local ids = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -3,7 +3,7 @@
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is read
 -- KEYS[2]  {sNN}:queues               set   names of the queues this shard ever held
 -- KEYS[3]  {sNN}:scheduled            zset  scheduled and retrying ids
--- KEYS[4]  {sNN}:waiting              zset  ids that wait for others
+-- KEYS[4]  {sNN}:waiting              zset  ids that wait for other tasks
 -- KEYS[5]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[6]  {sNN}:done                 zset  succeeded ids
 -- KEYS[7]  {sNN}:dead                 zset  dead ids

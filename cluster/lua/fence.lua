@@ -3,17 +3,17 @@
 -- KEYS[1]  {<session>}:heartbeat  string  the session's counter, or its tombstone
 -- KEYS[2]  {<session>}:wake       –       the session's channel (a name, not a key): same slot
 -- KEYS[3]  {<session>}:never      –       guard: a moving slot answers TRYAGAIN before anything is written
--- ARGV[1]  path                   'fast': no subscriber is left on its channel (its process is gone);
---                                 'slow': its counter still is what the fencer watched; 'own': it ends itself
--- ARGV[2]  seen                   the counter that the fencer watched, '' for none; read by 'slow' alone
+-- ARGV[1]  path                   the condition to check: 'fast' its channel has no subscriber (its process is gone);
+--                                 'slow' its counter has not moved from ARGV[2]; 'own' none, the session ends itself
+-- ARGV[2]  seen                   the counter that the fencer watched, '' for none; for 'slow' alone
 -- ARGV[3]  cause                  one word, kept in the tombstone
 -- ARGV[4]  ttl_ms                 how long the tombstone is kept
 -- ARGV[5]  by                     node_id of the fencer, kept in the tombstone
 --
--- Returns  {1, tombstone} written now; {2, tombstone} it stood there before; {0, counter or ''} the session lives
--- Keeps    a tombstone is never overwritten; it is written only on the word of Redis and of the caller together
+-- Returns  {1, tombstone} written now; {2, tombstone} it stood there before; {0, counter or ''} Redis does not agree
+-- Keeps    a tombstone is never overwritten; it is written only when Redis and the caller agree that the session ended
 -- Repeat   harmless: fencing a fenced session succeeds
-redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local value = redis.call('GET', KEYS[1])
 if value and string.sub(value, 1, 7) == 'fenced ' then
   return {2, value}

@@ -1,12 +1,12 @@
--- forget: take a dead session's address off the member list, unless a newer life of its node stands there.
+-- forget: take a dead session's address off the member list, unless another session of its node stands there.
 --
 -- KEYS[1]  {leader}:members  hash  node_id -> msgpack [session, host, port]
 -- KEYS[2]  {leader}:never    –     guard: a moving slot answers TRYAGAIN before anything is written
 -- ARGV[1]  node_id           whose row
--- ARGV[2]  session           the life that ended
+-- ARGV[2]  session           the session that ended
 --
--- Returns  1 the node lives on in another session, 0 it has no row any more
--- Keeps    a row is removed only by the end of the session that it names
+-- Returns  1 the row names another session of the node, 0 the node has no row any more
+-- Keeps    a row that names another session stays
 -- Repeat   harmless
 local row = redis.call('HGET', KEYS[1], ARGV[1])
 if not row then

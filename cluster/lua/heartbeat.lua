@@ -1,16 +1,16 @@
--- heartbeat: say that a session lives, unless it was fenced, and hear whether its own channel still works.
+-- heartbeat: write that a session lives, unless it was fenced, and let it test its own channel.
 --
 -- KEYS[1]  {<session>}:heartbeat  string  the session's counter, or its tombstone
 -- KEYS[2]  {<session>}:wake       –       the session's channel (a name, not a key): same slot
 -- KEYS[3]  {<session>}:never      –       guard: a moving slot answers TRYAGAIN before anything is written
--- ARGV[1]  beat                   counter, rises with every call of this session
+-- ARGV[1]  beat                   the counter, which rises with every call of this session
 -- ARGV[2]  ttl_ms                 how long the counter stays without another beat
--- ARGV[3]  echo                   published to the channel, so that its subscriber can tell that it hears
+-- ARGV[3]  echo                   published to the channel: a subscriber that gets it knows that the channel works
 --
--- Returns  {'ok', subscribers of the channel} or {the tombstone, subscribers}
+-- Returns  {'ok', subscribers of the channel} or {the tombstone, subscribers of the channel}
 -- Keeps    a tombstone is never overwritten: a fenced session cannot come back
 -- Repeat   harmless
-redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local value = redis.call('GET', KEYS[1])
 local count = redis.call('PUBSUB', 'NUMSUB', KEYS[2])[2]
 if value and string.sub(value, 1, 7) == 'fenced ' then

@@ -3,17 +3,17 @@
 -- KEYS[1]  {leader}:lease  string  <session>|<epoch> of the leader
 -- KEYS[2]  {leader}:epoch  string  highest epoch given out by this Redis
 -- KEYS[3]  {leader}:never  –       guard: a moving slot answers TRYAGAIN before anything is written
--- ARGV[1]  session         who asks
--- ARGV[2]  epoch           the term to renew, 0 to acquire a new one
+-- ARGV[1]  session         the caller's
+-- ARGV[2]  epoch           the epoch of the term to renew, 0 to acquire a new term
 -- ARGV[3]  ttl_ms          length of the lease
--- ARGV[4]  heard           highest epoch that gossip carries: after a failover Redis may know less
+-- ARGV[4]  heard           highest epoch that gossip carries: after a failover Redis may know only a lower one
 -- Uses     include/epoch.lua
 --
--- Returns  {1, session, epoch} the caller's own term; {0, session, epoch} another's; {0, '', epoch} the named term is over
--- Keeps    an epoch is given out once, and each is above every one known to Redis or to the caller
--- Repeat   harmless: a lost reply of 'acquire' leaves a term that nobody renews; it runs out, or is found held by the
---          caller's own session, which takes it with a new epoch
-redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+-- Returns  {1, session, epoch} the caller leads; {0, session, epoch} another does; {0, '', epoch} the named term ended
+-- Keeps    an epoch is given out once, and is higher than every epoch that Redis or the caller knew before
+-- Repeat   harmless: if the reply to an acquisition is lost, nobody renews that term; it runs out, or the same session
+--          asks again and gets a new epoch
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local owner, term = holder_of(KEYS[1])
 local known = math.max(highest(KEYS[2]), tonumber(ARGV[4]))
 if ARGV[2] ~= '0' then

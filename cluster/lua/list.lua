@@ -1,20 +1,20 @@
--- list: one shard's ids for a page of a listing, newest first, filtered.
+-- list: read one shard's ids for a page of a listing, newest first, filtered.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is read
 -- KEYS[2]  {sNN}:index                zset  every id at score 0: listed in the order of ids
 -- KEYS[3]  {sNN}:dead (or another)    zset  the set of one state, listed by score; unused when ARGV[2] is "index"
 -- ARGV[1]  task prefix                {sNN}:task:
 -- ARGV[2]  source                     "index" or "scored"
--- ARGV[3]  before                     list what comes after this place: an id (index) or "<score> <id>" (scored); ""
+-- ARGV[3]  before                     the place to go on after: an id (index), "<score> <id>" (scored), "" at the start
 -- ARGV[4]  limit                      ids to return, 1 to 500
--- ARGV[5]  scan                       ids to look at, at most; bounds the time Redis is held
+-- ARGV[5]  scan                       most ids to look at; bounds the time that Redis is held
 -- ARGV[6]  state                      keep only this state; "" any
 -- ARGV[7]  type                       keep only this type; "" any
 -- ARGV[8]  key                        keep only this key; "" any
 -- Touches  {sNN}:task:<id>            same slot
 -- Uses     include/spec.lua
 --
--- Returns  {place reached ("" when the shard has no more), {place, id, …}}; a place sorts as the listing does
+-- Returns  {last place looked at ("" when the shard has no more), {place, id, …}}; places sort as the listing does
 -- Keeps    reads only
 -- Repeat   harmless
 
@@ -24,7 +24,8 @@ local rows = {}
 if scored then
   local top, last = string.match(before, '^(%S+) (.*)$')
   local first = 0
-  if last then -- after it, even if it is gone; very many tasks may share a score (one `run_at`), so halve, not scan
+  -- Go on after that place, even if its task is gone. Many tasks may share a score (one `run_at`): search by halves.
+  if last then
     first = redis.call('ZCOUNT', KEYS[3], '(' .. top, '+inf')
     local past = redis.call('ZCOUNT', KEYS[3], top, '+inf')
     while first < past do

@@ -1,18 +1,18 @@
 -- reap: queue a fenced session's in-flight tasks of one shard again, a chunk at a time.
 --
--- Call it only after the session's tombstone is written. Whatever the session claims late is reaped by the next call.
+-- Call it only after the session's tombstone is written. The next call reaps what the session claims late.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:inflight:<session>   hash  id -> delivery
 -- KEYS[3]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[4]  {sNN}:scheduled            zset  ids by due time, ms
--- KEYS[5]  {sNN}:dead                 zset  dead ids by the time they may be dropped, ms
+-- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
 -- ARGV[1]  task prefix                {sNN}:task:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  session                    the fenced one
--- ARGV[4]  aging_ms                   milliseconds of waiting that are worth one priority level
--- ARGV[5]  limit                      tasks, 1 to 256; bounds the time Redis is held
--- ARGV[6]  jitter                     0 to 1, drawn by the caller (Redis's own random is the same in every run)
+-- ARGV[4]  aging_ms                   milliseconds of waiting that count as much as one level
+-- ARGV[5]  limit                      tasks, 1 to 256; bounds the time that Redis is held
+-- ARGV[6]  jitter                     0 to 1, drawn by the caller (Redis's own random repeats itself in every script)
 -- ARGV[7]  retention ms               of dead tasks
 -- ARGV[8]  channel                    {sNN}:finished, where terminal ids are published
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
@@ -22,13 +22,13 @@
 -- Uses     include/spec.lua
 --
 -- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …},
---          {id, delivery, attempt, ms since its claim, spec, outcome, … of tasks that carry a trace context}}
+--          {id, delivery, attempt, ms since its claim, spec, outcome, … of tasks with a trace context}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; attempts stay
 --          counted: a task that kills its workers ends in dead
 -- Repeat   harmless
 
-redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
-local GROWTHS_MAX = 30 -- of a backoff: 0 times infinity is no number
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
+local GROWTHS_MAX = 30 -- highest power of a backoff's factor: a higher one may be infinite, and 0 times it is no number
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -57,7 +57,7 @@ for i = 1, math.min(#all, limit) do
       finished[#finished + 1] = id
       outcome = 'dead'
       dead = dead + 1
-    elseif lost == 1 then -- a crash elsewhere is not the task's failure until it repeats
+    elseif lost == 1 then -- one lost worker may be chance: only from the second on the task backs off
       remember(key, 'lost', now, '', '')
       redis.call('HSET', key, 'state', 'queued', 'lost', lost)
       redis.call('ZADD', ready_prefix .. queue, (was[4] or now) - level * aging, id)

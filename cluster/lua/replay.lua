@@ -1,11 +1,11 @@
 -- replay: queue dead or cancelled tasks of one shard again, their attempts reset, their delivery not.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
--- KEYS[2]  {sNN}:dead                 zset  dead ids by the time they may be dropped, ms
--- KEYS[3]  {sNN}:cancelled            zset  cancelled ids by the time they may be dropped, ms
+-- KEYS[2]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
+-- KEYS[3]  {sNN}:cancelled            zset  cancelled ids by the time when they may be dropped, ms
 -- ARGV[1]  task prefix                {sNN}:task:
 -- ARGV[2]  ready prefix               {sNN}:ready:
--- ARGV[3]  aging_ms                   milliseconds of waiting that are worth one priority level
+-- ARGV[3]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[4…] ids                        at most 256
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua

@@ -1,31 +1,31 @@
 -- settle: commit the outcomes of a batch of deliveries of one session in one shard.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
--- KEYS[2]  {sNN}:inflight:<session>   hash  id -> delivery: an outcome counts only while its pair stands here
+-- KEYS[2]  {sNN}:inflight:<session>   hash  id -> delivery: an outcome counts only while its id and delivery stand here
 -- KEYS[3]  {sNN}:sessions             set   sessions with something in flight in this shard
--- KEYS[4]  {sNN}:done                 zset  succeeded ids by the time they may be dropped, ms
--- KEYS[5]  {sNN}:dead                 zset  dead ids by the time they may be dropped, ms
+-- KEYS[4]  {sNN}:done                 zset  succeeded ids by the time when they may be dropped, ms
+-- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
 -- KEYS[6]  {sNN}:scheduled            zset  ids by due time, ms
 -- ARGV[1]  task prefix                {sNN}:task:
 -- ARGV[2]  ready prefix               {sNN}:ready:
--- ARGV[3]  session                    whose deliveries these are
--- ARGV[4]  aging_ms                   milliseconds of waiting that are worth one priority level
+-- ARGV[3]  session                    the one that claimed the deliveries
+-- ARGV[4]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[5]  channel                    {sNN}:finished, where terminal ids are published
 -- ARGV[6…] per outcome, 5 each: id, delivery, kind, payload, ms. Kinds: "s" succeeded (payload result, ms retention),
---          "d" dead (payload error, ms retention), "r" retry (payload error, ms until due),
---          "g" given back, the attempt not counted (payload "", ms until due, 0 at once)
+--          "d" dead (payload error, ms retention), "r" retrying (payload error, ms until due),
+--          "g" handed back, the attempt not counted (payload "", ms until due, 0 at once)
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/history.lua
 -- Uses     include/flight.lua
 -- Uses     include/spec.lua
 --
--- Returns  {code per outcome, …}: "1" committed, "y" this very delivery was committed before, else why it was refused:
---          "gone" (no such task) or the state the task is in
+-- Returns  {code per outcome, …}: "1" committed, "y" this very delivery was committed before, else the reason of the
+--          refusal: "gone" (no such task) or the state that the task is in
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; one commit
 --          for each delivery, and only by the session that holds it
--- Repeat   harmless: answered "y"
+-- Repeat   harmless: the code then is "y"
 
-redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local STRIDE = 5
 local REPORTED = {s = 'a success', d = 'its last failure', r = 'a failure', g = 'that it was given back'}
 local n = (#ARGV - 5) / STRIDE
@@ -38,7 +38,7 @@ for i = 1, n do ids[i] = ARGV[6 + (i - 1) * STRIDE] end
 local held = redis.call('HMGET', KEYS[2], unpack(ids))
 
 local codes, gone, done, dead, due, finished = {}, {}, {}, {}, {}, {}
-local taken = {} -- the same pair twice in one batch commits once
+local taken = {} -- ids committed by this call: a delivery that stands twice in one batch commits once
 for i = 1, n do
   local at = 5 + (i - 1) * STRIDE
   local id, delivery, kind, payload, ms = ids[i], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5])

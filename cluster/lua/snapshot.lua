@@ -1,15 +1,15 @@
--- snapshot: keep the leader's member table, unless a later leader exists.
+-- snapshot: keep the leader's member table, unless a later leader came after it.
 --
 -- KEYS[1]  {leader}:snapshot  string  JSON
 -- KEYS[2]  {leader}:epoch     string  highest epoch given out by this Redis
 -- KEYS[3]  {leader}:never     –       guard: a moving slot answers TRYAGAIN before anything is written
--- ARGV[1]  epoch              of the leader that writes
+-- ARGV[1]  epoch              the writing leader's
 -- ARGV[2]  table              JSON
--- ARGV[3]  ttl_ms             how long it is kept
+-- ARGV[3]  ttl_ms             how long the table is kept
 -- Uses     include/epoch.lua
 --
--- Returns  1 written, 0 refused: a higher epoch exists
--- Keeps    what an old leader writes late is never seen
+-- Returns  1 written, 0 refused: a higher epoch was given out
+-- Keeps    the table of a later leader is never overwritten by an earlier one's
 -- Repeat   harmless
 if highest(KEYS[2]) > tonumber(ARGV[1]) then
   return 0

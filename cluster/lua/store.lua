@@ -1,4 +1,4 @@
--- store: keep a batch of new tasks in one shard; start some of them for the caller in the same step.
+-- store: keep a batch of new tasks in one shard, and claim some of them for the caller in the same step.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:index                zset  every id of the shard
@@ -9,22 +9,23 @@
 -- ARGV[1]  task prefix                {sNN}:task:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  idempotency prefix         {sNN}:idem:
--- ARGV[4]  session                    claimant of the tasks that carry the claim mark
--- ARGV[5]  aging_ms                   milliseconds of waiting that are worth one priority level
+-- ARGV[4]  session                    the claimant of the tasks whose claim is 1
+-- ARGV[5]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[6]  queue limit                tasks that may be ready in one queue of one shard
--- ARGV[7…] per task, 10 each: id, queue, level, due (0 now, < 0 that many ms from now, > 0 at that ms), spec, data,
---          claim (1 or 0), idempotency key or "", its lifetime ms, fingerprint of the submission; where a submission
---          has such a key and is to be unique as well, its lifetime is "<ms> <ms> <unique name>", the latter two of that
+-- ARGV[7…] per task, 10 each: id, queue, level, due (0 now, < 0 in that many ms, > 0 at that ms), spec, data,
+--          claim (1 or 0), idempotency key or "", lifetime of the key in ms, fingerprint of the submission.
+--          If a submission has a unique name too, the lifetime is "<ms of the key> <ms of the name> <unique name>"; a
+--          unique name alone stands as the key
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
 -- Uses     include/heads.lua
 -- Uses     include/flight.lua
 --
 -- Returns  {now ms, {code per task}, {queue, count, head score, …}}; codes: "q" queued, "s" scheduled, "c" claimed,
---          "x" this id was stored before, "i<id>" repeat of that task (by key or by unique name),
---          "m<id>" same key with another body, "f" queue full
+--          "x" this id was stored before, "i<id>" repeat of that task (same key or same unique name),
+--          "m<id>" the key stands for that task, which has another body, "f" queue full
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; a mapping and
 --          its task are written together
--- Repeat   harmless: an id that is in the index is not stored again
+-- Repeat   harmless: an id whose task is there is not stored again
 
 local STRIDE = 10
 local n = (#ARGV - 6) / STRIDE
@@ -34,7 +35,7 @@ local prefix, ready_prefix, idem_prefix, session = ARGV[1], ARGV[2], ARGV[3], AR
 local aging, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local ids, ready, order, room = {}, {}, {}, {}
-local plain = true -- no mapping to look up, and room for all: nothing can be refused
+local plain = true -- whether no task has a key and there is room for all: then no task can be refused
 local members = {}
 for i = 1, n do
   local at = 6 + (i - 1) * STRIDE
@@ -49,7 +50,7 @@ for i = 1, n do
     if room[queue] < n then plain = false end
   end
 end
--- Where nothing can be refused, indexing all ids at once also tells whether one of them was there before.
+-- If no task can be refused, adding all ids to the index at once also tells whether one of them was there before.
 local known = {}
 if not plain or redis.call('ZADD', KEYS[2], 'NX', unpack(members)) < n then
   for i = 1, n do known[ids[i]] = redis.call('EXISTS', prefix .. ids[i]) == 1 end

@@ -1,29 +1,29 @@
--- sweep: keep house in one shard: drop what is past retention, promote what is due, report what is there.
+-- sweep: keep house in one shard: drop tasks past their retention, queue tasks that are due, report what is there.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:scheduled            zset  ids by due time, ms
--- KEYS[3]  {sNN}:done                 zset  succeeded ids by the time they may be dropped, ms
--- KEYS[4]  {sNN}:dead                 zset  dead ids, likewise
--- KEYS[5]  {sNN}:cancelled            zset  cancelled ids, likewise
+-- KEYS[3]  {sNN}:done                 zset  succeeded ids by the time when they may be dropped, ms
+-- KEYS[4]  {sNN}:dead                 zset  dead ids, by the same
+-- KEYS[5]  {sNN}:cancelled            zset  cancelled ids, by the same
 -- KEYS[6]  {sNN}:index                zset  every id of the shard
 -- KEYS[7]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[8]  {sNN}:queues               set   names of the queues this shard ever held
 -- ARGV[1]  task prefix                {sNN}:task:
 -- ARGV[2]  ready prefix               {sNN}:ready:
--- ARGV[3]  aging_ms                   milliseconds of waiting that are worth one priority level
--- ARGV[4]  limit                      tasks promoted, and dropped of each kind, in one call, 1 to 256
--- ARGV[5]  age ms                     memory is short: succeeded and cancelled tasks that ended so long ago go before
---                                     their time; -1 while it is not
+-- ARGV[3]  aging_ms                   milliseconds of waiting that count as much as one level
+-- ARGV[4]  limit                      tasks to promote, and to drop of each state, 1 to 256
+-- ARGV[5]  age ms                     while memory is short: drop succeeded and cancelled tasks that ended so long ago
+--                                     before their time; else -1
 -- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
 -- Uses     include/heads.lua
 -- Uses     include/spec.lua
 --
--- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; call it again at
---          once when promoted or dropped reached the limit
+-- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; `dropped` is the
+--          most of one state. Call again at once if promoted or dropped reached the limit
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
 -- Repeat   harmless
 
-redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local age = tonumber(ARGV[5])
@@ -44,7 +44,7 @@ end
 local dropped = 0
 for k = 3, 5 do
   local old
-  if age < 0 or k == 4 then -- the dead stay: somebody has to look at them
+  if age < 0 or k == 4 then -- dead tasks keep their time: somebody has to look at them
     old = redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', now, 'LIMIT', 0, ARGV[4])
   else
     old = ended_before(KEYS[k], now - age)

@@ -3,16 +3,16 @@
 -- KEYS[1]  {leader}:lease  string  <session>|<epoch> of the leader
 -- KEYS[2]  {leader}:epoch  string  highest epoch given out by this Redis
 -- KEYS[3]  {leader}:never  –       guard: a moving slot answers TRYAGAIN before anything is written
--- ARGV[1]  session         who asks
+-- ARGV[1]  session         the caller's
 -- ARGV[2]  dead            the fenced session
 -- ARGV[3]  ttl_ms          length of the lease
 -- ARGV[4]  heard           highest epoch that gossip carries
 -- Uses     include/epoch.lua
 --
 -- Returns  {1, session, epoch} the caller leads; {0, session, epoch} somebody else does; {0, '', 0} nobody does now
--- Keeps    only the lease of the dead session is taken away: of many who ask, one succeeds
+-- Keeps    only the dead session loses its lease: of many callers, one succeeds
 -- Repeat   harmless: the second call finds the new holder
-redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it a full Redis refuses nothing of this script
+redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local owner, term = holder_of(KEYS[1])
 if owner ~= ARGV[2] then
   return {0, owner, term}

@@ -1,12 +1,12 @@
--- epoch: what stands in the leader's slot, whoever wrote it. What these scripts did not write counts as nothing.
+-- epoch: read the keys in the leader's slot. A value that these scripts cannot have written counts as none.
 --
--- highest(key)     the highest epoch that was given out; 0 where no number stands
--- holder_of(key)   session and epoch of the lease; '' and 0 when it is free, unreadable, or would never run out
+-- highest(key)     the highest epoch that was given out; 0 if the value is no number
+-- holder_of(key)   session and epoch of the lease; '' and 0 if it is free, unreadable, or would never run out
 --
 -- Keeps    reads only
 -- Repeat   harmless
 
-local EXACT_DIGITS = 15 -- of a number in Lua
+local EXACT_DIGITS = 15 -- most digits that a number in Lua keeps exactly
 
 local function whole(text)
   return type(text) == 'string' and #text <= EXACT_DIGITS and string.match(text, '^%d+$') and tonumber(text) or nil

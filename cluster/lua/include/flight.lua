@@ -1,11 +1,11 @@
--- flight: what a session runs in one shard, into and out of it. Whoever stands there holds the right to settle.
+-- flight: put tasks into a session's in-flight set of one shard, and take them out. Being in it is the right to settle.
 --
 -- into_flight(inflight, sessions, session, pairs)    {id, delivery, …} are the session's from now on
 -- out_of_flight(inflight, sessions, session, ids)    {id, …} are the session's no longer
 --
 -- `inflight` and `sessions` are the keys {sNN}:inflight:<session> and {sNN}:sessions.
 --
--- Keeps    a session is a member of `sessions` exactly while its in-flight hash exists: reaping looks nowhere else
+-- Keeps    a session is a member of `sessions` exactly while its in-flight hash exists: reaping finds it nowhere else
 -- Repeat   harmless
 
 local function into_flight(inflight, sessions, session, pairs)

@@ -1,6 +1,6 @@
--- heads: what is queued in some queues of a shard.
+-- heads: count what is queued in some queues of a shard.
 --
--- heads_of(ready_prefix, queues)   {queue, count, head score, …}; count and score are 0 where nothing is queued
+-- heads_of(ready_prefix, queues)   {queue, count, head score, …}; count and score are 0 if nothing is queued
 --
 -- Keeps    reads only
 -- Repeat   harmless

@@ -1,23 +1,23 @@
--- history: how a task's attempts ended, other than by success. What stands here is put before each script that uses it.
+-- history: write down how a task's attempts ended, other than by success.
 --
--- A line a piece in the field `history` of the task's hash, oldest first:
+-- The field `history` of the task's hash has one line for each, oldest first:
 --   [outcome, ended ms, started ms or 0, attempt or 0, delivery, session or "", error type, error message]
 -- Outcomes: retrying, released, dead, lost, cancelled, replayed, refused (an outcome that came too late to count).
 --
--- remember(key, outcome, now, kind, message)                      of the delivery that the hash names now
--- remember(key, outcome, now, kind, message, delivery, session)   of another one
+-- remember(key, outcome, now, kind, message)                      the outcome of the delivery that the hash names now
+-- remember(key, outcome, now, kind, message, delivery, session)   the outcome of another delivery
 -- reason(payload)                                                 type and message of an error as Python wrote it
 --
--- Call it before the fields that it reads are changed.
+-- Call `remember` before you change the fields that it reads.
 --
--- Keeps    at most HISTORY_MAX lines and HISTORY_BYTES bytes; a success costs nothing, as its fields tell all of it
--- Repeat   harmless where the script's own check is; the same refusal is written once
+-- Keeps    at most HISTORY_MAX lines and HISTORY_BYTES bytes; a success writes no line, as the task's fields tell all
+-- Repeat   as harmless as the calling script's own check makes it; the same refusal is written once
 
 local HISTORY_MAX, HISTORY_BYTES, TEXT_BYTES = 20, 8192, 300
 
 local function short(text)
   if #text <= TEXT_BYTES then return text end
-  local last = TEXT_BYTES -- bytes 128 to 191 continue a character: cut before its first one
+  local last = TEXT_BYTES -- bytes 128 to 191 continue a character: cut before the byte that begins it
   while last > 0 and string.byte(text, last + 1) >= 128 and string.byte(text, last + 1) < 192 do last = last - 1 end
   return string.sub(text, 1, last) .. '…'
 end
@@ -32,7 +32,7 @@ local function remember(key, outcome, now, kind, message, delivery, session)
   local was = redis.call('HMGET', key, 'history', 'attempt', 'delivery', 'started_at', 'session')
   local lines, first = was[1] or '', 0
   local attempt, started = tonumber(was[2] or 0), tonumber(was[4] or 0)
-  if delivery then attempt, started = 0, 0 end -- the hash tells of a later one by now
+  if delivery then attempt, started = 0, 0 end -- by now the hash describes a later delivery
   local which = string.sub(cjson.encode({tonumber(delivery or was[3] or 0), session or was[5] or ''}), 2, -2)
   if outcome == 'refused' then
     local same = string.gsub(which, '%p', '%%%0')
