@@ -68,7 +68,7 @@ class Shards:
     # ---- calls
 
     def send(self, call: Call[Any]) -> None:
-        """Send a call with the next group of its lane. The lane calls `on_reply` exactly once, and never from in here."""
+        """Send a call with the next group of its lane. The lane calls `on_reply` exactly once, and later than this."""
         self._lanes[self.lane_of_key(call.key)].add(call)
 
     async def ask(self, make: Callable[[OnReply[T]], Call[T]]) -> T:
