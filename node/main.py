@@ -20,7 +20,7 @@ from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
 from cluster.shards.calls import connect
 from cluster.vitals.thread import Vitals
-from cluster.vitals.told import GivingUp, Happened, NameTaken, NewView, Told
+from cluster.vitals.told import GivingUp, Happened, NameTaken, NewView, Told, Woken
 from node.gateway import server
 from node.gateway.app import build
 from node.observe import logs, tracing
@@ -54,6 +54,8 @@ class Relay:
     def hear(self, told: Told) -> None:
         """One piece of news. Called on the main loop, in the order in which things happened."""
         match told:
+            case Woken():
+                pass  # The most frequent is looked for first; the engine alone needs it.
             case Happened(event):
                 fields = {("event_kind" if name == "kind" else name): value for name, value in event.items()}
                 log.info("event", **fields)

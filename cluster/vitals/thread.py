@@ -130,8 +130,10 @@ class Vitals:
 
     def _tell(self, told: Told) -> None:
         """From the vitals thread: let the main loop hear this."""
-        with contextlib.suppress(RuntimeError):  # The main loop has ended: nobody is left to be told.
+        try:  # Every wake-up comes this way, and contextlib.suppress takes 0.4 us.
             self._main_loop.call_soon_threadsafe(self._hear, told)
+        except RuntimeError:
+            pass  # The main loop has ended: nobody is left to be told.
 
     def _run(self, started: Future[None]) -> None:
         try:
