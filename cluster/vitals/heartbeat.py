@@ -87,7 +87,7 @@ class Heartbeat:
         return boot_s() - self._acked_s
 
     def rename(self, session: str) -> None:
-        """Take this session's name, before anything was said to Redis under the old one."""
+        """Take another session's name, while Redis has heard nothing under the old one."""
         self._row = MemberRow(session, self._row.host, self._row.port)
 
     def renew(self, session: str) -> None:

@@ -41,7 +41,7 @@ class Candidate(Protocol):
         """Whether this node should ask for the lease at all."""
 
     def is_ended(self, name: str) -> bool:
-        """Whether this session is known to be fenced."""
+        """Whether this node knows that this session was fenced."""
 
     def on_leader(self, leader: Term | None) -> None:
         """This node names another leader than before, or none."""
@@ -77,7 +77,7 @@ class Leading:
         self._ask_now.set()
 
     def look(self) -> None:
-        """Tell if the leader that this node may name has changed: time alone may take one away."""
+        """Name the leader anew, and tell if it is another: a lease may have run out since."""
         leader = self._lease.leader(time.monotonic()) if self._candidate.redis_ok else None
         if leader != self.leader:
             self.leader = leader

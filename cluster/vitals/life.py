@@ -1,4 +1,4 @@
-"""One node's life: its parts on the vitals loop, and what each of them must be told of the others.
+"""One node's life: its parts on the vitals loop, and the news that each must have of the others.
 
 Every part is an endless task, and a pure part decides for it: `Swim` (through the gossip driver) who is a member,
 `Witness` whom to fence, `Lease` who leads, `MainLoop` whether the main loop stalls. Redis answers or does not; a call
@@ -88,7 +88,7 @@ class Life:
         self._own_load_bytes = b""
         self._is_leaving = False
         self._is_ending = False
-        self._was: tuple[str, str] | None = None  # our session before this one, and its cause, until this is registered
+        self._was: tuple[str, str] | None = None  # the session before this one and its cause, until this is registered
         self._seen_s: dict[tuple[str, str], float] = {}  # (kind, session) -> when its last event was told
         self._stats: Counter[str] = Counter()
         self._nursery = Nursery(self._stats)
@@ -306,7 +306,7 @@ class Life:
         self._fencing.consider(names)
 
     def is_ended(self, name: str) -> bool:
-        """Whether this session is known to be fenced."""
+        """Whether this node knows that this session was fenced."""
         return self._fencing.is_ended(name)
 
     def on_ended(self, name: str, cause: str, by: str, is_ours: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the vitals thread tells the main loop: everything that crosses from the one to the other.
+"""The news that the vitals thread tells the main loop: all that crosses from the one to the other.
 
 The life hands each of these to one function, `tell`, which queues it for the main loop and never waits; the main loop
 hears them one by one, in the order in which they were told. Everything here is immutable, or nobody changes it after it

@@ -1,4 +1,4 @@
-"""When a new view is made, and when the main loop is told: at once for a change of state, unless one was just made.
+"""The rhythm of this node's views: a change of state makes a new one at once, unless one was made just before.
 
 Does not know: what a view holds (see `view_maker`) or what makes it change.
 """
@@ -17,18 +17,18 @@ VIEW_MIN_S = 0.05  # time between two views for changes of state
 
 
 class Views:
-    """This node's views, one after another. `make` builds one of what is believed now."""
+    """This node's views, one after another. `make` builds one of its present beliefs."""
 
     def __init__(self, first: View, make: Callable[[], View], tell: Tell) -> None:
         self.latest = first
         self._make = make
         self._tell = tell
-        self._essence: tuple[object, ...] = ()  # of the view that was told last
+        self._essence: tuple[object, ...] = ()  # of the last view that the main loop heard of
         self._timer: asyncio.TimerHandle | None = None
         self._changed_s = 0.0  # when `soon` last led to a view
 
     def soon(self) -> None:
-        """Make a new view now, or when the last one that was made soon is VIEW_MIN_S old."""
+        """Make a new view in the next turn of the loop, or VIEW_MIN_S after the last one that this made."""
         if self._timer is None:
             wait_s = max(0.0, self._changed_s + VIEW_MIN_S - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._after_wait)
