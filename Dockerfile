@@ -5,7 +5,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 WORKDIR /src
 RUN python3 -m venv /opt/rumor
-# Dependencies first: this layer is made again only when they change.
+# Dependencies first: Docker builds this layer again only when they change.
 COPY setup.cfg setup.py constraints.txt ./
 RUN mkdir cluster node \
     && touch README.md LICENSE node/__init__.py && echo '__version__ = "0"' >cluster/__init__.py \
@@ -15,30 +15,30 @@ RUN mkdir cluster node \
 COPY README.md LICENSE ./
 COPY cluster cluster
 COPY node node
-# pip stays, for images that are built FROM this one.
+# pip stays, for images built FROM this one.
 RUN /opt/rumor/bin/pip install --no-cache-dir --no-deps . && /opt/rumor/bin/pip uninstall --yes setuptools
 
 FROM ${BASE_IMAGE}
-# For scripts/partition.sh, which cuts a node off by its own firewall; docker-compose.yml asks for it, production does not.
+# For scripts/partition.sh, which cuts off a node by its own firewall. docker-compose.yml sets it; production does not.
 ARG WITH_IPTABLES=
 RUN [ -z "$WITH_IPTABLES" ] || command -v iptables >/dev/null \
     || (apt-get update && apt-get install -y --no-install-recommends iptables && rm -rf /var/lib/apt/lists/*)
 RUN groupadd --gid 10001 rumor && useradd --uid 10001 --gid rumor --create-home rumor
 COPY --from=build /opt/rumor /opt/rumor
 ENV PATH=/opt/rumor/bin:$PATH PYTHONUNBUFFERED=1 RUMOR_HOST=0.0.0.0
-# Task modules are found here: mount them, or build an image of your own FROM this one. RUMOR_TASKS names them.
+# Mount your task modules here, or build an image of your own FROM this one. RUMOR_TASKS names them.
 WORKDIR /app
-# By number, so that Kubernetes sees that it is not root.
+# A number, so that Kubernetes sees that it is not root.
 USER 10001:10001
 EXPOSE 5000/tcp 5000/udp
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 CMD ["python3", "-Ic", "\
 import http.client, os, ssl; \
 place = ('127.0.0.1', int(os.environ.get('RUMOR_PORT', '5000'))); \
 tls = os.environ.get('RUMOR_TLS_CERT'); \
-one = http.client.HTTPSConnection(*place, timeout=2, context=ssl._create_unverified_context()) if tls \
+connection = http.client.HTTPSConnection(*place, timeout=2, context=ssl._create_unverified_context()) if tls \
     else http.client.HTTPConnection(*place, timeout=2); \
-one.request('GET', '/livez'); \
-raise SystemExit(one.getresponse().status != 200)"]
-# Exec form: the node is process 1 and gets SIGTERM, which drains it.
+connection.request('GET', '/livez'); \
+raise SystemExit(connection.getresponse().status != 200)"]
+# Exec form: the node is process 1, so SIGTERM reaches it and drains it.
 ENTRYPOINT ["rumor"]
 CMD ["node"]
