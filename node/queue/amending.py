@@ -1,7 +1,7 @@
-"""Amending: what clients do to tasks that are stored: cancel, retry, replay, purge.
+"""Amending: clients change tasks that are stored: they cancel, retry, replay and purge.
 
-Each is one script in the task's shard. What follows from it on this node (a run that stops, a shard that has work
-again) is started here; messages to other nodes save work, and nothing depends on them.
+Each change is one call to the task's shard. This module also starts what follows on this node: a run stops, a shard has
+work again. Other nodes get a message, which saves them work; nothing depends on it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from cluster.shards.shards import Shards
 from cluster.shards.task import TERMINAL, State
 from node.observe.metrics import Metrics
 from node.queue.queries import Queries
-from node.queue.waiters import Waiting
+from node.queue.waiters import Waiters
 
-REPLAY_PAGE = 500
+REPLAY_PAGE = 500  # ids that one round of a replay reads and queues again
 
 
 class Amending:
@@ -31,7 +31,7 @@ class Amending:
         config: Config,
         shards: Shards,
         queries: Queries,
-        waiting: Waiting,
+        waiters: Waiters,
         metrics: Metrics,
         on_heads: Callable[[int, Sequence[QueueHead]], None],
         on_cancelled: Callable[[str, str, int], None],
@@ -40,14 +40,14 @@ class Amending:
         self._config = config
         self._shards = shards
         self._queries = queries
-        self._waiting = waiting
+        self._waiters = waiters
         self._metrics = metrics
         self._on_heads = on_heads
         self._on_cancelled = on_cancelled  # (session, id, delivery): that run must stop
-        self._on_expired = on_expired  # tasks of this shard may be dropped now
+        self._on_expired = on_expired  # (shard): it holds tasks that a sweep may drop now
 
     async def cancel(self, task_id: str) -> State:
-        """Cancel a task wherever it is; the state it was in. Raises NotFound, Conflict when it has ended otherwise."""
+        """Cancel a task wherever it is; returns its state before. Raises NotFound, Conflict if it ended otherwise."""
         shard = self._queries.shard(task_id)
         retention_ms = int(self._config.retention_s * 1000)
         answer = await self._shards.ask(partial(self._shards.calls.cancel, shard, task_id, retention_ms))
@@ -59,7 +59,7 @@ class Amending:
             self._on_cancelled(answer.session, task_id, answer.delivery)
         if answer.was != State.CANCELLED:
             self._metrics.commits.add("cancelled")
-        self._waiting.finished([task_id])
+        self._waiters.finished([task_id])
         return answer.was
 
     async def retry(self, task_id: str) -> None:
@@ -73,7 +73,7 @@ class Amending:
         raise Conflict(f"task {task_id} is {state}.", "Only dead and cancelled tasks can be tried again.")
 
     async def replay(self, type: str | None, limit: int | None) -> int:
-        """Queue dead tasks again, newest first, each once although it may die again meanwhile; how many."""
+        """Queue dead tasks again, newest first; returns how many. Each is replayed once, even if it dies again."""
         replayed = 0
         cursor = None
         while limit is None or replayed < limit:
@@ -84,9 +84,9 @@ class Amending:
                 ids_of.setdefault(self._queries.shard(task_id), []).append(task_id)
             answers = await asyncio.gather(
                 *(
-                    self._replay(shard, part[n : n + BATCH_MAX])
-                    for shard, part in ids_of.items()
-                    for n in range(0, len(part), BATCH_MAX)
+                    self._replay(shard, shard_ids[n : n + BATCH_MAX])
+                    for shard, shard_ids in ids_of.items()
+                    for n in range(0, len(shard_ids), BATCH_MAX)
                 )
             )
             replayed += sum(answer.queued for answer in answers)
@@ -101,15 +101,15 @@ class Amending:
         return answer
 
     async def purge_dead(self) -> int:
-        """Drop the whole dead letter queue; how many tasks."""
+        """Drop the whole dead letter queue; returns how many tasks it held."""
         expire = self._shards.calls.expire_dead
-        marked = await asyncio.gather(
+        expired = await asyncio.gather(
             *(self._shards.ask(partial(expire, shard)) for shard in range(self._config.shards))
         )
-        for shard, count in enumerate(marked):
+        for shard, count in enumerate(expired):
             if count:
                 self._on_expired(shard)
-        return sum(marked)
+        return sum(expired)
 
 
 def _no_such(task_id: str) -> NotFound:

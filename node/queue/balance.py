@@ -1,9 +1,11 @@
-"""Balance: what this node says of its load, and how work moves to nodes with free slots.
+"""Balance: this node's word on its load, and how work moves to nodes with free slots.
 
-Three ways, beside the placing of new tasks: a node with free slots steals from the most loaded one, a full node offers
-what waits in its shards to those with free slots, and what a node cannot run (it lacks the type) is left to another.
+Besides the placing of new tasks there are three ways: a node with free slots steals from the most loaded one; a full
+node offers the tasks that wait in its shards to nodes with free slots; and a node that lacks a task's type leaves the
+task to another.
 
-Does not know: Redis, HTTP. Its figures of other nodes are as old as the gossip that brought them: every claim corrects.
+Does not know: Redis, HTTP. Its figures of other nodes are as old as the gossip that brought them; a claim based on a
+stale one takes fewer tasks, or none.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from node.queue.housekeeping import Housekeeping
 from node.queue.placement import Placement, victim
 from node.queue.wakes import Wakes
 
-STEAL_INTERVAL_S = 0.02  # between two steals, or two offers, of one queue
+STEAL_INTERVAL_S = 0.02  # shortest time between two steals, or two offers, of one queue
 
 
 class Balance:
@@ -43,21 +45,22 @@ class Balance:
         self._placement = placement
         self._wakes = wakes
         self._rng = rng
-        self._on_load = on_load  # the load is another one than before
+        self._on_load = on_load  # this node's load has changed
         self._members: Sequence[Peer] = ()
         self._load: Load | None = None
-        self._stole_s: dict[str, float] = {}  # queue -> when it was last stolen for
-        self._offered_s: dict[str, float] = {}  # queue -> when it was last offered
-        self._unknown_s: dict[tuple[int, str], float] = {}  # (shard, queue) of an unknown type -> when it is due again
+        self._stole_s: dict[str, float] = {}  # queue -> time of the last steal for it
+        self._offered_s: dict[str, float] = {}  # queue -> time of its last offer
+        # (shard, queue) -> time at which a task is due there again whose type this node lacks
+        self._unknown_s: dict[tuple[int, str], float] = {}
 
     def see(self, view: View) -> None:
-        """Take over what is known of the others."""
+        """Take over the members of a new view."""
         self._members = view.members
 
     # ---- saying
 
     def own_load(self) -> dict[str, int]:
-        """queued - free by queue, now."""
+        """By queue: tasks queued in this node's shards, less its free slots, now."""
         load: dict[str, int] = {}
         for queue in self._config.queue_slots:
             queued, _, _ = self._dispatch.backlog.queued(queue, self._housekeeping.owned)
@@ -65,7 +68,7 @@ class Balance:
         return load
 
     def publish(self, is_redis_up: bool, is_draining: bool, running: int) -> None:
-        """Tell the others this node's load, if it changed."""
+        """Tell the other nodes this node's load, if it changed."""
         queues: dict[str, QueueLoad] = {}
         for queue in dict.fromkeys([*self._config.queue_slots, *self._dispatch.backlog.queues()]):
             queued, bitmap, head = self._dispatch.backlog.queued(queue, self._housekeeping.owned)
@@ -78,7 +81,7 @@ class Balance:
     # ---- moving
 
     def steal(self) -> None:
-        """With free slots and nothing queued here, claim from the shards of the most loaded member."""
+        """For each queue with free slots and nothing queued here, claim from the shards of the most loaded member."""
         now_s = time.monotonic()
         for queue in self._config.queue_slots:
             free = self._dispatch.free(queue)
@@ -86,24 +89,24 @@ class Balance:
                 continue
             if now_s - self._stole_s.get(queue, 0.0) < STEAL_INTERVAL_S:
                 continue
-            found = victim(self._members, self._config.name, queue)
-            if found is None:
+            loaded = victim(self._members, self._config.name, queue)
+            if loaded is None:
                 continue
             self._stole_s[queue] = now_s
-            shards = [shard for shard in range(self._config.shards) if found.bitmap >> shard & 1]
+            shards = [shard for shard in range(self._config.shards) if loaded.bitmap >> shard & 1]
             self._rng.shuffle(shards)
             # Half of what waits there: the victim goes on claiming too.
-            limit = max(1, min(free, -(-found.waiting // 2)))
+            limit = max(1, min(free, -(-loaded.waiting // 2)))
             shards = shards[:limit]
             self._dispatch.steal(shards, queue, -(-limit // max(1, len(shards))))
 
     def offer_all(self, session_of: Mapping[str, str]) -> None:
-        """Offer what waits in every queue that has no free slot here."""
+        """Offer the waiting tasks of every queue that has no free slot here."""
         for queue in self._dispatch.backlog.queues():
             self.offer(queue, session_of)
 
     def offer(self, queue: str, session_of: Mapping[str, str]) -> None:
-        """With no slot free, tell nodes that have some what waits here; they need not learn it by gossip.
+        """With no slot free here, tell nodes with free slots what waits here, before gossip would.
 
         `session_of`: node_id -> session, of the members that are not gone.
         """
@@ -118,28 +121,31 @@ class Balance:
                 if session is None:
                     return
                 self._wakes.work(session, shard, [QueueHead(queue, min(count, free), score)])
-                self._placement.given(queue, node, min(count, free))
+                self._placement.placed_on(queue, node, min(count, free))
                 count -= free
 
     def claim_what_was_missed(self) -> None:
-        """Steal with free slots, and claim what waits although no message said so."""
+        """Steal for free slots, and claim waiting tasks of which no message told."""
         hungry = [queue for queue in self._config.queue_slots if self._dispatch.free(queue) > 0]
         if hungry:
             self.steal()
-        # A thread that ran on after it was stopped gives its slot back late, and tells nobody.
+        # A thread that ran on after it was stopped frees its slot late, and tells nobody.
         if self._dispatch.is_held_back or not all(self._dispatch.backlog.is_empty(queue) for queue in hungry):
             self._dispatch.kick()
 
     def lacks_type(self, shard: int, queue: str, in_s: float) -> None:
-        """This node gave back a task whose type it lacks: when the task is due again, another node looks at it first.
+        """This node handed back a task whose type it lacks: once it is due again, another node may claim it first.
 
-        Else the shard's owner would claim it and give it back until the owner is replaced, and a node that has the type
-        would never see it.
+        Else the shard's owner would claim it and hand it back until the shard has another owner, and a node that has
+        the type would never see it.
         """
         self._unknown_s[shard, queue] = time.monotonic() + in_s
 
     def leave(self, shard: int, head: QueueHead) -> bool:
-        """Whether another node is to look there first; the next sweep finds what that node does not take."""
+        """Leave a queue of a shard to another node if a task there is due whose type this node lacks; whether it does.
+
+        The next sweep finds what that node does not claim.
+        """
         due_s = self._unknown_s.get((shard, head.queue))
         if due_s is None or time.monotonic() < due_s:
             return False

@@ -1,6 +1,7 @@
-"""The catalog: every task type the cluster knows, with its queue and defaults, kept in Redis by the nodes that have it.
+"""The catalog: every task type that the cluster knows, with its queue and defaults.
 
-Any gateway accepts any type by it, whether or not it has the handler itself.
+Each node writes the types that it has handlers for into Redis and reads the types of the others. So any gateway accepts
+any type, whether or not its own node has the handler.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from node.tasks import Handler
 
 
 class TypeEntry(msgspec.Struct, array_like=True, frozen=True):
-    """What a gateway must know of a type. Fields are only ever added, at the end."""
+    """What a gateway must know of a type. Add fields at the end only, and remove none: other versions read them."""
 
     queue: str
     level: int
@@ -30,8 +31,8 @@ class TypeEntry(msgspec.Struct, array_like=True, frozen=True):
     schema: str = ""  # JSON schema of data, as JSON; "" when any JSON will do
 
 
-class Known:
-    """An entry with what every plain submission of it shares, made once."""
+class TaskType:
+    """A type's entry, and the spec that all its plain submissions share, made and packed once."""
 
     __slots__ = ("entry", "spec", "spec_bytes")
 
@@ -42,7 +43,7 @@ class Known:
 
 
 def entry_of(handler: Handler, config: Config) -> TypeEntry:
-    """A handler's entry; what it leaves open comes from this node's configuration."""
+    """The entry of a handler's type; this node's configuration fills in what the handler leaves open."""
     return TypeEntry(
         queue=handler.queue,
         level=LEVELS["normal"] if handler.priority is None else handler.priority,
@@ -54,30 +55,30 @@ def entry_of(handler: Handler, config: Config) -> TypeEntry:
 
 
 class Catalog:
-    """This node's copy."""
+    """This node's copy of the catalog."""
 
     def __init__(self, handlers: Iterable[Handler], config: Config) -> None:
         self._own = {handler.name: entry_of(handler, config) for handler in handlers}
-        self._known = {name: Known(name, entry) for name, entry in self._own.items()}
+        self._types = {name: TaskType(name, entry) for name, entry in self._own.items()}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._known))
+        return iter(sorted(self._types))
 
     def entries(self) -> dict[str, TypeEntry]:
         """All types by name."""
-        return {name: self._known[name].entry for name in self}
+        return {name: self._types[name].entry for name in self}
 
-    def get(self, name: str) -> Known | None:
-        """What is known of a type."""
-        return self._known.get(name)
+    def get(self, name: str) -> TaskType | None:
+        """The type of that name."""
+        return self._types.get(name)
 
     def unknown(self, name: str) -> UnknownType:
-        """The error for a type that nobody has, with near names."""
-        near = get_close_matches(name, self._known, n=3, cutoff=0.5)
+        """The error for a type that is not in the catalog, with the names nearest to it."""
+        near = get_close_matches(name, self._types, n=3, cutoff=0.5)
         have = ", ".join(near) if near else ", ".join(list(self)[:20])
         return UnknownType(
             f"type is {name!r}, and no node of this cluster ever had a handler for it.",
-            f"{'Near' if near else 'Known'} types: {have}. Start a node with --tasks naming the module that has it.",
+            f"{'Near' if near else 'Known'} types: {have}. Start a node with --tasks and the module that has it.",
         )
 
     async def publish(self, client: redis.asyncio.Redis) -> None:
@@ -87,15 +88,18 @@ class Catalog:
             await client.hset(keys.LEADER_CATALOG, mapping=mapping)
 
     async def refresh(self, client: redis.asyncio.Redis) -> bool:
-        """Read what the others wrote. This node's own types stay as it has them; whether all of them stand there."""
+        """Read the other nodes' types; returns whether all of this node's own types are in Redis.
+
+        This node's own types stay as its handlers declare them.
+        """
         rows: Any = await client.hgetall(keys.LEADER_CATALOG)
         for name, packed in rows.items():
             try:
                 entry = msgspec.msgpack.decode(packed, type=TypeEntry)
             except msgspec.DecodeError:
-                continue  # written by a node of another version; its own gateway takes it
+                continue  # written by a node of another version, whose own gateway accepts the type
             if (text := name.decode()) not in self._own:
-                known = self._known.get(text)
-                if known is None or known.entry != entry:
-                    self._known[text] = Known(text, entry)
+                before = self._types.get(text)
+                if before is None or before.entry != entry:
+                    self._types[text] = TaskType(text, entry)
         return all(name.encode() in rows for name in self._own)

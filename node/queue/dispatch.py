@@ -1,11 +1,12 @@
-"""The dispatcher: moves tasks between Redis and the worker. Claims, settles, stores, compares.
+"""The dispatcher: moves tasks between Redis and the worker. It claims, settles, stores and compares.
 
-It gathers what goes with each group that a lane sends. The rules it keeps:
+It hands each group that a lane sends the calls that go with it. The rules it keeps:
 
-- No prefetch: it claims for a queue only what the worker has free slots for, less what is already being claimed.
-- An outcome is sent until Redis has answered it, under the session that claimed the task.
-- What Redis holds in flight for this session and what runs here are compared; the answer to that comparison is looked
-  at in the order of the lane, so a claim that is under way can never look like a loss.
+- No prefetch: for a queue it claims no more tasks than the worker has free slots, less those promised to claims already
+  under way.
+- It sends an outcome until Redis has answered, under the session that claimed the task.
+- It compares the tasks that Redis holds in flight for this session with those that run here. Answers come in the order
+  of the lane, so a claim that is under way can never look like a loss.
 
 Does not know: HTTP, gossip, when to keep house.
 """
@@ -34,15 +35,15 @@ from node.observe.tracing import OFF, Tracing
 from node.queue.backlog import Backlog
 from node.work.worker import Worker
 
-GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far from the deadline of a call
-GROUP_BYTES_MAX = 4_194_304  # of their data, and of the results in one group
-SETTLE_AGAIN_S = 0.25  # after Redis refused a group of outcomes for a reason of its own (full, loading)
+GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far below a group's deadline
+GROUP_BYTES_MAX = 4_194_304  # bytes of their data in one group, and bytes of results
+SETTLE_AGAIN_S = 0.25  # pause before outcomes are sent again that Redis refused for a reason of its own (full, loading)
 
 log = structlog.get_logger("rumor.dispatch")
 
 _encode_failure = msgspec.json.Encoder().encode
 
-# Members that are looked at for every task, bound once: `Enum.MEMBER` costs 0.1 us each time in Python 3.11.
+# Enum members that every task needs, bound once: `Enum.MEMBER` costs 0.1 us each time in Python 3.11.
 _CLAIMED, _QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
 _COMMITTED, _ALREADY_YOURS = SettleCode.COMMITTED, SettleCode.ALREADY_YOURS
 _SUCCEEDED, _DEAD, _RETRYING, _RELEASED = SettleKind
@@ -70,30 +71,30 @@ class Dispatcher:
         self._on_heads = on_heads
         self._on_finished = on_finished
         self._on_redis = on_redis
-        self.on_due = on_due  # something in a shard is due in that many seconds
-        self._on_unknown = on_unknown  # of a queue: no handler here knows what was given back there until then
+        self.on_due = on_due  # (shard, seconds): something there is due then
+        self._on_unknown = on_unknown  # (shard, queue, seconds): a task without a handler here is due there again then
         self._tracing = tracing
         self._rng = Random()
         self.worker: Worker
         self.session = ""
         self.is_claiming = False
         self.is_sure: Callable[[], bool] = _always  # whether this session is certainly not fenced
-        self.is_held_back = False  # a claim was not made because of that
+        self.is_held_back = False  # the last group made no claims, since that was not sure
         self.backlog = Backlog()
         shards.collect_with(self._collect, self._lane_changed)
         self.held: list[dict[str, int]] = [{} for _ in range(config.shards)]  # by shard: id -> delivery
-        self.uncertain: set[int] = set()  # shards in which a call of ours got no answer
+        self.uncertain: set[int] = set()  # shards of which a call of ours got no answer
         self._reserved: dict[str, int] = {}  # by queue: slots promised to claims under way
-        self._claiming: set[tuple[str, int]] = set()
-        # What the next group of each lane takes along:
+        self._claiming: set[tuple[str, int]] = set()  # (queue, shard) of the claims under way
+        # By lane, what goes with its next group:
         self._stores: list[dict[int, list[NewTask]]] = [{} for _ in shards.lanes]  # by shard
         self._settles: list[dict[tuple[int, str], list[Settlement]]] = [{} for _ in shards.lanes]  # by (shard, session)
-        self._refused: dict[tuple[int, str], list[Settlement]] = {}  # outcomes that Redis refused, to be sent again
-        self._one_by_one: set[tuple[int, str]] = set()  # (shard, session) of which a group of outcomes was refused
+        self._refused: dict[tuple[int, str], list[Settlement]] = {}  # outcomes that Redis refused, to send again
+        self._one_by_one: set[tuple[int, str]] = set()  # (shard, session) whose outcomes, once refused, go singly
         self._steals: list[dict[tuple[int, str], int]] = [{} for _ in shards.lanes]  # (shard, queue) -> limit
         self.settling = 0  # outcomes that Redis has not answered yet
 
-    # ---- asked for by the others
+    # ---- what the other parts call
 
     def start(self, worker: Worker) -> None:
         """Begin to exchange; needs the running loop."""
@@ -101,15 +102,15 @@ class Dispatcher:
         self._shards.start()
 
     def kick(self) -> None:
-        """There may be something to claim."""
+        """Look for something to claim."""
         self._shards.kick()
 
     def free(self, queue: str) -> int:
-        """Slots that are neither taken nor promised."""
+        """Slots that are neither taken nor promised; 0 while this node claims nothing."""
         return self.worker.free(queue) - self._reserved.get(queue, 0) if self.is_claiming else 0
 
     def reserve(self, queue: str) -> bool:
-        """Promise a slot to a task that is about to be stored and claimed in one; False when there is none."""
+        """Promise a slot to a task that is to be stored and claimed in one step; False if it must queue instead."""
         if self.free(queue) <= 0 or not self.backlog.is_empty(queue) or not self.is_sure():
             return False
         self._reserved[queue] = self._reserved.get(queue, 0) + 1
@@ -120,7 +121,7 @@ class Dispatcher:
         self._reserved[queue] -= 1
 
     def store(self, new: NewTask) -> None:
-        """Send a new task with the next group; refused at once while Redis is known to be away."""
+        """Send a new task with the next group. While its lane is down, fail it at once."""
         lane = self._shards.lane_of(new.shard)
         if not self._shards.is_lane_up(lane):
             new.on_code(new, away(storing=True), 0, "")
@@ -133,7 +134,7 @@ class Dispatcher:
         self._shards.kick(lane)
 
     def is_asking(self, shard: int, queue: str) -> bool:
-        """Whether a claim from there is under way."""
+        """Whether a claim from that queue of the shard is under way."""
         return (queue, shard) in self._claiming
 
     def steal(self, shards: Iterable[int], queue: str, limit: int) -> None:
@@ -143,17 +144,17 @@ class Dispatcher:
         self.kick()
 
     def begin(self, tasks: Sequence[Claimed]) -> None:
-        """Tasks that are this session's now: remember and run them."""
-        for one in tasks:
-            self.held[one.shard][one.id] = one.delivery
+        """Remember and run tasks that this session has claimed."""
+        for claimed in tasks:
+            self.held[claimed.shard][claimed.id] = claimed.delivery
         self.worker.start(tasks)
 
     def compare(self, shard: int) -> None:
-        """Ask Redis what it holds in flight for this session there, and settle the differences."""
+        """Ask Redis which tasks of a shard it holds in flight for this session, and mend the differences."""
         self._shards.send(self._shards.calls.held(shard, self.session, partial(self._compared, shard, self.session)))
 
     def renew(self, session: str) -> None:
-        """Go on as another session: nothing that was claimed under the old one may commit."""
+        """Go on as another session: no task claimed under the old one may commit."""
         self.session = session
         for shard in self.held:
             shard.clear()
@@ -163,7 +164,7 @@ class Dispatcher:
     # ---- outcomes
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """The worker is done with a delivery; its slot may be free again."""
+        """Take the worker's report of a delivery; the delivery's slot may be free again."""
         claimed = outcome.claimed
         kind = outcome.kind
         self._metrics.run_s.add(outcome.run_s)
@@ -203,12 +204,12 @@ class Dispatcher:
         else:
             waiting.append(ended)
         self.settling += 1
-        self.kick()  # a slot is free: whichever lane has the best head may claim for it
+        self.kick()  # a slot is free: the lane with the best head may claim for it
 
     # ---- one group
 
     def _collect(self, lane: int) -> list[Call[Any]]:
-        """What goes with the group that leaves now: outcomes, new tasks, then claims for the slots that are free."""
+        """The calls that go with the group that leaves now: outcomes, new tasks, then claims for the free slots."""
         calls: list[Call[Any]] = []
         is_up = self._shards.is_lane_up(lane)
         if is_up and self._settles[lane]:
@@ -216,14 +217,14 @@ class Dispatcher:
         if self._stores[lane]:
             self._collect_stores(lane, calls)
         if is_up and self.is_claiming:
-            # What a fenced session claims is reaped, but costs the task an attempt.
+            # A task that a fenced session claims is reaped, but that costs it an attempt.
             self.is_held_back = not self.is_sure()
             if not self.is_held_back:
                 self._collect_claims(lane, calls)
         return calls
 
     def _collect_settles(self, lane: int, calls: list[Call[Any]]) -> None:
-        """Outcomes, as many bytes of them as one group may carry within its deadline; the rest goes with the next."""
+        """Outcomes, up to as many bytes as one group may carry within its deadline; the rest goes with the next."""
         settles = self._settles[lane]
         left_bytes = GROUP_BYTES_MAX
         while settles and left_bytes > 0:
@@ -244,7 +245,7 @@ class Dispatcher:
             self._shards.kick(lane)
 
     def _collect_stores(self, lane: int, calls: list[Call[Any]]) -> None:
-        """New tasks, as many as one group may carry within its deadline; the rest goes with the next."""
+        """New tasks, up to as many as one group may carry within its deadline; the rest goes with the next."""
         stores = self._stores[lane]
         left, left_bytes = GROUP_TASKS_MAX, GROUP_BYTES_MAX
         while stores and left > 0 and left_bytes > 0:
@@ -292,11 +293,11 @@ class Dispatcher:
         self._reserved[queue] -= limit
         if isinstance(answer, Exception):
             self._metrics.claim_calls.add("failed")
-            self._lost(shard, "claim", answer)
+            self._unanswered(shard, "claim", answer)
             return
         self._metrics.claim_calls.add("tasks" if answer.tasks or answer.unreadable else "empty")
         self.backlog.set(queue, shard, answer.left, answer.head_score)
-        # What a session claims after it was fenced is reaped by the fencer, by its next sweep at the latest.
+        # If the session was fenced before its claim, other nodes reap the tasks within two of their sweeps.
         if answer.tasks and session == self.session:
             self._note_waits(answer)
             self._metrics.batch_tasks.of["claim"].add(len(answer.tasks))
@@ -316,14 +317,14 @@ class Dispatcher:
 
     def _stored(self, shard: int, tasks: Sequence[NewTask], session: str, answer: Stored | Exception) -> None:
         if isinstance(answer, Exception):
-            self._lost(shard, "store", answer)
+            self._unanswered(shard, "store", answer)
             for new in tasks:
                 new.on_code(new, answer, 0, "")
             return
         firsts = answer.firsts
         for n, (new, code) in enumerate(zip(tasks, answer.codes, strict=True)):
             if code is _CLAIMED and session != self.session:
-                code = _QUEUED  # this node was fenced meanwhile: the fencer queues the task again
+                code = _QUEUED  # this session was fenced meanwhile: whoever reaps it queues the task again
             new.on_code(new, code, answer.now_ms, firsts.get(n, ""))
         if answer.heads:
             self._on_heads(shard, answer.heads)
@@ -345,8 +346,8 @@ class Dispatcher:
             if held.get(claimed.id) == claimed.delivery:
                 del held[claimed.id]
             if code is _COMMITTED:
-                what = (claimed.spec.type, kind)
-                commits[what] = commits.get(what, 0) + 1
+                counter = (claimed.spec.type, kind)
+                commits[counter] = commits.get(counter, 0) + 1
                 if kind is _SUCCEEDED or kind is _DEAD:
                     finished.append(claimed.id)
                 else:
@@ -377,7 +378,7 @@ class Dispatcher:
         )
 
     def _not_settled(self, shard: int, part: list[Settlement], error: Exception) -> None:
-        """Keep outcomes for later: for the next group when none was answered, for a while when Redis refused them."""
+        """Keep outcomes for later: if Redis did not answer, for the next group; if it refused them, for a while."""
         self.uncertain.add(shard)
         key = (shard, part[0].claimed.session)
         if isinstance(error, StoreUnavailable):
@@ -386,7 +387,7 @@ class Dispatcher:
             return
         if key not in self._one_by_one:
             log.warning("settle_refused", shard=shard, tasks=len(part), error=str(error))
-        self._one_by_one.add(key)  # one task may be at fault: it must not hold up those beside it
+        self._one_by_one.add(key)  # one task may be at fault: it must not hold up the others
         if key not in self._refused:
             self._refused[key] = []
             asyncio.get_running_loop().call_later(SETTLE_AGAIN_S, self._settle_again, key)
@@ -403,7 +404,7 @@ class Dispatcher:
         self.uncertain.discard(shard)
         held = self.held[shard]
         for task_id, delivery in in_redis.items():
-            if held.get(task_id) != delivery:  # its claim's answer was lost: never started here
+            if held.get(task_id) != delivery:  # the answer to its claim was lost: it never started here
                 log.warning("claim_recovered", task=task_id, delivery=delivery)
                 stub = Claimed(task_id, shard, delivery, 0, _NO_SPEC, b"null", session)
                 self._settle(Settlement(stub, _RELEASED, b"", 0))
@@ -417,9 +418,9 @@ class Dispatcher:
                 if running is not None and self.worker.stop(task_id, delivery, "gone"):
                     log.warning("task_gone", **logs.ids_of(running.claimed), delivery=delivery)
 
-    def _lost(self, shard: int, what: str, error: Exception) -> None:
+    def _unanswered(self, shard: int, call: str, error: Exception) -> None:
         self.uncertain.add(shard)
-        log.warning("call_unanswered", call=what, shard=shard, error=str(error))
+        log.warning("call_unanswered", call=call, shard=shard, error=str(error))
 
     def _lane_changed(self, is_up: bool) -> None:
         if is_up:
@@ -438,4 +439,4 @@ def _always() -> bool:
 
 
 _OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released"}
-_NO_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # of a delivery that only Redis knew of
+_NO_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # stands in for the spec of a delivery that only Redis knew of

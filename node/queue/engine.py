@@ -1,7 +1,8 @@
-"""The engine: one node's queue, as the gateway calls it and as vitals informs it.
+"""The engine: one node's queue. The gateway calls it, and the vitals thread tells it what happens in the cluster.
 
-It owns the parts (dispatcher, house, submitting, queries, waiting, placement) and passes to each what it must know:
-a new view changes owners, a tombstone is reaped, a wake-up is claimed from. Everything here runs on the main loop.
+It owns the parts (dispatcher, housekeeping, submitting, queries, waiters, placement, …) and passes the news on to them:
+a new view changes the owners of shards, a tombstone has tasks to reap, a wake-up names work to claim. Everything here
+runs on the main loop.
 """
 
 from __future__ import annotations
@@ -57,21 +58,21 @@ from node.queue.placement import Placement
 from node.queue.queries import Queries
 from node.queue.submitting import Result, Submitting
 from node.queue.upkeep import Upkeep
-from node.queue.waiters import LOOK_INTERVAL_S, Waiting
+from node.queue.waiters import LOOK_INTERVAL_S, Waiters
 from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
 from node.schema import ListQuery, Submission, Submitted, TaskJson
 from node.tasks import Registry
 from node.work.worker import Worker
 
-LOAD_INTERVAL_S = 0.1
-FADE_INTERVAL_S = 1.0
-READY_WITHIN_S = 3.0
+LOAD_INTERVAL_S = 0.1  # between two reports of this node's load
+FADE_INTERVAL_S = 1.0  # between two calls of `Placement.fade`
+READY_WITHIN_S = 3.0  # longest silence of a lane at which the node still is ready
 
 log = structlog.get_logger("rumor.engine")
 
 
 class Engine:
-    """What a node does with tasks."""
+    """One node's queue: its parts, and the news that passes between them."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Engine:
         self._tasks: list[asyncio.Task[None]] = []
         calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s)
         self.shards = Shards(self.client, calls, config.shards, config.redis_timeout_s, metrics.redis_s.add)
-        self.waiting = Waiting(self.client)
+        self.waiters = Waiters(self.client)
         self.catalog = Catalog(registry, config)
         self._make_moving_parts()
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
@@ -109,7 +110,7 @@ class Engine:
             config,
             self.shards,
             self.queries,
-            self.waiting,
+            self.waiters,
             metrics,
             on_heads=self.ownership.on_heads,
             on_cancelled=self._on_cancelled,
@@ -120,7 +121,7 @@ class Engine:
         self.bulletin = Bulletin(config.name, self.shards, self.client, self.timeline, self.queries.counts, rates)
 
     def _make_moving_parts(self) -> None:
-        """The parts that tasks move through between Redis and the worker. Each knows those made before it."""
+        """Make the parts that tasks move through between Redis and the worker. Each knows those made before it."""
         config, metrics = self.config, self.metrics
 
         def on_heads(shard: int, heads: Sequence[QueueHead]) -> None:
@@ -131,7 +132,7 @@ class Engine:
             self.shards,
             metrics,
             on_heads=on_heads,
-            on_finished=self.waiting.finished,
+            on_finished=self.waiters.finished,
             on_redis=self._lanes_changed,
             on_due=lambda shard, in_s: self.ownership.on_due(shard, in_s),
             on_unknown=lambda shard, queue, in_s: self.balance.lacks_type(shard, queue, in_s),
@@ -157,9 +158,9 @@ class Engine:
     # ---- life
 
     async def start(self, vitals: Vitals) -> None:
-        """Begin to work; vitals has started."""
+        """Begin to work. Call it after vitals has started."""
         self.vitals = vitals
-        vitals.tick()  # A handler may block the loop before the first report: that must count as a stall too.
+        vitals.tick()  # Begins the watch: a handler that blocks the loop before the first report counts as a stall too.
         self.dispatch.session = vitals.session
         self.dispatch.is_sure = lambda: vitals.is_sure(self.dispatch.session)
         self.dispatch.start(self.worker)
@@ -177,7 +178,7 @@ class Engine:
             self._tasks.append(asyncio.get_running_loop().create_task(run))
 
     async def drain(self) -> None:
-        """Stop claiming, let running tasks finish for drain_s, hand back the rest, and see all outcomes answered."""
+        """Stop claiming, let running tasks finish for drain_s, hand back the rest, and settle every outcome."""
         self.is_draining = True
         self.dispatch.is_claiming = False
         self.publish_load()
@@ -193,7 +194,7 @@ class Engine:
             await asyncio.sleep(0.01)
 
     def _is_at_rest(self) -> bool:
-        """Nothing runs, every outcome is answered, and whoever must know of what was handed back was told."""
+        """Whether nothing runs, every outcome is answered, and all wake-ups for tasks handed back are sent."""
         return not self.worker.running and not self.dispatch.settling and self.shards.is_idle
 
     async def close(self) -> None:
@@ -204,16 +205,16 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.bulletin.close()
         await self.worker.close()
-        await self.waiting.close()
+        await self.waiters.close()
         await self.shards.close()
         await self.client.aclose()
 
-    # ---- what vitals says
+    # ---- news from the vitals thread
 
-    def hear(self, told: Told) -> None:
-        """What happened on the vitals thread; called in the order in which it happened."""
-        match told:
-            case Woken(message):  # The most frequent is looked for first.
+    def hear(self, news: Told) -> None:
+        """Take over one piece of news. The vitals thread hands them over in the order in which they happened."""
+        match news:
+            case Woken(message):  # First, since it is the most frequent.
                 self._on_wake(message)
             case NewView(view):
                 self._on_view(view)
@@ -231,7 +232,7 @@ class Engine:
                 pass  # These end the node itself; `node.main` hears them too.
 
     def _on_view(self, view: View) -> None:
-        """Both witnesses' latest word: who owns what, who is how loaded."""
+        """Take over both witnesses' latest word: it decides who owns which shard, and brings the members' loads."""
         self.view = view
         self.ownership.see(view)
         self.placement.see(view, self.ownership.owners)
@@ -242,28 +243,28 @@ class Engine:
         self._note("shards_moved", self.config.name, shards=shards, to=gained)
 
     def _on_dead(self, session: str) -> None:
-        """A tombstone is written: queue again what the session held, and wake nobody on its behalf."""
+        """A tombstone is written: send no more wake-ups to the session, and queue again the tasks that it held."""
         self.ownership.session_ended(session)
         self.housekeeping.reap(session, range(self.config.shards))
 
     def _on_disowned(self, session: str) -> None:
-        """This node's own session is over: what it claimed under it stops now, whether or not Redis answers."""
+        """This node's own session is over: stop all that was claimed under it now, whether or not Redis answers."""
         if session == self.dispatch.session:
             self.worker.stop_all("fenced")
 
     def _on_new_session(self, session: str) -> None:
-        """This node's own session was fenced; it goes on under this one."""
+        """This node's own session was fenced; go on under this one."""
         log.warning("fenced", was=self.dispatch.session, now=session)
         self.dispatch.renew(session)
 
     def _on_wake(self, message: bytes) -> None:
-        """Another node placed work in our shards, or a task of ours was cancelled."""
+        """Another node says: tasks are queued or due in our shards, or a task that runs here was cancelled."""
         match parse_wake(message, self.config.shards):
             case Work(heads):
                 for shard, head in heads:
                     self.dispatch.backlog.heard(shard, [head])
                     if self.housekeeping.is_looking(shard) or self.dispatch.is_asking(shard, head.queue):
-                        # The answer that is under way may be older than this message, and would undo it.
+                        # An answer under way may be older than this message, and would then overwrite it: ask anew.
                         self.housekeeping.look(shard)
                 self.dispatch.kick()
             case Due(dues):
@@ -273,7 +274,7 @@ class Engine:
                 self.worker.stop(task_id, delivery, "cancelled")
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """A line of the timeline."""
+        """Put an event on the timeline."""
         self._signs.see(event, time.monotonic())
         self.bulletin.note(event)
 
@@ -291,7 +292,7 @@ class Engine:
         self.tracing.recovered(session, lost, self._signs.ago_s(session, time.monotonic()))
 
     def _on_reach(self, is_ok: bool) -> None:
-        """Vitals' heartbeat is (not) answered."""
+        """Redis does, or does not, answer the vitals thread's heartbeat."""
         self._lease.beats(is_ok, self.shards.is_up, time.monotonic())
 
     def _lanes_changed(self, is_up: bool) -> None:
@@ -307,7 +308,7 @@ class Engine:
         )
 
     def _on_cancelled(self, session: str, task_id: str, delivery: int) -> None:
-        """That run may not commit any more: stop it, here or where it runs."""
+        """That attempt may not commit any more: stop it, here or on the node where it runs."""
         if session == self.dispatch.session:
             self.worker.stop(task_id, delivery, "cancelled")
         else:
@@ -316,7 +317,7 @@ class Engine:
     # ---- at intervals
 
     def publish_load(self) -> None:
-        """Tell the others this node's load, if there is anything new."""
+        """Tell the other nodes this node's load, if it changed."""
         self.balance.publish(self.shards.is_up, self.is_draining, len(self.worker.running))
 
     async def _report_load(self) -> None:
@@ -338,7 +339,7 @@ class Engine:
                 fade_s = now_s + FADE_INTERVAL_S
 
     def _mind_the_lease(self, now_s: float) -> None:
-        """Stop what Redis could not vouch for during lease_s: by now it may be somebody else's."""
+        """Stop all attempts once Redis could not vouch for them during lease_s: by now others may run their tasks."""
         if not self._lease.is_running:
             return
         stands_still = self.shards.is_up and self.view.is_refused_like_all
@@ -359,14 +360,14 @@ class Engine:
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> list[Result]:
-        """Store submissions, in order, each under its key if there are keys.
+        """Store submissions, each under its Idempotency-Key if there are keys; the results are in the same order.
 
-        Raises StoreUnavailable (with `ids` to forward under) when Redis is away.
+        Raises StoreUnavailable if Redis is away; the error has the `ids` under which to forward the submissions.
         """
         if self.memory.is_full:
             raise QueueFull(
                 f"Redis uses {self.memory.used_bytes} of its {self.memory.limit_bytes} bytes; nothing was stored.",
-                "Try again later; raise maxmemory or shorten retention_s if it stays so.",
+                "Try again later. If Redis stays full, raise maxmemory or shorten retention_s.",
             )
         if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
             await self.upkeep.refresh_catalog()
@@ -377,7 +378,7 @@ class Engine:
         return results
 
     async def _first(self, repeat: Submitted) -> Submitted:
-        """The task that a repeat stands for; only its id is left when it is past its retention."""
+        """The task that a repeat stands for; its id alone if the task is past its retention."""
         try:
             return Submitted(await self.queries.get(repeat.task.id), False)
         except NotFound:
@@ -389,12 +390,12 @@ class Engine:
         return await self.queries.get(task_id, with_history=True)
 
     async def wait(self, task_id: str, wait_s: float) -> TaskJson:
-        """One task, with its history, when it is terminal, or as it is after `wait_s` s. Raises NotFound."""
+        """One task, with its history: as soon as it is terminal, or as it is after `wait_s`. Raises NotFound."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
-        async with self.waiting.one(task_id, self.queries.shard(task_id)) as event:
+        async with self.waiters.event_for(task_id, self.queries.shard(task_id)) as event:
             while True:
-                event.clear()  # Before the reading: what is told during it may be newer than what is read.
+                event.clear()  # Before the read: a message that comes during it may be newer than what is read.
                 task = await self.queries.get(task_id, with_history=True)
                 left_s = until_s - loop.time()
                 if task.state in TERMINAL or left_s <= 0 or self.is_stopping:
@@ -406,7 +407,7 @@ class Engine:
                     pass
 
     async def cancel(self, task_id: str) -> TaskJson:
-        """Cancel a task wherever it is. Raises NotFound, Conflict when it has ended otherwise."""
+        """Cancel a task wherever it is. Raises NotFound, Conflict if it ended otherwise."""
         await self.amending.cancel(task_id)
         return await self.queries.get(task_id)
 
@@ -416,11 +417,11 @@ class Engine:
         return await self.queries.get(task_id)
 
     async def replay(self, type: str | None, limit: int | None) -> int:
-        """Queue dead tasks again, newest first; how many."""
+        """Queue dead tasks again, newest first; returns how many."""
         return await self.amending.replay(type, limit)
 
     async def purge_dead(self) -> int:
-        """Drop the whole dead letter queue; how many tasks."""
+        """Drop the whole dead letter queue; returns how many tasks it held."""
         return await self.amending.purge_dead()
 
     async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
@@ -432,11 +433,11 @@ class Engine:
         return await self.queries.counts()
 
     async def sums(self) -> dict[str, Any]:
-        """What was done in each of the last steps of time."""
+        """The sums of tasks over the whole cluster, for each of the last steps of time."""
         return await self.queries.sums()
 
     async def workers(self) -> list[dict[str, Any]]:
-        """Live nodes and what each runs."""
+        """The live nodes, with the tasks that each runs; if Redis is away, with this node's tasks alone."""
         try:
             running = await self.queries.running()
         except StoreUnavailable:
@@ -444,15 +445,15 @@ class Engine:
         return report.workers(self.view, running)
 
     def cluster(self, events: int = EVENTS_MAX) -> dict[str, Any]:
-        """This node's view of everything, with the latest events that it saw itself."""
+        """This node's view of the cluster, with the latest events that it saw itself."""
         return report.cluster(self.view, self.ownership.owners, self.timeline.own(events))
 
     def listen(self, after: str | None) -> AbstractContextManager[Listener]:
-        """What happens in the cluster, from that event on. Raises TooManyListeners."""
+        """Listen to the cluster's events after that one. Raises TooManyListeners."""
         return self.bulletin.listen(after)
 
     def is_ready(self) -> tuple[bool, str]:
-        """Ready means that a group of calls was answered within the last seconds, never that a socket is open."""
+        """Whether the node is ready, with the reason. Redis must have answered lately: an open socket is not enough."""
         if self.is_draining or self.is_stopping:
             return False, "draining"
         if self.view.refusal is not None:
@@ -466,15 +467,15 @@ class Engine:
         return True, "ready"
 
     def health(self) -> dict[str, Any]:
-        """How this node and the cluster are; what is wrong, worst first, in words."""
+        """The state of this node and of the cluster, with its problems in words, the worst first."""
         is_up = self.shards.is_up and self.view.redis_ok
         notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
         problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes)
-        is_ready, why = self.is_ready()
+        is_ready, reason = self.is_ready()
         return {
             "status": report.status(problems),
             "ready": is_ready,
-            "reason": why,
+            "reason": reason,
             "node_id": self.config.name,
             "session": self.dispatch.session,
             "uptime_s": round(time.monotonic() - self._started_s, 1),

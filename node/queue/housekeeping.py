@@ -1,10 +1,10 @@
-"""Housekeeping: promote what is due, reap what the dead held, drop what is past retention, and look for lost claims.
+"""Housekeeping: queue tasks that are due, reap dead sessions, drop tasks past their retention, look for lost claims.
 
-It is the owner's work, done each sweep over the shards this node owns, and at the moment a task is due. The net below:
-every node also sweeps a random shard now and then, whoever owns it. No leader is needed for any of it.
+Each owner keeps house in its own shards: at every sweep, and at the moment when a task is due. As a net below that,
+every node also sweeps a random shard now and then, whoever owns it. None of it needs a leader.
 
 Does not decide that a session is dead: it reaps sessions that have a tombstone, and tells vitals of sessions that hold
-work and that nobody knows.
+work and that gossip does not hold alive.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from cluster.shards.task import Lost
 from node.observe.metrics import Metrics
 from node.queue.dispatch import Dispatcher
 
-STRAY_EVERY = 3  # sweeps between two looks at a shard that somebody else owns
-READABLE_S = 60.0  # however short memory is: longer than any client asks for a result or repeats a submission
-COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in use are compared each sweep
+STRAY_EVERY = 3  # sweeps between two looks at a random shard, whoever owns it
+READABLE_S = 60.0  # shortest stay of a finished task, however short memory is: clients ask and repeat for less long
+COMPARE_EVERY = 10  # sweeps between two comparisons of every shard; shards in use are compared at each sweep
 
 log = structlog.get_logger("rumor.house")
 
@@ -56,16 +56,16 @@ class Housekeeping:
         self._rng = Random()
         self._look = asyncio.Event()
         self._due: dict[int, float] = {}  # shard -> loop time at which something there is due
-        self._looking: dict[int, bool] = {}  # shards whose answer is awaited -> look again after it
-        self._holders: dict[str, set[int]] = {}  # sessions that are not alive here -> shards they hold work in
-        self._reaping: dict[str, tuple[int, int]] = {}  # session -> (answers to wait for, tasks so far)
+        self._looking: dict[int, bool] = {}  # shard whose answer is awaited -> whether to look again after it
+        self._holders: dict[str, set[int]] = {}  # session that is not alive here -> shards in which it holds work
+        self._reaping: dict[str, tuple[int, int]] = {}  # session -> (answers to wait for, tasks moved so far)
         self.owned: tuple[int, ...] = ()
         self.alive: frozenset[str] = frozenset()  # sessions that gossip holds alive
         self.sweeps = 0
         self.is_memory_short = False
 
     def own(self, shards: Iterable[int], alive: Iterable[str]) -> None:
-        """The shards this node owns from now on; new ones are looked at at once."""
+        """Take over the shards that this node owns from now on, and look into the new ones at once."""
         before = set(self.owned)
         self.owned = tuple(shards)
         self.alive = frozenset(alive)
@@ -74,14 +74,14 @@ class Housekeeping:
                 self.look(shard)
 
     def due(self, shard: int, in_s: float) -> None:
-        """Something in a shard is due in that many seconds; now, if that is 0."""
+        """Look into a shard when something there is due: in that many seconds, or now if that is 0."""
         if in_s <= 0:
             self.look(shard)
         else:
             self._note_due(shard, asyncio.get_running_loop().time() + in_s)
 
     def look(self, shard: int) -> None:
-        """Keep house in one shard now. What is asked for while an answer is awaited is done once after it."""
+        """Keep house in one shard now. While its answer is awaited, any number of calls make one more look after it."""
         if shard in self._looking:
             self._looking[shard] = True
             return
@@ -93,11 +93,11 @@ class Housekeeping:
         return shard in self._looking
 
     def _age_ms(self) -> int:
-        """While memory is short a finished task is readable for as long as a client may retry, and no longer."""
+        """The age at which a sweep drops finished tasks before their time, as memory is short; -1 while it is not."""
         return int(READABLE_S * 1000) if self.is_memory_short else -1
 
     def reap(self, session: str, shards: Iterable[int]) -> None:
-        """Queue again what a fenced session holds in these shards."""
+        """Queue again the tasks that a fenced session holds in these shards."""
         for shard in shards:
             left, tasks = self._reaping.get(session, (0, 0))
             self._reaping[session] = (left + 1, tasks)
@@ -130,11 +130,11 @@ class Housekeeping:
             self.look(shard)
         if self.sweeps % STRAY_EVERY == 0:
             self.look(self._rng.randrange(self._config.shards))
-        all_of_them = self.sweeps % COMPARE_EVERY == 0
+        is_time_for_all = self.sweeps % COMPARE_EVERY == 0
         for shard, held in enumerate(self._dispatch.held):
-            if held or all_of_them or shard in self._dispatch.uncertain:
+            if held or is_time_for_all or shard in self._dispatch.uncertain:
                 self._dispatch.compare(shard)
-        for shard in self._shards.idle():  # where this node owns nothing, no other call would ask Redis
+        for shard in self._shards.idle():  # on a lane of which this node owns no shard, no other call asks Redis
             self._dispatch.compare(shard)
         self._ask_after_strangers()
 
@@ -159,7 +159,7 @@ class Housekeeping:
         self._on_heads(shard, answer.heads)
 
     def _ask_after_strangers(self) -> None:
-        """Sessions that hold work and are not alive here: reap those with a tombstone, tell vitals of the others."""
+        """Sessions hold work and are not alive here: reap those with a tombstone, and tell vitals of the others."""
         holders, self._holders = self._holders, {}
         for session, shards in holders.items():
             if session not in self.alive:

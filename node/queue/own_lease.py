@@ -1,39 +1,42 @@
-"""Our own lease: since when Redis may have taken the word of others about this session, and not ours.
+"""This node's own lease: how long it may run its tasks while Redis does not hear from it. Pure.
 
-Pure. Redis hears this node in two ways, by the heartbeat and by the lanes; while either gets no answer the lease runs.
-What a session still runs after `lease_s` of that may be somebody else's by now. The lease stands still while Redis
-writes for nobody and every member that may be running says the same: nobody can write a tombstone then.
+Redis hears this node in two ways, by the heartbeat and by the lanes. While either gets no answer, the lease runs. When
+it has run for `lease_s`, other nodes may have fenced this session and run its tasks. The lease stands still while Redis
+writes for nobody and every member that may be running says the same: then nobody can write a tombstone.
 
-Does not know: Redis, clocks, what is done about an overdue lease.
+Does not know: Redis, clocks, what the engine does when the lease is over.
 """
 
 from __future__ import annotations
 
 
 class OwnLease:
-    """Tells from when on this node must stop what it runs. Times are of one monotonic clock, in seconds."""
+    """Tells when this node must stop the tasks that it runs. Times are seconds of one monotonic clock."""
 
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
-        self._beats = True  # the heartbeat is answered
-        self._lost_s: float | None = None
+        self._beats = True  # whether Redis answers the heartbeat
+        self._lost_s: float | None = None  # since when the lease runs; None while both ways are answered
 
     def beats(self, is_answered: bool, lanes_up: bool, now_s: float) -> None:
-        """The heartbeat is (not) answered; the lanes are as they are."""
+        """Redis does, or does not, answer the heartbeat. `lanes_up`: whether it answers the lanes now."""
         self._beats = is_answered
         self._note(is_answered and lanes_up, now_s)
 
     def lanes(self, is_answered: bool, now_s: float) -> None:
-        """The lanes are (not) answered."""
+        """Redis does, or does not, answer the lanes."""
         self._note(is_answered and self._beats, now_s)
 
     @property
     def is_running(self) -> bool:
-        """Whether the time counts: Redis gives no answer to the heartbeat, or none to the lanes."""
+        """Whether the lease runs: Redis gives no answer to the heartbeat, or none to the lanes."""
         return self._lost_s is not None
 
     def is_over(self, stands_still: bool, now_s: float) -> bool:
-        """Whether Redis could not vouch for this session during `lease_s`. Ask it now and then, with rising times."""
+        """Whether the lease has run for `lease_s`. Call it now and then, with rising times.
+
+        While the lease `stands_still`, its time begins anew with each call.
+        """
         if self._lost_s is None:
             return False
         if stands_still:

@@ -1,6 +1,6 @@
-"""Ownership: who owns which shard by this node's view, and where news of a shard goes: to its owner, or to work here.
+"""Ownership: which node owns each shard by this node's view, and where news of a shard goes: to its owner, or to here.
 
-Ownership steers work and guards nothing: two nodes that both believe they own a shard are safe, since every claim and
+Ownership steers work and guards nothing: two nodes may safely both believe that they own a shard, since every claim and
 every commit is one atomic script.
 
 Does not know: Redis, what a claim is. It hands news to the backlog, to housekeeping, or to the owner's session.
@@ -42,13 +42,13 @@ class Ownership:
         self._housekeeping = housekeeping
         self._balance = balance
         self._wakes = wakes
-        self._on_moved = on_moved  # (how many shards have another owner, how many each node gained)
-        self.owners: tuple[str, ...] = ("",) * config.shards  # by shard: a node_id, "" while nobody is able
+        self._on_moved = on_moved  # (number of shards with a new owner, number that each node gained)
+        self.owners: tuple[str, ...] = ("",) * config.shards  # by shard: a node_id, "" while no node is able
         self.session_of: dict[str, str] = {}  # node_id -> session, of the members that are not gone
         self._weights: dict[str, int] = {}
 
     def see(self, view: View) -> None:
-        """Take over a new view: who is able owns, in proportion to its slots."""
+        """Take over a new view: each able member owns shards in proportion to its slots."""
         weights = {p.node_id: sum(p.meta.queues.values()) for p in view.members if p.is_able and p.meta is not None}
         if weights != self._weights or not self.owners[0]:
             self._weights = weights
@@ -61,12 +61,12 @@ class Ownership:
         self._housekeeping.own(self._owned(), self.session_of.values())
 
     def session_ended(self, session: str) -> None:
-        """A tombstone is written; the view that says so may still be under way."""
+        """Forget a session whose tombstone is written; the view that says so may still be under way."""
         if self.session_of.get(node_of(session)) == session:
             del self.session_of[node_of(session)]
 
     def on_heads(self, shard: int, heads: Sequence[QueueHead]) -> None:
-        """What is queued in a shard now: claim from it if it is ours, else wake its owner."""
+        """Pass on what is queued in a shard now: if the shard is ours, claim from it; else wake its owner."""
         owner = self.owners[shard]
         self._dispatch.backlog.heard(shard, heads)
         if owner == self._config.name or not owner:
@@ -76,15 +76,15 @@ class Ownership:
             self._dispatch.kick()
             return
         session = self.session_of.get(owner)
-        if session is None:  # The owner's death is known and its heirs are not yet: whoever is here takes the work.
+        if session is None:  # The owner is dead, and the view with its heirs is not here yet: take the work here.
             self._dispatch.kick()
             return
         self._wakes.work(session, shard, heads)
-        # The owner claims it. What the owner cannot take soon, its gossiped load offers to thieves.
+        # The owner claims the work. The work that it cannot take soon shows in its gossiped load, and others steal it.
         self._dispatch.backlog.heard(shard, [QueueHead(head.queue, 0, 0) for head in heads])
 
     def on_due(self, shard: int, in_s: float) -> None:
-        """Something in a shard is due then: note it if we keep that shard, else tell its owner."""
+        """Something in a shard is due in that many seconds: if we own the shard, note it; else tell its owner."""
         owner = self.owners[shard]
         session = self.session_of.get(owner)
         if in_s <= 0 or owner == self._config.name or session is None:

@@ -1,11 +1,12 @@
-"""Where a new task goes: power of two choices over gossiped load, then a shard that the chosen node owns.
+"""Placement: where a new task goes: power of two choices over gossiped load, then a shard of the chosen node. Pure.
 
-Pure. This node is one of the two choices and wins a tie: a task that starts where it arrived needs no wake-up. A batch
-looks at many nodes, since it is one decision and not a herd of them. Tasks placed since a node's last word are added to
-its load, so that a burst does not all follow one stale figure. The addition fades, since a node that takes all it gets
-says the same load again and again. A batch is placed in chunks, each to one shard: storing it takes few scripts.
+- This node is one of the two choices and wins a tie: a task that starts where it arrived needs no wake-up.
+- A batch compares many nodes: it is one decision, where single submissions would be a herd of them.
+- Tasks placed since a node last spoke are added to its load, so that a burst does not all follow one stale figure. The
+  addition fades, since a node that keeps up with its work says the same load again and again.
+- A batch goes out in chunks, each to one shard, so that few scripts store it.
 
-Also the other way: from whom a node with free slots steals.
+Also the other way: the member from which a node with free slots steals.
 
 Does not know: Redis, tasks. Only nodes that serve the queue are candidates; if none serves it, any shard will do.
 """
@@ -19,13 +20,13 @@ from random import Random
 
 from cluster.view import Peer, View
 
-CHUNK_MAX = 128
-LOOK_AT_MAX = 32  # nodes that one chunk of a batch compares
+CHUNK_MAX = 128  # tasks of a batch that go to one shard
+LOOK_AT_MAX = 32  # other nodes that are compared for one chunk of a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """Whom to steal from: how many tasks wait there for a slot, and in which of its shards (bit n: shard n)."""
+    """A member to steal from: how many tasks wait there for a slot, and in which of its shards (bit n: shard n)."""
 
     node_id: str
     waiting: int
@@ -35,7 +36,7 @@ class Victim:
 def victim(members: Iterable[Peer], me: str, queue: str) -> Victim | None:
     """The other member with the most tasks of this queue waiting beyond its own free slots; None if none waits.
 
-    The free slots of a member that is not able count for nothing: it claims nothing.
+    A member that is not able claims nothing, so its free slots do not count.
     """
     best: Victim | None = None
     for peer in members:
@@ -54,7 +55,7 @@ def shard_of_key(key: str, shards: int) -> int:
 
 
 class Placement:
-    """One node's account of where it sends tasks."""
+    """One node's account of the members' loads, and its choices of where to send tasks."""
 
     def __init__(self, node_id: str, shards: int, rng: Random) -> None:
         self.me = node_id
@@ -83,8 +84,8 @@ class Placement:
             for queue, count in peer.meta.queues.items():
                 if count > 0:
                     slots.setdefault(queue, {})[peer.node_id] = count
-                    said = peer.load.queues.get(queue)
-                    load.setdefault(queue, {})[peer.node_id] = said.queued - said.free if said else -count
+                    gossiped = peer.load.queues.get(queue)
+                    load.setdefault(queue, {})[peer.node_id] = gossiped.queued - gossiped.free if gossiped else -count
         self._slots, self._load = slots, load
         self._nodes = {
             queue: ([node for node in nodes if node != self.me], self.me in nodes) for queue, nodes in slots.items()
@@ -95,13 +96,13 @@ class Placement:
         return max(1, min(CHUNK_MAX, tasks // (4 * max(1, len(self._slots.get(queue, ()))))))
 
     def choose(self, queue: str, own: Mapping[str, int], is_batch: bool = False) -> tuple[str, int]:
-        """(node, shard) for what comes next; `own` is this node's present load by queue (fresher than gossip's)."""
+        """(node, shard) for the next task or chunk; `own` is this node's load by queue, fresher than gossip has it."""
         others, i_serve = self._nodes.get(queue, ([], False))
         if not others:
             node = self.me if i_serve else ""
         elif is_batch:
-            some = self._rng.sample(others, min(len(others), LOOK_AT_MAX))
-            node = min([self.me, *some] if i_serve else some, key=lambda one: self._weight(queue, one, own))
+            sample = self._rng.sample(others, min(len(others), LOOK_AT_MAX))
+            node = min([self.me, *sample] if i_serve else sample, key=lambda name: self._weight(queue, name, own))
         else:
             node = others[int(self._rng.random() * len(others))]
             second = self.me if i_serve else others[int(self._rng.random() * len(others))]
@@ -113,29 +114,29 @@ class Placement:
         return node, owned[int(self._rng.random() * len(owned))]
 
     def placed(self, queue: str, shard: int, count: int) -> None:
-        """So many tasks went to a shard; its owner is busier by them than it has said."""
-        self.given(queue, self._owners[shard], count)
+        """So many tasks went to a shard: count them on top of the load that its owner has gossiped."""
+        self.placed_on(queue, self._owners[shard], count)
 
     def idlest(self, queue: str) -> tuple[str, int]:
-        """The other node with the most free slots for this queue, as far as is known, and how many; ("", 0): none."""
+        """The other node that seems to have the most free slots for this queue, and how many; ("", 0) if none has."""
         others, _ = self._nodes.get(queue, ([], False))
         free = {node: -self._weight(queue, node, {}) * self._slots[queue][node] for node in others}
         best = max(free, key=lambda node: free[node], default="")
         return (best, round(free[best])) if best and free[best] >= 1 else ("", 0)
 
-    def given(self, queue: str, node: str, count: int) -> None:
-        """So many tasks were left to a node; it is busier by them than it has said."""
+    def placed_on(self, queue: str, node: str, count: int) -> None:
+        """So many tasks went to a node: count them on top of the load that it has gossiped."""
         now = self._load.get(queue, {}).get(node)
         if now is not None and node != self.me:
             base, placed = self._since.get((queue, node), (now, 0))
             self._since[queue, node] = (now, count) if base != now else (base, placed + count)
 
     def fade(self) -> None:
-        """Half of what was added to figures that did not move has been counted in them by now. Call it each second."""
+        """Halve what was added to unchanged loads: by now they count half of it themselves. Call it each second."""
         self._since = {key: (base, placed // 2) for key, (base, placed) in self._since.items() if placed > 1}
 
     def _weight(self, queue: str, node: str, own: Mapping[str, int]) -> float:
-        """How busy a node is, in its own slots: -1 idle, 0 full, above that tasks wait."""
+        """How busy a node is, as a share of its slots: -1 idle, 0 full, above 0 tasks wait."""
         slots = self._slots[queue][node]
         if node == self.me:
             return own.get(queue, -slots) / slots

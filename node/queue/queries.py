@@ -1,8 +1,8 @@
-"""Reading tasks: one by id, pages of many, counts. Everything here only reads.
+"""Queries: read one task by its id, pages of many, counts. Nothing here writes.
 
-A listing is ordered newest first. Without a state (or for the states that only the index can tell) that is the order of
-ids; dead, cancelled, succeeded and scheduled tasks have a sorted set each and list by its score. A cursor is opaque to
-callers: the place in that order where the page ended.
+A listing is ordered newest first. For the states in `SCORED` a sorted set holds the tasks, and its scores give the
+order; without a state, and for the other states, the order is that of the ids. A cursor is opaque to callers: it holds
+the place in that order where the page ended.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from node import trace_context
 from node.observe import task_rates
 from node.schema import AttemptJson, FailureJson, ListQuery, TaskJson
 
-SCAN_MAX = 1_000  # ids one script call looks at
+SCAN_MAX = 1_000  # ids that one call of list.lua looks at
 PAGE_ROUNDS_MAX = 50  # calls per shard for one page; a page may then be short, with a cursor to go on
-ROWS_AT_ONCE = 32  # tasks read together: each may hold 2 MiB, and the answer shares a deadline with everybody's calls
-COUNTS_FRESH_S = 0.25
-SCORED: dict[str, Callable[[int], str]] = {
+ROWS_AT_ONCE = 32  # tasks read together: each may hold 2 MiB, and the answers share a deadline with all other calls
+COUNTS_FRESH_S = 0.25  # age up to which counts are answered again
+SCORED: dict[str, Callable[[int], str]] = {  # state -> key of the sorted set that holds its tasks
     State.DEAD: keys.dead,
     State.CANCELLED: keys.cancelled,
     State.SUCCEEDED: keys.done,
@@ -51,7 +51,7 @@ _decode_line = msgspec.json.Decoder(tuple[str, int, int, int, int, str, str, str
 
 
 def task_json(task_id: str, fields: TaskFields) -> TaskJson:
-    """A task from its stored fields, with its history where that was read."""
+    """A task from its stored fields, without its history."""
     spec = _decode_spec(fields.spec)
     state = fields.state.decode()
     task = TaskJson(
@@ -71,7 +71,8 @@ def task_json(task_id: str, fields: TaskFields) -> TaskJson:
         finished_at_ms=_ms(fields.finished_at),
         node_id=session.node_of(fields.session.decode()) if fields.session else None,
         result=Raw(fields.result) if fields.result else _NULL,
-        error=Raw(fields.error) if fields.error and state != State.SUCCEEDED else _NULL,  # else an earlier attempt's
+        # A task that succeeded may still have the error of an earlier attempt.
+        error=Raw(fields.error) if fields.error and state != State.SUCCEEDED else _NULL,
         progress=Raw(fields.progress) if fields.progress else _NULL,
         key=spec.key,
     )
@@ -87,12 +88,12 @@ def carry(task: TaskJson, context: str) -> None:
 
 
 def history_json(lines: bytes) -> list[AttemptJson]:
-    """The attempts that `lua/include/history.lua` wrote down, oldest first; lines of another form are left out."""
-    found = []
+    """The attempts that `lua/include/history.lua` wrote down, oldest first, without lines of another form."""
+    attempts = []
     for line in lines.splitlines():
         try:
             outcome, at, started, attempt, delivery, name, kind, message = _decode_line(line)
-            found.append(
+            attempts.append(
                 AttemptJson(
                     outcome=outcome,  # type: ignore[arg-type]
                     at_ms=at,
@@ -106,7 +107,7 @@ def history_json(lines: bytes) -> list[AttemptJson]:
             )
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
-    return found
+    return attempts
 
 
 def _ms(value: bytes | None) -> int | None:
@@ -114,7 +115,7 @@ def _ms(value: bytes | None) -> int | None:
 
 
 class Queries:
-    """One node's reads."""
+    """One node's reads of tasks."""
 
     def __init__(self, config: Config, shards: Shards) -> None:
         self._config = config
@@ -122,14 +123,14 @@ class Queries:
         self._counts: tuple[float, dict[str, Any]] | None = None
 
     def shard(self, task_id: str) -> int:
-        """The shard of an id. Raises NotFound for what is no id of this cluster."""
+        """The shard of an id. Raises NotFound for a text that is no id of this cluster."""
         shard = shard_of(task_id, self._config.shards)
         if shard is None:
-            raise NotFound(f"there is no task {task_id!r}: that is not the form of an id.", "GET /tasks lists them.")
+            raise NotFound(f"there is no task {task_id!r}: an id has another form.", "GET /tasks lists them.")
         return shard
 
     async def get(self, task_id: str, with_history: bool = False) -> TaskJson:
-        """One task. Raises NotFound."""
+        """One task, with its history on request. Raises NotFound."""
         shard = self.shard(task_id)
         fields = await self._shards.ask(partial(self._shards.calls.read, shard, task_id, with_history=with_history))
         if fields is None:
@@ -143,7 +144,7 @@ class Queries:
         return task
 
     async def page(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
-        """A page, newest first, and the cursor of the next one."""
+        """A page of tasks, newest first, and the cursor of the next."""
         if query.state is not None and query.state not in tuple(State):
             raise BadRequest(f"state is {query.state!r}.", f"Use one of {', '.join(State)}.")
         if query.state == State.RUNNING:
@@ -156,12 +157,12 @@ class Queries:
         return [task for task in rows if task is not None], cursor
 
     async def ids(self, state: State, kind: str | None, limit: int, cursor: str | None) -> tuple[list[str], str | None]:
-        """A page of ids of one state, for replaying, and the cursor of the next."""
+        """A page of ids of one state, for a replay, and the cursor of the next."""
         places, cursor = await self._merged(ListQuery(state=state, type=kind, limit=limit, cursor=cursor))
         return [task_id for _, task_id in places], cursor
 
     async def counts(self) -> dict[str, Any]:
-        """Tasks by state and queue, of the whole cluster; up to COUNTS_FRESH_S old. Retrying counts as scheduled."""
+        """The whole cluster's tasks by state and queue, up to COUNTS_FRESH_S old. Retrying tasks count as scheduled."""
         now_s = asyncio.get_running_loop().time()
         if self._counts is None or now_s - self._counts[0] > COUNTS_FRESH_S:
             states = dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "queued", "running"), 0)
@@ -176,7 +177,7 @@ class Queries:
         return self._counts[1]
 
     async def sums(self) -> dict[str, Any]:
-        """What the cluster did in each of the last steps, oldest first, as the stream's sums have it."""
+        """The cluster's sums of tasks for each of the last steps, oldest first, in the form of the event stream."""
         steps = task_rates.steps(time.time())
         summed = self._shards.calls.summed
         answers = await asyncio.gather(*(self._shards.ask(partial(summed, step)) for step in steps))
@@ -188,7 +189,7 @@ class Queries:
         return {"sums": rows}
 
     async def running(self) -> dict[str, list[str]]:
-        """Ids in flight by session."""
+        """The ids in flight, by session."""
         ids_of: dict[str, list[str]] = {}
         for running in await self._all_shards(self._shards.calls.running):
             for name, ids in running.items():
@@ -211,7 +212,7 @@ class Queries:
             return None
 
     async def _running(self, query: ListQuery) -> tuple[list[tuple[str, str]], str | None]:
-        """What is in flight is bounded by the slots: take all of it."""
+        """A page of the tasks in flight. They are no more than the cluster has slots: read all of them."""
         ids = sorted((task_id for ids in (await self.running()).values() for task_id in ids), reverse=True)
         before = _place(query.cursor, "i")
         places: list[tuple[str, str]] = []
@@ -228,27 +229,29 @@ class Queries:
         return places, None
 
     async def _merged(self, query: ListQuery) -> tuple[list[tuple[str, str]], str | None]:
-        """Merge the shards. Each says how far it looked; what lies beyond the nearest such place waits for a round."""
+        """A page merged from all shards, in rounds. Each shard says how far it looked.
+
+        A round may use only the rows up to the nearest of these places: beyond it, a shard may have more.
+        """
         scored = SCORED.get(query.state or "")
         mark = "s" if scored else "i"
         before = _place(query.cursor, mark)
         filters = (query.state or "", query.type or "", query.key or "")
-        found: list[tuple[str, str]] = []
+        page: list[tuple[str, str]] = []
         for _ in range(PAGE_ROUNDS_MAX):
-            limit = query.limit - len(found)
+            limit = query.limit - len(page)
             parts = await asyncio.gather(
                 *(self._part(s, scored, before, limit, filters) for s in range(self._config.shards))
             )
-            # A shard that reached a place and may have more bounds what this round is sure of.
             bound = max((part.reached for part in parts if part.reached), key=_order, default="")
             rows = sorted((row for part in parts for row in part.rows), key=lambda row: _order(row[0]), reverse=True)
-            found += [row for row in rows if not bound or _order(row[0]) >= _order(bound)][:limit]
-            if len(found) == query.limit:
-                return found, _cursor(mark, found[-1][0])
+            page += [row for row in rows if not bound or _order(row[0]) >= _order(bound)][:limit]
+            if len(page) == query.limit:
+                return page, _cursor(mark, page[-1][0])
             if not bound:
-                return found, None
+                return page, None
             before = bound
-        return found, _cursor(mark, before)
+        return page, _cursor(mark, before)
 
     async def _part(
         self, shard: int, scored: Callable[[int], str] | None, before: str, limit: int, filters: tuple[str, str, str]
@@ -260,7 +263,7 @@ class Queries:
 
 
 def _order(place: str) -> tuple[int, str]:
-    """A place's position: by id alone, or by score and then id."""
+    """A sort key for a place: by id alone, or by score and then id. Raises ValueError if it is neither."""
     score, space, task_id = place.rpartition(" ")
     if space and not (score.isascii() and score.isdigit()):
         raise ValueError(place)
@@ -272,7 +275,7 @@ def _cursor(mark: str, place: str) -> str:
 
 
 def _place(cursor: str | None, mark: str) -> str:
-    """What a cursor says. Raises BadRequest for one that this listing did not give."""
+    """The place in a cursor, "" without one. Raises BadRequest for a cursor that this listing did not give."""
     if not cursor:
         return ""
     try:
@@ -283,6 +286,6 @@ def _place(cursor: str | None, mark: str) -> str:
             raise ValueError(cursor)
     except ValueError:
         raise BadRequest(
-            f"cursor is {cursor!r}: not one that this listing gave.", "Use the cursor of the page before, or none."
+            f"cursor is {cursor!r}: this listing gave no such cursor.", "Use the cursor of the page before, or none."
         ) from None
     return place

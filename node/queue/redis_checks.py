@@ -1,4 +1,4 @@
-"""What a node asks of Redis before it works with it: that it will not lose tasks, and that it is this cluster's."""
+"""Checks of Redis that a node makes before it starts: that it will not lose tasks, and that it is this cluster's."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
 from cluster.refusal import refusal
 
-SCHEMA = 1  # raised when an older node could not read what a newer one writes
-VERSIONS = {"valkey": (7, 2), "redis": (6, 2)}  # oldest that has what the scripts use
+SCHEMA = 1  # version of what is stored; raise it if older nodes could not read what newer ones write
+VERSIONS = {"valkey": (7, 2), "redis": (6, 2)}  # oldest versions that have the commands that the scripts use
 
 Note = dict[str, str]
 
 
 async def examine(client: redis.asyncio.Redis, config: Config) -> list[Note]:
-    """What is unsafe but tolerable, as problems for /health. INFO alone is read: managed servers often forbid CONFIG.
+    """Faults of the server that a node can live with, as problems for /health.
 
-    Raises StoreUnsafe when tasks could be evicted (unless insecure_redis) or the server is too old.
+    It reads INFO alone: managed servers often forbid CONFIG. Raises StoreUnsafe if the server is too old or may evict
+    tasks (unless insecure_redis).
     """
-    told: Any = await client.info("everything")
-    kind = "valkey" if "valkey_version" in told else "redis"
-    version = str(told.get(f"{kind}_version", "0.0"))
+    info: Any = await client.info("everything")
+    kind = "valkey" if "valkey_version" in info else "redis"
+    version = str(info.get(f"{kind}_version", "0.0"))
     if tuple(int(part) for part in version.split(".")[:2]) < VERSIONS[kind]:
         oldest = ".".join(map(str, VERSIONS[kind]))
-        raise StoreUnsafe(f"the server is {kind} {version}; it takes {oldest} or newer.", "Upgrade it.")
-    policy = str(told.get("maxmemory_policy", "unknown"))
+        raise StoreUnsafe(f"the server is {kind} {version}; Rumor needs {kind} {oldest} or newer.", "Upgrade it.")
+    policy = str(info.get("maxmemory_policy", "unknown"))
     notes: list[Note] = []
     if policy != "noeviction":
-        what = f"Redis's maxmemory-policy is {policy!r}: when memory is short it deletes tasks that were accepted."
+        message = f"Redis's maxmemory-policy is {policy!r}: when memory is short it deletes tasks that were accepted."
         if not config.insecure_redis:
-            raise StoreUnsafe(what, "CONFIG SET maxmemory-policy noeviction, or start with --insecure-redis.")
-        notes.append({"code": "redis_evicts", "message": what, "hint": "CONFIG SET maxmemory-policy noeviction"})
-    if not told.get("aof_enabled"):
+            raise StoreUnsafe(message, "CONFIG SET maxmemory-policy noeviction, or start with --insecure-redis.")
+        notes.append({"code": "redis_evicts", "message": message, "hint": "CONFIG SET maxmemory-policy noeviction"})
+    if not info.get("aof_enabled"):
         notes.append(
             {
                 "code": "redis_no_aof",
-                "message": "Redis has no append-only file: a restart loses what came after its last snapshot.",
+                "message": "Redis has no append-only file: a restart loses everything since its last snapshot.",
                 "hint": "CONFIG SET appendonly yes, and write it into its configuration.",
             }
         )
-    if not told.get("connected_slaves"):
+    if not info.get("connected_slaves"):
         notes.append(
             {
                 "code": "redis_no_replica",
-                "message": "Redis has no replica: while it is down, nothing is accepted and nothing starts.",
+                "message": "Redis has no replica: while Redis is down, no task is accepted and none starts.",
                 "hint": "Add a replica, and something that moves the address in redis_url to it.",
             }
         )
@@ -59,7 +60,10 @@ async def examine(client: redis.asyncio.Redis, config: Config) -> list[Note]:
 
 
 async def agree(client: redis.asyncio.Redis, config: Config) -> None:
-    """Write the cluster's fixed facts if this is its first node, else compare. Raises ConfigError if they differ."""
+    """Write the cluster's fixed facts if this is its first node, else compare them.
+
+    Raises ConfigError if they differ, StoreUnsafe if Redis refuses to write.
+    """
     try:
         await client.hsetnx(keys.LEADER_CONFIG, "shards", str(config.shards))
         await client.hsetnx(keys.LEADER_CONFIG, "cluster", config.cluster)
@@ -86,10 +90,11 @@ async def agree(client: redis.asyncio.Redis, config: Config) -> None:
 
 
 async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> None:
-    """Compare fingerprints of gossip keys with those of the nodes that live, then write one's own.
+    """Compare the fingerprints of this node's gossip keys with those of the live nodes, then write this node's own.
 
-    A node that nobody can open, or that can open nobody, would hold itself for a cluster of its own, beside one that
-    works on the same Redis. Raises ConfigError then. The first key of each seals, all of them open.
+    A node seals its messages with its first key and opens others' with any of its keys. A node that could not exchange
+    messages with the others would take itself for a cluster of its own, on the same Redis as theirs: this raises
+    ConfigError, unless at least one live node can open its messages and be opened by it.
     """
     mine = [_fingerprint(key) for key in ring] or ["none"]
     others: Any = await client.hgetall(keys.LEADER_KEYS)
@@ -101,10 +106,10 @@ async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[b
             continue
         try:
             session = msgspec.msgpack.decode(rows[raw])[0]
-            told: Any = await client.pubsub_numsub(keys.wake(session))
+            channels: Any = await client.pubsub_numsub(keys.wake(session))
         except (msgspec.DecodeError, IndexError, TypeError):
-            continue  # another version's row
-        if told and told[0][1] > 0:
+            continue  # the row of a node of another version
+        if channels and channels[0][1] > 0:  # the node lives: it listens on its session's channel
             theirs = prints.decode().split()
             if mine[0] in theirs and theirs[0] in mine:
                 strangers = []
@@ -112,7 +117,7 @@ async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[b
             strangers.append(node_id)
     if strangers:
         raise ConfigError(
-            f"what this node seals ({mine[0]}) or opens ({', '.join(mine)}) does not fit the gossip keys of "
+            f"this node's gossip keys (it seals with {mine[0]}, and opens with {', '.join(mine)}) do not fit those of "
             f"{', '.join(sorted(strangers))}: they could not hear each other.",
             "Give it theirs (--gossip-key-file, or RUMOR_GOSSIP_KEYS). To rotate: OLD,NEW on all, NEW,OLD on all, NEW.",
         )
@@ -120,18 +125,18 @@ async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[b
 
 
 async def sign(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> None:
-    """Write the fingerprints of this node's gossip keys, the one that seals first."""
+    """Write the fingerprints of this node's gossip keys, first that of the key that seals."""
     prints = [_fingerprint(key) for key in ring] or ["none"]
     await client.hset(keys.LEADER_KEYS, config.name, " ".join(prints))
 
 
 def _fingerprint(key: bytes) -> str:
-    """Tells keys apart and says nothing of them: the keys are random."""
+    """A short hash that tells keys apart and gives none of them away, since keys are random."""
     return hashlib.blake2b(key, digest_size=6, person=b"rumor-key").hexdigest()
 
 
 async def ready(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> list[Note]:
-    """All of the above; a server that is not there at start is a ConfigError that says so."""
+    """Make all these checks; returns the problems for /health. Raises ConfigError if no server answers."""
     try:
         notes = await examine(client, config)
         await agree(client, config)
@@ -139,6 +144,6 @@ async def ready(client: redis.asyncio.Redis, config: Config, ring: Sequence[byte
     except (RedisError, OSError, TimeoutError) as error:
         raise ConfigError(
             f"Redis gives no answer at start: {str(error).rstrip('.')}.",
-            "Is redis_url right, and is the server running?",
+            "Check redis_url, and that the server is running.",
         ) from None
     return notes

@@ -1,8 +1,8 @@
-"""Submitting: from what a client sent to a task in its shard.
+"""Submitting: from a client's submission to a task in its shard.
 
-A task's id, and with it the shard, is fixed before the first call to Redis, and storing is idempotent on it, so a
-repeated or forwarded call cannot make two. `key`, else the `unique_for_s` fingerprint, else the Idempotency-Key chooses
-the shard, so that the mappings and the task are written by one script; anything else is placed by load.
+A task gets its id, and with it its shard, before the first call to Redis, and store.lua stores an id once: a repeated
+or forwarded call cannot make two tasks. `key`, else the unique name (`unique_for_s`), else the Idempotency-Key chooses
+the shard, so that one script can write the task and the mappings to it. Other tasks are placed by load.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from cluster.shards.calls import NewTask
 from cluster.shards.shards import Shards
 from cluster.shards.task import LEVELS, Backoff, Claimed, Ids, Spec, State, shard_of
 from node.observe.metrics import Metrics
-from node.queue.catalog import Catalog, Known
+from node.queue.catalog import Catalog, TaskType
 from node.queue.dispatch import Dispatcher
 from node.queue.placement import Placement, shard_of_key
 from node.queue.queries import carry
 from node.schema import BackoffJson, Submission, Submitted, TaskJson, run_at_ms
 
-SLICE = 256  # tasks of a batch prepared in one turn of the loop
-TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, in one script
+SLICE = 256  # tasks of a batch that are prepared in one turn of the loop
+TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, by one script
 
 _encode_spec = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _NULL = Raw(b"null")
-_QUEUED = State.QUEUED  # bound once, for every submission: `Enum.MEMBER` costs 0.1 us each time in Python 3.11
+_QUEUED = State.QUEUED  # bound once, as every submission needs it: `Enum.MEMBER` costs 0.1 us each time in Python 3.11
 _CODE_CLAIMED, _CODE_QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
 
 Result = Submitted | RumorError
 
 
 class Submitting:
-    """One node's way in."""
+    """One node's way from submissions to stored tasks."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Submitting:
         self._placement = placement
         self._metrics = metrics
         self._ids = Ids()
-        self._together: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this turn go there)
+        self._together: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this turn's go there)
 
     async def submit(
         self,
@@ -72,12 +72,12 @@ class Submitting:
         trace: str | None,
         own_load: dict[str, int],
     ) -> list[Result]:
-        """Store what can be stored; in order. Raises StoreUnavailable, with `ids` to forward under."""
+        """Store the submissions; a result for each, in order. Raises StoreUnavailable, with `ids` to forward under."""
         batch = _Batch(len(items), own_load, trace, self._chunk(len(items)))
         is_up = self._shards.is_up
         for n, item in enumerate(items):
             if n % SLICE == 0 and n:
-                await asyncio.sleep(0)  # a large batch must not hold the loop: others' answers are waiting
+                await asyncio.sleep(0)  # a large batch must not hold up the loop: answers to other clients are waiting
             if isinstance(item, RumorError):
                 batch.results[n] = item
                 continue
@@ -96,17 +96,17 @@ class Submitting:
                 new.on_code(new, away(storing=True), 0, "")
         await batch.wait()
         failure = batch.failure
-        if failure is not None:  # a new error: a group that fails gives one and the same to all its callers
-            maybe = batch.maybe or batch.stored > 0
-            raise StoreUnavailable(failure.message, failure.hint, maybe, batch.ids) from failure
+        if failure is not None:  # raise a new error: a group that fails hands the same one to all its callers
+            may_have_happened = batch.may_have_happened or batch.stored > 0
+            raise StoreUnavailable(failure.message, failure.hint, may_have_happened, batch.ids) from failure
         self._metrics.accepted.add(batch.stored)
         return [result for result in batch.results if result is not None]
 
     def _chunk(self, size: int) -> dict[str, tuple[int, int]]:
-        """Where the tasks of a submission go next: by queue, a shard and how many more go there.
+        """Where the tasks of a call go next: by queue, a shard and how many more go there.
 
-        A batch has its own. Single submissions that arrive in the same turn of the loop share one, so that many
-        clients cost few scripts.
+        A batch gets a table of its own. Single submissions that arrive in the same turn of the loop share one, so that
+        many clients cost few scripts.
         """
         if size > 1:
             return {}
@@ -117,11 +117,11 @@ class Submitting:
     def _prepare(
         self, n: int, item: Submission, batch: _Batch, idempotency_key: str | None, task_id: str | None
     ) -> NewTask:
-        """The n-th task of a batch, under its id if it has one already. Raises Invalid, UnknownType."""
-        known = self._catalog.get(item.type)
-        if known is None:
+        """The n-th task of a batch, under `task_id` if that is given. Raises Invalid, UnknownType."""
+        task_type = self._catalog.get(item.type)
+        if task_type is None:
             raise self._catalog.unknown(item.type)
-        spec, spec_bytes = self._spec(known, item, batch.trace)
+        spec, spec_bytes = self._spec(task_type, item, batch.trace)
         due = _due(item)
         if item.unique_for_s is None and item.unique_key is None and idempotency_key is None:
             names = _UNNAMED
@@ -155,12 +155,12 @@ class Submitting:
         )
 
     def _names(self, item: Submission, idempotency_key: str | None) -> _Names:
-        """Under which names a submission can be repeated."""
+        """The names under which a client can repeat a submission. Raises Invalid."""
         unique = ""
         if item.unique_for_s is not None:
             unique = _unique(item)
         elif item.unique_key is not None:
-            raise Invalid("unique_key is given and unique_for_s is not.", "Say for how long: unique_for_s.")
+            raise Invalid("unique_key is given and unique_for_s is not.", "Give unique_for_s too, in seconds.")
         unique_ms = max(1, int((item.unique_for_s or 0.0) * 1000))
         if idempotency_key is None:
             return _Names(unique, unique, unique_ms)
@@ -168,7 +168,7 @@ class Submitting:
         return _Names(unique or idempotency_key, idempotency_key, key_ms, _fingerprint(item), unique, unique_ms)
 
     def _place(self, key: str | None, name: str, queue: str, batch: _Batch) -> int:
-        """The shard of a new task: its key's, else that of the name it can be repeated under, else by load."""
+        """The shard of a new task: by its `key`, else by the name under which it can be repeated, else by load."""
         if key is not None or name:
             return shard_of_key(name if key is None else key, self._config.shards)
         shard, left = batch.chunk.get(queue, (0, 0))
@@ -190,7 +190,7 @@ class Submitting:
         return shard
 
     def _task_json(self, task_id: str, item: Submission, spec: Spec, batch: _Batch) -> TaskJson:
-        """The task as the client is answered, before it is known what became of it."""
+        """The task as the answer shows it, before Redis has said what became of it."""
         task = TaskJson(
             id=task_id,
             type=item.type,
@@ -208,7 +208,7 @@ class Submitting:
             carry(task, batch.trace)
         return task
 
-    def _spec(self, known: Known, item: Submission, trace: str | None) -> tuple[Spec, bytes]:
+    def _spec(self, task_type: TaskType, item: Submission, trace: str | None) -> tuple[Spec, bytes]:
         if (
             item.queue is None
             and item.priority is None
@@ -219,8 +219,8 @@ class Submitting:
             and item.retention_s is None
             and trace is None
         ):
-            return known.spec, known.spec_bytes
-        entry = known.entry
+            return task_type.spec, task_type.spec_bytes
+        entry = task_type.entry
         level = entry.level
         if item.priority is not None:
             level = LEVELS[item.priority] if isinstance(item.priority, str) else item.priority
@@ -238,7 +238,7 @@ class Submitting:
         return spec, _encode_spec(spec)
 
     def _on_code(self, new: NewTask, code: StoreCode | Exception, now_ms: int, first: str) -> None:
-        """What became of one task: start it, answer it, or say why not."""
+        """Take over what became of one task: run it if it was claimed, and note its result."""
         n, batch, task = new.more
         if new.claim:
             self._dispatch.release(new.queue)
@@ -250,7 +250,7 @@ class Submitting:
             batch.new(n, task)
         elif isinstance(code, StoreUnavailable):
             batch.failure = code
-            batch.maybe |= code.may_have_happened
+            batch.may_have_happened |= code.may_have_happened
         elif isinstance(code, Exception):
             batch.results[n] = _not_stored(code)
         else:
@@ -274,7 +274,7 @@ class Submitting:
                 self._dispatch.on_due(new.shard, (task.run_at_ms - now_ms) / 1000)
                 batch.new(n, task)
             case StoreCode.STORED_BEFORE:
-                # An earlier try of this very submission stored it: answer as that try would have been answered.
+                # An earlier try of this very submission stored it: give the answer that the earlier try did not get.
                 batch.results[n] = Submitted(task, True)
             case StoreCode.REPEAT:
                 task.id = first
@@ -293,13 +293,13 @@ class Submitting:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """The names under which a submission can be repeated: its Idempotency-Key, and its own if it is to be unique."""
+    """The names under which a client can repeat a submission: its Idempotency-Key, and a unique name if it has one."""
 
-    place: str  # chooses the shard, so that both names stand beside the task
+    place: str  # the name that chooses the shard, so that both names stand beside the task
     key: str  # the Idempotency-Key, else the unique name
     key_ms: int
-    fingerprint: str = ""  # of the body that the key stands for
-    unique: str = ""  # where the submission has an Idempotency-Key as well
+    fingerprint: str = ""  # fingerprint of the body that the Idempotency-Key stands for
+    unique: str = ""  # the unique name of a submission that has an Idempotency-Key as well
     unique_ms: int = 1
 
 
@@ -307,22 +307,22 @@ _UNNAMED = _Names("", "", 1)
 
 
 class _Batch:
-    """One call to submit: what its tasks have in common, and what it waits for."""
+    """One call of `submit`: what its tasks share, their results, and the answers it waits for."""
 
     def __init__(
         self, size: int, own_load: dict[str, int], trace: str | None, chunk: dict[str, tuple[int, int]]
     ) -> None:
         self.size = size
-        self.own_load = own_load  # this node's load by queue, with what was placed here since
+        self.own_load = own_load  # this node's load by queue, with the tasks placed here since
         self.trace = trace
-        self.chunk = chunk  # queue -> (shard, how many more of these tasks go there)
+        self.chunk = chunk  # queue -> (shard, how many more of its tasks go there)
         self.wall_ms = time.time_ns() // 1_000_000
         self.results: list[Result | None] = [None] * size
         self.ids = [""] * size
-        self.waiting = 1  # answers to come, and the end of the preparing
+        self.waiting = 1  # answers to come, and 1 until all tasks are prepared
         self.stored = 0
         self.failure: StoreUnavailable | None = None
-        self.maybe = False  # whether any call that failed may have been carried out
+        self.may_have_happened = False  # whether Redis may have carried out any of the calls that failed
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def new(self, n: int, task: TaskJson) -> None:
@@ -331,7 +331,7 @@ class _Batch:
 
     def one_less(self) -> None:
         self.waiting -= 1
-        if self.waiting == 0 and not self._done.done():  # done: whoever waited has given up
+        if self.waiting == 0 and not self._done.done():  # it is done already if the caller has given up
             self._done.set_result(None)
 
     async def wait(self) -> None:
@@ -340,14 +340,14 @@ class _Batch:
 
 
 def _not_stored(error: Exception) -> RumorError:
-    """Redis refused to store."""
+    """The error for a task that Redis refused to store."""
     if isinstance(error, OutOfMemoryError):
         return QueueFull("Redis is out of memory and refuses to store.", "Raise maxmemory or shorten retention_s.")
     return refused(error)
 
 
 def _due(item: Submission) -> int:
-    """As store.lua takes it: 0 now, < 0 that many ms from now, > 0 at that ms."""
+    """The time as store.lua takes it: 0 now, < 0 in that many ms, > 0 at that ms. Raises Invalid."""
     if item.run_at is not None:
         if item.delay_s is not None:
             raise Invalid("delay_s and run_at are both given.", "Give one of them.")
@@ -355,21 +355,22 @@ def _due(item: Submission) -> int:
     return -int(item.delay_s * 1000) if item.delay_s else 0
 
 
-def _backoff(default: Backoff, given: BackoffJson) -> Backoff:
+def _backoff(default: Backoff, own: BackoffJson) -> Backoff:
     return Backoff(
-        default.base_s if given.base_s is None else given.base_s,
-        default.factor if given.factor is None else given.factor,
-        default.max_s if given.max_s is None else given.max_s,
+        default.base_s if own.base_s is None else own.base_s,
+        default.factor if own.factor is None else own.factor,
+        default.max_s if own.max_s is None else own.max_s,
     )
 
 
 def _fingerprint(item: Submission) -> str:
-    """Tells whether two submissions under one Idempotency-Key are the same: their meaning, not their spelling."""
+    """A hash of a submission's meaning, not of its spelling: equal for two submissions that ask for the same."""
     rest = msgspec.structs.replace(item, data=_NULL)
     canonical = _encode_json([rest, msgspec.json.decode(item.data)])
     return hashlib.blake2b(canonical, digest_size=12).hexdigest()
 
 
 def _unique(item: Submission) -> str:
-    what = item.unique_key if item.unique_key is not None else _encode_json(msgspec.json.decode(item.data)).decode()
-    return "unique:" + hashlib.blake2b(f"{item.type}\0{what}".encode(), digest_size=16).hexdigest()
+    """The unique name of a submission: from its type, and its `unique_key` or else its data."""
+    key = item.unique_key if item.unique_key is not None else _encode_json(msgspec.json.decode(item.data)).decode()
+    return "unique:" + hashlib.blake2b(f"{item.type}\0{key}".encode(), digest_size=16).hexdigest()

@@ -1,7 +1,7 @@
-"""Upkeep: what this node looks at in Redis at intervals beside the shards: its memory, and the cluster's catalog.
+"""Upkeep: at intervals, this node looks at two things in Redis beside the shards: its memory and the catalog.
 
-Redis may lose its data without a word, so what this node once wrote there (types, facts of the cluster, fingerprints of
-its gossip keys) is looked for again and again, and written anew where it is missing.
+Redis may lose its data without a word. So this node looks again and again for what it once wrote there (its types, the
+facts of the cluster, the fingerprints of its gossip keys), and writes all of it anew if its types are missing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from node.observe.redis_memory import Memory
 from node.queue import redis_checks
 from node.queue.catalog import Catalog
 
-CATALOG_INTERVAL_S = 5.0
-MEMORY_INTERVAL_S = 1.0
+CATALOG_INTERVAL_S = 5.0  # between two looks at the catalog
+MEMORY_INTERVAL_S = 1.0  # between two looks at Redis's memory
 
 log = structlog.get_logger("rumor.engine")
 
 
 class Upkeep:
-    """One node's looks."""
+    """One node's upkeep of what it shares with the cluster in Redis."""
 
     def __init__(
         self, config: Config, client: redis.asyncio.Redis, catalog: Catalog, on_memory: Callable[[Memory], None]
@@ -52,7 +52,7 @@ class Upkeep:
             await asyncio.sleep(MEMORY_INTERVAL_S)
 
     async def keep_catalog(self) -> None:
-        """Publish this node's types and read the others', until cancelled."""
+        """Publish this node's types, and read those of the others, until cancelled."""
         is_published = False
         while True:
             try:
@@ -69,7 +69,7 @@ class Upkeep:
             await asyncio.sleep(CATALOG_INTERVAL_S)
 
     async def refresh_catalog(self) -> None:
-        """Read the others' types now; those known stay if Redis does not answer."""
+        """Read the other nodes' types now. If Redis does not answer, the catalog stays as it is."""
         try:
             async with asyncio.timeout(self._config.redis_timeout_s):
                 await self._catalog.refresh(self._client)

@@ -1,7 +1,7 @@
-"""Wake-ups: what one node tells another on its session's own channel. Best effort; the sweep is the net.
+"""Wake-ups: messages from node to node, on the channel of the receiver's session. Best effort; the sweep is the net.
 
-Three things are said: work was queued in your shards, something there is due at a time, a task that you run was
-cancelled. What is said in one turn of the loop to one session travels as one message.
+There are three: work is queued in your shards, something there is due at a time, a task that you run was cancelled.
+All work for one session that comes up in one turn of the loop travels as one message, and so do all due times.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _decode = msgspec.msgpack.Decoder(tuple[str, list[Any]]).decode
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Queued in shards that the receiver owns."""
+    """Work is queued in the receiver's shards: (shard, head of a queue)."""
 
     heads: list[tuple[int, QueueHead]]
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Due in shards that the receiver owns: (shard, in how many seconds)."""
+    """Something is due in the receiver's shards: (shard, in how many seconds)."""
 
     dues: list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A delivery that the receiver runs may not be committed any more."""
+    """A delivery that the receiver runs may no longer be committed."""
 
     task_id: str
     delivery: int
 
 
 def parse_wake(message: bytes, shards: int) -> Work | Due | Cancelled | None:
-    """A message as sent by `Wakes`; None, and a log line, for anything else."""
+    """The meaning of a message that `Wakes` sent; None, and a log line, for any other message."""
     try:
         kind, rows = _decode(message)
         match kind:
@@ -71,39 +71,39 @@ def _shard(value: Any, shards: int) -> int:
 
 
 class Wakes:
-    """Collects and sends."""
+    """Collects this node's wake-ups and sends them."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
         self._work: dict[str, dict[tuple[int, str], QueueHead]] = {}  # session -> (shard, queue) -> its head
         self._dues: dict[str, dict[int, float]] = {}  # session -> shard -> loop time
-        self._is_due = False
+        self._is_send_due = False  # whether `_send` is scheduled
 
     def work(self, session: str, shard: int, heads: Sequence[QueueHead]) -> None:
-        """Work was queued in a shard that this session's node owns."""
+        """Tell a session what is queued in a shard; heads without tasks are left out."""
         for head in heads:
             if head.count:
                 self._work.setdefault(session, {})[shard, head.queue] = head
                 self._send_soon()
 
     def due(self, session: str, shard: int, in_s: float) -> None:
-        """Something becomes due in a shard that this session's node owns."""
+        """Tell a session when something in a shard is due."""
         at_s = asyncio.get_running_loop().time() + in_s
         dues = self._dues.setdefault(session, {})
         dues[shard] = min(at_s, dues.get(shard, at_s))
         self._send_soon()
 
     def cancelled(self, session: str, task_id: str, delivery: int) -> None:
-        """A task that this session runs was cancelled."""
+        """Tell a session, at once, that a task which it runs was cancelled."""
         self._tell(session, ("c", [task_id, delivery]))
 
     def _send_soon(self) -> None:
-        if not self._is_due:
-            self._is_due = True
+        if not self._is_send_due:
+            self._is_send_due = True
             asyncio.get_running_loop().call_soon(self._send)
 
     def _send(self) -> None:
-        self._is_due = False
+        self._is_send_due = False
         now_s = asyncio.get_running_loop().time()
         work, self._work = self._work, {}
         for session, heads in work.items():
@@ -117,4 +117,4 @@ class Wakes:
 
 
 def _ignore(_: int | Exception) -> None:
-    """Best effort."""
+    """Take no notice of the answer: wake-ups are best effort."""

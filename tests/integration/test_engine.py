@@ -611,7 +611,7 @@ async def test_a_waiter_looks_again_when_redis_has_confirmed_its_subscription(
     monkeypatch.setattr("node.queue.engine.LOOK_INTERVAL_S", 60.0)
     task = await one(engine, "noop", delay_s=60)
     shard = engine.queries.shard(task.id)
-    async with engine.waiting.one(task.id, shard) as event:
+    async with engine.waiters.event_for(task.id, shard) as event:
         async with asyncio.timeout(10):
             await event.wait()
         event.clear()

@@ -198,10 +198,10 @@ def test_a_batch_goes_to_the_least_busy_of_all_until_it_is_not() -> None:
 def test_the_idlest_other_node_is_asked_for_as_much_as_it_has_room_for() -> None:
     one = placement("a", peer("a", {"q": 9}), peer("b", {"q": 4}, free=2), peer("c", {"q": 4}, free=3))
     assert one.idlest("q") == ("c", 3)
-    one.given("q", "c", 2)
+    one.placed_on("q", "c", 2)
     assert one.idlest("q") == ("b", 2)
-    one.given("q", "b", 2)
-    one.given("q", "c", 1)
+    one.placed_on("q", "b", 2)
+    one.placed_on("q", "c", 1)
     assert one.idlest("q") == ("", 0)
     assert one.idlest("nobody's") == ("", 0)
 
