@@ -33,6 +33,7 @@ from random import Random
 
 import msgspec
 
+from cluster.bounded import Bounded
 from cluster.config import Config
 from cluster.session import is_newer, node_of
 from cluster.swim import wire
@@ -138,7 +139,7 @@ class Swim:
         self._table = Table()
         self._outbox = Outbox(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
         self._exchange = Exchange(self._table, self._outbox, rng, self._stats)
-        self._tombstones: dict[str, None] = {}
+        self._tombstones: Bounded[str, None] = Bounded(TOMBSTONES_MAX)
         self._suspicions: dict[str, Suspicion] = {}  # by session
         self._joins = Joins()
         self._challenges = Challenges()
@@ -506,8 +507,6 @@ class Swim:
         if row.session in self._tombstones:
             return
         self._tombstones[row.session] = None
-        if len(self._tombstones) > TOMBSTONES_MAX:
-            del self._tombstones[next(iter(self._tombstones))]
         if not is_known and not row.host and self._table.get(node_of(row.session)) is None:
             self._outbox.news.add(row, self._now_s)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
 
+from cluster.bounded import Bounded
 from cluster.swim.events import Address
 
 JOIN_FIRST_S = 0.2  # shortest time between two pings to an address; it grows up to JOIN_MAX_S
@@ -73,15 +74,13 @@ class Challenges:
     """When the strangers at an address were last asked who they are."""
 
     def __init__(self) -> None:
-        self._asked: dict[Address, float] = {}
+        self._asked: Bounded[Address, float] = Bounded(JOINS_MAX)
 
     def is_due(self, source: Address, now_s: float) -> bool:
         """Whether to ask the strangers at this address now. Counts them as asked if so."""
         asked_s = self._asked.pop(source, -inf)
         is_due = now_s - asked_s >= CHALLENGE_SPACING_S
         self._asked[source] = now_s if is_due else asked_s
-        if len(self._asked) > JOINS_MAX:
-            del self._asked[next(iter(self._asked))]
         return is_due
 
 
@@ -102,7 +101,9 @@ class Contests:
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
-        self._asked: dict[str, float] = {}  # session of a newcomer -> when the earlier life was asked
+        self._asked: Bounded[str, float] = Bounded(
+            CONTESTS_MAX
+        )  # session of a newcomer -> when the earlier life was asked
 
     def weigh(self, newcomer: str, answered_s: float, now_s: float) -> Contest:
         """How the name of this newcomer stands; `answered_s` is when the earlier life last answered."""
@@ -113,6 +114,4 @@ class Contests:
             del self._asked[newcomer]
             return Contest.OVER
         self._asked[newcomer] = now_s
-        if len(self._asked) > CONTESTS_MAX:
-            del self._asked[next(iter(self._asked))]
         return Contest.ASK

@@ -13,6 +13,7 @@ from math import inf
 from random import Random
 from typing import Protocol
 
+from cluster.bounded import Bounded
 from cluster.config import Config
 from cluster.session import node_of
 from cluster.swim.events import Address, Evidence, MemberState, Tcp, TcpConnect
@@ -68,7 +69,7 @@ class Rounds:
         self._stats = stats
         self._judge = judge
         self._probes: dict[str, Probe] = {}  # by session
-        self._pings: dict[int, tuple[str, float]] = {}  # nr -> (session, when it was sent)
+        self._pings: Bounded[int, tuple[str, float]] = Bounded(PINGS_REMEMBERED)  # nr -> (session, when it was sent)
         self._nr = rng.getrandbits(31)
         self._order: list[str] = []  # node_ids still to be probed in this turn
         self._next_s = now_s + rng.random() * config.probe_interval_s
@@ -308,8 +309,6 @@ class Rounds:
         """A new number for a ping; an answer to it counts as that session's."""
         self._nr += 1
         self._pings[self._nr] = (session, now_s)
-        if len(self._pings) > PINGS_REMEMBERED:
-            del self._pings[next(iter(self._pings))]
         return self._nr
 
     def _believe_refusal(self, probe: Probe) -> None:

@@ -23,6 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Meta, Raw, Struct
 
+from cluster.bounded import Bounded
 from cluster.session import is_session
 from cluster.swim.events import Evidence, MemberState, Tcp
 
@@ -228,7 +229,8 @@ class ReplayWindow:
     """Takes each (session, seq) once; keeps the newest WINDOW numbers of at most WINDOWS_MAX sessions."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, int]] = {}  # session -> highest seq, bitmap of it and those below
+        # session -> highest seq, bitmap of it and those below
+        self._seen: Bounded[str, tuple[int, int]] = Bounded(WINDOWS_MAX)
 
     def accepts(self, session: str, seq: int) -> bool:
         """Whether this datagram is new. Remembers it if so."""
@@ -238,8 +240,6 @@ class ReplayWindow:
             top, bits = seq, (bits << shift) & ((1 << WINDOW) - 1) if shift < WINDOW else 0
         mark = 1 << (top - seq) if top - seq < WINDOW else 0
         is_new = mark != 0 and not bits & mark
-        # Popped and put back, so that the dict stays in the order of use: its first session is the one to forget.
+        # Popped and put back: the session that was used the longest ago is the one to forget.
         self._seen[session] = (top, bits | mark)
-        if len(self._seen) > WINDOWS_MAX:
-            del self._seen[next(iter(self._seen))]
         return is_new

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from cluster import keys, session
+from cluster.bounded import Bounded
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.swim.core import Swim
@@ -70,9 +71,9 @@ class Fencing:
         self._now = asyncio.Event()
         self._read_all_s = 0.0
         self._fencing: dict[str, None] = {}
-        self._ended: dict[str, str] = {}  # session -> cause, of every tombstone that this node knows
+        self._ended: Bounded[str, str] = Bounded(ENDED_MAX)  # session -> cause, of every tombstone that this node knows
         self._considered: dict[str, float] = {}
-        self._lives: dict[str, str] = {}  # node_id -> the latest session that gossip named
+        self._lives: Bounded[str, str] = Bounded(LIVES_MAX)  # node_id -> the latest session that gossip named
 
     # ---- what others ask
 
@@ -118,8 +119,6 @@ class Fencing:
         last = self._lives.get(node_id)
         if last is None or session.is_newer(name, than=last):
             self._lives[node_id] = name
-            while len(self._lives) > LIVES_MAX:
-                del self._lives[next(iter(self._lives))]
             if last is not None and last not in self._ended:
                 self.consider([last])  # A newer life ends it, whatever gossip says of it.
         if member.state is MemberState.ALIVE:
@@ -256,5 +255,3 @@ class Fencing:
 
     def _remember(self, name: str, cause: str) -> None:
         self._ended[name] = cause
-        while len(self._ended) > ENDED_MAX:
-            del self._ended[next(iter(self._ended))]

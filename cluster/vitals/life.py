@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 
 from cluster import keys, session
+from cluster.bounded import Bounded
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
@@ -89,7 +90,9 @@ class Life:
         self._is_leaving = False
         self._is_ending = False
         self._was: tuple[str, str] | None = None  # the session before this one and its cause, until this is registered
-        self._seen_s: dict[tuple[str, str], float] = {}  # (kind, session) -> when its last event was told
+        self._seen_s: Bounded[tuple[str, str], float] = Bounded(
+            SEEN_MAX
+        )  # (kind, session) -> when its last event was told
         self._stats: Counter[str] = Counter()
         self._nursery = Nursery(self._stats)
 
@@ -364,8 +367,6 @@ class Life:
         now_s = time.monotonic()
         if now_s - self._seen_s.get((kind, name), -inf) > SEEN_S:
             self._seen_s[kind, name] = now_s
-            while len(self._seen_s) > SEEN_MAX:
-                del self._seen_s[next(iter(self._seen_s))]
             self._event(kind, session.node_of(name), session=name, by=self.config.name)
 
     # ---- what the lease says

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeGuard
 
+from cluster.bounded import Bounded
 from cluster.errors import RumorError
 from node.client.asking import PASSING
 from node.client.errors import Unreachable
@@ -57,7 +58,7 @@ class Follower:
         self._within_s = within_s
         self._alive_s = now_s
         self._names = frozenset(names)
-        self._seen: dict[str, None] = {}
+        self._seen: Bounded[str, None] = Bounded(SEEN_MAX)
 
     def next_node(self, now_s: float) -> str:
         """The node whose stream to open."""
@@ -76,8 +77,6 @@ class Follower:
             if own_id in self._seen:
                 return False
             self._seen[own_id] = None
-            if len(self._seen) > SEEN_MAX:
-                del self._seen[next(iter(self._seen))]
         return not self._names or event.name in self._names
 
     def ended(self, url: str, reason: str | RumorError, now_s: float) -> float:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.bounded import Bounded
+
 SIGNS = ("member_suspect", "member_dead", "session_fenced")
 RECOVERED = ("member_alive", "member_joined")
 SESSIONS_MAX = 1_000  # bound on sessions that held nothing: nobody reaps those, and they must not stay for ever
@@ -19,7 +21,7 @@ class Signs:
     """The first sign of each session's end."""
 
     def __init__(self) -> None:
-        self._first_s: dict[str, float] = {}
+        self._first_s: Bounded[str, float] = Bounded(SESSIONS_MAX)
 
     def see(self, event: Mapping[str, Any], now_s: float) -> None:
         """Take one event of the timeline into account."""
@@ -27,9 +29,8 @@ class Signs:
         if not session:
             return
         if event["kind"] in SIGNS:
-            self._first_s.setdefault(session, now_s)
-            if len(self._first_s) > SESSIONS_MAX:
-                del self._first_s[next(iter(self._first_s))]
+            if session not in self._first_s:
+                self._first_s[session] = now_s
         elif event["kind"] in RECOVERED:
             self._first_s.pop(session, None)
 

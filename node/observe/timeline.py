@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from cluster.bounded import Bounded
 from cluster.errors import TooManyListeners
 
 Event = dict[str, Any]
@@ -106,7 +107,7 @@ class Timeline:
         self._seen = 0  # own events so far
         self._nr = 0  # places in the stream so far
         self._events: list[tuple[int, int, Event, bytes]] = []  # by time: (at_ms, place in the stream, event, frame)
-        self._known: dict[str, None] = {}
+        self._known: Bounded[str, None] = Bounded(4 * EVENTS_MAX)  # ids; no list that brings one again holds so many
         self._listeners: set[Listener] = set()
 
     @property
@@ -163,8 +164,6 @@ class Timeline:
         self._known[event["id"]] = None
         if len(self._events) > EVENTS_MAX:
             del self._events[0]
-        while len(self._known) > 4 * EVENTS_MAX:  # more than any list holds that could bring it again
-            del self._known[next(iter(self._known))]
         self._send(event_frame)
 
     def _send(self, event_frame: bytes) -> None:
