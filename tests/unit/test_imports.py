@@ -72,6 +72,8 @@ def test_what_decides_without_io_says_so() -> None:
 @pytest.mark.parametrize("path", PURE_MODULES, ids=name)
 def test_a_pure_module_knows_no_io_and_no_clock(path: Path) -> None:
     assert not roots(path) & NOT_FOR_PURE
+    ours = {full for full in imports(ast.parse(path.read_text("utf-8"))) if full.startswith("cluster.clock.")}
+    assert not ours, "the time is handed in"
 
 
 @pytest.mark.parametrize("path", PURE_MODULES, ids=name)
