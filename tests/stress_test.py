@@ -1,17 +1,17 @@
-"""A storm of tasks from many clients through every node of a running cluster; then everything is counted.
+"""A storm of tasks from many clients through every node of a running cluster; at the end it counts everything.
 
     python tests/stress_test.py --url http://127.0.0.1:5000 --tasks 2000
 
-Kill, pause and restart nodes while it runs: that is what it is for. It holds four counts against each other: what was
-accepted, what became of each accepted task, how often each was delivered, and what the nodes say on `/metrics`.
-Exit status: 0 when nothing was lost, stored twice or committed twice and every task ended as it should; 1 when not;
-2 when there was nothing to test (no node answers, or the command line makes no sense).
+Kill, pause and restart nodes while it runs. It compares four counts: the accepted tasks, how each of them ended, how
+often each was delivered, and what the nodes report on `/metrics`. Exit status: 0 when nothing was lost, stored twice or
+committed twice and every task ended as it should; 1 otherwise; 2 when there was nothing to test (no node answers, or
+the command line makes no sense).
 
-A failed submission is one of two kinds. *Definite*: it certainly did not happen (the connection was refused, the node
-said no); it is made again anywhere. *Indefinite*: it may have happened (the connection broke, no answer in time, 5xx);
-it is made again only under the same Idempotency-Key. Without keys such tasks are counted as of unknown fate.
+A failed submission is of one of two kinds. *Definite*: it certainly did not happen (the connection was refused, the
+node said no); the client sends it again to any node. *Indefinite*: it may have happened (the connection broke, no answer in
+time, 5xx); the client sends it again only with the same Idempotency-Key. Without a key it counts as of unknown fate.
 
-pytest collects this file as a small test of the same on a cluster of its own.
+pytest runs this file as a small test on a cluster of its own.
 """
 
 from __future__ import annotations
@@ -42,58 +42,58 @@ from rich.table import Table
 if TYPE_CHECKING:
     from tests.processes import LaunchedCluster
 
-CALL_LIMIT_S = 10.0  # one HTTP call, beyond what it was asked to wait
+CALL_LIMIT_S = 10.0  # limit of one HTTP call, beyond its wait_s
 WAIT_S = 5.0  # a watcher's long poll
-AVOID_S = 1.0  # a node that refused a connection is left alone this long
-LOOK_INTERVAL_S = 2.0  # between looks at GET /workers for nodes that came or went
-PAUSE_S = 0.1  # before another try
-COUNTERS_LIMIT_S = 3.0  # a commit is counted when its answer is in, a little after it can be read
-LINE_INTERVAL_S = 2.0  # progress without a terminal
+AVOID_S = 1.0  # time without requests to a node that refused a connection
+LOOK_INTERVAL_S = 2.0  # interval between looks at GET /workers for nodes that joined or left
+PAUSE_S = 0.1  # pause before the next attempt
+COUNTERS_LIMIT_S = 3.0  # time for the counters: a node counts a commit a little after others can read it
+LINE_INTERVAL_S = 2.0  # interval of progress lines without a terminal
 TERMINAL = ("succeeded", "dead", "cancelled")
 PASSING = {
     "queue_full": False,
     "store_unavailable": True,
-}  # errors that pass -> whether it may have happened all the same
+}  # errors that pass -> whether the submission may have happened
 COUNTED = ("rumor_tasks_accepted_total", "rumor_task_commits_total", "rumor_task_refused_total")
 SAMPLE = re.compile(r'^(\w+)(?:\{\w+="([^"]*)"\})? (\S+)$')
 
 
 class NothingToTest(Exception):
-    """No node answers, or none of them could be asked."""
+    """No node answers."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do. Seconds are wall time."""
+    """The parameters of a run. Seconds are wall time."""
 
     url: str = os.environ.get("RUMOR_URL") or f"http://127.0.0.1:{os.environ.get('RUMOR_BASE_PORT', '5000')}"
     tasks: int = 2000
     clients: int = 32
     batch: int = 50  # tasks in a batch
-    batch_share: float = 0.5  # of the tasks, how many go in batches
+    batch_share: float = 0.5  # share of the tasks that go in batches
     idempotency: bool = True
-    is_shared: bool = False  # others use the cluster too: its counters say nothing about this run
+    is_shared: bool = False  # others use the cluster, too: its counters say nothing about this run
     limit_s: float = 300.0  # for the whole run
     seed: int = 0
     token: str = ""
 
 
-# ---- what is submitted
+# ---- the tasks
 
 
 @dataclass(slots=True)
-class Wanted:
-    """One task, how it should end and after how many deliveries if no node dies; then what became of it."""
+class PlannedTask:
+    """One task: how it should end, and after how many deliveries if no node dies; then how it ended."""
 
     body: dict[str, Any]
     end: str
     deliveries: int
     ids: set[str] = field(default_factory=set)  # more than one: stored twice
-    queued_at_ms: int | None = None  # the first time
-    is_unknown: bool = False  # an indefinite failure without a key to repeat it under
+    queued_at_ms: int | None = None  # time of its first queueing
+    is_unknown: bool = False  # after an indefinite failure without a key
     refusal: str = ""
     last: dict[str, Any] | None = None  # the task as last read
-    is_missing: bool = False  # accepted, and then no node knew it
+    is_missing: bool = False  # accepted, but later no node knew it
 
     @property
     def is_accepted(self) -> bool:
@@ -104,12 +104,12 @@ class Wanted:
         return self.last is not None and self.last["state"] in TERMINAL
 
 
-KINDS: tuple[tuple[int, Callable[[random.Random, int], Wanted]], ...] = (  # (share in percent, what)
-    (50, lambda rng, n: Wanted({"type": "noop", "data": {"n": n}}, "succeeded", 1)),
-    (25, lambda rng, n: Wanted({"type": "process", "data": f"stress {n}"}, "succeeded", 1)),
-    (15, lambda rng, n: Wanted({"type": "sleep", "data": round(rng.uniform(0.005, 0.2), 3)}, "succeeded", 1)),
-    (7, lambda rng, n: Wanted(failing(n, 1, 5), "succeeded", 2)),
-    (3, lambda rng, n: Wanted(failing(n, None, 2), "dead", 2)),
+KINDS: tuple[tuple[int, Callable[[random.Random, int], PlannedTask]], ...] = (  # (share in percent, maker)
+    (50, lambda rng, n: PlannedTask({"type": "noop", "data": {"n": n}}, "succeeded", 1)),
+    (25, lambda rng, n: PlannedTask({"type": "process", "data": f"stress {n}"}, "succeeded", 1)),
+    (15, lambda rng, n: PlannedTask({"type": "sleep", "data": round(rng.uniform(0.005, 0.2), 3)}, "succeeded", 1)),
+    (7, lambda rng, n: PlannedTask(failing(n, 1, 5), "succeeded", 2)),
+    (3, lambda rng, n: PlannedTask(failing(n, None, 2), "dead", 2)),
 )
 
 
@@ -121,35 +121,36 @@ def failing(n: int, times: int | None, max_attempts: int) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Parcel:
-    """What goes in one POST."""
+    """The tasks of one POST."""
 
-    items: list[Wanted]
+    items: list[PlannedTask]
     is_batch: bool
     key: str | None
 
 
 def parcels(plan: Plan) -> list[Parcel]:
-    """The whole workload, singles and batches mixed; the same for the same seed, but for the keys."""
+    """The whole workload, singles and batches mixed; the same seed gives the same workload, but new keys."""
     rng = random.Random(plan.seed)
     shares = [share for share, _ in KINDS]
     makers = rng.choices([make for _, make in KINDS], shares, k=plan.tasks)
-    wanted = [make(rng, n) for n, make in enumerate(makers)]
+    tasks = [make(rng, n) for n, make in enumerate(makers)]
     in_batches = int(plan.tasks * plan.batch_share)
     run = uuid.uuid4().hex[:12]
-    groups = [wanted[at : min(at + plan.batch, in_batches)] for at in range(0, in_batches, plan.batch)]
-    made = [Parcel(group, True, None) for group in groups] + [Parcel([one], False, None) for one in wanted[in_batches:]]
-    rng.shuffle(made)
+    groups = [tasks[at : min(at + plan.batch, in_batches)] for at in range(0, in_batches, plan.batch)]
+    mixed = [Parcel(group, True, None) for group in groups]
+    mixed += [Parcel([task], False, None) for task in tasks[in_batches:]]
+    rng.shuffle(mixed)
     if plan.idempotency:
-        for n, parcel in enumerate(made):
+        for n, parcel in enumerate(mixed):
             parcel.key = f"stress-{run}-{n}"
-    return made
+    return mixed
 
 
 # ---- the nodes
 
 
 class Nodes:
-    """The nodes of the cluster as found so far, and which of them to ask next."""
+    """The nodes of the cluster that are known so far, and which of them to ask next."""
 
     def __init__(self, http: aiohttp.ClientSession, first: str) -> None:
         self.http = http
@@ -171,11 +172,11 @@ class Nodes:
                 rows: list[dict[str, Any]] = answer["workers"]
                 self.urls = sorted({*(row["url"] for row in rows), *self.urls})
                 return rows
-            reasons.append(f"{url}: {status} {told(answer)}")
+            reasons.append(f"{url}: {status} {error_text(answer)}")
         raise NothingToTest("no node answers GET /workers:\n  " + "\n  ".join(reasons))
 
     def next(self) -> str:
-        """The next one in turn that has not just refused a connection; any, if all have."""
+        """The next node in turn that did not just refuse a connection; any node if all did."""
         now_s = time.monotonic()
         for _ in self.urls:
             url = self.urls[next(self._turn) % len(self.urls)]
@@ -184,7 +185,7 @@ class Nodes:
         return self.urls[next(self._turn) % len(self.urls)]
 
     def avoid(self, url: str) -> None:
-        """This one does not take connections, or does not answer in time."""
+        """Note that this node refuses connections or does not answer in time."""
         self._avoided[url] = time.monotonic() + AVOID_S
 
     async def keep_looking(self) -> None:
@@ -204,8 +205,8 @@ async def call(http: aiohttp.ClientSession, method: str, url: str, wait_s: float
         return response.status, json.loads(body) if is_json else body.decode("utf-8", "replace")
 
 
-def told(answer: Any) -> str:
-    """What an error answer says."""
+def error_text(answer: Any) -> str:
+    """The code and message of an error answer."""
     error = answer.get("error") if isinstance(answer, dict) else None
     return f"{error['code']}: {error['message']}" if isinstance(error, dict) else str(answer)[:200]
 
@@ -214,15 +215,15 @@ def told(answer: Any) -> str:
 
 
 class Storm:
-    """One run: submits, waits, and knows what happened."""
+    """One run: submits, waits, and records what happened."""
 
     def __init__(self, plan: Plan, http: aiohttp.ClientSession, show: Callable[[str, int, int], None]) -> None:
         self.plan = plan
         self.nodes = Nodes(http, plan.url)
         self.parcels = parcels(plan)
-        self.wanted = [one for parcel in self.parcels for one in parcel.items]
-        self.failures: Counter[str] = Counter()  # of submissions, by kind
-        self.call_s: list[float] = []  # answered submissions
+        self.tasks = [task for parcel in self.parcels for task in parcel.items]
+        self.failures: Counter[str] = Counter()  # failed submissions by kind
+        self.call_s: list[float] = []  # durations of answered submissions
         self.submit_s = 0.0
         self.counters: Counters | None = None
         self._http = http
@@ -236,14 +237,15 @@ class Storm:
         try:
             began_s = time.monotonic()
             await self._each(
-                "submitting", self.parcels, self._submit, lambda parcel: len(parcel.items), len(self.wanted)
+                "submitting", self.parcels, self._submit, lambda parcel: len(parcel.items), len(self.tasks)
             )
             self.submit_s = time.monotonic() - began_s
-            accepted = [one for one in self.wanted if one.is_accepted]
-            await self._each("waiting for the end", accepted, self._watch, lambda one: 1, len(accepted))
-            # What was run again is read once more: a second commit would have changed how it ended.
-            again = [one for one in accepted if one.has_ended and one.last and one.last["delivery"] > one.deliveries]
-            await self._each("reading again", again, self._read_again, lambda one: 1, len(again))
+            accepted = [task for task in self.tasks if task.is_accepted]
+            await self._each("waiting for the end", accepted, self._watch, lambda task: 1, len(accepted))
+            # Read tasks that ran again once more: a second commit would have changed how they ended.
+            ended = [task for task in accepted if task.has_ended and task.last]
+            again = [task for task in ended if task.last and task.last["delivery"] > task.deliveries]
+            await self._each("reading again", again, self._read_again, lambda task: 1, len(again))
             await self._read_counters(before)
         finally:
             looking.cancel()
@@ -261,7 +263,7 @@ class Storm:
         weight: Callable[[Any], int],
         total: int,
     ) -> None:
-        """`act` on each, from as many clients at once as the plan says."""
+        """Call `act` on each, from as many clients at once as the plan says."""
         left = iter(things)
         done = 0
         self._show(what, 0, total)
@@ -280,7 +282,7 @@ class Storm:
     # Submitting
 
     async def _submit(self, parcel: Parcel) -> None:
-        """Until it is accepted or refused for good, or its fate is unknown."""
+        """Send it until it is accepted or refused for good, or its fate is unknown."""
         left = parcel.items
         while left and self.left_s > 0:
             url = self.nodes.next()
@@ -299,27 +301,27 @@ class Storm:
                 left = self._heard(parcel, left, status, answer)
             if left:
                 await asyncio.sleep(PAUSE_S)
-        for one in left:
-            one.refusal = "no answer before the time was up"
+        for task in left:
+            task.refusal = "no answer before the time was up"
 
-    async def _post(self, url: str, parcel: Parcel, items: list[Wanted]) -> tuple[int, Any]:
+    async def _post(self, url: str, parcel: Parcel, items: list[PlannedTask]) -> tuple[int, Any]:
         headers = {"Idempotency-Key": parcel.key} if parcel.key else {}
         if parcel.is_batch:
             return await call(
-                self._http, "POST", f"{url}/tasks/batch", json=[one.body for one in items], headers=headers
+                self._http, "POST", f"{url}/tasks/batch", json=[task.body for task in items], headers=headers
             )
         return await call(self._http, "POST", f"{url}/tasks", json=items[0].body, headers=headers)
 
-    def _unsure(self, parcel: Parcel, items: list[Wanted]) -> list[Wanted]:
-        """After an indefinite failure: what may be sent again."""
+    def _unsure(self, parcel: Parcel, items: list[PlannedTask]) -> list[PlannedTask]:
+        """The tasks that may be sent again after an indefinite failure."""
         if parcel.key:
             return items
-        for one in items:
-            one.is_unknown = True
+        for task in items:
+            task.is_unknown = True
         return []
 
-    def _heard(self, parcel: Parcel, items: list[Wanted], status: int, answer: Any) -> list[Wanted]:
-        """Note what a node said; what must be sent again."""
+    def _heard(self, parcel: Parcel, items: list[PlannedTask], status: int, answer: Any) -> list[PlannedTask]:
+        """Note a node's answer; the tasks that must be sent again."""
         if status in (200, 202):
             return self._take(parcel, items, answer["results"] if parcel.is_batch else [answer])
         if status == 429:
@@ -328,53 +330,53 @@ class Storm:
         if status >= 500:
             self.failures[f"indefinite: {status}"] += 1
             return self._unsure(parcel, items)
-        for one in items:
-            one.refusal = f"{status} {told(answer)}"
+        for task in items:
+            task.refusal = f"{status} {error_text(answer)}"
         return []
 
-    def _take(self, parcel: Parcel, items: list[Wanted], rows: list[dict[str, Any]]) -> list[Wanted]:
-        """The same for an answer that speaks of each task."""
+    def _take(self, parcel: Parcel, items: list[PlannedTask], rows: list[dict[str, Any]]) -> list[PlannedTask]:
+        """The same for an answer with a row for each task."""
         again = []
-        for one, row in zip(items, rows, strict=True):
+        for task, row in zip(items, rows, strict=True):
             if "id" in row:
-                one.ids.add(row["id"])
-                if one.queued_at_ms is None and row["delivery"] <= 1:
-                    one.queued_at_ms = row["queued_at_ms"]
+                task.ids.add(row["id"])
+                if task.queued_at_ms is None and row["delivery"] <= 1:
+                    task.queued_at_ms = row["queued_at_ms"]
             elif row["error"]["code"] not in PASSING:
-                one.refusal = told(row)
+                task.refusal = error_text(row)
             else:
                 self.failures[f"in a batch: {row['error']['code']}"] += 1
-                again += self._unsure(parcel, [one]) if PASSING[row["error"]["code"]] else [one]
-        # With a key the whole of it, since a task's place in its batch is part of its key.
+                again += self._unsure(parcel, [task]) if PASSING[row["error"]["code"]] else [task]
+        # With a key, send the whole batch again, since a task's place in its batch is part of its key.
         return items if again and parcel.key else again
 
     # Waiting
 
-    async def _watch(self, one: Wanted) -> None:
-        """Until it has ended, is missing twice, or the time is up."""
-        for task_id in sorted(one.ids):
+    async def _watch(self, task: PlannedTask) -> None:
+        """Wait until it has ended, is missing twice, or the time is up."""
+        for task_id in sorted(task.ids):
             misses = 0
             while misses < 2:
                 row = await self._read(task_id, min(WAIT_S, max(0.0, self.left_s)))
                 if row is None:
                     misses += 1
                 else:
-                    one.last = row
-                if one.has_ended or self.left_s <= 0:
+                    task.last = row
+                if task.has_ended or self.left_s <= 0:
                     break
-            one.is_missing = one.is_missing or misses >= 2
+            task.is_missing = task.is_missing or misses >= 2
 
-    async def _read_again(self, one: Wanted) -> None:
-        before = one.last
+    async def _read_again(self, task: PlannedTask) -> None:
+        before = task.last
         assert before is not None
         row = await self._read(before["id"], 0.0)
         if row is None:
-            one.is_missing = True
+            task.is_missing = True
         elif any(row[name] != before[name] for name in ("state", "finished_at_ms", "node_id", "result")):
             self.failures["ended twice"] += 1
 
     async def _read(self, task_id: str, wait_s: float) -> dict[str, Any] | None:
-        """The task from whichever node answers; None if there is no such task."""
+        """The task, from any node that answers; None if there is no such task."""
         while True:
             url = self.nodes.next()
             try:
@@ -385,17 +387,17 @@ class Storm:
                 self.nodes.avoid(url)
             else:
                 if status == 200:
-                    found: dict[str, Any] = answer
-                    return found
+                    task: dict[str, Any] = answer
+                    return task
                 if status == 404:
                     return None
             if self.left_s <= 0:
-                raise NothingToTest("the time is up, and no node answers any more.")
+                raise NothingToTest("the time is up, and no node answers.")
             await asyncio.sleep(PAUSE_S)
 
     async def _read_counters(self, before: Samples) -> None:
-        """What the nodes counted meanwhile; waits a moment for the last commits to be counted."""
-        ended = Counter(one.last["state"] for one in self.wanted if one.has_ended and one.last)
+        """Read the nodes' counters; wait a moment until they have counted the last commits."""
+        ended = Counter(task.last["state"] for task in self.tasks if task.has_ended and task.last)
         end_s = time.monotonic() + COUNTERS_LIMIT_S
         while True:
             self.counters = Counters.between(before, await read_counters(self.nodes))
@@ -405,49 +407,49 @@ class Storm:
             await asyncio.sleep(PAUSE_S)
 
 
-# ---- what the nodes counted
+# ---- the nodes' counters
 
 Samples = dict[tuple[str, int], dict[tuple[str, str], float]]  # (url, pid) -> (name, label) -> value
 
 
 async def read_counters(nodes: Nodes) -> Samples:
-    """The counters of every node that answers, by process: a node that was started again counts from 0."""
-    found: Samples = {}
+    """The counters of every node that answers, by process: a node that restarts counts from 0."""
+    readings: Samples = {}
     for row in await nodes.find():
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             status, text = await call(nodes.http, "GET", f"{row['url']}/metrics")
             if status != 200:
                 continue
             samples = (SAMPLE.match(line) for line in text.splitlines())
-            found[row["url"], row["pid"]] = {
+            readings[row["url"], row["pid"]] = {
                 (match[1], match[2] or ""): float(match[3]) for match in samples if match and match[1] in COUNTED
             }
-    return found
+    return readings
 
 
 @dataclass
 class Counters:
-    """What all nodes together counted between two readings."""
+    """The sums over all nodes between two readings."""
 
     accepted: int = 0
     commits: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    is_partial: bool = False  # a node went and took its counters along
+    is_partial: bool = False  # a node ended, and its counters with it
 
     @staticmethod
     def between(before: Samples, after: Samples) -> Counters:
-        made = Counters(is_partial=not set(before) <= set(after))
+        sums = Counters(is_partial=not set(before) <= set(after))
         for process, samples in after.items():
             earlier = before.get(process, {})
             for (name, label), value in samples.items():
                 more = round(value - earlier.get((name, label), 0.0))
                 if name == "rumor_tasks_accepted_total":
-                    made.accepted += more
+                    sums.accepted += more
                 elif name == "rumor_task_commits_total":
-                    made.commits[label] += more
+                    sums.commits[label] += more
                 else:
-                    made.refused[label] += more
-        return made
+                    sums.refused[label] += more
+        return sums
 
 
 # ---- the reckoning
@@ -455,7 +457,7 @@ class Counters:
 
 @dataclass
 class Report:
-    """What came of it. `problems` are what must not be; empty: the cluster kept its word."""
+    """The result. `problems` lists what must not happen; empty: the cluster kept its promises."""
 
     submitted: int
     accepted: int = 0
@@ -479,28 +481,28 @@ class Report:
 
 
 def reckon(storm: Storm) -> Report:
-    """Hold everything against everything."""
-    wanted = storm.wanted
-    accepted = [one for one in wanted if one.is_accepted]
-    ended = [(one, one.last) for one in accepted if one.last is not None and one.has_ended]
-    as_wished = [(one, last) for one, last in ended if last["state"] == one.end]
+    """Compare all counts."""
+    tasks = storm.tasks
+    accepted = [task for task in tasks if task.is_accepted]
+    ended = [(task, task.last) for task in accepted if task.last is not None and task.has_ended]
+    as_intended = [(task, last) for task, last in ended if last["state"] == task.end]
     report = Report(
-        submitted=len(wanted),
+        submitted=len(tasks),
         accepted=len(accepted),
-        unknown=sum(one.is_unknown for one in wanted),
-        refused=sum(bool(one.refusal) and not one.is_accepted for one in wanted),
+        unknown=sum(task.is_unknown for task in tasks),
+        refused=sum(bool(task.refusal) and not task.is_accepted for task in tasks),
         succeeded=sum(last["state"] == "succeeded" for _, last in ended),
-        dead_as_intended=sum(last["state"] == "dead" for _, last in as_wished),
-        ended_otherwise=len(ended) - len(as_wished),
-        lost=sum(one.is_missing for one in accepted),
-        unfinished=sum(not one.has_ended and not one.is_missing for one in accepted),
-        stored_twice=sum(len(one.ids) > 1 for one in accepted),
-        run_again=sum(last["delivery"] > one.deliveries for one, last in ended),
+        dead_as_intended=sum(last["state"] == "dead" for _, last in as_intended),
+        ended_otherwise=len(ended) - len(as_intended),
+        lost=sum(task.is_missing for task in accepted),
+        unfinished=sum(not task.has_ended and not task.is_missing for task in accepted),
+        stored_twice=sum(len(task.ids) > 1 for task in accepted),
+        run_again=sum(last["delivery"] > task.deliveries for task, last in ended),
         by_node=dict(sorted(Counter(str(last["node_id"]) for _, last in ended).items())),
         failures=dict(storm.failures),
         submit_per_s=len(accepted) / storm.submit_s if storm.submit_s else 0.0,
     )
-    queued = [one.queued_at_ms for one, _ in ended if one.queued_at_ms is not None]
+    queued = [task.queued_at_ms for task, _ in ended if task.queued_at_ms is not None]
     if queued:
         span_ms = max(last["finished_at_ms"] for _, last in ended) - min(queued)
         report.complete_per_s = len(ended) / max(span_ms, 1) * 1000
@@ -509,29 +511,30 @@ def reckon(storm: Storm) -> Report:
             [last["started_at_ms"] - last["queued_at_ms"] for _, last in ended if last["delivery"] == 1]
         ),
         "end to end": percentiles(
-            [last["finished_at_ms"] - one.queued_at_ms for one, last in ended if one.queued_at_ms is not None]
+            [last["finished_at_ms"] - task.queued_at_ms for task, last in ended if task.queued_at_ms is not None]
         ),
         "POST answered": percentiles([call_s * 1000 for call_s in storm.call_s]),
     }
-    find_problems(report, storm, [one for one, last in ended if last["state"] != one.end])
+    find_problems(report, storm, [task for task, last in ended if last["state"] != task.end])
     return report
 
 
-def find_problems(report: Report, storm: Storm, otherwise: Sequence[Wanted]) -> None:
-    """What must not be goes into `problems`, what a reader should know into `notes`."""
+def find_problems(report: Report, storm: Storm, otherwise: Sequence[PlannedTask]) -> None:
+    """Put what must not happen into `problems`, and what a reader should know into `notes`."""
     say = report.problems.append
     if report.lost:
-        say(f"{report.lost} accepted tasks are gone: {some(one.ids for one in storm.wanted if one.is_missing)}")
+        say(f"{report.lost} accepted tasks are gone: {some(task.ids for task in storm.tasks if task.is_missing)}")
     if report.unfinished:
-        left = (one.ids for one in storm.wanted if one.is_accepted and not one.has_ended and not one.is_missing)
+        left = (task.ids for task in storm.tasks if task.is_accepted and not task.has_ended and not task.is_missing)
         say(f"{report.unfinished} accepted tasks have not ended within {storm.plan.limit_s:g} s: {some(left)}")
     if report.stored_twice:
-        say(f"{report.stored_twice} tasks were stored twice: {some(o.ids for o in storm.wanted if len(o.ids) > 1)}")
+        twice = (task.ids for task in storm.tasks if len(task.ids) > 1)
+        say(f"{report.stored_twice} tasks were stored twice: {some(twice)}")
     if otherwise:
-        what = Counter(f"{one.body['type']} is {one.last and one.last['state']}" for one in otherwise)
-        say(f"{len(otherwise)} tasks did not end as they should, {dict(what)}: {some(one.ids for one in otherwise)}")
+        what = Counter(f"{task.body['type']} is {task.last and task.last['state']}" for task in otherwise)
+        say(f"{len(otherwise)} tasks did not end as they should, {dict(what)}: {some(task.ids for task in otherwise)}")
     if report.refused:
-        reasons = Counter(one.refusal for one in storm.wanted if one.refusal and not one.is_accepted)
+        reasons = Counter(task.refusal for task in storm.tasks if task.refusal and not task.is_accepted)
         say(f"{report.refused} tasks were refused: {dict(reasons.most_common(3))}")
     if report.failures.get("ended twice"):
         say(f"{report.failures['ended twice']} tasks were committed again after they had ended")
@@ -540,23 +543,24 @@ def find_problems(report: Report, storm: Storm, otherwise: Sequence[Wanted]) -> 
         return
     report.counted = {name: dict(of) if isinstance(of, Counter) else of for name, of in vars(counted).items()}
     if storm.plan.is_shared:
-        report.notes.append("others use this cluster too: its counters are not held against this run")
+        report.notes.append("others use this cluster, too: its counters are not compared with this run")
         return
-    # A gateway that died in the middle of a call counts nothing; so fewer is possible, more is not.
+    # A gateway that died during a call counted nothing: the counters may show fewer tasks, but never more.
     if counted.accepted > report.accepted + report.unknown:
-        say(f"the gateways stored {counted.accepted} tasks, and {report.accepted} were accepted from here")
-    for state, here in (("succeeded", report.succeeded), ("dead", None)):
-        here = here if here is not None else sum(1 for o in storm.wanted if o.last and o.last["state"] == "dead")
-        if counted.commits[state] > here + report.unknown:
-            say(f"{counted.commits[state]} commits of {state}, and {here} tasks are: some were committed twice")
-        elif counted.commits[state] < here and not counted.is_partial:
-            report.notes.append(f"{counted.commits[state]} commits of {state} are counted, and {here} tasks are")
+        say(f"the gateways stored {counted.accepted} tasks, but accepted {report.accepted} from here")
+    dead = sum(1 for task in storm.tasks if task.last and task.last["state"] == "dead")
+    for state, here in (("succeeded", report.succeeded), ("dead", dead)):
+        commits = counted.commits[state]
+        if commits > here + report.unknown:
+            say(f"{commits} commits of {state} are counted, but {here} tasks are {state}: some committed twice")
+        elif commits < here and not counted.is_partial:
+            report.notes.append(f"{commits} commits of {state} are counted, but {here} tasks are {state}")
     if counted.is_partial:
-        report.notes.append("a node went and took its counters along: the nodes' counts are lower bounds")
+        report.notes.append("a node ended, and its counters with it: the nodes' counts are lower bounds")
 
 
 def some(ids: Iterator[Collection[str]] | Any) -> str:
-    """A few ids to look at."""
+    """A few ids to look up."""
     first = list(itertools.islice((" = ".join(sorted(group)) for group in ids), 4))
     return ", ".join(first[:3]) + (", …" if len(first) > 3 else "")
 
@@ -573,7 +577,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 PERCENTILES = (("p50", 0.50), ("p95", 0.95), ("p99", 0.99))
 
 
-# ---- showing it
+# ---- showing
 
 
 def render(report: Report, console: Console) -> None:
@@ -621,7 +625,7 @@ def render(report: Report, console: Console) -> None:
 
 @contextlib.contextmanager
 def progress_on(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage on a terminal, a line now and then elsewhere."""
+    """Show a bar for each stage on a terminal, a line now and then elsewhere."""
     if console.is_terminal:
         columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as bars:
@@ -634,13 +638,13 @@ def progress_on(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
             yield show
         return
-    said_s = 0.0
+    shown_s = 0.0
 
     def say(what: str, done: int, total: int) -> None:
-        nonlocal said_s
+        nonlocal shown_s
         now_s = time.monotonic()
-        if done == total or now_s > said_s + LINE_INTERVAL_S:
-            said_s = now_s
+        if done == total or now_s > shown_s + LINE_INTERVAL_S:
+            shown_s = now_s
             console.print(f"{what}: {done}/{total}", highlight=False)
 
     yield say
@@ -653,7 +657,7 @@ async def stress(plan: Plan, show: Callable[[str, int, int], None] = lambda what
     async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
         storm = Storm(plan, http, show)
         try:
-            # Every loop ends at the plan's own limit; this one is for a call that hangs beyond it.
+            # Every loop ends at the plan's own limit; this limit ends a call that hangs beyond it.
             async with asyncio.timeout(plan.limit_s + CALL_LIMIT_S + WAIT_S):
                 await storm.run()
         except ExceptionGroup as group:
@@ -667,24 +671,24 @@ async def stress(plan: Plan, show: Callable[[str, int, int], None] = lambda what
 def arguments(argv: Sequence[str] | None) -> tuple[Plan, Path | None]:
     """The plan, and where to write the report as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default=Plan.url, help="any node; the others are found through it (%(default)s)")
-    parser.add_argument("--tasks", type=int, default=Plan.tasks, help="how many (%(default)s)")
-    parser.add_argument("--clients", type=int, default=Plan.clients, help="calls at a time (%(default)s)")
+    parser.add_argument("--url", default=Plan.url, help="any node; it names the others (%(default)s)")
+    parser.add_argument("--tasks", type=int, default=Plan.tasks, help="number of tasks (%(default)s)")
+    parser.add_argument("--clients", type=int, default=Plan.clients, help="concurrent calls (%(default)s)")
     parser.add_argument("--batch", type=int, default=Plan.batch, help="tasks in a batch (%(default)s)")
     parser.add_argument(
-        "--batch-share", type=float, default=Plan.batch_share, help="tasks sent in batches (%(default)s)"
+        "--batch-share", type=float, default=Plan.batch_share, help="share of tasks sent in batches (%(default)s)"
     )
     parser.add_argument(
         "--idempotency",
         action=argparse.BooleanOptionalAction,
         default=Plan.idempotency,
-        help="send an Idempotency-Key with each call, so that it can be repeated after any failure",
+        help="send an Idempotency-Key with each call, so that the client may repeat it after any failure",
     )
-    parser.add_argument("--shared", action="store_true", help="others use the cluster too: do not check its counters")
-    parser.add_argument("--limit-s", type=float, default=Plan.limit_s, help="for the whole run (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="of the mix (%(default)s)")
+    parser.add_argument("--shared", action="store_true", help="others use the cluster, too: do not check its counters")
+    parser.add_argument("--limit-s", type=float, default=Plan.limit_s, help="limit of the whole run (%(default)s)")
+    parser.add_argument("--seed", type=int, default=Plan.seed, help="seed of the mix (%(default)s)")
     parser.add_argument("--token", default=os.environ.get("RUMOR_API_TOKEN", ""), help="[env: RUMOR_API_TOKEN]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     options = parser.parse_args(argv)
     if min(options.tasks, options.clients, options.batch) < 1 or not 0 <= options.batch_share <= 1:
         parser.error("--tasks, --clients and --batch are at least 1, and --batch-share is between 0 and 1")
@@ -728,8 +732,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def test_a_storm_through_all_nodes_loses_nothing_and_commits_once(
     cluster: Callable[..., LaunchedCluster],
 ) -> None:
-    one = cluster(nodes=3, drain_s=1)
-    report = await stress(Plan(url=one.url(2), tasks=300, clients=16, batch=20, limit_s=60))
+    nodes = cluster(nodes=3, drain_s=1)
+    report = await stress(Plan(url=nodes.url(2), tasks=300, clients=16, batch=20, limit_s=60))
     assert report.problems == [], report
     assert report.accepted == 300, report
     assert report.counted["accepted"] == 300, report
@@ -738,7 +742,7 @@ async def test_a_storm_through_all_nodes_loses_nothing_and_commits_once(
 
 
 async def test_a_node_that_is_killed_in_the_storm_takes_nothing_along(cluster: Callable[..., LaunchedCluster]) -> None:
-    one = cluster(nodes=3, drain_s=1)
+    nodes = cluster(nodes=3, drain_s=1)
     is_killed = asyncio.Event()
 
     def show(what: str, done: int, total: int) -> None:
@@ -747,10 +751,10 @@ async def test_a_node_that_is_killed_in_the_storm_takes_nothing_along(cluster: C
 
     async def kill() -> None:
         await is_killed.wait()
-        await asyncio.to_thread(one.kill, 2)
+        await asyncio.to_thread(nodes.kill, 2)
 
     killing = asyncio.create_task(kill())
-    report = await stress(Plan(url=one.url(1), tasks=1000, clients=16, batch=20, limit_s=60), show)
+    report = await stress(Plan(url=nodes.url(1), tasks=1000, clients=16, batch=20, limit_s=60), show)
     await killing
     assert report.problems == [], report
     assert report.accepted == 1000, report
