@@ -26,6 +26,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from cluster import keys
+from cluster.clock import wall_ms
 from cluster.errors import StoreUnavailable
 from cluster.shards.shards import Shards
 from node.observe import task_rates
@@ -182,7 +183,7 @@ class Bulletin:
             counts: dict[str, Any] = await self._counts()
         except StoreUnavailable:
             counts = {"states": None, "queues": None}  # No number is better than an old one.
-        event = {"at_ms": time.time_ns() // 1_000_000, "kind": "task_sums", "node_id": self._me, "window_s": INTERVAL_S}
+        event = {"at_ms": wall_ms(), "kind": "task_sums", "node_id": self._me, "window_s": INTERVAL_S}
         event["nodes"] = 1 + len({other.by for other in others})
         self._timeline.say("task", {**event, **task_rates.report([own, *others]), **counts})
 

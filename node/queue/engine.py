@@ -18,6 +18,7 @@ from typing import Any
 import redis.asyncio
 import structlog
 
+from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable
 from cluster.session import node_of
@@ -279,7 +280,7 @@ class Engine:
         self.bulletin.note(event)
 
     def _note(self, kind: str, node_id: str, **more: Any) -> None:
-        at_ms = time.time_ns() // 1_000_000
+        at_ms = wall_ms()
         self._on_event({"at_ms": at_ms, "kind": kind, "node_id": node_id, "by": self.config.name, **more})
 
     def _on_reaped(self, session: str, tasks: int) -> None:

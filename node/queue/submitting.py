@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import msgspec
 from msgspec import Raw
 from redis.exceptions import OutOfMemoryError
 
+from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, away, refused
 from cluster.session import node_of
@@ -316,7 +316,7 @@ class _Batch:
         self.own_load = own_load  # this node's load by queue, with the tasks placed here since
         self.trace = trace
         self.chunk = chunk  # queue -> (shard, how many more of its tasks go there)
-        self.wall_ms = time.time_ns() // 1_000_000
+        self.wall_ms = wall_ms()
         self.results: list[Result | None] = [None] * size
         self.ids = [""] * size
         self.waiting = 1  # answers to come, and 1 until all tasks are prepared
