@@ -8,8 +8,8 @@ committed twice and every task ended as it should; 1 otherwise; 2 when there was
 the command line makes no sense).
 
 A failed submission is of one of two kinds. *Definite*: it certainly did not happen (the connection was refused, the
-node said no); the client sends it again to any node. *Indefinite*: it may have happened (the connection broke, no answer in
-time, 5xx); the client sends it again only with the same Idempotency-Key. Without a key it counts as of unknown fate.
+node said no); the client sends it again to any node. *Indefinite*: it may have happened (the connection broke, no
+answer in time, 5xx); the client sends it again only with the same Idempotency-Key. Without a key its fate is unknown.
 
 pytest runs this file as a small test on a cluster of its own.
 """
