@@ -62,7 +62,7 @@ def test_a_kill_moves_the_arcs_and_is_explained_within_a_second_without_a_reload
     assert time.monotonic() - began_s < WITHIN_S
     story = page.text(".story[data-tone=bad]")
     for part in (
-        "is gone; other nodes took over its work after",
+        "is gone; others took over its work after",
         "refuse new connections",
         "declared it dead",
         "Redis confirms",
@@ -73,7 +73,7 @@ def test_a_kill_moves_the_arcs_and_is_explained_within_a_second_without_a_reload
     assert f"{shards} shards moved to" in story
     page.until(f"[...document.querySelectorAll('.members tr')].some(tr => tr.textContent.includes('{victim}') "
                "&& tr.textContent.includes('dead'))", WITHIN_S)  # fmt: skip
-    page.until("document.getElementById('now-head').textContent.includes('is gone; other nodes took over')", WITHIN_S)
+    page.until("document.getElementById('now-head').textContent.includes('is gone; others took over')", WITHIN_S)
     assert page.page.evaluate("window.unreloaded"), "without a reload"
 
 

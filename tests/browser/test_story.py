@@ -53,7 +53,7 @@ def texts(story: dict[str, Any]) -> list[str]:
 
 def test_a_kill_is_one_story_with_who_saw_it_and_how_much_later(tell: Any) -> None:
     (story,) = tell(death())
-    assert story["title"] == "n2 is gone; other nodes took over its work after 8 ms"
+    assert story["title"] == "n2 is gone; others took over its work after 8 ms"
     assert texts(story) == [
         "+0 n1 and n3 (+3 ms) saw n2 refuse new connections",
         "+3 n1 suspected n2",
@@ -80,7 +80,7 @@ def test_a_node_that_dies_right_after_it_came_has_two_stories(tell: Any) -> None
     gone, joined = tell(
         [event(-1800, "node_started", "n2"), event(-1790, "member_joined", "n2", seen_by="n1"), *death()]
     )
-    assert gone["title"] == "n2 is gone; other nodes took over its work after 8 ms"
+    assert gone["title"] == "n2 is gone; others took over its work after 8 ms"
     assert joined["title"] == "n2 joined"
 
 

@@ -31,7 +31,7 @@ const cluster = (() => {
   const MEANS = {
     cut_from_redis: "It takes no new tasks, and keeps those that it runs until its lease runs out.",
     cut_from_peers: "It keeps working, because Redis still hears from it.",
-    dead: "Peers and Redis agree, so other nodes run its tasks.",
+    dead: "Other nodes run its tasks.",
   };
   const EVIDENCE = {
     refused: "connection refused", silent: "no answer", stalled: "process hangs", superseded: "started again",
@@ -399,7 +399,7 @@ const cluster = (() => {
     const alive = countAlive(view);
     const gone = view.members.filter((member) => member.verdict === "dead" && member.state !== "left");
     const { leader } = view;
-    const leads = leader ? `${names.short(leader.node_id)} is the leader (epoch ${leader.epoch})` : "there is no leader yet";
+    const leads = leader ? `${names.short(leader.node_id)} leads (epoch ${leader.epoch})` : "there is no leader yet";
     mark($("now"), "data-tone", "good");
     say($("now-head"), "Nothing is wrong.");
     say($("now-what"), `${many(alive, "node")} ${alive === 1 ? "is" : "are"} alive, and ${leads}.`);
@@ -408,8 +408,8 @@ const cluster = (() => {
 
   function goneWords(gone) {
     const who = list(gone.slice(0, 4).map((member) => names.short(member.node_id))) + (gone.length > 4 ? " and others" : "");
-    const [are, its, it] = gone.length === 1 ? ["is", "its", "it"] : ["are", "their", "them"];
-    return `${who} ${are} dead. Other nodes took over ${its} shards and tasks, so you may start ${it} again at any time.`;
+    const [its, it] = gone.length === 1 ? ["its", "it"] : ["their", "them"];
+    return `${who} died; other nodes took over ${its} work. You may start ${it} again at any time.`;
   }
 
   function showProblem({ severity, message, hint }) {

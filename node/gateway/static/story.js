@@ -280,7 +280,7 @@ const stories = (() => {
     const fenced = tale.first("session_fenced");
     const reaped = tale.of("session_reaped").at(-1);
     const how = `${tale.name} ${ENDED_HOW[evidence] || "is gone"}`;
-    const whose = evidence === "superseded" ? "the work of its old process was taken over" : "other nodes took over its work";
+    const whose = evidence === "superseded" ? "the work of its old process was taken over" : "others took over its work";
     if (reaped) return `${how}; ${whose} after ${span(tale.after(reaped))}`;
     if (fenced && evidence === "lease") return `${how}; it was fenced after ${span(tale.after(fenced))}`;
     if (fenced) return `${how}; its peers and Redis agreed after ${span(tale.after(fenced))}`;
