@@ -1,8 +1,8 @@
-"""Partition exercises on a running cluster, whatever it runs on: cut it, ask every node what it believes, heal it.
+"""Partition exercises on any running cluster: cut it, ask every node what it believes, heal it.
 
-The cuts are made by the command that a person would use. Each test states, for every pair of nodes, what the one is to
-believe of the other; what ran and what was committed is counted as in the chaos tests. Times are measured from the
-moment the command has returned, and shown when the tests have ended.
+The tests cut with the command that a person would use. Each test states for every pair of nodes what the one must
+believe about the other; it counts runs and commits as the chaos tests do. Times count from the moment the command has
+returned; pytest shows them at the end.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tests.chaos.nodes import Fleet, Node
 from tests.processes import ROOT
 from tests.waiting import wait_until
 
-# Detection takes at most about 5 s and a heal about 2 s on a quiet machine; two busy cores get more.
+# On a quiet machine detection takes at most about 5 s and a heal about 2 s; the limits leave room for two busy cores.
 BELIEF_LIMIT_S = 20.0
 HEAL_LIMIT_S = 30.0
 COMMAND_LIMIT_S = 60.0
 RUN_LIMIT_S = 30.0
 MEASURED: list[str] = []
 
-Pair = tuple[int, int]  # (who believes, of whom)
+Pair = tuple[int, int]  # (observer, subject)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Ground:
     fleet: Fleet
     redis_url: str
     environ: Mapping[str, str]
-    ledgers: Path  # where the nodes can write, too
+    ledgers: Path  # a folder to which the nodes can write, too
     _made: int = field(default=0)
 
     @property
@@ -55,7 +55,7 @@ class Ground:
         return self.nodes[number - 1]
 
     def partition(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`rumor partition …`."""
+        """Run `rumor partition …`."""
         done = subprocess.run(
             [sys.executable, "-m", "node", "partition", *words],
             env={**self.environ},
@@ -70,7 +70,7 @@ class Ground:
         return done
 
     def new_ledger(self) -> Ledger:
-        """An empty one, which every node may write to, whoever it runs as."""
+        """An empty ledger, to which a node may write as any user."""
         self._made += 1
         ledger = Ledger(self.ledgers / f"ledger-{self._made}.jsonl")
         ledger.path.touch()
@@ -82,14 +82,14 @@ class Ground:
 
     def views(self) -> dict[int, dict[str, Any]]:
         """`GET /cluster` of each node that answers."""
-        found = {}
+        views = {}
         for node in self.nodes:
             with suppress(Unreachable):
-                found[node.number] = node.get("/cluster")
-        return found
+                views[node.number] = node.get("/cluster")
+        return views
 
     def verdicts(self) -> dict[Pair, str]:
-        """What each believes of each."""
+        """What each node believes about each."""
         numbers = {node.node_id: node.number for node in self.nodes}
         return {
             (observer, numbers[row["node_id"]]): row["verdict"]
@@ -98,18 +98,18 @@ class Ground:
         }
 
     def wait_believed(self, expected: Mapping[Pair, str], what: str) -> float:
-        """Until every node believes this of every other; a pair not named is `healthy`. The seconds it took.
+        """Wait until every node believes this about every other; a pair left out is `healthy`. The seconds it took.
 
-        What a node says of itself is not asked here.
+        What a node says about itself does not matter here.
         """
         numbers = [node.number for node in self.nodes]
-        wanted = {(one, other): "healthy" for one in numbers for other in numbers if one != other} | dict(expected)
+        goal = {(a, b): "healthy" for a in numbers for b in numbers if a != b} | dict(expected)
         begin_s = time.monotonic()
-        since: dict[int, float] = {}  # observer -> when it came to believe all of it
+        since: dict[int, float] = {}  # observer -> time since which all its beliefs are right
         while len(since) < len(numbers):
-            found = self.verdicts()
+            verdicts = self.verdicts()
             now_s = time.monotonic() - begin_s
-            wrong = {pair: found.get(pair) for pair, want in wanted.items() if found.get(pair) != want}
+            wrong = {pair: verdicts.get(pair) for pair, verdict in goal.items() if verdicts.get(pair) != verdict}
             for number in numbers:
                 if any(observer == number for observer, _ in wrong):
                     since.pop(number, None)
@@ -122,7 +122,7 @@ class Ground:
         return max(since.values())
 
     def disagreement(self) -> str:
-        """Why the views are not all one, and well; empty when they are."""
+        """Why the views are not all equal and healthy; empty when they are."""
         views = self.views()
         if len(views) < len(self.nodes):
             return f"no answer from {sorted({node.number for node in self.nodes} - set(views))}"
@@ -139,7 +139,7 @@ class Ground:
         return f"not ready: {unready}" if unready else ""
 
     def wait_agreed(self, what: str = "") -> float:
-        """Until all hold all healthy, with the same sessions, leader and owners, and are ready. The seconds it took."""
+        """Wait until all are ready and healthy, with equal sessions, leader and owners. The seconds it took."""
         begin_s = time.monotonic()
         while why := self.disagreement():
             if time.monotonic() > begin_s + HEAL_LIMIT_S:
@@ -151,7 +151,7 @@ class Ground:
         return took_s
 
     def fences(self) -> float:
-        """Sessions that any node fenced so far."""
+        """The number of sessions that any node fenced so far."""
         return sum(node.metric("rumor_fences_total") for node in self.nodes)
 
     def sessions(self) -> dict[int, str]:
@@ -169,7 +169,7 @@ class Exercise:
     ids: list[str] = field(default_factory=list)
 
     def submit(self, through: Sequence[int], each: int = 5, seconds: float = 0.5) -> list[str]:
-        """More tasks, `each` through these nodes."""
+        """Submit `each` more tasks through every one of these nodes; their ids."""
         work = self.ground.work(self.ledger, seconds)
         ids = [i for number in through for i in self.ground.node(number).submit_surely("chaos.sleep", work, each)]
         self.ids += ids
@@ -180,7 +180,7 @@ class Exercise:
         self.ground.wait_agreed(self.text)
 
     def check(self, again: Collection[str] = ()) -> None:
-        """Everything accepted has ended, committed once; it ran once, but for those in `again`, which may twice."""
+        """Every accepted task has ended and committed once; it ran once, or at most twice if it is in `again`."""
         tasks = self.ground.fleet.wait_ended(self.ids, RUN_LIMIT_S)
         check_committed_once(self.commits, self.ids)
         check_kept(tasks, self.ids, self.ledger)
@@ -189,29 +189,29 @@ class Exercise:
 
 @contextmanager
 def exercise(ground: Ground, text: str, seconds: float = 6.0, each: int = 6) -> Iterator[Exercise]:
-    """Tasks of so many seconds run everywhere; then the cut is made. Healed at the end, whatever happens."""
+    """Run tasks of this length everywhere, then cut; heal at the end, whatever happens."""
     ledger = ground.new_ledger()
     with Commits(ground.redis_url) as commits:
-        made = Exercise(ground, ledger, commits, text)
-        made.submit([node.number for node in ground.nodes], each, seconds)
-        wait_until(lambda: ledger.started(made.ids) == len(made.ids), 15, "all run")
+        started = Exercise(ground, ledger, commits, text)
+        started.submit([node.number for node in ground.nodes], each, seconds)
+        wait_until(lambda: ledger.started(started.ids) == len(started.ids), 15, "all run")
         try:
             for part in text.split("; "):
                 ground.partition(*part.split())
-            yield made
+            yield started
         finally:
             ground.partition("heal")
 
 
 def hold(seconds: float) -> None:
-    """Let time pass: that nothing happens in it is the law."""
+    """Let time pass: the law is that nothing happens meanwhile."""
     threading.Event().wait(seconds)
 
 
-def around(one: int, count: int, verdict: str) -> dict[Pair, str]:
-    """The verdict of one on all its peers, and of all its peers on it."""
-    peers = [number for number in range(1, count + 1) if number != one]
-    return {(one, peer): verdict for peer in peers} | {(peer, one): verdict for peer in peers}
+def around(node: int, count: int, verdict: str) -> dict[Pair, str]:
+    """The verdict of a node on all its peers, and of all its peers on it."""
+    peers = [number for number in range(1, count + 1) if number != node]
+    return {(node, peer): verdict for peer in peers} | {(peer, node): verdict for peer in peers}
 
 
 def across(side: Collection[int], other: Collection[int], verdict: str) -> dict[Pair, str]:
@@ -219,7 +219,7 @@ def across(side: Collection[int], other: Collection[int], verdict: str) -> dict[
 
 
 def deaths(ground: Ground) -> int:
-    """Members that any node saw die by gossip, so far. (Events are bounded: compare soon.)"""
+    """The number of deaths that nodes saw by gossip so far. (They keep few events: compare soon.)"""
     return sum(len(node.events("member_dead")) for node in ground.nodes)
 
 
@@ -238,9 +238,9 @@ def note(text: str) -> None:
 
 def fleet_of(rows: Sequence[tuple[int, str, str]], token: str, folder: Path, redis_url: str) -> Fleet:
     """A fleet of nodes that run already: (number, node_id, URL). It starts and ends none of them."""
-    made = Fleet(folder, redis_url)
+    fleet = Fleet(folder, redis_url)
     for number, node_id, url in rows:
         host, _, port = url.removeprefix("http://").rpartition(":")
         environ = {"RUMOR_API_TOKEN": token, "RUMOR_NODE_ID": node_id}
-        made.nodes.append(Node(number, host, int(port), environ, folder))
-    return made
+        fleet.nodes.append(Node(number, host, int(port), environ, folder))
+    return fleet

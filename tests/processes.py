@@ -1,4 +1,4 @@
-"""A real cluster for a test: started, acted on and ended through `rumor launch`, as a user would."""
+"""A real cluster for a test, run through `rumor launch` as a user would run it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 
 class LaunchedCluster:
-    """N nodes and a Redis in a directory of their own. Settings are given by field name: `drain_s=1`.
+    """N nodes and a Redis in a directory of their own. Give settings by field name: `drain_s=1`.
 
     With `netns` each lives in a network namespace of its own.
     """
@@ -45,15 +45,15 @@ class LaunchedCluster:
             self.token = (folder / "api.token").read_text("ascii").strip()
 
     def launch(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`rumor launch …` for this cluster. With `check`, a failure fails the test with what it printed."""
+        """Run `rumor launch …` for this cluster. With `check`, a failure fails the test and shows the output."""
         done = launch(*words, environ=self.environ)
         assert not check or done.returncode == 0, f"rumor launch {' '.join(words)}: {done.stdout}{done.stderr}"
         return done
 
     def status(self) -> dict[str, Any]:
         """`status --json`."""
-        found: dict[str, Any] = json.loads(self.launch("status", "--json", check=False).stdout)
-        return found
+        status: dict[str, Any] = json.loads(self.launch("status", "--json", check=False).stdout)
+        return status
 
     def node(self, number: int) -> dict[str, Any]:
         """One row of the status."""
@@ -83,7 +83,7 @@ class LaunchedCluster:
         self.launch("restart", str(number))
 
     def add(self) -> int:
-        """One node more; its number."""
+        """Start one more node; its number."""
         self.launch("add")
         return int(self.status()["nodes"][-1]["number"])
 
@@ -96,26 +96,26 @@ class LaunchedCluster:
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
     def expect_traceback(self, pattern: str) -> None:
-        """Tracebacks that match this are part of the test."""
+        """Allow tracebacks that match this pattern: they are part of the test."""
         self.expected.append(pattern)
 
     def unexpected_tracebacks(self) -> list[str]:
         """Every traceback in the nodes' logs that no `expect_traceback` covers, with the lines around it."""
-        found = []
+        tracebacks = []
         for path in sorted(self.folder.glob("node-*.log")):
             text = path.read_text("utf-8", "replace")
             for match in re.finditer(re.escape(TRACEBACK), text):
                 part = text[max(0, match.start() - 500) : match.start() + 4000]
                 if not any(re.search(pattern, part) for pattern in self.expected):
-                    found.append(f"{path.name}: {part}")
-        return found
+                    tracebacks.append(f"{path.name}: {part}")
+        return tracebacks
 
     def close(self) -> None:
-        """End it if it still runs, and fail if a node logged what nobody expected."""
+        """End it if it still runs; fail if a node logged an unexpected traceback."""
         if not self.was_stopped:
             self.stop()
-        found = self.unexpected_tracebacks()
-        assert not found, "a node logged a traceback:\n" + "\n".join(found)
+        tracebacks = self.unexpected_tracebacks()
+        assert not tracebacks, "a node logged a traceback:\n" + "\n".join(tracebacks)
 
 
 def launch(*words: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -140,7 +140,7 @@ def clean_environ() -> dict[str, str]:
 def free_base_port(count: int) -> int:
     """The first of `count` neighbouring ports, free on TCP and UDP a moment ago.
 
-    Below the range that kernels hand out by themselves (32768 and up), so that no passing connection takes one.
+    They lie below the range that kernels hand out by themselves (32768 and up), so that no connection takes one.
     """
     chance = random.Random(os.getpid() ^ random.SystemRandom().getrandbits(32))
     for _ in range(200):

@@ -26,8 +26,8 @@ def make_fleet(tmp_path: Path, redis_server: RedisServer) -> Iterator[Callable[.
     with ExitStack() as stack:
 
         def make(count: int, **settings: object) -> Fleet:
-            made = stack.enter_context(fleet(tmp_path, redis_server.url, **settings))
-            made.start(count)
-            return made
+            nodes = stack.enter_context(fleet(tmp_path, redis_server.url, **settings))
+            nodes.start(count)
+            return nodes
 
         yield make

@@ -1,7 +1,7 @@
-"""What ran, what was committed, and the checks that hold them against what was accepted.
+"""Records of runs and of commits, and checks that compare them with the accepted tasks.
 
 Two independent records: the file to which the workload's handlers append (every run), and what Redis publishes when a
-task ends (every commit). Knows nothing of faults: the same checks are made whatever was broken.
+task ends (every commit). Does not know: faults; the checks are the same whatever was broken.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ class Ledger:
 
     def runs(self) -> list[Run]:
         """Every run so far, in order of their starts."""
-        found: dict[tuple[str, int, int], Run] = {}
+        runs: dict[tuple[str, int, int], Run] = {}
         text = self.path.read_text("utf-8") if self.path.exists() else ""
         for line in text.splitlines():
             row = json.loads(line)
             key = (row["id"], row["delivery"], row["pid"])
             if row["what"] == "start":
-                assert key not in found, f"one delivery started twice in one process: {row}"
-                found[key] = Run(*key[:2], row["attempt"], row["node"], row["pid"], row["at_s"])
+                assert key not in runs, f"one delivery started twice in one process: {row}"
+                runs[key] = Run(*key[:2], row["attempt"], row["node"], row["pid"], row["at_s"])
             elif row["what"] == "end":
-                found[key].end_s = row["at_s"]
+                runs[key].end_s = row["at_s"]
             else:
-                found[key].is_stopped = True
-        return sorted(found.values(), key=lambda run: run.start_s)
+                runs[key].is_stopped = True
+        return sorted(runs.values(), key=lambda run: run.start_s)
 
     def of(self, ids: Collection[str]) -> list[Run]:
         """The runs of these tasks."""
-        wanted = set(ids)
-        return [run for run in self.runs() if run.task_id in wanted]
+        chosen = set(ids)
+        return [run for run in self.runs() if run.task_id in chosen]
 
     def open_on(self, node_id: str) -> set[str]:
-        """Tasks that a node has started and not ended."""
+        """Tasks that a node started and has not ended."""
         return {r.task_id for r in self.runs() if r.node_id == node_id and r.end_s is None and not r.is_stopped}
 
     def started(self, ids: Collection[str]) -> int:
@@ -74,7 +74,7 @@ class Ledger:
 
 
 class Commits:
-    """Counts, from Redis itself, how often each task was published as ended."""
+    """Counts how often Redis published the end of each task."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -130,7 +130,7 @@ def check_kept(tasks: Iterable[Mapping[str, Any]], ids: Collection[str], ledger:
 
 
 def check_committed_once(commits: Commits, ids: Collection[str]) -> None:
-    """Redis told of each task's end once. (Not to be asked where Redis was restarted: it forgets its listeners.)"""
+    """Redis published each task's end once. (Do not check where Redis restarted: it forgets its listeners.)"""
     end_s = time.monotonic() + LISTEN_LIMIT_S
     while len(commits.counts()) < len(ids) and time.monotonic() < end_s:
         time.sleep(0.02)

@@ -1,8 +1,8 @@
-"""A network of this test's own: one namespace per node, joined by a bridge to Redis and to this process.
+"""A network for one test: one namespace per node, joined by a bridge to Redis and to this process.
 
-Each node has an address and a firewall of its own, so a cut takes exactly the traffic it names: what the node's peers
-send and get, or what Redis does, whichever side opened the connection. Nothing outside is touched, and everything is
-gone with the namespaces.
+Each node has an address and a firewall of its own, so a cut drops exactly the traffic that it names: with the node's
+peers, or with Redis, whichever side opened the connection. Nothing outside changes, and everything ends with the
+namespaces.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from collections.abc import Iterator
 
 import pytest
 
-from node.lab import network as made_by
+from node.lab import network as networks
 from node.lab.network import NetworkFailed, Unable, run
 
 
 class Network:
     """Namespaces, and the rules of their firewalls."""
 
-    def __init__(self, made: made_by.Network) -> None:
-        self._made = made
+    def __init__(self, network: networks.Network) -> None:
+        self._network = network
         self._names: list[str] = []
-        self.gateway = made.gateway
+        self.gateway = network.gateway
 
     def add(self) -> tuple[str, str]:
-        """A namespace more: its name and its address."""
+        """Make one more namespace; its name and address."""
         number = len(self._names) + 1
-        self._made.add(number)
-        self._names.append(self._made.namespace(number))
-        return self._names[-1], self._made.address(number)
+        self._network.add(number)
+        self._names.append(self._network.namespace(number))
+        return self._names[-1], self._network.address(number)
 
     def rule(self, name: str, *words: str) -> None:
-        """One more rule in a namespace's firewall."""
+        """Add a rule to a namespace's firewall."""
         run("ip", "netns", "exec", name, "iptables", "-w", *words)
 
     def drop(self, name: str, address: str, *match: str) -> None:
-        """Nothing to or from this address any more (with `match`: nothing of that kind)."""
+        """Drop everything to and from this address (with `match`: everything of that kind)."""
         self.rule(name, "-A", "INPUT", "-s", address, *match, "-j", "DROP")
         self.rule(name, "-A", "OUTPUT", "-d", address, *match, "-j", "DROP")
 
@@ -47,16 +47,16 @@ class Network:
 
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
-    """A network that is gone after the block. Skips the test where none can be made."""
+    """A network that ends with the block. Skips the test where none can be made."""
     try:
-        made = made_by.choose("rc")
+        chosen = networks.choose("rc")
     except Unable as error:
         pytest.skip(str(error))
     try:
         try:
-            made.open()
+            chosen.open()
         except NetworkFailed as error:
             pytest.skip(f"no network namespace can be made here: {error.message}")
-        yield Network(made)
+        yield Network(chosen)
     finally:
-        made.close()
+        chosen.close()

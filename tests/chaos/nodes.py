@@ -1,7 +1,7 @@
-"""Real nodes as this process's own children: each can be killed, paused, started again, and asked over HTTP.
+"""Real nodes as children of this process: tests kill, pause and restart them, and ask them over HTTP.
 
-Unlike `rumor launch`, this holds the processes itself: exit statuses are seen, and a node is started anew in the
-moment its earlier life ends.
+Unlike `rumor launch`, this is the parent of the nodes: it sees exit statuses, and can start a node in the moment its
+earlier life ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAGE = 500
 WORKLOAD = "tests.chaos.workload"
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 
-# Waits until told, then ends the earlier life by itself and starts in the same moment, with everything imported.
+# Imports everything and waits for a pid on standard input; then ends that earlier life and starts in the same moment.
 SPARE = """
 import os, signal, sys
 from cluster.config import from_env
@@ -54,7 +54,7 @@ class Node:
         self.port = port
         self.environ = dict(environ)
         self.log_path = folder / f"node-{number}.log"
-        self.prefix: Sequence[str] = ()  # what to run it by: `ip netns exec NAME`
+        self.prefix: Sequence[str] = ()  # words before its command: `ip netns exec NAME`
         self.process: subprocess.Popen[bytes] | None = None
         self.remote = Remote(f"http://{host}:{port}", self.environ.get("RUMOR_API_TOKEN", ""), timeout_s=65.0)
 
@@ -74,24 +74,24 @@ class Node:
     # Life
 
     def start(self, *flags: str) -> None:
-        """Begin; does not wait."""
+        """Start it; do not wait."""
         self._spawn([sys.executable, "-P", "-m", "node", "node", *flags], subprocess.DEVNULL)
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until it has ended."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def pause(self) -> None:
-        """SIGSTOP: its connections stay, nothing runs."""
+        """Send SIGSTOP: its connections stay, but nothing runs."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
-        """SIGTERM: the node drains."""
+        """Send SIGTERM: the node drains."""
         os.kill(self.pid, signal.SIGTERM)
 
     def wait(self, limit_s: float = END_LIMIT_S) -> int:
@@ -100,7 +100,7 @@ class Node:
         return self.process.wait(limit_s)
 
     def prepare_spare(self) -> Callable[[], None]:
-        """The next life, ready to begin: the call returned kills the present one and starts it within milliseconds."""
+        """Prepare the next life. The function returned kills the present one and starts it within milliseconds."""
         old = self.process
         assert old is not None
         self._spawn([sys.executable, "-P", "-c", SPARE], subprocess.PIPE)
@@ -141,7 +141,7 @@ class Node:
         return False
 
     def member(self, node_id: str) -> dict[str, Any]:
-        """One row of this node's view; empty when it does not know the name."""
+        """One row of this node's view; empty when the node does not know the name."""
         rows = self.get("/cluster")["members"]
         return next((dict(row) for row in rows if row["node_id"] == node_id), {})
 
@@ -149,80 +149,80 @@ class Node:
         return [event for event in self.get("/cluster")["events"] if event["kind"] == kind]
 
     def metric(self, name: str, **labels: str) -> float:
-        """A sample, or the sum of the samples, that carry these labels."""
-        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        """The sum of the samples with these labels."""
+        pairs = {f'{label}="{value}"' for label, value in labels.items()}
         status, body = self.remote.request("GET", "/metrics")
         assert status == 200
-        found = 0.0
+        total = 0.0
         for line in body.decode().splitlines():
             match = SAMPLE.match(line)
-            if match and match[1] == name and wanted <= set((match[2] or "").split(",")):
-                found += float(match[3])
-        return found
+            if match and match[1] == name and pairs <= set((match[2] or "").split(",")):
+                total += float(match[3])
+        return total
 
     def submit(self, type: str, data: Any = None, count: int = 1, **more: Any) -> list[str]:
-        """A batch of equal tasks; the ids of all of them, which must all be accepted."""
+        """Submit a batch of equal tasks, all of which must be accepted; their ids."""
         item = {"type": type, "data": data, **more}
         _, answer = self.remote.call("POST", "/tasks/batch", [item] * count)
         assert answer["accepted"] == count, answer["results"][:3]
         return [result["id"] for result in answer["results"]]
 
     def submit_surely(self, type: str, data: Any = None, count: int = 1) -> list[str]:
-        """The same as clients do it where the network is bad: to this node, under one key, until it answers."""
+        """The same over a bad network: to this node, with one key, until it answers."""
         with SyncClient(self.remote.url, token=self.remote.token, learn=False) as client:
             results = client.submit_many([(type, data)] * count)
-        refused = [one for one in results if isinstance(one, RumorError)]
+        refused = [result for result in results if isinstance(result, RumorError)]
         assert not refused, refused[:3]
-        return [one.id for one in results if not isinstance(one, RumorError)]
+        return [result.id for result in results if not isinstance(result, RumorError)]
 
     def task(self, task_id: str, wait_s: float = 0.0) -> dict[str, Any]:
-        found: dict[str, Any] = self.get(f"/tasks/{task_id}", wait_s=wait_s or None)
-        return found
+        task: dict[str, Any] = self.get(f"/tasks/{task_id}", wait_s=wait_s or None)
+        return task
 
     def tasks(self, **query: Any) -> list[dict[str, Any]]:
         """All tasks, page by page."""
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         cursor = None
         while True:
             page = self.get("/tasks", limit=PAGE, cursor=cursor, **query)
-            found += page["tasks"]
+            rows += page["tasks"]
             cursor = page.get("cursor")
             if not cursor:
-                return found
+                return rows
 
 
 class Fleet:
-    """Some nodes on one Redis. Settings are given by field name: `drain_s=1`."""
+    """Nodes on one Redis. Give settings by field name: `drain_s=1`."""
 
     def __init__(self, folder: Path, redis_url: str, **settings: object) -> None:
         self.folder = folder
         self.settings: dict[str, object] = {"tasks": WORKLOAD, "log_format": "json", "redis_url": redis_url, **settings}
         self.nodes: list[Node] = []
-        self.strays: list[Node] = []  # processes that are no member: twins and the misconfigured
+        self.strays: list[Node] = []  # processes that must not become members: twins and misconfigured nodes
         self.expected: list[str] = []  # patterns of tracebacks that are part of the test
         self._made = 0
 
     def make(self, host: str, port: int, **settings: object) -> Node:
-        """A node that is not started, with settings of its own on top of the fleet's."""
-        told = {**self.settings, "host": host, "port": port, **settings}
-        environ = clean_environ() | {f"RUMOR_{name.upper()}": str(value) for name, value in told.items()}
+        """A node, not started, with settings of its own on top of the fleet's."""
+        values = {**self.settings, "host": host, "port": port, **settings}
+        environ = clean_environ() | {f"RUMOR_{name.upper()}": str(value) for name, value in values.items()}
         environ["PYTHONPATH"] = str(ROOT)
         self._made += 1
         return Node(self._made, host, port, environ, self.folder)
 
     def stray(self, host: str, port: int, **settings: object) -> Node:
-        """A process that should not become a member."""
+        """A process that must not become a member."""
         node = self.make(host, port, **settings)
         self.strays.append(node)
         return node
 
     def start(self, count: int) -> None:
-        """Nodes on loopback; returns when each is ready and sees all."""
+        """Start nodes on loopback; return when each is ready and sees all."""
         base = free_base_port(count)
         self.begin([self.make("127.0.0.1", base + n) for n in range(count)])
 
     def begin(self, nodes: Sequence[Node]) -> None:
-        """Start these nodes together with the fleet; returns when each is ready and all see all."""
+        """Start these nodes and add them to the fleet; return when each is ready and sees all."""
         for node in nodes:
             self.nodes.append(node)
             node.start()
@@ -243,27 +243,27 @@ class Fleet:
             wait_until(lambda node=node: is_ready(node), READY_LIMIT_S, f"node {node.number} ready and seeing all")
 
     def spread(self, type: str, data: Any, each: int, **more: Any) -> list[str]:
-        """`each` tasks through every node."""
+        """Submit `each` tasks through every node; their ids."""
         return [task_id for node in self.nodes for task_id in node.submit(type, data, each, **more)]
 
     def wait_ended(self, ids: Collection[str], limit_s: float, through: Node | None = None) -> list[dict[str, Any]]:
-        """All of these tasks, when they have all ended."""
-        wanted = set(ids)
+        """Wait until all of these tasks have ended; their rows."""
+        waited = set(ids)
         node = through or self.nodes[0]
 
         def ended() -> list[dict[str, Any]]:
-            rows = [row for row in node.tasks() if row["id"] in wanted]
+            rows = [row for row in node.tasks() if row["id"] in waited]
             is_done = all(row["state"] in ("succeeded", "dead", "cancelled") for row in rows)
-            return rows if is_done and len(rows) == len(wanted) else []
+            return rows if is_done and len(rows) == len(waited) else []
 
-        return wait_until(ended, limit_s, f"{len(wanted)} tasks have ended") if wanted else []
+        return wait_until(ended, limit_s, f"{len(waited)} tasks have ended") if waited else []
 
     def fences(self) -> float:
-        """Sessions that any running node fenced."""
+        """The number of sessions that running nodes fenced."""
         return sum(node.metric("rumor_fences_total") for node in self.nodes if node.is_running)
 
     def close(self) -> None:
-        """End everything, and fail if a node logged a traceback that nobody expected."""
+        """End everything; fail if a node logged an unexpected traceback."""
         for node in (*self.nodes, *self.strays):
             node.kill()
         for node in (*self.nodes, *self.strays):
@@ -276,12 +276,12 @@ class Fleet:
 @contextlib.contextmanager
 def fleet(folder: Path, redis_url: str, **settings: object) -> Iterator[Fleet]:
     """A fleet that ends with the block."""
-    made = Fleet(folder, redis_url, **settings)
+    nodes = Fleet(folder, redis_url, **settings)
     try:
-        yield made
+        yield nodes
     except BaseException:
-        for node in (*made.nodes, *made.strays):
+        for node in (*nodes.nodes, *nodes.strays):
             node.kill()
-        print("".join(f"--- {node.log_path}\n{node.log()[-4000:]}\n" for node in made.nodes))
+        print("".join(f"--- {node.log_path}\n{node.log()[-4000:]}\n" for node in nodes.nodes))
         raise
-    made.close()
+    nodes.close()

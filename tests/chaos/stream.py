@@ -1,4 +1,4 @@
-"""A steady stream of submissions from a thread of its own, and what each was answered: load, while things break."""
+"""A steady stream of submissions from a thread of its own, and the answer to each: load while things break."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.chaos.nodes import Node
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one submission. Status 0: there was no answer at all."""
+    """The outcome of one submission. Status 0: there was no answer."""
 
     at_s: float
     took_s: float
@@ -53,7 +53,7 @@ class Stream:
 
     @property
     def accepted(self) -> list[str]:
-        """Tasks that were answered with 202."""
+        """Tasks whose submission got a 202."""
         return [answer.task_id for answer in list(self.answers) if answer.status == 202]
 
     def of(self, keep: Callable[[Answer], bool]) -> list[Answer]:

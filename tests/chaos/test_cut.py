@@ -95,7 +95,7 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 
 
 def hold(seconds: float) -> None:
-    """Let time pass: how long the cut lasts is what the law is about."""
+    """Let time pass: the law is about the length of the cut."""
     threading.Event().wait(seconds)
 
 
@@ -175,7 +175,7 @@ def test_a_node_cut_from_redis_for_longer_than_the_lease_loses_its_tasks_and_can
     victim = fleet.nodes[1]
     session = victim.session
     with Commits(site.redis.url) as commits:
-        # They end while the node is cut off and its lease still runs: outcomes that come late.
+        # They end while the node is cut off and its lease still runs: their outcomes come late.
         ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 2.0}, each=20)
         wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
         site.cut_redis(victim)

@@ -1,4 +1,4 @@
-"""A process that is gone: what it ran runs again at once, and nothing else does."""
+"""A process ends: its tasks run again at once, and no others do."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.chaos
 
 Make = Callable[..., Fleet]
 
-# Both witnesses hear of a process's end from its kernel; no timer has to run out. A second is for a busy machine.
+# Both witnesses learn of a process's end from its kernel; no timer has to run out. A second is for a busy machine.
 TAKEN_OVER_S = 1.0
 
 
 def test_a_killed_node_loses_nothing_and_only_what_it_ran_runs_twice(
     make_fleet: Make, ledger: Ledger, redis_server: RedisServer
 ) -> None:
-    fleet = make_fleet(3, queues="default:150")  # room on two nodes for what three run
+    fleet = make_fleet(3, queues="default:150")  # two nodes have room for the tasks of three
     first, victim, last = fleet.nodes
     with Commits(redis_server.url) as commits:
         ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 2.0}, each=67)

@@ -1,4 +1,4 @@
-"""What people do with Redis when the first is lost: an address that leads to its replica, and a backup restored."""
+"""Redis lost: people let its address lead to the replica, or restore a backup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Start = Callable[..., RedisServer]
 
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Start]:
-    """`start_redis("name", "--appendonly", "no")`: another server, in a folder of its name; ended with the test."""
+    """`start_redis("name", "--appendonly", "no")`: one more server, in a folder of its name; it ends with the test."""
     servers: list[RedisServer] = []
 
     def start(name: str, *extra: str) -> RedisServer:
@@ -40,9 +40,10 @@ def asked(server: RedisServer) -> redis.Redis:
 
 
 def has_all(primary: redis.Redis, replica: redis.Redis) -> bool:
-    told: Any = (primary.info("replication"), replica.info("replication"))
-    is_up = told[1].get("master_link_status") == "up"
-    return is_up and told[0]["master_repl_offset"] == told[1]["slave_repl_offset"]
+    ahead: Any = primary.info("replication")
+    behind: Any = replica.info("replication")
+    is_up = behind.get("master_link_status") == "up"
+    return is_up and ahead["master_repl_offset"] == behind["slave_repl_offset"]
 
 
 def test_nodes_go_on_by_themselves_with_a_promoted_replica_and_what_runs_is_committed_there(
@@ -58,13 +59,13 @@ def test_nodes_go_on_by_themselves_with_a_promoted_replica_and_what_runs_is_comm
         ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 4.0}, each=20)
         ids += fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 0.1}, each=20, delay_s=5)
         wait_until(lambda: ledger.started(ids[:60]) == 60, 10, "60 run")
-        # With nodes at work offsets never stand still; that a claim's reply came back says that it was sent on.
+        # While nodes work, offsets never stand still. A claim whose reply came back was sent on to the replica.
         wait_until(lambda: has_all(old, new), 10, "the replica is in step")
         assert not any(run.end_s for run in ledger.of(ids[:60])), "they run while Redis is lost"
         redis_server.kill()
         new.replicaof("NO", "ONE")
-        new.config_set("port", redis_server.port)  # the address that the nodes have leads to it now
-    # Until the nodes have noticed, they may still say that they are ready, and refuse what they are asked next.
+        new.config_set("port", redis_server.port)  # the nodes' address leads to it now
+    # Until the nodes notice, they may still call themselves ready and refuse the next request.
     wait_until(lambda: all(run.end_s for run in ledger.of(ids[:60])), 10, "what ran goes on to its end")
     for node in fleet.nodes:
         wait_until(node.is_ready, 10, f"node {node.number} works again by itself")
@@ -78,7 +79,7 @@ def test_nodes_go_on_by_themselves_with_a_promoted_replica_and_what_runs_is_comm
 def test_a_restored_snapshot_holds_the_tasks_of_its_moment_and_all_of_them_run(
     make_fleet: Callable[..., Fleet], ledger: Ledger, redis_server: RedisServer, start_redis: Start, tmp_path: Path
 ) -> None:
-    """As docs/operating.md says: without the append-only file first, since an empty one would win over the snapshot."""
+    """As in docs/operating.md: first without the append-only file, since an empty one would win over the snapshot."""
     fleet = make_fleet(2)
     work = {"ledger": str(ledger.path), "seconds": 3.0}
     running = fleet.spread("chaos.sleep", work, each=20)

@@ -1,4 +1,4 @@
-"""Who does not belong: a second bearer of a name, a node with other settings, bytes that nobody of ours has sent.
+"""Intruders: a second node with the same name, a node with other settings, bytes that no member sent.
 
 Each is turned away with a reason, and the members do not suffer for it.
 """
@@ -32,7 +32,7 @@ DROPPED = ("malformed", "unsealed", "other_cluster")
 
 
 def refused(stray: Node) -> str:
-    """Start it; what it says before it ends with an error."""
+    """Start it; its output up to its end with an error."""
     stray.start()
     status = stray.wait()
     assert status not in (0, None)
@@ -43,7 +43,7 @@ def refused(stray: Node) -> str:
 
 
 def check_unharmed(fleet: Fleet, sessions: list[str], ledger: Ledger) -> None:
-    """The members are who they were, and work."""
+    """The members are the same as before, and work."""
     assert [node.session for node in fleet.nodes] == sessions
     fleet.wait_ready()
     ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path)}, each=5)
@@ -99,7 +99,7 @@ def test_datagrams_of_nobody_are_counted_and_harm_nobody(make_fleet: Make, ledge
     fleet = make_fleet(3, gossip_keys=base64.b64encode(KEY).decode())
     target, accused = fleet.nodes[0], fleet.nodes[1]
     sessions = [node.session for node in fleet.nodes]
-    # A death that would be believed, if it were sealed as ours are.
+    # Members would believe this death, if it were sealed with their key.
     head = wire.Head(
         fleet.nodes[2].session, 0, MemberState.ALIVE, time.time_ns() // 1_000_000, wire.Digest(0, 0), 0, 0, b""
     )

@@ -1,4 +1,4 @@
-"""More work than slots: who comes first, and what more nodes bring."""
+"""More work than slots: which tasks start first, and the effect of more nodes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_no_low_task_waits_for_ever_under_a_steady_stream_of_high_ones(make_flee
     aging_s = 0.5
     fleet = make_fleet(1, queues="default:2", priority_aging_s=aging_s)
     (node,) = fleet.nodes
-    work = {"ledger": str(ledger.path), "seconds": 0.1}  # 20 a second; about 30 a second come
+    work = {"ledger": str(ledger.path), "seconds": 0.1}  # the node runs 20 a second; about 30 a second arrive
     with Stream([node], "chaos.sleep", work, pause_s=0.03, priority="high") as stream:
         wait_until(lambda: len(stream.accepted) > ledger.started(stream.accepted) + 20, 20, "high ones pile up")
         began_s = time.monotonic()
@@ -50,8 +50,8 @@ def test_no_low_task_waits_for_ever_under_a_steady_stream_of_high_ones(make_flee
         waited_s = time.monotonic() - began_s
         waiting = len(stream.accepted) - ledger.started(stream.accepted)
     assert waiting > 20, "high ones were still waiting"
-    # Six levels lie between low and high: a high one that came later than their worth stands behind it. (Among those
-    # that are equally old, to the slack of a claim, the order is free.)
+    # Six levels lie between low and high: a high task that arrived later than six levels are worth comes after the low
+    # one. (The order is free among tasks of equal age, to the slack of a claim.)
     assert waited_s > 1.0, "it did wait"
     low_s = ledger.of(low)[0].start_s
     started = {run.task_id for run in ledger.runs() if run.start_s < low_s}
@@ -73,7 +73,7 @@ def test_more_nodes_take_over_shards_and_work_from_those_that_are_full(
         fleet.begin(added)
         joined_s = time.monotonic()
         owners = wait_until(
-            lambda: (lambda found: found if len(found) == 5 else None)(
+            lambda: (lambda names: names if len(names) == 5 else None)(
                 set(fleet.nodes[0].get("/cluster")["shards"].values())
             ),
             5,

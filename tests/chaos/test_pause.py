@@ -1,4 +1,4 @@
-"""Processes that live and do not answer: stopped, or with a loop or an interpreter that somebody holds."""
+"""Processes that live but do not answer: stopped, or with a loop or an interpreter that a handler holds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ pytestmark = pytest.mark.chaos
 Make = Callable[..., Fleet]
 
 STALLED_S = 5.0  # the default
-PINNED = {"queues": "default:100,sync:2,pin:20"}  # a queue that one node alone serves, to choose where a task runs
+PINNED = {
+    "queues": "default:100,sync:2,pin:20"
+}  # only one node serves the queue `pin`: a test chooses where a task runs
 
 
 def hold(seconds: float) -> None:
-    """Let time pass: the pause is what the law is about."""
+    """Let time pass: the law is about the pause."""
     threading.Event().wait(seconds)
 
 
@@ -73,7 +75,7 @@ def test_a_stop_of_twelve_seconds_moves_its_tasks_after_stalled_s_and_refuses_wh
         check_committed_once(commits, [*ids, *backlog])
     check_kept(tasks, [*ids, *backlog], ledger)
     check_ran_once(ledger, ids, again=held)
-    check_ran_once(ledger, backlog)  # Coming back, it claimed nothing under the session that it had lost.
+    check_ran_once(ledger, backlog)  # When it came back, it claimed nothing in the session that it had lost.
     assert any(run.pid == victim.pid for run in ledger.of(backlog)), "it works again"
     again = [run for run in ledger.of(held) if run.delivery == 2]
     assert {run.node_id for run in again} <= others

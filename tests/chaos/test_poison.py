@@ -1,4 +1,4 @@
-"""Tasks that kill what runs them: bounded by their attempts, and the others stay up."""
+"""Tasks that kill the process that runs them: their attempts are bounded, and other nodes stay up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_task_that_kills_its_node_takes_two_at_the_most_and_ends_dead(
     deaths = 0
 
     def supervise() -> None:
-        """Start what has ended, as a supervisor would."""
+        """Start nodes that have ended, as a supervisor would."""
         nonlocal deaths
         down = [node for node in fleet.nodes if not node.is_running]
         deaths += len(down)
@@ -34,13 +34,13 @@ def test_a_task_that_kills_its_node_takes_two_at_the_most_and_ends_dead(
             assert node.wait() == 86
             node.start()
 
-    # A moment later, so that the node is still there to answer.
+    # A moment later, so that the node still answers.
     (poison,) = fleet.nodes[0].submit("chaos.crash", {"ledger": str(ledger.path)}, max_attempts=ATTEMPTS, delay_s=0.3)
 
     def ended() -> dict[str, Any]:
         supervise()
         for node in fleet.nodes:
-            with contextlib.suppress(RumorError):  # It may die while it is asked.
+            with contextlib.suppress(RumorError):  # The node may die during the request.
                 task = node.task(poison)
                 return task if task["state"] == "dead" else {}
         return {}

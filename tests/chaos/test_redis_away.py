@@ -1,4 +1,4 @@
-"""A Redis that is silent, gone or refuses for a while: refused quickly, nothing lost, nobody blamed."""
+"""A Redis that is silent, gone or refuses for a while: nodes refuse quickly, lose nothing and blame nobody."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.chaos
 
 AWAY_S = 10.0
-ANSWER_S = 1.0  # promised
-BUSY_S = 0.5  # what a machine with few cores may add
-SILENT_S = 1.0  # until a node knows: the deadline of one call
+ANSWER_S = 1.0  # the promised limit
+BUSY_S = 0.5  # extra time on a machine with few cores
+SILENT_S = 1.0  # time until a node knows: the deadline of one call
 
 
 @pytest.mark.parametrize("kind", ["stopped", "killed"])
@@ -34,7 +34,7 @@ def test_a_redis_that_was_away_loses_nothing_and_fences_nobody(
     sessions = [node.session for node in fleet.nodes]
     work = {"ledger": str(ledger.path), "seconds": 0.2}
     with Stream(fleet.nodes, "chaos.sleep", work, pause_s=0.01) as stream:
-        # Some end while Redis is away: their outcomes have to wait.
+        # Some end while Redis is away: their outcomes must wait.
         ids = fleet.spread("chaos.sleep", {**work, "seconds": 4.0}, each=20)
         wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
         if kind == "stopped":
@@ -77,15 +77,19 @@ def test_a_redis_that_refuses_to_write_for_longer_than_the_lease_stops_no_task_a
     fleet = make_fleet(2, lease_s=lease_s)
     sessions = [node.session for node in fleet.nodes]
     ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 3 * lease_s}, each=5)
-    ids += fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": lease_s}, each=5)  # these end meanwhile
+    ids += fleet.spread(
+        "chaos.sleep", {"ledger": str(ledger.path), "seconds": lease_s}, each=5
+    )  # these end while Redis refuses
     wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
     with redis.Redis.from_url(redis_server.url) as client:
         refuse(client, redis_server, kind)
         for node in fleet.nodes:
             wait_until(
-                lambda node=node: kind in said(node, "/readyz")["reason"], 5, "it says that it is not ready, and why"
+                lambda node=node: kind in answer_of(node, "/readyz")["reason"],
+                5,
+                "it says that it is not ready, and why",
             )
-        problems = said(fleet.nodes[0], "/health")["problems"]
+        problems = answer_of(fleet.nodes[0], "/health")["problems"]
         assert problems[0]["code"] == "redis_refuses"
         assert kind in problems[0]["message"]
         assert "CONFIG SET" in problems[0]["hint"]
@@ -102,19 +106,19 @@ def test_a_redis_that_refuses_to_write_for_longer_than_the_lease_stops_no_task_a
     assert fleet.fences() == 0
 
 
-def said(node: Node, path: str) -> dict[str, Any]:
-    """What is answered with 503 as well."""
+def answer_of(node: Node, path: str) -> dict[str, Any]:
+    """The JSON answer, also of a 503."""
     return dict(json.loads(node.remote.request("GET", path)[1]))
 
 
 def refuse(client: redis.Redis, server: RedisServer, kind: str) -> None:
-    """Have the server refuse writes."""
+    """Let the server refuse writes."""
     if kind == "NOREPLICAS":
         client.config_set("min-replicas-to-write", 1)
         return
     client.config_set("appendonly", "no")
     client.config_set("save", "3600 1")
     client.config_set("stop-writes-on-bgsave-error", "yes")
-    shutil.rmtree(server.directory)  # its working directory: there is no place for a snapshot
+    shutil.rmtree(server.directory)  # its working directory: a snapshot has no place
     client.bgsave()
     wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 5, "a snapshot failed")

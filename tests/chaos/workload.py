@@ -1,7 +1,7 @@
-"""Handlers that write down every run: `--tasks tests.chaos.workload`.
+"""Handlers that record every run: `--tasks tests.chaos.workload`.
 
-A line is appended when a handler starts and when it ends, so that what *ran* is known and not only what was committed.
-Lines are one write each to a file opened for appending, so those of different processes never mix. Times are of the
+A handler appends a line when it starts and when it ends, so that tests know what *ran*, not only what was committed.
+Each line is one write to a file opened for appending, so lines of different processes never mix. Times are of the
 machine's monotonic clock, which all processes share.
 """
 
@@ -21,7 +21,7 @@ from node import Context, task
 
 
 class Work(Struct):
-    """What to do, and where to write that it was done."""
+    """A handler's work, and the file that records it."""
 
     ledger: str
     seconds: float = 0.0
@@ -45,7 +45,7 @@ def note(work: Work, ctx: Context, what: str) -> None:
 
 
 def outcome(ctx: Context) -> dict[str, Any]:
-    """A result that says whose it is, so that a committed one can be held against the run that made it."""
+    """A result that names its run, so that a test can compare a committed one with the run that made it."""
     return {"delivery": ctx.delivery, "pid": os.getpid()}
 
 
@@ -64,7 +64,7 @@ async def sleep(work: Work, ctx: Context) -> dict[str, Any]:
 
 @task(name="chaos.hold_gil")
 async def hold_gil(work: Work, ctx: Context) -> dict[str, Any]:
-    """Hold the whole interpreter: one call into C that never lets go, so not even other threads run."""
+    """Hold the whole interpreter: one call into C that never releases it, so that not even other threads run."""
     begin_s = time.monotonic()
     sum(range(2_000_000))
     rate = 2_000_000 / (time.monotonic() - begin_s)
@@ -76,21 +76,21 @@ async def hold_gil(work: Work, ctx: Context) -> dict[str, Any]:
 
 @task(name="chaos.crash")
 async def crash(work: Work, ctx: Context) -> None:
-    """Take the node down."""
+    """End the node's process."""
     note(work, ctx, "start")
     os._exit(86)
 
 
 @task(name="chaos.crash_process", max_attempts=3)
 def crash_process(work: Work, ctx: Context) -> None:
-    """Take the child process down that runs this."""
+    """End the child process that runs this."""
     note(work, ctx, "start")
     os._exit(86)
 
 
 @task(name="chaos.fork")
 async def fork(work: Work, ctx: Context) -> dict[str, Any]:
-    """Leave a process behind that was forked off the node, as multiprocessing does."""
+    """Leave behind a process that was forked off the node, as multiprocessing does."""
     copy = os.fork()
     if copy == 0:
         time.sleep(work.seconds)  # noqa: ASYNC251 - a process of its own by now
@@ -100,13 +100,13 @@ async def fork(work: Work, ctx: Context) -> dict[str, Any]:
 
 @task(name="chaos.fork_and_return")
 async def fork_and_return(work: Work, ctx: Context) -> dict[str, Any]:
-    """Come back twice."""
+    """Return twice: in the node and in its copy."""
     return {"copy": os.fork()} | outcome(ctx)
 
 
 @task(name="chaos.fork_and_terminate")
 async def fork_and_terminate(work: Work, ctx: Context) -> dict[str, Any]:
-    """End what was forked, with the signal that ends a node."""
+    """End the forked process with the signal that ends a node."""
     copy = os.fork()
     if copy == 0:
         time.sleep(60)  # noqa: ASYNC251 - a process of its own by now
@@ -118,7 +118,7 @@ async def fork_and_terminate(work: Work, ctx: Context) -> dict[str, Any]:
 
 @task(name="chaos.leave_exits_behind")
 async def leave_exits_behind(work: Work, ctx: Context) -> dict[str, Any]:
-    """Leave a task and a callback behind that exit."""
+    """Leave behind a task and a callback that exit."""
 
     async def exits() -> None:
         raise SystemExit(3)
@@ -129,4 +129,4 @@ async def leave_exits_behind(work: Work, ctx: Context) -> dict[str, Any]:
     return outcome(ctx)
 
 
-left: list[asyncio.Task[None]] = []  # as a reference is all that keeps a task alive
+left: list[asyncio.Task[None]] = []  # references to tasks: a loop alone does not keep them alive

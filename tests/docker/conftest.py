@@ -1,6 +1,6 @@
 """docker-compose.yml as it stands, built and started once for all exercises of this folder.
 
-BASE_IMAGE and REDIS_IMAGE name other images than the public ones, as for anybody who starts it.
+BASE_IMAGE and REDIS_IMAGE replace the public images, as they do for every user.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ START_LIMIT_S = 60.0
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the exercises measured."""
+    """Show what the exercises measured."""
     if MEASURED:
         terminalreporter.section("measured")
         terminalreporter.write_line("\n".join(MEASURED))
@@ -57,7 +57,7 @@ class Compose:
 
 
 def find_compose() -> list[str]:
-    """The command of Compose. Skips where there is none, or no engine."""
+    """The command of Compose. Skips the test where there is none, or no engine."""
     if shutil.which("docker") is None:
         pytest.skip("Docker is not installed")
     if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode != 0:
@@ -70,7 +70,7 @@ def find_compose() -> list[str]:
 
 @pytest.fixture(scope="module")
 def compose() -> Iterator[Compose]:
-    """The project, running; with all that belongs to it removed at the end."""
+    """The project, running; everything that belongs to it is removed at the end."""
     command = find_compose()
     base_port = free_base_port(COUNT)
     folder = Path(tempfile.mkdtemp(prefix="rumor-test-"))
@@ -79,7 +79,7 @@ def compose() -> Iterator[Compose]:
         "COMPOSE_PROJECT_NAME": f"rumortest{os.getpid()}",
         "RUMOR_TEST_LEDGERS": str(folder),
         "RUMOR_TASKS": "tests.chaos.workload",
-        "RUMOR_DATA_DIR": str(folder / "none"),  # no launched cluster is meant
+        "RUMOR_DATA_DIR": str(folder / "none"),  # a folder without a launched cluster
         **{f"NODE{number}_PORT": str(base_port + number - 1) for number in range(1, COUNT + 1)},
     }
     one = Compose(command, environ)
@@ -115,7 +115,7 @@ def site(compose: Compose) -> Ground:
 
 @pytest.fixture
 def ground(site: Ground) -> Ground:
-    """The cluster, whole and well."""
+    """The cluster, healed and healthy."""
     site.partition("heal")
     site.wait_agreed()
     return site

@@ -17,7 +17,7 @@ COUNT = 5
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the exercises measured."""
+    """Show what the exercises measured."""
     if MEASURED:
         terminalreporter.section("measured")
         terminalreporter.write_line("\n".join(MEASURED))
@@ -26,38 +26,38 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def able() -> None:
-    """Skips where no network namespaces can be made."""
+    """Skip the test where no network namespaces can be made."""
     try:
-        made = network.choose("rt")
+        trial = network.choose("rt")
     except network.Unable as error:
         pytest.skip(str(error))
     try:
-        made.open()
+        trial.open()
     except network.NetworkFailed as error:
         pytest.skip(f"no network namespace can be made here: {error.message}")
     finally:
-        made.close()
+        trial.close()
 
 
 @pytest.fixture(scope="module")
 def site(able: None) -> Iterator[Ground]:
     """The cluster."""
     folder = Path(tempfile.mkdtemp(prefix="rumor-test-"))
-    one = LaunchedCluster(folder, COUNT, netns=True, tasks="tests.chaos.workload", log_format="json")
+    cluster = LaunchedCluster(folder, COUNT, netns=True, tasks="tests.chaos.workload", log_format="json")
     try:
-        rows = [(row["number"], row["node_id"], row["url"]) for row in one.status()["nodes"]]
-        fleet = fleet_of(rows, one.token, folder, one.redis_url)
-        yield Ground(fleet, one.redis_url, one.environ, folder)
+        rows = [(row["number"], row["node_id"], row["url"]) for row in cluster.status()["nodes"]]
+        fleet = fleet_of(rows, cluster.token, folder, cluster.redis_url)
+        yield Ground(fleet, cluster.redis_url, cluster.environ, folder)
     except BaseException:
-        one.stop()
+        cluster.stop()
         raise
-    one.close()
+    cluster.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
 def ground(site: Ground) -> Ground:
-    """The cluster, whole and well."""
+    """The cluster, healed and healthy."""
     site.partition("heal")
     site.wait_agreed()
     return site
