@@ -1,4 +1,4 @@
-"""One shard in a real Redis, and beside it what it should be: a model in plain Python that each script is held against.
+"""One shard in a real Redis, and beside it a model in plain Python: what the shard should be after each script.
 
 `ShardPair` does one operation at a time to both and compares: the script's answer with the model's, then every key with
 the model and with the invariants:
@@ -9,8 +9,8 @@ the model and with the invariants:
 - attempts and deliveries are as in the model; a delivery is committed once at most;
 - there is no key that `cluster.keys` does not know, and none is left when everything was dropped.
 
-Randomness is handed in, so that a seed (or Hypothesis) replays a walk. Time is Redis's own and passes as it does: what
-a script wrote as a time is checked against Redis's clock before and after it.
+The caller hands in the randomness, so that a seed (or Hypothesis) replays a walk. Time is that of the real Redis: each
+time that a script wrote must lie between readings of Redis's clock before and after it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ OPERATIONS = (
     *("sweep",) * 3,
     *("progress", "counts", "list", "expire_dead", "forget_key", "rest"),
 )
-ANY_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # of a task that is settled: nobody reads it
+ANY_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # a spec for settling, which does not read it
 encode = msgspec.msgpack.encode
 
 
@@ -70,17 +70,17 @@ class Task:
     delivery: int = 0
     lost: int = 0
     settled: int | None = None  # the delivery that was committed last
-    session: str = ""  # that claimed it last
+    session: str = ""  # the session that claimed it last
     queued_at: int | None = None
     due: int | None = None
-    drop_at: int | None = None  # of a terminal task
-    ended_at: int = 0  # likewise
+    drop_at: int | None = None  # for a terminal task
+    ended_at: int = 0  # for a terminal task
     result: bytes | None = None
     progress: bytes | None = None
     history: list[tuple[str, int, int, str]] = field(default_factory=list)  # outcome, attempt, delivery, session
 
     def remember(self, outcome: str, delivery: int | None = None, session: str = "") -> None:
-        """It ended so: the attempt that runs, or that outcome of another delivery, which is told once."""
+        """Add a line to the history: of the attempt that runs, or of another delivery; a refusal once."""
         attempt = self.attempt if delivery is None else 0
         entry = (outcome, attempt, self.delivery if delivery is None else delivery, session or self.session)
         if outcome != "refused" or entry not in self.history:
@@ -88,7 +88,7 @@ class Task:
 
     @property
     def score(self) -> int:
-        """Its place in its queue."""
+        """The task's score in its queue."""
         assert self.queued_at is not None
         return self.queued_at - self.spec.level * AGING_MS
 
@@ -108,23 +108,23 @@ class Model:
         return [task for task in self.tasks.values() if task.state in states]
 
     def ready(self, queue: str) -> list[Task]:
-        """What is queued there, the next to be claimed first."""
+        """The tasks queued there; the first is the next to be claimed."""
         return sorted((t for t in self.where("queued") if t.spec.queue == queue), key=lambda t: (t.score, t.id))
 
     def head(self, queue: str) -> tuple[int, int]:
-        """(count, best score) as scripts tell them."""
+        """(count, best score) as the scripts answer them."""
         ready = self.ready(queue)
         return len(ready), ready[0].score if ready else 0
 
     def take(self, task: Task, session: str) -> None:
-        """It is in flight there now."""
+        """Put the task in flight for a session."""
         task.state, task.session = "running", session
         task.attempt += 1
         task.delivery += 1
         self.inflight[session][task.id] = task.delivery
 
     def finish(self, task: Task, state: str, drop_at: int, ms: int) -> None:
-        """It is terminal now, to be dropped `ms` later."""
+        """Make the task terminal, to be dropped `ms` later."""
         task.state, task.drop_at, task.ended_at = state, drop_at, drop_at - ms
         self.published.append(task.id)
 
@@ -138,7 +138,7 @@ class ShardPair:
         self._calls = Calls(AGING_MS / 1000, QUEUE_LIMIT, LONG_MS / 1000)
         self._ids = Ids(seed)
         self._dropped: list[str] = []
-        self._told: list[bytes] = []
+        self._finished: list[bytes] = []
         self._times = (0, 0)
         self.model = Model()
         self.trail: list[str] = []
@@ -152,7 +152,7 @@ class ShardPair:
         self._listener.disconnect()
 
     def do(self, operation: str, rng: Random) -> None:
-        """One operation, compared."""
+        """Do one operation on both, and compare."""
         self.trail.append(operation)
         getattr(self, operation)(rng)
         self.check()
@@ -160,7 +160,7 @@ class ShardPair:
     # ---- operations: choose, call, expect
 
     def store(self, rng: Random) -> None:
-        """New tasks of every kind, among them some that are known."""
+        """New tasks of every kind, some of them under ids that are used already."""
         news = [self._new(rng) for _ in range(rng.randint(1, 4))]
         if rng.random() < 0.1:
             news.append(msgspec.structs.replace(self._new(rng), id=news[0].id))
@@ -172,9 +172,9 @@ class ShardPair:
         self._expect_heads(answer.heads, {new.queue for new in news})
 
     def _new(self, rng: Random) -> NewTask:
-        known = list(self.model.tasks) + self._dropped
-        again = known and rng.random() < 0.15
-        task_id = rng.choice(known) if again else self._ids.next(1_700_000_000_000 + len(known), SHARD)
+        used_ids = list(self.model.tasks) + self._dropped
+        again = used_ids and rng.random() < 0.15
+        task_id = rng.choice(used_ids) if again else self._ids.next(1_700_000_000_000 + len(used_ids), SHARD)
         due = rng.choice((0, 0, 0, 0, 1, -1, -2, -LONG_MS, 4_000_000_000_000))
         queue, level, key = rng.choice(QUEUES), rng.randint(0, 9), rng.choice((None, "user:1"))
         wait_s = rng.choice((0.0, 0.001, 1000.0))
@@ -222,7 +222,7 @@ class ShardPair:
         return "q"
 
     def claim(self, rng: Random) -> None:
-        """By any session, also by one that was reaped."""
+        """A claim by any session, also by one that was reaped."""
         session, queue, limit = rng.choice(SESSIONS), rng.choice(QUEUES), rng.randint(1, 4)
         ready = self.model.ready(queue)
         highest = rng.choice(ready).score + rng.choice((-1, 0, 0, 1)) if ready and rng.random() < 0.4 else None
@@ -239,7 +239,7 @@ class ShardPair:
         assert (answer.left, answer.head_score) == self.model.head(queue)
 
     def settle(self, rng: Random) -> None:
-        """Outcomes of one session: right ones, of others, of older deliveries, twice, of tasks that are gone."""
+        """Outcomes reported by one session: right, of another session, of an older delivery, twice, of a gone task."""
         session = rng.choice(SESSIONS)
         rows = []
         for _ in range(rng.randint(1, 4)):
@@ -286,7 +286,7 @@ class ShardPair:
         return "1"
 
     def reap(self, rng: Random) -> None:
-        """As after a fence; a session may claim again and be reaped again."""
+        """Reap a session, as after a fence; it may claim again and be reaped again."""
         session, limit, jitter = rng.choice(SESSIONS), rng.choice((1, 2, 256, 256)), rng.random()
         call = self._calls.reap(SHARD, session, jitter, _nobody)
         assert call.args[4] == 256
@@ -316,7 +316,7 @@ class ShardPair:
         self._expect_heads(answer.heads, {task.spec.queue for task in taken if task.state == "queued"})
 
     def cancel(self, rng: Random) -> None:
-        """A task in any state, or none."""
+        """Cancel a task in any state, or an id without a task."""
         task_id = rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"])
         ms = rng.choice((0, 1, LONG_MS))
         answer = self._call(self._calls.cancel(SHARD, task_id, ms, _nobody))
@@ -333,13 +333,13 @@ class ShardPair:
         self._cancelled(task, ms)
 
     def _cancelled(self, task: Task, ms: int) -> None:
-        """What a task brought of its own counts, down to the least that all stay."""
+        """The task's own retention counts, but not below the shortest stay of all tasks."""
         if task.spec.retention_s is not None:
             ms = max(int(1000 * task.spec.retention_s), int(1000 * RETENTION_MIN_S))
         self.model.finish(task, "cancelled", self._time_of("cancelled", task, ms), ms)
 
     def replay(self, rng: Random) -> None:
-        """Dead and cancelled tasks, and some that are neither."""
+        """Replay dead and cancelled tasks, and some that are neither."""
         ended = [task.id for task in self.model.where("dead", "cancelled")]
         ids = [rng.choice(ended or ["unknown-1f"]) for _ in range(rng.randint(1, 3))]
         ids.append(rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"]))
@@ -381,7 +381,7 @@ class ShardPair:
             for task in old:
                 del self.model.tasks[task.id]
                 self._dropped.append(task.id)
-                self.model.commits -= {one for one in self.model.commits if one[0] == task.id}
+                self.model.commits -= {commit for commit in self.model.commits if commit[0] == task.id}
         assert answer.dropped == most
         assert answer.next_due_ms == min((t.due or 0 for t in self.model.where("scheduled", "retrying")), default=0)
         assert sorted(answer.sessions) == sorted(s for s, held in self.model.inflight.items() if held)
@@ -390,7 +390,7 @@ class ShardPair:
         self._expect_heads(answer.heads, queues)
 
     def progress(self, rng: Random) -> None:
-        """What a running task says of itself; another delivery's word is not kept."""
+        """Keep a running task's progress, but not that of another delivery."""
         session = rng.choice(SESSIONS)
         task_id = rng.choice([*self.model.tasks, *self._dropped, "unknown-1f"])
         delivery = rng.choice((1, 2, self.model.inflight[session].get(task_id, 3)))
@@ -401,7 +401,7 @@ class ShardPair:
             self.model.tasks[task_id].progress = value
 
     def counts(self, rng: Random) -> None:
-        """How many there are of each, or the ids in flight."""
+        """Count the tasks of each state, or list the ids in flight."""
         held = {session: sorted(ids) for session, ids in self.model.inflight.items() if ids}
         if rng.random() < 0.5:
             running = self._call(self._calls.running(SHARD, _nobody))
@@ -424,49 +424,49 @@ class ShardPair:
         limit, scan = rng.randint(1, 3), rng.choice((1, 2, 5, 1000))
         zset = {"scheduled": "scheduled", "retrying": "scheduled", **TERMINAL}.get(state)
         source = getattr(keys, zset)(SHARD) if zset else None
-        found: list[str] = []
+        listed: list[str] = []
         before, pages = "", 0
         while True:
             answer = self._call(self._calls.listing(SHARD, source, before, limit, scan, (state, kind, key), _nobody))
             assert len(answer.rows) <= limit
-            found += [task_id for _, task_id in answer.rows]
+            listed += [task_id for _, task_id in answer.rows]
             pages += 1
             if not answer.reached:
                 break
             assert answer.reached != before, "every call gets on"
             before = answer.reached
-        wanted = [
+        expected = [
             task
             for task in self.model.tasks.values()
             if state in ("", task.state) and kind in ("", task.spec.type) and key in ("", task.spec.key)
         ]
         if zset:
-            wanted.sort(key=lambda t: (t.due if zset == "scheduled" else t.drop_at, t.id), reverse=True)
+            expected.sort(key=lambda t: (t.due if zset == "scheduled" else t.drop_at, t.id), reverse=True)
         else:
-            wanted.sort(key=lambda t: t.id, reverse=True)
-        assert found == [task.id for task in wanted], (state, kind, key, limit, scan, pages)
+            expected.sort(key=lambda t: t.id, reverse=True)
+        assert listed == [task.id for task in expected], (state, kind, key, limit, scan, pages)
 
     def expire_dead(self, _: Random) -> None:
-        """The dead letter queue is purged: the next sweep drops it."""
+        """Purge the dead letter queue: the next sweep drops its tasks."""
         dead = self.model.where("dead")
         assert self._call(self._calls.expire_dead(SHARD, _nobody)) == len(dead)
         for task in dead:
             task.drop_at = 0
 
     def forget_key(self, rng: Random) -> None:
-        """An Idempotency-Key's time is up."""
+        """Let the time of an Idempotency-Key be up."""
         key = rng.choice(KEYS)
         self._talk([("DEL", keys.idempotency(SHARD, key))])
         self.model.keys.pop(key, None)
 
     def rest(self, _: Random) -> None:
-        """Let what is due in a moment be due."""
+        """Wait until tasks that are due in a moment are due."""
         sleep(0.003)
 
     # ---- the end
 
     def drop_everything(self) -> None:
-        """Cancel what lives, drop what has ended: no key is left but the names of the queues."""
+        """Cancel all tasks that have not ended, and drop all: no key is left but the names of the queues."""
         for task in list(self.model.tasks.values()):
             if task.state not in TERMINAL:
                 self._call(self._calls.cancel(SHARD, task.id, 0, _nobody))
@@ -489,7 +489,7 @@ class ShardPair:
     # ---- comparing
 
     def check(self) -> None:
-        """Every key against the model and the invariants."""
+        """Compare every key with the model and the invariants."""
         names = [raw.decode() for raw in self._talk([("KEYS", "*")])[0]]
         reads, places = [], dict[str, list[str]]()
         hashes: dict[str, dict[str, bytes]] = {}
@@ -532,8 +532,8 @@ class ShardPair:
             assert (fields["spec"], fields["data"]) == (encode(task.spec), task.data)
             assert fields.get("progress") == task.progress
             assert int(fields.get("lost", 0)) == task.lost
-            told = history_json(fields.get("history", b""))
-            assert [(a.outcome, a.attempt or 0, a.delivery, a.session or "") for a in told] == task.history
+            history = history_json(fields.get("history", b""))
+            assert [(a.outcome, a.attempt or 0, a.delivery, a.session or "") for a in history] == task.history
             if task.state == "running":
                 assert fields["session"].decode() == task.session
             if task.state == "succeeded":
@@ -554,10 +554,10 @@ class ShardPair:
         return score
 
     def _published(self, after: int) -> list[bytes]:
-        """What was told to those who wait, all of it, from the n-th id on."""
+        """The ids that the scripts have published as finished, from the n-th on."""
         while self._listener.can_read(timeout=0):
-            self._told += self._listener.read_response()[2].split(b" ")
-        return self._told[after:]
+            self._finished += self._listener.read_response()[2].split(b" ")
+        return self._finished[after:]
 
     def _call(self, call: Call[T]) -> T:
         before, reply, after = self._talk([("TIME",), call.command(), ("TIME",)])
@@ -582,7 +582,7 @@ READS = {  # every kind of key that a shard may have
 
 
 def _place(task: Task) -> str:
-    """The one place of a task in this state."""
+    """The one place where a task in this state stands."""
     if task.state == "queued":
         return f"ready:{task.spec.queue}@{task.score}"
     if task.state == "running":
@@ -601,4 +601,4 @@ def _ended(task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> S
 
 
 def _nobody(_: Any) -> None:
-    """The answer is read where it comes in."""
+    """Do nothing: `_call` reads the answer itself."""

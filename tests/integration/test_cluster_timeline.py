@@ -19,7 +19,7 @@ from node.observe.task_rates import STEP_S, STEPS_KEPT, Sum
 from node.observe.timeline import EVENTS_MAX, Listener
 from node.queue.engine import Engine
 from node.tasks import load
-from tests.integration.test_engine import LoneVitals, one
+from tests.integration.test_engine import LoneVitals, submit
 from tests.waiting import wait_until_async
 
 
@@ -119,7 +119,7 @@ async def test_a_listener_gets_the_sums_of_all_nodes_and_the_counts(engines: lis
         succeeded: dict[str, int] = {}
         for _ in range(6):
             for engine in engines:
-                await engine.wait((await one(engine, "noop")).id, 5)
+                await engine.wait((await submit(engine, "noop")).id, 5)
             await reading.until("task_sums", len([e for e in reading.events if e["kind"] == "task_sums"]) + 1)
             if any(e["kind"] == "task_sums" and e["nodes"] == 2 for e in reading.events):
                 break
@@ -157,7 +157,7 @@ async def test_what_all_nodes_did_is_kept_in_steps_for_whoever_comes_later(engin
 
 
 async def test_a_node_counts_by_itself(engines: list[Engine]) -> None:
-    assert (await one(engines[0], "noop")).id
+    assert (await submit(engines[0], "noop")).id
 
     async def is_counted() -> bool:
         return any(step["accepted"] for step in (await engines[1].sums())["sums"])

@@ -1,4 +1,4 @@
-"""The engine against a real Redis, one node alone: what is stored runs, is settled once, and is found again."""
+"""The engine against a real Redis, one node alone: a stored task runs, is settled once, and is found again."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def engine(redis_server: Any) -> AsyncIterator[Engine]:
     await engine.close()
 
 
-async def one(engine: Engine, type: str, data: Any = None, **more: Any) -> TaskJson:
+async def submit(engine: Engine, type: str, data: Any = None, **more: Any) -> TaskJson:
     key = more.pop("idempotency_key", None)
     item = Submission(type=type, data=Raw(msgspec.json.encode(data)), **more)
     result = (await engine.submit([item], key and [key]))[0]
@@ -105,7 +105,7 @@ async def one(engine: Engine, type: str, data: Any = None, **more: Any) -> TaskJ
 
 
 async def test_a_task_runs_and_its_result_is_kept(engine: Engine) -> None:
-    task = await one(engine, "process", "Hello World")
+    task = await submit(engine, "process", "Hello World")
     assert task.state == "running", "an idle node stores and claims in one step"
     done = await engine.wait(task.id, 5)
     assert (done.state, done.attempt, done.delivery) == ("succeeded", 1, 1)
@@ -139,14 +139,14 @@ async def test_a_batch_larger_than_the_slots_runs_whole(engine: Engine) -> None:
 
 
 async def test_a_failing_task_is_tried_again_and_dies_with_its_reason(engine: Engine) -> None:
-    task = await one(engine, "fail", {"message": "no luck"}, max_attempts=3)
+    task = await submit(engine, "fail", {"message": "no luck"}, max_attempts=3)
     done = await engine.wait(task.id, 10)
     assert (done.state, done.attempt) == ("dead", 3)
     assert b"no luck" in bytes(done.error)
 
 
 async def test_a_dead_task_is_replayed_with_its_attempts_reset_and_its_delivery_not(engine: Engine) -> None:
-    task = await one(engine, "fail", {"times": 2}, max_attempts=1)
+    task = await submit(engine, "fail", {"times": 2}, max_attempts=1)
     assert (await engine.wait(task.id, 5)).state == "dead"
     await engine.retry(task.id)
     again = await engine.wait(task.id, 5)
@@ -157,24 +157,24 @@ async def test_a_dead_task_is_replayed_with_its_attempts_reset_and_its_delivery_
 
 
 async def test_the_same_idempotency_key_gives_the_same_task(engine: Engine) -> None:
-    first = await one(engine, "process", {"a": 1, "b": 2}, idempotency_key="k1")
-    second = await one(engine, "process", {"b": 2, "a": 1}, idempotency_key="k1")
+    first = await submit(engine, "process", {"a": 1, "b": 2}, idempotency_key="k1")
+    second = await submit(engine, "process", {"b": 2, "a": 1}, idempotency_key="k1")
     assert first.id == second.id
     with pytest.raises(IdempotencyConflict, match=first.id):
-        await one(engine, "process", {"a": 2}, idempotency_key="k1")
+        await submit(engine, "process", {"a": 2}, idempotency_key="k1")
 
 
 async def test_a_unique_task_is_stored_once_for_its_time(engine: Engine) -> None:
-    first = await one(engine, "process", "x", unique_for_s=60)
-    assert (await one(engine, "process", "x", unique_for_s=60)).id == first.id
-    assert (await one(engine, "process", "y", unique_for_s=60)).id != first.id
+    first = await submit(engine, "process", "x", unique_for_s=60)
+    assert (await submit(engine, "process", "x", unique_for_s=60)).id == first.id
+    assert (await submit(engine, "process", "y", unique_for_s=60)).id != first.id
 
 
 async def test_a_unique_task_is_stored_once_whatever_key_its_submission_has(engine: Engine) -> None:
-    """As the clients send it: with a key of their own making for every call."""
+    """The clients send an Idempotency-Key of their own making with every call."""
 
     async def under(key: str, **more: Any) -> str:
-        return (await one(engine, "process", "x", unique_for_s=60, idempotency_key=key, **more)).id
+        return (await submit(engine, "process", "x", unique_for_s=60, idempotency_key=key, **more)).id
 
     first = await under("k1")
     assert [await under(key) for key in ("k2", "k2", "k1")] == [first] * 3
@@ -184,7 +184,7 @@ async def test_a_unique_task_is_stored_once_whatever_key_its_submission_has(engi
 
 
 async def test_a_unique_task_may_be_unique_for_less_than_a_millisecond(engine: Engine) -> None:
-    tasks = await asyncio.gather(one(engine, "noop", 1), one(engine, "noop", 2, unique_for_s=1e-6))
+    tasks = await asyncio.gather(submit(engine, "noop", 1), submit(engine, "noop", 2, unique_for_s=1e-6))
     assert [(await engine.wait(task.id, 5)).state for task in tasks] == ["succeeded"] * 2
 
 
@@ -195,14 +195,14 @@ async def test_a_submitter_that_gives_up_harms_nobody(engine: Engine) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
         submitting.cancel()
-    assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
+    assert (await engine.wait((await submit(engine, "noop")).id, 5)).state == "succeeded"
     await wait_until_async(lambda: engine.dispatch.free("default") == 8, 5, "no slot stays promised")
 
 
 async def test_an_outage_loses_nothing_repeats_nothing_that_ran_and_leaves_no_slot_promised(
     engine: Engine, redis_server: Any
 ) -> None:
-    before = [await one(engine, "sleep", 0.2) for _ in range(12)]
+    before = [await submit(engine, "sleep", 0.2) for _ in range(12)]
     redis_server.stop()
     items: list[Submission | RumorError] = [Submission(type="noop") for _ in range(40)]
     lost = [asyncio.create_task(engine.submit(items)) for _ in range(3)]
@@ -216,7 +216,7 @@ async def test_an_outage_loses_nothing_repeats_nothing_that_ran_and_leaves_no_sl
     assert not caught.value.may_have_happened
     redis_server.cont()
     await wait_until_async(lambda: engine.shards.is_up, 5, "Redis is back")
-    for error in refused:  # again, under the ids they had: none is stored twice
+    for error in refused:  # submit again, under the same ids: no task is stored twice
         await engine.submit(items, ids=error.ids)
 
     async def is_over() -> bool:
@@ -224,7 +224,7 @@ async def test_an_outage_loses_nothing_repeats_nothing_that_ran_and_leaves_no_sl
         return bool(states["succeeded"] == 12 + 120 and sum(states.values()) == 12 + 120)
 
     await wait_until_async(is_over, 15, "each is there once, and has succeeded")
-    for task in before[:8]:  # those had slots
+    for task in before[:8]:  # the eight that had slots
         assert (await engine.get(task.id)).delivery == 1, "what ran through the outage was not run again"
     await wait_until_async(lambda: engine.dispatch.free("default") == 8, 5, "no slot stays promised")
     assert engine.dispatch.settling == 0
@@ -232,7 +232,7 @@ async def test_an_outage_loses_nothing_repeats_nothing_that_ran_and_leaves_no_sl
 
 
 async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:
-    task = await one(engine, "noop", delay_s=0.4)
+    task = await submit(engine, "noop", delay_s=0.4)
     assert task.state == "scheduled"
     done = await engine.wait(task.id, 5)
     assert done.state == "succeeded"
@@ -243,9 +243,9 @@ async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:
 
 
 async def test_cancelling_reaches_queued_scheduled_and_running_tasks(engine: Engine) -> None:
-    running = [await one(engine, "sleep", 30) for _ in range(8)]
-    queued = await one(engine, "sleep", 30)
-    later = await one(engine, "sleep", 30, delay_s=60)
+    running = [await submit(engine, "sleep", 30) for _ in range(8)]
+    queued = await submit(engine, "sleep", 30)
+    later = await submit(engine, "sleep", 30, delay_s=60)
     assert queued.state == "queued"
     for task in (queued, later, *running):
         assert (await engine.cancel(task.id)).state == "cancelled"
@@ -254,15 +254,15 @@ async def test_cancelling_reaches_queued_scheduled_and_running_tasks(engine: Eng
             await asyncio.sleep(0.01)
     assert engine.worker.free("default") == 8
     assert (await engine.cancel(queued.id)).state == "cancelled", "cancelling again is no error"
-    done = await engine.wait((await one(engine, "noop")).id, 5)
+    done = await engine.wait((await submit(engine, "noop")).id, 5)
     with pytest.raises(Conflict, match="succeeded"):
         await engine.cancel(done.id)
 
 
 async def test_a_slot_that_a_cancelled_task_leaves_is_used_at_once_from_any_shard(engine: Engine) -> None:
     engine.housekeeping._sweep = lambda: None  # type: ignore[method-assign]
-    running = [await one(engine, "sleep", 30) for _ in range(8)]
-    queued = [await one(engine, "sleep", 30) for _ in range(8)]
+    running = [await submit(engine, "sleep", 30) for _ in range(8)]
+    queued = [await submit(engine, "sleep", 30) for _ in range(8)]
     for task in running:
         await engine.cancel(task.id)
     await wait_until_async(lambda: len(engine.worker.running) == 8, 5, "the queued ones run")
@@ -270,11 +270,11 @@ async def test_a_slot_that_a_cancelled_task_leaves_is_used_at_once_from_any_shar
 
 
 async def test_every_lane_asks_something_each_sweep_whatever_the_node_owns(engine: Engine) -> None:
-    """Readiness is an answer within the last seconds: a node that owns no shard of a lane must not look cut off."""
+    """A node is ready if each lane had an answer within seconds: one without shards on a lane must not look cut off."""
     engine.housekeeping.own((2, 4), ())
     await wait_until_async(lambda: engine.shards.is_idle, 5, "the lanes are at rest")
     sweep, engine.housekeeping._sweep = engine.housekeeping._sweep, lambda: None  # type: ignore[method-assign]
-    engine.housekeeping.sweeps = 0  # the next is not one that looks at a shard of somebody else's
+    engine.housekeeping.sweeps = 0  # so that the next sweep looks at no random shard
     lanes = engine.shards._lanes
     before = [lane.groups for lane in lanes]
     sweep()
@@ -283,14 +283,14 @@ async def test_every_lane_asks_something_each_sweep_whatever_the_node_owns(engin
 
 async def test_an_unknown_type_names_near_ones(engine: Engine) -> None:
     with pytest.raises(UnknownType, match="proces") as caught:
-        await one(engine, "proces")
+        await submit(engine, "proces")
     assert "process" in caught.value.hint
 
 
 async def test_high_tasks_start_before_normal_ones_that_came_first(engine: Engine) -> None:
-    blockers = [await one(engine, "sleep", 0.3) for _ in range(8)]
-    normal = [await one(engine, "noop") for _ in range(20)]
-    high = [await one(engine, "noop", priority="high") for _ in range(20)]
+    blockers = [await submit(engine, "sleep", 0.3) for _ in range(8)]
+    normal = [await submit(engine, "noop") for _ in range(20)]
+    high = [await submit(engine, "noop", priority="high") for _ in range(20)]
     await asyncio.gather(*(engine.wait(task.id, 10) for task in (*blockers, *normal, *high)))
     starts = {t.id: (await engine.get(t.id)).started_at_ms or 0 for t in (*normal, *high)}
     assert max(starts[t.id] for t in high) <= min(starts[t.id] for t in normal)
@@ -313,7 +313,7 @@ async def test_a_listing_pages_through_everything_newest_first(engine: Engine) -
 
 
 async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None:
-    tasks = [await one(engine, "fail", {"times": 1}, max_attempts=1) for _ in range(12)]
+    tasks = [await submit(engine, "fail", {"times": 1}, max_attempts=1) for _ in range(12)]
     for task in tasks:
         assert (await engine.wait(task.id, 5)).state == "dead"
     page, _ = await engine.list_tasks(ListQuery(state="dead", limit=5))
@@ -330,7 +330,7 @@ async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None
 
 async def test_replaying_everything_ends_although_the_replayed_die_again(engine: Engine, monkeypatch: Any) -> None:
     monkeypatch.setattr("node.queue.amending.REPLAY_PAGE", 2)
-    tasks = [await one(engine, "fail", max_attempts=1) for _ in range(7)]
+    tasks = [await submit(engine, "fail", max_attempts=1) for _ in range(7)]
     for task in tasks:
         assert (await engine.wait(task.id, 5)).state == "dead"
     async with asyncio.timeout(10):
@@ -342,7 +342,7 @@ async def test_replaying_everything_ends_although_the_replayed_die_again(engine:
 async def test_what_redis_holds_and_this_node_does_not_run_is_given_back_uncounted(engine: Engine) -> None:
     """A claim whose answer was lost: in flight for this session, and never started."""
     engine.dispatch.is_claiming = False
-    task = await one(engine, "noop")
+    task = await submit(engine, "noop")
     assert task.state == "queued"
     shard = engine.queries.shard(task.id)
     lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -355,21 +355,21 @@ async def test_what_redis_holds_and_this_node_does_not_run_is_given_back_uncount
 
 
 async def test_a_reaped_session_gives_its_tasks_back_at_once_and_its_late_outcome_is_refused(engine: Engine) -> None:
-    tasks = [await one(engine, "sleep", 0.5, backoff=BackoffJson(base_s=0)) for _ in range(4)]
+    tasks = [await submit(engine, "sleep", 0.5, backoff=BackoffJson(base_s=0)) for _ in range(4)]
     old = engine.dispatch.session
     new = old[:-1] + ("0" if old[-1] != "0" else "1")
     engine.vitals.session = new
-    # As after a pause: the tombstone is written and reaped by somebody, and this node does not know yet.
+    # As after a pause: another node wrote the tombstone and reaped the session, and this node does not know it yet.
     engine.housekeeping.reap(old, range(64))
     for task in tasks:
         done = await engine.wait(task.id, 10)
         assert (done.state, done.delivery) == ("succeeded", 2)
     engine.hear(NewSession(new))
-    assert (await engine.wait((await one(engine, "noop")).id, 5)).state == "succeeded"
+    assert (await engine.wait((await submit(engine, "noop")).id, 5)).state == "succeeded"
 
 
 async def test_what_was_claimed_under_a_session_that_is_over_stops_at_once(engine: Engine) -> None:
-    task = await one(engine, "sleep", 60)
+    task = await submit(engine, "sleep", 60)
     engine.hear(Disowned("another/0-0"))
     assert task.id in engine.worker.running
     engine.hear(Disowned(engine.dispatch.session))
@@ -379,28 +379,28 @@ async def test_what_was_claimed_under_a_session_that_is_over_stops_at_once(engin
 async def test_a_node_is_ready_while_its_heartbeat_is_taken(engine: Engine) -> None:
     await wait_until_async(lambda: engine.is_ready()[0], 5, "its lanes were answered")
     why = refusal("NOREPLICAS Not enough good replicas to write.")
-    for change, said in (({"refusal": why}, "NOREPLICAS"), ({}, "does not take this node's heartbeat")):
+    for change, words in (({"refusal": why}, "NOREPLICAS"), ({}, "does not take this node's heartbeat")):
         engine.view = dataclasses.replace(engine.vitals.view, redis_ok=False, **change)  # type: ignore[arg-type]
         ready, reason = engine.is_ready()
         assert not ready
-        assert said in reason
+        assert words in reason
         assert engine.health()["status"] == "unavailable"
 
 
 async def test_a_key_of_another_type_in_a_task_s_place_does_not_hide_the_others(engine: Engine) -> None:
-    tasks = [await one(engine, "noop", delay_s=60) for _ in range(3)]
+    tasks = [await submit(engine, "noop", delay_s=60) for _ in range(3)]
     spoilt = keys.task(engine.queries.shard(tasks[1].id), tasks[1].id)
     await engine.client.delete(spoilt)
     await engine.client.rpush(spoilt, "not a hash")  # type: ignore[misc]
-    found, _ = await engine.list_tasks(ListQuery())
-    assert [task.id for task in found] == [tasks[2].id, tasks[0].id]
+    listed, _ = await engine.list_tasks(ListQuery())
+    assert [task.id for task in listed] == [tasks[2].id, tasks[0].id]
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
         await engine.get(tasks[1].id)
 
 
 async def test_the_lease_stands_still_only_while_redis_refuses_everybody(engine: Engine) -> None:
     why = refusal("NOREPLICAS Not enough good replicas to write.")
-    task = await one(engine, "sleep", 60)
+    task = await submit(engine, "sleep", 60)
     engine.hear(RedisReach(False))
     lease_s = engine.config.lease_s
     now_s = time.monotonic()
@@ -416,9 +416,9 @@ async def test_the_lease_stands_still_only_while_redis_refuses_everybody(engine:
 
 
 async def test_while_memory_is_short_finished_tasks_go_before_their_time_and_others_stay(engine: Engine) -> None:
-    done = await engine.wait((await one(engine, "noop")).id, 5)
-    dead = await engine.wait((await one(engine, "fail", max_attempts=1)).id, 5)
-    later = await one(engine, "noop", delay_s=60)
+    done = await engine.wait((await submit(engine, "noop")).id, 5)
+    dead = await engine.wait((await submit(engine, "fail", max_attempts=1)).id, 5)
+    later = await submit(engine, "noop", delay_s=60)
     engine.housekeeping.is_memory_short = True
     engine.housekeeping._age_ms = lambda: 0  # type: ignore[method-assign]
     engine.housekeeping.look(engine.queries.shard(done.id))
@@ -435,9 +435,9 @@ async def test_while_memory_is_short_finished_tasks_go_before_their_time_and_oth
 
 
 async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> None:
-    """The answer to a look that left before the work was queued arrives after the wake-up that told of the work."""
+    """The sweep left before the task was queued; its answer arrives after the wake-up that told of the task."""
     engine.dispatch.is_claiming = False
-    task = await one(engine, "noop")
+    task = await submit(engine, "noop")
     shard = engine.queries.shard(task.id)
     engine.dispatch.backlog.set("default", shard, 0, 0)  # another node stored it: nothing is known here
     engine.dispatch.is_claiming = True
@@ -445,7 +445,7 @@ async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> Non
     lane = engine.shards._lanes[engine.shards.lane_of(shard)]
     (call,) = [call for call in lane._calls if call.script == "sweep"]
     answered = call.on_reply
-    # What Redis would have said a moment before the task was queued.
+    # The answer that Redis would have given a moment before the task was queued.
     call.on_reply = lambda answer: answered(Swept(answer.now_ms, 0, 0, 0, [], [QueueHead("default", 0, 0)]))
     for running in engine._tasks[:1]:
         running.cancel()  # no sweep may help
@@ -458,7 +458,7 @@ async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> Non
 
 async def test_what_a_dead_owner_held_is_claimed_here_before_the_view_knows_of_its_heirs(engine: Engine) -> None:
     engine.dispatch.is_claiming = False
-    task = await one(engine, "noop")
+    task = await submit(engine, "noop")
     shard = engine.queries.shard(task.id)
     engine.dispatch.backlog.set("default", shard, 0, 0)
     engine.dispatch.is_claiming = True
@@ -473,7 +473,7 @@ async def test_what_a_dead_owner_held_is_claimed_here_before_the_view_knows_of_i
 
 
 async def test_a_task_that_succeeds_in_the_end_shows_no_error_of_an_earlier_attempt(engine: Engine) -> None:
-    task = await one(engine, "fail", {"times": 1}, max_attempts=3)
+    task = await submit(engine, "fail", {"times": 1}, max_attempts=3)
     done = await engine.wait(task.id, 10)
     assert (done.state, done.attempt, bytes(done.error)) == ("succeeded", 2, b"null")
 
@@ -487,7 +487,7 @@ async def test_a_cursor_that_no_listing_gave_is_refused(engine: Engine, text: st
 
 @asynccontextmanager
 async def idle_neighbour(engine: Engine) -> AsyncIterator[Callable[[], Awaitable[list[tuple[int, str, int]]]]]:
-    """Another member, with free slots, while all shards stay this node's: reads what it is woken for."""
+    """Another member, with free slots, while this node owns all shards: reads the wake-ups for that member."""
     other = session.new("other:1", 1_700_000_000_000, Random(7))
     load = Load(True, False, False, {"default": QueueLoad(5, 0, 0)})
     idle = dataclasses.replace(
@@ -515,8 +515,8 @@ async def idle_neighbour(engine: Engine) -> AsyncIterator[Callable[[], Awaitable
 
 async def test_a_full_node_offers_what_waits_to_one_with_free_slots(engine: Engine) -> None:
     async with idle_neighbour(engine) as woken:
-        blockers = [await one(engine, "sleep", 30, key=f"k{n}") for n in range(8)]
-        waiting = await one(engine, "noop", key="k")
+        blockers = [await submit(engine, "sleep", 30, key=f"k{n}") for n in range(8)]
+        waiting = await submit(engine, "noop", key="k")
         assert waiting.state == "queued"
         assert await woken() == [(engine.queries.shard(waiting.id), "default", 1)]
     for task in blockers:
@@ -526,50 +526,50 @@ async def test_a_full_node_offers_what_waits_to_one_with_free_slots(engine: Engi
 async def test_what_the_owner_of_a_shard_has_no_handler_for_is_left_to_another_when_it_is_due_again(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new type in the middle of a rolling deploy: else the owner takes it each second, until it is replaced."""
+    """A type is new in the middle of a rolling deploy: else its owner takes the task each second until replaced."""
     monkeypatch.setattr("node.work.worker.UNKNOWN_RETRY_S", 0.1)
-    known = engine.worker._handler
+    handler_of = engine.worker._handler
     async with idle_neighbour(engine) as woken:
-        monkeypatch.setattr(engine.worker, "_handler", lambda name: None if name == "noop" else known(name))
-        task = await one(engine, "noop")
+        monkeypatch.setattr(engine.worker, "_handler", lambda name: None if name == "noop" else handler_of(name))
+        task = await submit(engine, "noop")
         assert await woken() == [(engine.queries.shard(task.id), "default", 1)]
         left = await engine.get(task.id)
         assert (left.state, left.attempt, left.delivery) == ("queued", 0, 1), "and not claimed here at once"
-        monkeypatch.setattr(engine.worker, "_handler", known)
+        monkeypatch.setattr(engine.worker, "_handler", handler_of)
         assert (await engine.wait(task.id, 10)).state == "succeeded", "what the other leaves, a sweep finds"
 
 
 async def test_submissions_that_fail_in_one_group_each_keep_their_own_ids(engine: Engine, redis_server: Any) -> None:
-    """A group's failure is one error for all; the ids that each may be stored under elsewhere are its own."""
+    """A group that fails has one error for all its submissions, but each must be forwarded under its own ids."""
     await engine.submit([Submission(type="noop")])
     redis_server.stop()
     sizes = (1, 3, 2, 1)
-    told = await asyncio.gather(
+    errors = await asyncio.gather(
         *(engine.submit([Submission(type="noop")] * size) for size in sizes), return_exceptions=True
     )
     redis_server.cont()
-    ids = [error.ids for error in told if isinstance(error, StoreUnavailable)]
+    ids = [error.ids for error in errors if isinstance(error, StoreUnavailable)]
     assert tuple(map(len, ids)) == sizes
-    assert len({task_id for one in ids for task_id in one}) == sum(sizes)
+    assert len({task_id for batch_ids in ids for task_id in batch_ids}) == sum(sizes)
 
 
 async def test_a_batch_that_was_stored_in_part_may_have_happened(engine: Engine) -> None:
-    """Also when what failed was certainly not sent: whoever is told that nothing happened makes the rest twice."""
+    """Even if the failed part was certainly not sent: a client that hears "nothing happened" makes the rest twice."""
     items = [Submission(type="noop", key=f"{n}") for n in range(600)]
     batch = asyncio.create_task(engine.submit(items))
-    await asyncio.sleep(0)  # the first of them wait for their lanes to leave
+    await asyncio.sleep(0)  # the first slice of them waits for its lanes to send
     engine.shards._lanes[1].is_up = False
     engine.dispatch._lane_changed(False)
-    with pytest.raises(StoreUnavailable) as told:
+    with pytest.raises(StoreUnavailable) as caught:
         await batch
-    assert told.value.may_have_happened
-    assert all(told.value.ids)
+    assert caught.value.may_have_happened
+    assert all(caught.value.ids)
 
 
 async def test_what_a_redis_forgot_without_a_word_is_written_again(
     redis_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FLUSHALL, or a failover to an empty one: no connection ends. A later node must find this cluster."""
+    """FLUSHALL, or a failover to an empty Redis, ends no connection. A node that starts later must find the cluster."""
     monkeypatch.setattr("node.queue.upkeep.CATALOG_INTERVAL_S", 0.05)
     engine = Engine(Config(redis_url=redis_server.url, shards=16), load_handlers([]), Metrics(), [])
     await engine.start(LoneVitals(engine.config, engine.client))  # type: ignore[arg-type]
@@ -587,16 +587,16 @@ async def test_what_a_redis_forgot_without_a_word_is_written_again(
 
 async def test_what_is_told_while_a_waiter_reads_is_not_missed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.queue.engine.LOOK_INTERVAL_S", 60.0)
-    task = await one(engine, "noop", delay_s=60)
+    task = await submit(engine, "noop", delay_s=60)
     read = engine.queries.get
     states: list[str] = []
 
     async def slow(task_id: str, with_history: bool = False) -> TaskJson:
-        found = await read(task_id, with_history)
-        states.append(found.state)
+        task = await read(task_id, with_history)
+        states.append(task.state)
         if len(states) == 1:
-            await engine.cancel(task_id)  # it ends, and is told, after it was read and before the answer is here
-        return found
+            await engine.cancel(task_id)  # the task ends after Redis read it and before the waiter has that answer
+        return task
 
     monkeypatch.setattr(engine.queries, "get", slow)
     async with asyncio.timeout(10):
@@ -607,9 +607,9 @@ async def test_what_is_told_while_a_waiter_reads_is_not_missed(engine: Engine, m
 async def test_a_waiter_looks_again_when_redis_has_confirmed_its_subscription(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ends on another node after the reading and before the subscription counts is told to nobody."""
+    """No message tells of a task that ends on another node after the read and before the subscription counts."""
     monkeypatch.setattr("node.queue.engine.LOOK_INTERVAL_S", 60.0)
-    task = await one(engine, "noop", delay_s=60)
+    task = await submit(engine, "noop", delay_s=60)
     shard = engine.queries.shard(task.id)
     async with engine.waiters.event_for(task.id, shard) as event:
         async with asyncio.timeout(10):
@@ -622,8 +622,8 @@ async def test_a_waiter_looks_again_when_redis_has_confirmed_its_subscription(
 
 
 async def test_a_task_without_retention_is_there_for_whoever_sends_it_twice(engine: Engine) -> None:
-    """A submission that is forwarded after a time-out may be the second one, and the first may have run by then."""
-    task = await one(engine, "noop", retention_s=0.0)
+    """A submission forwarded after a time-out may be a repeat, and the first one's task may have run by then."""
+    task = await submit(engine, "noop", retention_s=0.0)
     assert (await engine.wait(task.id, 5)).state == "succeeded"
     engine.housekeeping.look(engine.queries.shard(task.id))
     await wait_until_async(

@@ -1,4 +1,4 @@
-"""A task's history: each attempt that did not succeed is told once, in order, in bounds; a success writes nothing."""
+"""A task's history: one line, in order, for each attempt that did not succeed, within bounds; a success writes none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.shards.calls import Settlement
 from node.queue.engine import Engine
 from node.schema import BackoffJson, ListQuery, TaskJson
 from tests.integration.test_engine import engine as engine
-from tests.integration.test_engine import one
+from tests.integration.test_engine import submit
 from tests.waiting import wait_until_async
 
 AT_ONCE = BackoffJson(base_s=0)
@@ -24,13 +24,13 @@ def outcomes(task: TaskJson) -> list[tuple[str, int | None, int]]:
 
 
 async def test_a_success_writes_no_history(engine: Engine) -> None:
-    done = await engine.wait((await one(engine, "noop")).id, 5)
+    done = await engine.wait((await submit(engine, "noop")).id, 5)
     assert outcomes(done) == []
     assert not await engine.client.hexists(keys.task(engine.queries.shard(done.id), done.id), "history")
 
 
 async def test_failures_replays_and_cancels_are_told_in_order(engine: Engine) -> None:
-    task = await one(engine, "fail", {"message": "no luck"}, max_attempts=2, backoff=AT_ONCE)
+    task = await submit(engine, "fail", {"message": "no luck"}, max_attempts=2, backoff=AT_ONCE)
     await engine.wait(task.id, 5)
     await engine.retry(task.id)
     done = await engine.wait(task.id, 5)
@@ -48,13 +48,13 @@ async def test_failures_replays_and_cancels_are_told_in_order(engine: Engine) ->
     assert first.node_id == engine.config.name
     assert first.started_at_ms
     assert first.started_at_ms <= first.at_ms
-    later = await one(engine, "noop", delay_s=60)
+    later = await submit(engine, "noop", delay_s=60)
     await engine.cancel(later.id)
     assert outcomes(await engine.get(later.id)) == [("cancelled", None, 0)]
 
 
 async def test_a_lost_worker_and_its_late_outcome_are_told_and_the_outcome_only_once(engine: Engine) -> None:
-    task = await one(engine, "sleep", 0.5, backoff=AT_ONCE)
+    task = await submit(engine, "sleep", 0.5, backoff=AT_ONCE)
     shard = engine.queries.shard(task.id)
     old = engine.dispatch.session
     claimed = engine.worker.running[task.id].claimed
@@ -71,7 +71,7 @@ async def test_a_lost_worker_and_its_late_outcome_are_told_and_the_outcome_only_
 
 
 async def test_a_history_is_bounded_in_entries_and_bytes_and_cut_at_whole_characters(engine: Engine) -> None:
-    task = await one(engine, "fail", {"message": "\x01é" * 2000}, max_attempts=30, backoff=AT_ONCE)
+    task = await submit(engine, "fail", {"message": "\x01é" * 2000}, max_attempts=30, backoff=AT_ONCE)
     done = await engine.wait(task.id, 10)
     history = done.history
     assert history
@@ -86,7 +86,7 @@ async def test_a_history_is_bounded_in_entries_and_bytes_and_cut_at_whole_charac
 
 
 async def test_only_one_tasks_own_page_shows_its_history(engine: Engine) -> None:
-    task = await one(engine, "fail", max_attempts=1)
+    task = await submit(engine, "fail", max_attempts=1)
     await engine.wait(task.id, 5)
     page, _ = await engine.list_tasks(ListQuery())
     assert [row.history for row in page] == [msgspec.UNSET]

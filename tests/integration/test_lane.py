@@ -1,4 +1,4 @@
-"""A lane against a real Redis that is silent, restarted or forgetful: every call is answered once, by its own answer.
+"""A lane against a real Redis that is silent, restarted or forgetful: every call gets one answer, and its own.
 
 Deadlines are those of the lane (`TIMEOUT_S`) and, for a lane that is down, of one look (`TIMEOUT_S` again) and the
 pause between two looks.
@@ -28,13 +28,13 @@ from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async
 
 TIMEOUT_S = 0.4
-LATE_S = 0.3  # what a busy test machine may add to a deadline
+LATE_S = 0.3  # delay that a busy test machine may add to a deadline
 SESSION = "a/018bcfe5680-00000001"
 CALLS = Calls(60.0, 1000, 60.0)
 
 
 class Bench:
-    """A lane and what its callers heard."""
+    """A lane, the states that it reported, and calls to it whose replies are futures."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self.with_the_next: list[Call] = []
@@ -47,13 +47,13 @@ class Bench:
         return calls
 
     def ask(self, *words: Arg) -> asyncio.Future[Any]:
-        """A plain command; its future has the reply, also one that is an exception."""
+        """Add a plain command; the future gets its reply, even if that is an exception."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.lane.add(Call("", (str(words[0]),), list(words[1:]), future.set_result))
         return future
 
     def counts(self, shard: int = 1) -> asyncio.Future[Any]:
-        """A script that only reads."""
+        """Add a call of a script that only reads."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.lane.add(CALLS.counts(shard, future.set_result))
         return future
@@ -62,9 +62,9 @@ class Bench:
 @pytest.fixture
 async def bench(redis_server: RedisServer) -> AsyncIterator[Bench]:
     client = connect(redis_server.url)
-    one = Bench(client)
-    yield one
-    await one.lane.close()
+    bench = Bench(client)
+    yield bench
+    await bench.lane.close()
     await client.aclose()
 
 
@@ -167,7 +167,7 @@ async def test_a_late_answer_is_never_taken_for_the_next_calls(bench: Bench, red
         redis_server.stop()
         lost = bench.ask("ECHO", f"lost {turn}")
         assert isinstance(await lost, StoreUnavailable)
-        redis_server.cont()  # and now it answers what was asked before
+        redis_server.cont()  # and now it answers the command from before
         await wait_until_async(lambda: bench.lane.is_up, 5, "it comes back")
         replies = [bench.ask("ECHO", f"{turn}/{n}") for n in range(20)]
         assert await asyncio.gather(*replies) == [f"{turn}/{n}".encode() for n in range(20)]
@@ -193,17 +193,17 @@ async def test_a_restarted_redis_is_found_again_and_knows_what_it_acknowledged(
 async def test_a_call_that_could_not_connect_certainly_did_not_happen(redis_server: RedisServer) -> None:
     redis_server.kill()
     client = connect(redis_server.url)
-    one = Bench(client)
-    reply = await one.ask("SET", "a", "b")
+    bench = Bench(client)
+    reply = await bench.ask("SET", "a", "b")
     assert isinstance(reply, StoreUnavailable)
     assert not reply.may_have_happened
     assert "was not carried out" in str(reply)
-    await one.lane.close()
+    await bench.lane.close()
     await client.aclose()
 
 
 async def test_a_busy_loop_is_no_silent_redis(bench: Bench, redis_server: RedisServer) -> None:
-    """The answer lies in the socket's buffer while the loop was away: it is looked at before the clock is believed."""
+    """The answer came while the loop was busy: the lane reads the socket's buffer before it believes the clock."""
     await bench.ask("PING")
     redis_server.stop()
     reply = bench.ask("ECHO", "there")
@@ -216,7 +216,7 @@ async def test_a_busy_loop_is_no_silent_redis(bench: Bench, redis_server: RedisS
 
 
 def block(for_s: float) -> None:
-    """As a handler does that should have been a plain `def`."""
+    """Block the loop, as an async handler does that should have been a plain `def`."""
     time.sleep(for_s)
 
 
@@ -231,7 +231,7 @@ async def test_a_caller_that_chokes_on_its_answer_chokes_alone(bench: Bench) -> 
 
 
 class Relay:
-    """Passes bytes on to Redis until it resets its connections, as a firewall does with those it has forgotten."""
+    """Passes bytes on to Redis until it resets its connections, as a firewall does that has forgotten them."""
 
     def __init__(self, to: int) -> None:
         self._to = to
@@ -239,7 +239,7 @@ class Relay:
         self._copying: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
-        """Its port."""
+        """Begin to serve; returns the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
@@ -290,7 +290,7 @@ def test_a_connection_that_is_reset_while_idle_costs_one_group_and_not_the_lane(
         await client.aclose()
         await relay.close()
 
-    uvloop.run(scenario())  # the node's loop: a write to what was reset is a RuntimeError there, not an OSError
+    uvloop.run(scenario())  # a node's loop, on which a write to a reset connection raises RuntimeError, not OSError
 
 
 async def test_a_call_that_cannot_be_sent_is_answered_and_does_not_end_the_lane(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""What a node asks of Redis before it works with it."""
+"""The checks of Redis that a node makes before it starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def test_a_node_whose_gossip_key_no_live_node_has_does_not_start(redis_ser
     await redis_checks.same_key(client, first, [KEY])
     await client.hset(keys.LEADER_MEMBERS, "n1:1", msgspec.msgpack.encode([SESSION, "127.0.0.1", 1]))
     async with client.pubsub() as channel:
-        await redis_checks.same_key(client, second, [OTHER])  # n1 is not there: its row is an old one
+        await redis_checks.same_key(client, second, [OTHER])  # n1 does not live: its row is an old one
         await channel.subscribe(keys.wake(SESSION))
         await channel.get_message(timeout=2)
         for ring in ([OTHER], []):

@@ -33,9 +33,9 @@ IDS = Ids(1)
 
 @pytest.fixture
 async def client(redis_server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
-    one = connect(redis_server.url)
-    yield one
-    await one.aclose()
+    redis_client = connect(redis_server.url)
+    yield redis_client
+    await redis_client.aclose()
 
 
 def new(due: int = 0, data: bytes = b"1") -> NewTask:
@@ -58,7 +58,7 @@ def nobody(_: Any) -> None: ...
 async def test_a_full_redis_still_drops_what_is_past_its_time_although_something_is_due(
     client: redis.asyncio.Redis,
 ) -> None:
-    """Promoting needs memory, dropping gives it back: the other way round, a full Redis would stay full."""
+    """Promoting needs memory, and dropping frees it: in the other order, a full Redis would stay full."""
     done, due = new(data=b'"%s"' % (b"x" * 2_000_000)), new(due=-1)
     await do(client, CALLS.store(SHARD, SESSION, [done, due], nobody))
     await do(client, CALLS.claim(SHARD, "default", SESSION, 1, None, nobody))
@@ -81,7 +81,7 @@ async def test_a_full_redis_still_drops_what_is_past_its_time_although_something
 async def test_a_full_redis_refuses_new_tasks_and_nothing_else(
     client: redis.asyncio.Redis, redis_server: RedisServer
 ) -> None:
-    """What is there can be claimed, settled, cancelled and reaped, and nodes keep their heartbeats and their leader."""
+    """Stored tasks can be claimed, settled, cancelled and reaped, and nodes keep their heartbeats and their leader."""
     tasks = [new() for _ in range(6)]
     await do(client, CALLS.store(SHARD, SESSION, tasks, nobody))
     await client.config_set("maxmemory", int((await client.info("memory"))["used_memory"]) - 100_000)
@@ -89,13 +89,13 @@ async def test_a_full_redis_refuses_new_tasks_and_nothing_else(
         await do(client, CALLS.store(SHARD, SESSION, [new()], nobody))
     with pytest.raises(OutOfMemoryError):
         await client.set("other", "x")
-    one, two, three, four, *_ = tasks
+    done, retrying, dead, running, *_ = tasks
     claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 4, None, nobody))
-    assert [task.id for task in claimed.tasks] == [task.id for task in (one, two, three, four)]
+    assert [task.id for task in claimed.tasks] == [task.id for task in (done, retrying, dead, running)]
     outcomes = [
-        ended(one, SettleKind.SUCCEEDED, b"1", 0),
-        ended(two, SettleKind.RETRYING, b"{}", 60_000),
-        ended(three, SettleKind.DEAD, b"{}", 0),
+        ended(done, SettleKind.SUCCEEDED, b"1", 0),
+        ended(retrying, SettleKind.RETRYING, b"{}", 60_000),
+        ended(dead, SettleKind.DEAD, b"{}", 0),
     ]
     assert (await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody))).codes == [SettleCode.COMMITTED] * 3
     assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody))).queued == 1
@@ -121,7 +121,7 @@ async def test_a_claim_takes_no_more_data_than_its_answer_may_hold(client: redis
 
 
 def dispatcher() -> Dispatcher:
-    """One that sends nothing: its lanes do not run."""
+    """A dispatcher that sends nothing: its lanes do not run."""
     quiet: Any = nobody
     shards = Shards(connect("redis://127.0.0.1:1"), CALLS, 64, 1.0)
     return Dispatcher(Config(), shards, Metrics(), quiet, quiet, quiet, quiet, quiet)
@@ -133,15 +133,15 @@ def outcome(result: bytes = b"1") -> Settlement:
 
 
 def test_no_group_carries_more_of_results_than_its_deadline_bears() -> None:
-    """A hundred results of 1 MiB, sent together, would be sent together again when they are not answered in time."""
-    one = dispatcher()
+    """Thirty results of 1 MB in one group could miss its deadline, and would then miss it again each time."""
+    dispatch = dispatcher()
     items = [outcome(b"x" * 1_000_000) for _ in range(30)]
     for n, session in enumerate((SESSION, "a/018bcfe5680-00000002", "a/018bcfe5680-00000003")):
-        one._settles[0][2, session] = items[n * 10 : n * 10 + 10]
+        dispatch._settles[0][2, session] = items[n * 10 : n * 10 + 10]
     sent: list[Any] = []
     for _ in range(20):
         calls: list[Call[Any]] = []
-        one._collect_settles(0, calls)
+        dispatch._collect_settles(0, calls)
         words = [word for call in calls for word in call.args]
         assert sum(len(word) for word in words if isinstance(word, bytes)) < GROUP_BYTES_MAX + 1_000_001
         sent += [word for word in words if word in {item.claimed.id for item in items}]
@@ -149,15 +149,15 @@ def test_no_group_carries_more_of_results_than_its_deadline_bears() -> None:
 
 
 async def test_one_outcome_that_redis_refuses_does_not_hold_up_those_beside_it() -> None:
-    one = dispatcher()
+    dispatch = dispatcher()
     good, bad = outcome(), outcome()
-    one._settle(bad)
-    one._settle(good)
+    dispatch._settle(bad)
+    dispatch._settle(good)
 
     def answer() -> list[int]:
-        """What Redis says of the next group, in which the bad one spoils the call that it is in."""
+        """Answer the next group: Redis refuses the whole call that has the bad outcome in it."""
         calls: list[Call[Any]] = []
-        one._collect_settles(0, calls)
+        dispatch._collect_settles(0, calls)
         for call in calls:
             committed = Settled([SettleCode.COMMITTED], {})
             call.on_reply(ResponseError("WRONGTYPE") if bad.claimed.id in call.args else committed)
@@ -165,20 +165,20 @@ async def test_one_outcome_that_redis_refuses_does_not_hold_up_those_beside_it()
 
     assert len(answer()) == 1
     assert answer() == [], "not again at once"
-    await wait_until_async(lambda: one._settles[0], 2 * SETTLE_AGAIN_S + 1, "again after a while")
+    await wait_until_async(lambda: dispatch._settles[0], 2 * SETTLE_AGAIN_S + 1, "again after a while")
     assert len(answer()) == 2, "each by itself"
-    assert one.settling == 1
+    assert dispatch.settling == 1
 
 
 async def test_a_key_of_another_type_in_a_task_s_place_harms_that_task_alone(client: redis.asyncio.Redis) -> None:
-    """Something else wrote into the database: its neighbours are claimed, promoted, listed and reaped as ever."""
+    """Another program wrote into the database: all other tasks are claimed, promoted, listed and reaped as ever."""
     tasks, due = [new() for _ in range(5)], [new(due=-1) for _ in range(2)]
     await do(client, CALLS.store(SHARD, SESSION, [*tasks, *due], nobody))
     for spoilt in (tasks[0], due[0]):
         await client.delete(keys.task(SHARD, spoilt.id))
         await client.rpush(keys.task(SHARD, spoilt.id), "not a hash")  # type: ignore[misc]
-    found = await do(client, CALLS.listing(SHARD, None, "", 10, 100, ("queued", "", ""), nobody))
-    assert {task_id for _, task_id in found.rows} == {task.id for task in tasks[1:]}
+    listed = await do(client, CALLS.listing(SHARD, None, "", 10, 100, ("queued", "", ""), nobody))
+    assert {task_id for _, task_id in listed.rows} == {task.id for task in tasks[1:]}
     claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 3, None, nobody))
     assert [task.id for task in claimed.tasks] == [task.id for task in tasks[1:3]]
 
@@ -196,7 +196,7 @@ async def test_a_key_of_another_type_in_a_task_s_place_harms_that_task_alone(cli
 async def test_however_short_memory_is_a_task_stays_for_as_long_as_somebody_may_ask(
     client: redis.asyncio.Redis,
 ) -> None:
-    """Also one with a retention of its own, which is near its end although it has just finished."""
+    """That holds for a task with a short retention of its own too, whose end is near as soon as it has finished."""
     own, usual = new(), new()
     await do(client, CALLS.store(SHARD, SESSION, [own, usual], nobody))
     await do(client, CALLS.claim(SHARD, "default", SESSION, 2, None, nobody))

@@ -1,4 +1,4 @@
-"""The header of a script is its contract: it names each key and argument the body uses, and nothing else."""
+"""The header of a script is its contract: it names each key and argument that the body uses, and no other."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def split(text: str) -> tuple[list[str], str]:
 
 
 def complaints(name: str, text: str) -> list[str]:
-    """What is wrong with one script's header. `ARGV[3…]` declares the third and any number after it."""
+    """The faults of one script's header. `ARGV[3…]` declares the third argument and any number after it."""
     header, body = split(text)
-    found: list[str] = []
+    wrong: list[str] = []
     if not header or not header[0].startswith(f"-- {name}: "):
-        found.append(f"the first line is not '-- {name}: what it does'")
+        wrong.append(f"the first line is not '-- {name}: what it does'")
     declared: dict[str, set[int]] = {"KEYS": set(), "ARGV": set()}
     tails: dict[str, int] = {}
     for line in header:
@@ -37,7 +37,7 @@ def complaints(name: str, text: str) -> list[str]:
             if match[3]:
                 tails[kind] = index
             elif index in declared[kind]:
-                found.append(f"{kind}[{index}] is declared twice")
+                wrong.append(f"{kind}[{index}] is declared twice")
             declared[kind].add(index)
     used: dict[str, set[int]] = {"KEYS": set(), "ARGV": set()}
     for kind, index_text in ONE.findall(body):
@@ -48,23 +48,23 @@ def complaints(name: str, text: str) -> list[str]:
     for kind in ("KEYS", "ARGV"):
         tail = tails.get(kind)
         if declared[kind] and declared[kind] != set(range(1, max(declared[kind]) + 1)):
-            found.append(f"{kind} are not numbered 1, 2, 3 …: {sorted(declared[kind])}")
+            wrong.append(f"{kind} are not numbered 1, 2, 3 …: {sorted(declared[kind])}")
         for index in sorted(used[kind] - declared[kind]):
             if tail is None or index < tail:
-                found.append(f"{kind}[{index}] is used and not declared")
+                wrong.append(f"{kind}[{index}] is used and not declared")
         guards = {int(i) for i in re.findall(r"^-- KEYS\[(\d+)\]\s+\{[^}]*\}:never\b", "\n".join(header), re.M)}
-        # A tail is read by a computed index (`ARGV[i]`), and the guard is declared in order never to be used.
+        # A body reads a tail by a computed index (`ARGV[i]`), and never uses the guard.
         unused = declared[kind] - used[kind] - ({tail} if tail else set()) - (guards if kind == "KEYS" else set())
-        found += [f"{kind}[{index}] is declared and not used" for index in sorted(unused)]
+        wrong += [f"{kind}[{index}] is declared and not used" for index in sorted(unused)]
         if tail is not None and not re.search(rf"\b{kind}\[[^\]\d]|#{kind}\b|unpack\({kind}", body):
-            found.append(f"{kind}[{tail}…] is declared and the body reads no computed {kind}")
-    whole = "\n".join(header)
+            wrong.append(f"{kind}[{tail}…] is declared and the body reads no computed {kind}")
+    contract = "\n".join(header)
     for word in ("Returns", "Keeps"):
-        if not re.search(rf"^-- {word}\s+\S", whole, re.M):
-            found.append(f"there is no line '-- {word}  …'")
-    if ":never" not in whole:
-        found.append("no `never` guard is declared")
-    return found
+        if not re.search(rf"^-- {word}\s+\S", contract, re.M):
+            wrong.append(f"there is no line '-- {word}  …'")
+    if ":never" not in contract:
+        wrong.append("no `never` guard is declared")
+    return wrong
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -75,8 +75,8 @@ def test_a_script_does_what_its_header_says(path: Path) -> None:
 def names_in(line_start: str) -> dict[str, int]:
     """Field -> position, from `local A, B = 1, 2` in include/spec.lua."""
     text = (SCRIPTS[0].parent / "include" / "spec.lua").read_text("utf-8")
-    (found,) = re.findall(rf"^local ({line_start}[A-Z_, ]*) = ([\d, ]+)", text, re.M)
-    return {name.lower(): int(at) for name, at in zip(found[0].split(", "), found[1].split(", "), strict=True)}
+    (row,) = re.findall(rf"^local ({line_start}[A-Z_, ]*) = ([\d, ]+)", text, re.M)
+    return {name.lower(): int(at) for name, at in zip(row[0].split(", "), row[1].split(", "), strict=True)}
 
 
 @pytest.mark.parametrize(("first", "struct"), [("TYPE", Spec), ("BASE_S", Backoff)])

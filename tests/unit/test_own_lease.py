@@ -1,4 +1,4 @@
-"""When this node must stop what it runs, since Redis may have given it to another."""
+"""When this node must stop its tasks, since another node may run them by now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where new tasks go: to who serves the queue and has room, and not all to the one that had room a moment ago."""
+"""Where new tasks go: to nodes that serve the queue and have room, and not all to one that had room a moment ago."""
 
 from __future__ import annotations
 
@@ -42,46 +42,46 @@ def peer(name: str, queues: dict[str, int], free: int | None = None, queued: int
 
 
 def placement(me: str, *peers: Peer, seed: int = 1) -> Placement:
-    """As `me` sees these members."""
-    made = Placement(me, SHARDS, Random(seed))
-    made.see(*seen(me, *peers))
-    return made
+    """The placement of node `me`, which sees these members."""
+    placing = Placement(me, SHARDS, Random(seed))
+    placing.see(*seen(me, *peers))
+    return placing
 
 
 def seen(me: str, *peers: Peer) -> tuple[View, tuple[str, ...]]:
-    """A view, and who owns what in it."""
-    weights = {one.node_id: sum(one.meta.queues.values()) for one in peers if one.meta}
+    """A view of these members, and the owner of each shard in it."""
+    weights = {peer.node_id: sum(peer.meta.queues.values()) for peer in peers if peer.meta}
     return View(me, f"{me}/x", peers, None, 0, True, True), ring.owners(weights, SHARDS)
 
 
 def spread(of: Placement, queue: str, tasks: int, own: dict[str, int]) -> Counter[str]:
-    """Where that many tasks go, one by one."""
+    """The nodes to which that many tasks go, placed one by one."""
     return Counter(place(of, queue, own) for _ in range(tasks))
 
 
 def place(of: Placement, queue: str, own: dict[str, int]) -> str:
-    """Where the next one goes."""
+    """The node to which the next task goes."""
     node, shard = of.choose(queue, own)
     of.placed(queue, shard, 1)
     return node
 
 
 def test_only_nodes_that_serve_the_queue_are_chosen() -> None:
-    one = placement("a", peer("a", {"default": 9}), peer("b", {"default": 9, "gpu": 1}), peer("c", {"default": 9}))
-    assert set(spread(one, "gpu", 200, {})) == {"b"}
+    placing = placement("a", peer("a", {"default": 9}), peer("b", {"default": 9, "gpu": 1}), peer("c", {"default": 9}))
+    assert set(spread(placing, "gpu", 200, {})) == {"b"}
 
 
 def test_a_shard_that_the_chosen_node_owns_is_chosen() -> None:
     peers = (peer("a", {"q": 4}), peer("b", {"q": 4}), peer("c", {"q": 4}))
-    one, (_, owners) = placement("a", *peers), seen("a", *peers)
+    placing, (_, owners) = placement("a", *peers), seen("a", *peers)
     for _ in range(300):
-        node, shard = one.choose("q", {"q": 3})
+        node, shard = placing.choose("q", {"q": 3})
         assert owners[shard] == node
 
 
 def test_a_queue_that_nobody_serves_goes_to_any_shard() -> None:
-    one = placement("a", peer("a", {"q": 4}), peer("b", {"q": 4}))
-    chosen = [one.choose("gpu", {}) for _ in range(2000)]
+    placing = placement("a", peer("a", {"q": 4}), peer("b", {"q": 4}))
+    chosen = [placing.choose("gpu", {}) for _ in range(2000)]
     assert {node for node, _ in chosen} == {""}
     assert {shard for _, shard in chosen} == set(range(SHARDS))
 
@@ -99,14 +99,14 @@ def test_of_two_choices_the_less_loaded_one_is_taken() -> None:
 
 
 def test_load_counts_in_the_nodes_own_slots() -> None:
-    """Ten tasks more than slots are little for a hundred slots and much for two."""
+    """Ten tasks more than slots are few for a hundred slots and many for two."""
     large, small = peer("b", {"q": 100}, free=0, queued=10), peer("a", {"q": 2})
     assert set(spread(placement("a", small, large), "q", 5, {"q": 10})) == {"b"}
 
 
 def test_a_tie_is_this_nodes_own() -> None:
-    one = placement("a", peer("a", {"q": 10}), peer("b", {"q": 10}))
-    assert spread(one, "q", 5, {"q": -10}) == {"a": 5}
+    placing = placement("a", peer("a", {"q": 10}), peer("b", {"q": 10}))
+    assert spread(placing, "q", 5, {"q": -10}) == {"a": 5}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -117,36 +117,36 @@ def test_a_burst_does_not_all_follow_one_stale_figure(seed: int) -> None:
         peer("c", {"q": 10}, free=2),
         peer("d", {"q": 10}, free=1),
     )
-    one = placement("a", *peers, seed=seed)
+    placing = placement("a", *peers, seed=seed)
     own = {"q": 0}
     for _ in range(400):
-        own["q"] += place(one, "q", own) == "a"
+        own["q"] += place(placing, "q", own) == "a"
     assert 60 <= own["q"] <= 140, "each takes about its share of a burst that nobody has reported on yet"
 
 
 def test_a_newer_figure_replaces_what_was_added_to_the_old_one() -> None:
     me = peer("a", {"q": 10}, free=0)
-    one = placement("a", me, peer("b", {"q": 10}))
-    assert spread(one, "q", 40, {"q": 5})["a"] > 0, "b's estimate has grown past ours"
-    one.see(*seen("a", me, peer("b", {"q": 10}, free=9)))
-    assert spread(one, "q", 5, {"q": 5}) == {"b": 5}
+    placing = placement("a", me, peer("b", {"q": 10}))
+    assert spread(placing, "q", 40, {"q": 5})["a"] > 0, "b's estimate has grown past ours"
+    placing.see(*seen("a", me, peer("b", {"q": 10}, free=9)))
+    assert spread(placing, "q", 5, {"q": 5}) == {"b": 5}
 
 
 def test_a_node_that_keeps_up_with_what_it_gets_goes_on_getting_it() -> None:
-    """It is idle each time it speaks, so its figure never moves; what was placed there must not count for ever."""
-    one = placement("a", peer("a", {"q": 10}, free=0), peer("b", {"q": 10}))
+    """The node is idle each time it speaks, so its load never moves; what was added to it must not stay for ever."""
+    placing = placement("a", peer("a", {"q": 10}, free=0), peer("b", {"q": 10}))
     own = {"q": 20}
     for _ in range(30):
-        assert spread(one, "q", 5, own) == {"b": 5}
-        one.fade()
+        assert spread(placing, "q", 5, own) == {"b": 5}
+        placing.fade()
 
 
 def test_what_goes_to_a_shard_of_ones_own_or_of_nobody_is_not_added_to_anybody() -> None:
-    one = placement("a", peer("a", {"q": 10}), peer("b", {"q": 10}))
-    for shard in one.mine:
-        one.placed("q", shard, 100)
+    placing = placement("a", peer("a", {"q": 10}), peer("b", {"q": 10}))
+    for shard in placing.mine:
+        placing.placed("q", shard, 100)
     Placement("a", SHARDS, Random(1)).placed("q", 3, 1)
-    assert spread(one, "q", 5, {"q": 0}) == {"b": 5}
+    assert spread(placing, "q", 5, {"q": 0}) == {"b": 5}
 
 
 @given(st.text(min_size=1, max_size=50), st.integers(1, 256))
@@ -157,7 +157,7 @@ def test_a_key_is_in_one_shard_whoever_looks(key: str, shards: int) -> None:
 
 
 def test_keys_keep_their_shards_in_the_next_version_too() -> None:
-    """Tasks lie where earlier versions put them, and a repeat by Idempotency-Key must go there."""
+    """Tasks stay in the shard that an earlier version chose, and a repeat by Idempotency-Key must go there too."""
     assert [shard_of_key(key, 64) for key in ("a", "user:17", "cron:nightly:1700000000")] == [47, 7, 14]
 
 
@@ -169,11 +169,11 @@ def test_keys_spread_over_all_shards() -> None:
 
 @given(st.integers(1, 10_000), st.integers(1, 30))
 def test_a_batch_goes_in_chunks_that_reach_every_node(tasks: int, nodes: int) -> None:
-    one = placement("n0", *(peer(f"n{n}", {"q": 4}) for n in range(nodes)))
-    size = one.chunk_size(tasks, "q")
+    placing = placement("n0", *(peer(f"n{n}", {"q": 4}) for n in range(nodes)))
+    size = placing.chunk_size(tasks, "q")
     assert 1 <= size <= CHUNK_MAX
     assert tasks < 4 * nodes or -(-tasks // size) >= 3 * nodes
-    assert one.chunk_size(tasks, "nobody's") >= 1
+    assert placing.chunk_size(tasks, "nobody's") >= 1
 
 
 def test_a_batch_goes_to_the_least_busy_of_all_until_it_is_not() -> None:
@@ -183,27 +183,27 @@ def test_a_batch_goes_to_the_least_busy_of_all_until_it_is_not() -> None:
         peer("c", {"q": 2}, free=1),
         peer("d", {"q": 2}, free=0, queued=3),
     )
-    one = placement("a", *peers)
+    placing = placement("a", *peers)
     own = {"q": -2}
     went: Counter[str] = Counter()
     for _ in range(5):
-        node, shard = one.choose("q", own, is_batch=True)
+        node, shard = placing.choose("q", own, is_batch=True)
         if node == "a":
             own["q"] += 1
-        one.placed("q", shard, 1)
+        placing.placed("q", shard, 1)
         went[node] += 1
     assert went == {"a": 2, "b": 2, "c": 1}, "every slot that was free, and no other"
 
 
 def test_the_idlest_other_node_is_asked_for_as_much_as_it_has_room_for() -> None:
-    one = placement("a", peer("a", {"q": 9}), peer("b", {"q": 4}, free=2), peer("c", {"q": 4}, free=3))
-    assert one.idlest("q") == ("c", 3)
-    one.placed_on("q", "c", 2)
-    assert one.idlest("q") == ("b", 2)
-    one.placed_on("q", "b", 2)
-    one.placed_on("q", "c", 1)
-    assert one.idlest("q") == ("", 0)
-    assert one.idlest("nobody's") == ("", 0)
+    placing = placement("a", peer("a", {"q": 9}), peer("b", {"q": 4}, free=2), peer("c", {"q": 4}, free=3))
+    assert placing.idlest("q") == ("c", 3)
+    placing.placed_on("q", "c", 2)
+    assert placing.idlest("q") == ("b", 2)
+    placing.placed_on("q", "b", 2)
+    placing.placed_on("q", "c", 1)
+    assert placing.idlest("q") == ("", 0)
+    assert placing.idlest("nobody's") == ("", 0)
 
 
 def test_the_member_with_the_most_waiting_tasks_is_stolen_from() -> None:

@@ -1,4 +1,4 @@
-"""Which lane carries a call, how an answer reaches who asked, and what a reply means."""
+"""Which lane carries a call, how an answer reaches the caller, and what a reply means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids say when and where; backoff stays under its ceiling. Laws, whatever the clock and the numbers."""
+"""Ids tell their time and their shard; backoff stays under its ceiling. These hold for any clock and any numbers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_ids_of_one_process_rise_strictly_even_when_the_clock_steps_back(
     moments: list[tuple[int, int]], seed: int
 ) -> None:
     ids = Ids(seed)
-    made = [ids.next(wall_ms, shard) for wall_ms, shard in moments]
-    assert made == sorted(set(made))
+    task_ids = [ids.next(wall_ms, shard) for wall_ms, shard in moments]
+    assert task_ids == sorted(set(task_ids))
 
 
 @given(WALL_MS, WALL_MS, st.integers(0, 2**32), st.integers(0, 2**32))

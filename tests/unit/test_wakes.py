@@ -1,4 +1,4 @@
-"""Wake-ups: what is sent is what is read, in few messages, and nothing that is read raises."""
+"""Wake-ups: the receiver reads what the sender meant, in few messages; no message makes the reader raise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCORES = st.integers(-(10**13), 10**13)
 
 
 class SentCalls:
-    """Shards that keep what is sent."""
+    """Shards that keep the calls they are to send."""
 
     def __init__(self) -> None:
         self.calls = Calls(60.0, 1000, 60.0)
@@ -31,13 +31,13 @@ class SentCalls:
         self.sent.append(call)
 
     def messages(self) -> list[tuple[str, Any]]:
-        """(channel, what its reader makes of it)."""
-        told = []
+        """Of each message: its channel, and its meaning to the receiver."""
+        messages = []
         for call in self.sent:
             _, channel, message = call.command()
             assert isinstance(message, bytes)
-            told.append((str(channel), parse_wake(message, SHARDS)))
-        return told
+            messages.append((str(channel), parse_wake(message, SHARDS)))
+        return messages
 
 
 HEADS = st.builds(QueueHead, st.text("abc-", min_size=1, max_size=5), st.integers(1, 10**6), SCORES)
@@ -54,10 +54,10 @@ def test_work_is_read_as_it_was_sent_and_a_turn_of_the_loop_is_one_message(heads
         await asyncio.sleep(0)
 
     asyncio.run(turn())
-    ((channel, told),) = shards.messages()
+    ((channel, wake),) = shards.messages()
     assert SESSION in channel
     latest = {(shard, head.queue): head for shard, head in heads}
-    assert told == Work([(shard, head) for (shard, _), head in latest.items()])
+    assert wake == Work([(shard, head) for (shard, _), head in latest.items()])
 
 
 async def test_of_several_due_times_in_a_shard_the_first_is_told() -> None:
@@ -67,9 +67,9 @@ async def test_of_several_due_times_in_a_shard_the_first_is_told() -> None:
         wakes.due(SESSION, 3, in_s)
     wakes.due(SESSION, 4, 7.0)
     await asyncio.sleep(0)
-    ((_, told),) = shards.messages()
-    assert isinstance(told, Due)
-    assert told.dues == [(3, pytest.approx(2.0, abs=0.1)), (4, pytest.approx(7.0, abs=0.1))]
+    ((_, wake),) = shards.messages()
+    assert isinstance(wake, Due)
+    assert wake.dues == [(3, pytest.approx(2.0, abs=0.1)), (4, pytest.approx(7.0, abs=0.1))]
 
 
 async def test_each_session_is_told_its_own_and_a_cancel_leaves_at_once() -> None:
@@ -80,7 +80,7 @@ async def test_each_session_is_told_its_own_and_a_cancel_leaves_at_once() -> Non
     wakes.cancelled(SESSION, "id-01", 7)
     assert shards.messages()[0][1] == Cancelled("id-01", 7)
     await asyncio.sleep(0)
-    assert [told for _, told in shards.messages()[1:]] == [
+    assert [wake for _, wake in shards.messages()[1:]] == [
         Work([(1, QueueHead("q", 1, 5))]),
         Work([(2, QueueHead("q", 1, 5))]),
     ]
