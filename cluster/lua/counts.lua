@@ -1,4 +1,4 @@
--- counts: how many tasks of one shard are in each state, and what each session runs.
+-- counts: count the tasks of one shard in each state, and those that each session runs.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is read
 -- KEYS[2]  {sNN}:queues               set   names of the queues this shard ever held

@@ -119,7 +119,7 @@ class Shards:
         return self._of_lane[lane]
 
     def lane_of_key(self, key: str) -> int:
-        """The lane of a key; the first lane carries what belongs to no shard."""
+        """The lane of a key; keys of no shard go by the first lane."""
         return self.lane_of(keys.shard_of(key) or 0)
 
     def _collect_for(self, lane: int) -> list[Call[Any]]:

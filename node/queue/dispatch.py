@@ -86,7 +86,7 @@ class Dispatcher:
         self.uncertain: set[int] = set()  # shards of which a call of ours got no answer
         self._reserved: dict[str, int] = {}  # by queue: slots promised to claims under way
         self._claiming: set[tuple[str, int]] = set()  # (queue, shard) of the claims under way
-        # By lane, what goes with its next group:
+        # Parts of the next group, by lane:
         self._stores: list[dict[int, list[NewTask]]] = [{} for _ in shards.lanes]  # by shard
         self._settles: list[dict[tuple[int, str], list[Settlement]]] = [{} for _ in shards.lanes]  # by (shard, session)
         self._refused: dict[tuple[int, str], list[Settlement]] = {}  # outcomes that Redis refused, to send again

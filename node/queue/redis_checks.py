@@ -15,7 +15,7 @@ from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
 from cluster.refusal import refusal
 
-SCHEMA = 1  # version of what is stored; raise it if older nodes could not read what newer ones write
+SCHEMA = 1  # version of the stored forms; raise it if older nodes could not read the new ones
 VERSIONS = {"valkey": (7, 2), "redis": (6, 2)}  # oldest versions that have the commands that the scripts use
 
 Note = dict[str, str]

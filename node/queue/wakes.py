@@ -80,7 +80,7 @@ class Wakes:
         self._is_send_due = False  # whether `_send` is scheduled
 
     def work(self, session: str, shard: int, heads: Sequence[QueueHead]) -> None:
-        """Tell a session what is queued in a shard; heads without tasks are left out."""
+        """Tell a session the heads of a shard's queues, but for those without tasks."""
         for head in heads:
             if head.count:
                 self._work.setdefault(session, {})[shard, head.queue] = head
