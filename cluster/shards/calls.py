@@ -6,6 +6,7 @@ that the call met. Only this module knows the order of arguments and the positio
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -405,15 +406,14 @@ def _settled(reply: Sequence[bytes]) -> Settled:
 
 def _reaped(shard: int, session: str, reply: Any) -> Reaped:
     left, queued, scheduled, dead, heads, rows = reply
-    lost = [_lost(shard, session, *rows[n : n + 6]) for n in range(0, len(rows), 6)]
+    lost: list[Lost] = []
+    for n in range(0, len(rows), 6):
+        task_id, delivery, attempt, ran_ms, packed, outcome = rows[n : n + 6]
+        # A spec that cannot be decoded costs its task's span, and not the rest of the answer.
+        with contextlib.suppress(msgspec.DecodeError):
+            claimed = Claimed(task_id.decode(), shard, delivery, attempt, _decode_spec(packed), b"null", session)
+            lost.append(Lost(claimed, ran_ms / 1000, State(outcome.decode())))
     return Reaped(left, queued, scheduled, dead, _heads(heads), lost)
-
-
-def _lost(
-    shard: int, session: str, task_id: bytes, delivery: int, attempt: int, ran_ms: int, spec: bytes, outcome: bytes
-) -> Lost:
-    claimed = Claimed(task_id.decode(), shard, delivery, attempt, _decode_spec(spec), b"null", session)
-    return Lost(claimed, ran_ms / 1000, State(outcome.decode()))
 
 
 def _swept(reply: Any) -> Swept:

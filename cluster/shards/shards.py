@@ -39,10 +39,10 @@ class Shards:
     ) -> None:
         self.calls = calls  # makes a call; its answer arrives as a small frozen value
         self.count = shards
-        self.lanes = range(LANES)
+        self.lanes = range(min(LANES, shards))
         self._collect: Callable[[int], list[Call[Any]]] = lambda lane: []
         self._on_state: Callable[[bool], None] = lambda is_up: None
-        self._of_lane = [frozenset(range(lane, shards, LANES)) for lane in self.lanes]
+        self._of_lane = [frozenset(range(lane, shards, len(self.lanes))) for lane in self.lanes]
         self._lanes = [
             Lane(client, timeout_s, partial(self._collect_for, lane), self._lane_changed, on_latency)
             for lane in self.lanes
@@ -112,7 +112,7 @@ class Shards:
 
     def lane_of(self, shard: int) -> int:
         """The number of the lane that carries everything about this shard."""
-        return shard % LANES
+        return shard % len(self.lanes)
 
     def of_lane(self, lane: int) -> frozenset[int]:
         """The shards of a lane."""

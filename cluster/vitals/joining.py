@@ -1,7 +1,8 @@
 """Looking for members that are not alive here: among the seeds, and on the member list in Redis.
 
-It looks again and again, so that two halves that lost each other meet again. It names a row whose node nobody knows any
-more to the second witness, which watches that session and fences it by its rules.
+It looks again and again, so that two halves that lost each other meet again. Where a row of the list names a session that
+is not alive here, the second witness watches that session, and fences it by its rules. Where the session has ended, the row
+is deleted.
 
 Decides nothing about who is a member. Does not know: heartbeats, views.
 """
@@ -41,7 +42,7 @@ class Joiner:
             await self.look()
 
     async def look(self) -> None:
-        """Have gossip try every address at which nobody is alive here."""
+        """Have gossip try every address at which nobody is alive here, and clean the member list."""
         ended = (MemberState.DEAD, MemberState.LEFT)
         alive = {member.identity.session: member for member in self._swim.members() if member.state not in ended}
         reached = {(member.identity.host, member.identity.port) for member in alive.values()}

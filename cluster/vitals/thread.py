@@ -86,7 +86,7 @@ class Vitals:
         return self._life.is_sure(session)
 
     def set_load(self, load: Load) -> None:
-        """This node's load from now on; the others hear of it within 100 ms."""
+        """This node's load from now on. Gossip takes it within 100 ms; a change that matters goes to a few at once."""
         self._life.load = load
 
     def tick(self) -> None:

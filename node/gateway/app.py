@@ -1,8 +1,9 @@
 """The application: every route bound to its handler, with the check of the caller before it and errors behind it.
 
 `routes` is the table of all calls. The handlers are the public methods of `task_calls`, `cluster_calls` and
-`peer_calls`; a route finds its own by the name in `operation`. No handler builds an error body or checks who calls:
-`Entrance` does both. It is no aiohttp middleware, because aiohttp's chain costs more than the handlers do.
+`peer_calls`; a route finds its own by the name in `operation`. `Entrance` checks who calls, and makes a response of the
+error that a handler raises; a handler does either itself only for an item of a batch and for the sealed calls of peers.
+`Entrance` is no aiohttp middleware, because aiohttp's chain costs more than the handlers do.
 
 Does not know: what a call does.
 """

@@ -37,7 +37,7 @@ EXIT_LAG_S = 0.1  # the time between a child's exit and the end of file on its s
 HEADER = struct.Struct("!I")
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from node.work.child import main; main(int(sys.argv[2]))"
-_ROOT = str(Path(__file__).resolve().parents[2])
+_ROOT = str(Path(__file__).absolute().parents[2])
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):

@@ -13,6 +13,7 @@ import pytest
 from node.lab.process import wait_for
 from tests.browser.conftest import Page
 from tests.processes import LaunchedCluster
+from tests.waiting import wait_until
 
 Open = Callable[..., Page]
 Cluster = Callable[..., LaunchedCluster]
@@ -49,8 +50,14 @@ def test_a_kill_moves_the_arcs_and_is_explained_within_a_second_without_a_reload
     victim = three.node(2)["node_id"]
     shards = page.until(f"document.querySelectorAll('.arc[data-owner=\"{victim}\"]').length")
     remote = three.remote(1)
-    ids = [remote.call("POST", "/tasks", {"type": "sleep", "data": 3})[1]["id"] for _ in range(30)]
-    owner = [remote.call("GET", f"/tasks/{task_id}")[1]["node_id"] for task_id in ids]
+    ids = [remote.call("POST", "/tasks", {"type": "sleep", "data": 8})[1]["id"] for _ in range(30)]
+
+    def owners() -> list[str]:
+        """Who runs each task; [] while one of them still waits for a slot."""
+        tasks = [remote.call("GET", f"/tasks/{task_id}")[1] for task_id in ids]
+        return [task["node_id"] for task in tasks] if all(task["state"] == "running" for task in tasks) else []
+
+    owner = wait_until(owners, WITHIN_S, "all of them run")
     lost = owner.count(victim)
     assert lost, "it runs some of them"
 

@@ -59,7 +59,7 @@ def test_a_kill_is_one_story_with_who_saw_it_and_how_much_later(tell: Any) -> No
         "+3 n1 suspected n2",
         "+4 The peers of n2 declared it dead: its port refuses connections, so its process is gone",
         "+5 Redis confirms: nothing listens on the channel of n2 any more."
-        " n3 fenced n2, so its late reports are refused",
+        " n3 fenced n2: its tasks may be given to others now",
         "+7 21 shards moved to n1 (11) and n3 (10)",
         "+8 12 tasks that n2 was running are queued again",
     ]

@@ -106,6 +106,22 @@ def test_an_unreadable_spec_spoils_no_other_task_of_a_claim() -> None:
     assert [task_id for task_id, _ in answer.unreadable] == ["a"]
 
 
+def test_an_unreadable_spec_spoils_nothing_else_of_a_reap() -> None:
+    packed = msgspec.msgpack.encode(SPEC)
+    rows = [b"a", 1, 1, 2500, b"\xc1", b"queued", b"b", 2, 1, 2500, packed, b"dead"]
+    answer = CALLS.reap(3, SESSION, 0.5, ignore).decode([7, 5, 0, 1, [b"default", 2, b"17"], rows])
+    assert (answer.left, answer.queued, answer.dead, answer.heads) == (7, 5, 1, [QueueHead("default", 2, 17)])
+    (lost,) = answer.lost
+    assert (lost.claimed.id, lost.ran_s, lost.outcome) == ("b", 2.5, State.DEAD)
+
+
+def test_a_cluster_of_one_shard_has_one_lane() -> None:
+    here = shards(1)
+    assert [list(here.of_lane(lane)) for lane in here.lanes] == [[0]]
+    assert list(here.idle()) == [0]
+    assert here.lane_of_key(keys.wake(SESSION)) == 0
+
+
 def test_repeats_name_the_first_task_and_the_others_do_not() -> None:
     reply = [5, [b"q", b"i" + TASK.encode(), b"c", b"mother", b"x", b"s", b"f"], [b"default", 2, b"17"]]
     answer = CALLS.store(1, SESSION, [], ignore).decode(reply)

@@ -124,7 +124,7 @@ const stories = (() => {
       // Several nodes may find the tombstone written. No task is taken before that, whichever node's event arrived first.
       const reaped = tale.first("session_reaped");
       const confirmed = CONFIRMED[event.evidence]?.(tale.name) || "Redis confirms";
-      const text = `${confirmed}. ${names.short(event.by)} fenced ${tale.name}, so its late reports are refused`;
+      const text = `${confirmed}. ${names.short(event.by)} fenced ${tale.name}: its tasks may be given to others now`;
       return [[reaped && reaped.at_ms < event.at_ms ? reaped : event, text]];
     },
     session_reaped: (reaped, tale) => {
