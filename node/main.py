@@ -93,7 +93,9 @@ async def _ask_redis(client: redis.asyncio.Redis, config: Config, keys: Sequence
         async with asyncio.timeout(10):
             notes = await redis_checks.ready(client, config, keys)
     except TimeoutError:
-        raise ConfigError("Redis gives no answer within 10 s at start.", "Check redis_url, and that the server is running.") from None
+        raise ConfigError(
+            "Redis gives no answer within 10 s at start.", "Check redis_url, and whether the server runs."
+        ) from None
     finally:
         await client.aclose()
     for note in notes:

@@ -1,8 +1,8 @@
 """Looking for members that are not alive here: among the seeds, and on the member list in Redis.
 
-It looks again and again, so that two halves that lost each other meet again. Where a row of the list names a session that
-is not alive here, the second witness watches that session, and fences it by its rules. Where the session has ended, the row
-is deleted.
+It looks again and again, so that two halves that lost each other meet again. If a row of the list names a session that
+is not alive here, the second witness watches that session and fences it by its rules. If the session has ended, the
+row is deleted.
 
 Decides nothing about who is a member. Does not know: heartbeats, views.
 """
