@@ -2,8 +2,8 @@
 
 To add a call, add its Route to ROUTES, and to `task_calls`, `cluster_calls` or `peer_calls` a method whose name is the
 route's `operation`. Add a new struct of an answer to `openapi.TYPES`, and a new call of the engine to the protocol
-beside the handlers and to tests/fake_engine.py. Then run `python scripts/docs_reference.py`: docs/http.md and `/openapi.json`
-are made from this table, and so is the answer to a wrong path or method.
+beside the handlers and to tests/fake_engine.py. Then run `python scripts/docs_reference.py`: docs/http.md and
+`/openapi.json` are made from this table, and so is the answer to a wrong path or method.
 
 Does not know: handlers, aiohttp.
 """
