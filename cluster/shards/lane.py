@@ -86,6 +86,7 @@ class Lane:
         self._on_state = on_state
         self._calls: list[Call[Any]] = []
         self._has_work = asyncio.Event()
+        self.kick: Callable[[], None] = self._has_work.set  # asks `collect`, although there is no call to add
         self._task: asyncio.Task[None] | None = None
         self._is_busy = False
         self.is_up = True  # whether Redis answered the last group, or the last look for it
@@ -107,10 +108,6 @@ class Lane:
             self._has_work.set()
         else:
             asyncio.get_running_loop().call_soon(_answer, call, away())
-
-    def kick(self) -> None:
-        """Have the lane ask `collect`, although there is no call to add."""
-        self._has_work.set()
 
     @property
     def is_idle(self) -> bool:

@@ -42,11 +42,13 @@ class Shards:
         self.lanes = range(min(LANES, shards))
         self._collect: Callable[[int], list[Call[Any]]] = lambda lane: []
         self._on_state: Callable[[bool], None] = lambda is_up: None
+        self.lane_of = tuple(shard % len(self.lanes) for shard in range(shards))  # by shard: the lane of all its calls
         self._of_lane = [frozenset(range(lane, shards, len(self.lanes))) for lane in self.lanes]
         self._lanes = [
             Lane(client, timeout_s, partial(self._collect_for, lane), self._lane_changed, on_latency)
             for lane in self.lanes
         ]
+        self._kicks = [lane.kick for lane in self._lanes]
 
     def collect_with(self, collect: Callable[[int], list[Call[Any]]], on_state: Callable[[bool], None]) -> None:
         """Ask `collect` for its part of each group that a lane sends.
@@ -79,10 +81,14 @@ class Shards:
         self.send(make(partial(_resolve, future)))
         return await future
 
-    def kick(self, lane: int | None = None) -> None:
-        """Have that lane, or every lane, ask `collect`, although there is no call to send."""
-        for kicked in self._lanes if lane is None else (self._lanes[lane],):
-            kicked.kick()
+    def kick(self, lane: int) -> None:
+        """Ask `collect` for that lane although there is no call to send."""
+        self._kicks[lane]()
+
+    def kick_all(self) -> None:
+        """Ask `collect` for every lane although there is no call to send."""
+        for kick in self._kicks:
+            kick()
 
     # ---- state
 
@@ -110,17 +116,13 @@ class Shards:
 
     # ---- which lane
 
-    def lane_of(self, shard: int) -> int:
-        """The number of the lane that carries everything about this shard."""
-        return shard % len(self.lanes)
-
     def of_lane(self, lane: int) -> frozenset[int]:
         """The shards of a lane."""
         return self._of_lane[lane]
 
     def lane_of_key(self, key: str) -> int:
         """The lane of a key; keys of no shard go by the first lane."""
-        return self.lane_of(keys.shard_of(key) or 0)
+        return self.lane_of[keys.shard_of(key) or 0]
 
     def _collect_for(self, lane: int) -> list[Call[Any]]:
         return self._collect(lane)

@@ -103,7 +103,7 @@ class Dispatcher:
 
     def kick(self) -> None:
         """Look for something to claim."""
-        self._shards.kick()
+        self._shards.kick_all()
 
     def free(self, queue: str) -> int:
         """Slots that are neither taken nor promised; 0 while this node claims nothing."""
@@ -122,7 +122,7 @@ class Dispatcher:
 
     def store(self, new: NewTask) -> None:
         """Send a new task with the next group. While its lane is down, fail it at once."""
-        lane = self._shards.lane_of(new.shard)
+        lane = self._shards.lane_of[new.shard]
         if not self._shards.is_lane_up(lane):
             new.on_code(new, away(storing=True), 0, "")
             return
@@ -140,7 +140,7 @@ class Dispatcher:
     def steal(self, shards: Iterable[int], queue: str, limit: int) -> None:
         """Try to claim from shards that another node owns."""
         for shard in shards:
-            self._steals[self._shards.lane_of(shard)][shard, queue] = limit
+            self._steals[self._shards.lane_of[shard]][shard, queue] = limit
         self.kick()
 
     def begin(self, tasks: Sequence[Claimed]) -> None:
@@ -196,7 +196,7 @@ class Dispatcher:
 
     def _settle(self, ended: Settlement) -> None:
         claimed = ended.claimed
-        lane = self._shards.lane_of(claimed.shard)
+        lane = self._shards.lane_of[claimed.shard]
         key = (claimed.shard, claimed.session)
         waiting = self._settles[lane].get(key)
         if waiting is None:
@@ -204,7 +204,7 @@ class Dispatcher:
         else:
             waiting.append(ended)
         self.settling += 1
-        self.kick()  # a slot is free: the lane with the best head may claim for it
+        self._shards.kick_all()  # a slot is free: the lane with the best head may claim for it
 
     # ---- one group
 
@@ -336,7 +336,7 @@ class Dispatcher:
         self.settling -= len(part)
         if self._one_by_one:
             key = (shard, part[0].claimed.session)
-            if key not in self._refused and key not in self._settles[self._shards.lane_of(shard)]:
+            if key not in self._refused and key not in self._settles[self._shards.lane_of[shard]]:
                 self._one_by_one.discard(key)
         held = self.held[shard]
         finished: list[str] = []
@@ -383,7 +383,7 @@ class Dispatcher:
         key = (shard, part[0].claimed.session)
         if isinstance(error, StoreUnavailable):
             log.warning("settle_unanswered", shard=shard, tasks=len(part), error=str(error))
-            self._settles[self._shards.lane_of(shard)].setdefault(key, []).extend(part)
+            self._settles[self._shards.lane_of[shard]].setdefault(key, []).extend(part)
             return
         if key not in self._one_by_one:
             log.warning("settle_refused", shard=shard, tasks=len(part), error=str(error))
@@ -394,7 +394,7 @@ class Dispatcher:
         self._refused[key].extend(part)
 
     def _settle_again(self, key: tuple[int, str]) -> None:
-        lane = self._shards.lane_of(key[0])
+        lane = self._shards.lane_of[key[0]]
         self._settles[lane].setdefault(key, []).extend(self._refused.pop(key))
         self._shards.kick(lane)
 
@@ -408,7 +408,7 @@ class Dispatcher:
                 log.warning("claim_recovered", task=task_id, delivery=delivery)
                 stub = Claimed(task_id, shard, delivery, 0, _NO_SPEC, b"null", session)
                 self._settle(Settlement(stub, _RELEASED, b"", 0))
-        settles = self._settles[self._shards.lane_of(shard)]
+        settles = self._settles[self._shards.lane_of[shard]]
         unsettled = {ended.claimed.id for waiting in settles.values() for ended in waiting}
         unsettled.update(ended.claimed.id for waiting in self._refused.values() for ended in waiting)
         for task_id, delivery in list(held.items()):

@@ -442,7 +442,7 @@ async def test_a_wake_up_is_not_undone_by_an_older_answer(engine: Engine) -> Non
     engine.dispatch.backlog.set("default", shard, 0, 0)  # another node stored it: nothing is known here
     engine.dispatch.is_claiming = True
     engine.housekeeping.look(shard)
-    lane = engine.shards._lanes[engine.shards.lane_of(shard)]
+    lane = engine.shards._lanes[engine.shards.lane_of[shard]]
     (call,) = [call for call in lane._calls if call.script == "sweep"]
     answered = call.on_reply
     # The answer that Redis would have given a moment before the task was queued.

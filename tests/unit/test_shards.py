@@ -52,8 +52,8 @@ def test_everything_about_one_shard_is_in_one_lane() -> None:
             CALLS.held(shard, SESSION, ignore),
             CALLS.progress(shard, SESSION, TASK, 1, b"1", ignore),
         )
-        assert {here.lane_of_key(call.key) for call in calls} == {here.lane_of(shard)}
-        assert shard in here.of_lane(here.lane_of(shard))
+        assert {here.lane_of_key(call.key) for call in calls} == {here.lane_of[shard]}
+        assert shard in here.of_lane(here.lane_of[shard])
     assert sum(len(here.of_lane(lane)) for lane in here.lanes) == 64
 
 
