@@ -47,7 +47,8 @@ class Ledger:
         """Every run so far, in order of their starts."""
         runs: dict[tuple[str, int, int], Run] = {}
         text = self.path.read_text("utf-8") if self.path.exists() else ""
-        for line in text.splitlines():
+        # A line without its end is being written just now: a write that crosses a page is seen in two parts.
+        for line in text[: text.rfind("\n") + 1].splitlines():
             row = json.loads(line)
             key = (row["id"], row["delivery"], row["pid"])
             if row["what"] == "start":

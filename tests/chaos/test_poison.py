@@ -29,7 +29,8 @@ def test_a_task_that_kills_its_node_takes_two_at_the_most_and_ends_dead(
         nonlocal deaths
         down = [node for node in fleet.nodes if not node.is_running]
         deaths += len(down)
-        assert len(down) <= 1, "the others stay up"
+        # Both may be down at once: the second one runs the task, and dies of it, within milliseconds.
+        assert deaths <= 2, "the others stay up"
         for node in down:
             assert node.wait() == 86
             node.start()
