@@ -241,10 +241,18 @@ Rules = Iterator[tuple[bool, str, str]]
 def _measures(c: Config) -> Rules:
     for name in POSITIVE:
         value = getattr(c, name)
-        yield not value > 0, f"{name} is {value!r}: it must be above 0.", f"Set {name} above 0."
+        yield (
+            not value > 0,
+            f"{name} is {value!r}: it must be above 0.",
+            f"Set {flag(name)} or {variable(name)} above 0.",
+        )
     for name in NOT_NEGATIVE:
         value = getattr(c, name)
-        yield not value >= 0, f"{name} is {value!r}: it must not be negative.", f"Set {name} to 0 or more."
+        yield (
+            not value >= 0,
+            f"{name} is {value!r}: it must not be negative.",
+            f"Set {flag(name)} or {variable(name)} to 0 or more.",
+        )
     for small, large, why in ORDERED:
         low, high = getattr(c, small), getattr(c, large)
         yield low > high, f"{small} is {low} but {large} is {high}: {why}.", f"Set {small} below {large}."

@@ -325,7 +325,7 @@ def in_words(event: Mapping[str, Any]) -> Text:
         tasks=f"{counted(tasks, 'task')} of {node} {'is' if tasks == 1 else 'are'}",
         epoch=event.get("epoch"),
         shards=event.get("shards"),
-        to=", ".join(f"{owner} ({count})" for owner, count in (event.get("to") or {}).items()),
+        to=", ".join(f"{owner} ({count})" for owner, count in (event.get("to") or {}).items()) or "no node",
     )
     return Text(text, style)
 

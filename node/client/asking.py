@@ -189,7 +189,7 @@ class _Attempts:
         else:
             reasons = "; ".join(f"{url}: {why}" for url, why in self._silent.items()) or "no time was left to ask"
             message = f"none of {len(self._nodes.known())} nodes answered within {self._within_s:g} s: {reasons}."
-        hint = "Is a node running there? Name another with --url or RUMOR_URL."
+        hint = "Is a node running there? Give the URL of another one, by RUMOR_URL for example."
         if self._is_doubtful:
             hint = "It may have been carried out: look before you repeat it."
         return Unreachable(message, hint, self._is_doubtful)

@@ -13,6 +13,8 @@ from cluster.errors import RumorError
 if TYPE_CHECKING:
     from node.client.task import Task
 
+NEVER_AGAIN = ("InvalidData", "Rejected")  # types of failures that the same data meets every time
+
 BY_CODE: dict[str, type[RumorError]] = {
     kind.code: kind
     for kind in (
@@ -73,7 +75,9 @@ class TaskFailed(RumorError):
         failure = task.error
         super().__init__(
             failure.message if failure else f"task {task.id} is {task.state}",
-            f"Queue it again with retry({task.id!r}).",
+            "Correct the data and submit a new task."
+            if failure and failure.type in NEVER_AGAIN
+            else f"Queue it again with retry({task.id!r}).",
         )
         self.task = task
         self.type = failure.type if failure else task.state

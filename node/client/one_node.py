@@ -60,5 +60,5 @@ class Remote:
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(
                 f"{self.url} does not answer: {reason_of(error)}.",
-                "Is a node running there? Name another with --url or RUMOR_URL.",
+                "Is a node running there? Give the URL of another one, by RUMOR_URL for example.",
             ) from None

@@ -79,9 +79,7 @@ class Forwarder:
                 continue
             if len(results) == len(forward.ids):
                 return [_result(result) for result in results]
-        raise StoreUnavailable(
-            f"{error.message.rstrip('.')}; and no peer that reaches Redis took it over.", HINT, may_have_happened
-        )
+        raise StoreUnavailable(f"{error.message} No peer that reaches Redis took it over.", HINT, may_have_happened)
 
     async def read(self, view: View, path: str, deadline_s: float) -> tuple[int, bytes] | None:
         """Status and body of a peer's answer to GET `path`, or None when there is none."""

@@ -35,7 +35,7 @@ ERRORS: dict[int, tuple[str, str]] = {  # status -> (code, an example of its mes
     413: ("too_large", "the body is over 1,048,576 bytes (1 MiB)."),
     422: ("invalid", "$.priority is \"urgent\": invalid enum value 'urgent'."),
     429: ("queue_full", "queue 'default' holds 1000000 tasks in one shard, its limit."),
-    503: ("store_unavailable", "Redis gave no answer within 0.8 s; and no peer that reaches Redis took it over."),
+    503: ("store_unavailable", "Redis gave no answer within 0.8 s. No peer that reaches Redis took it over."),
 }
 TYPES = (
     schema.BackoffJson,

@@ -126,7 +126,7 @@ class Queries:
         """The shard of an id. Raises NotFound for a text that is no id of this cluster."""
         shard = shard_of(task_id, self._config.shards)
         if shard is None:
-            raise NotFound(f"there is no task {task_id!r}: an id has another form.", "GET /tasks lists them.")
+            raise NotFound(f"there is no task {task_id!r}: that is not the form of an id.", "GET /tasks lists them.")
         return shard
 
     async def get(self, task_id: str, with_history: bool = False) -> TaskJson:
