@@ -28,7 +28,6 @@ class Remote:
         self.url = address(url)
         self.token = token
         self.timeout_s = timeout_s
-        self._headers = bearer(token)
         self._tls = tls_context(ca_file) if self.url.startswith("https:") else None
 
     def call(
@@ -54,7 +53,7 @@ class Remote:
         try:
             connection = connect(self.url, self._tls, self.timeout_s)
             try:
-                return exchange(connection, self.url, request, self._headers, deadline_s)
+                return exchange(connection, self.url, request, bearer(self.token), deadline_s)
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException) as error:
