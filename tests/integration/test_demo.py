@@ -39,6 +39,8 @@ def demo(place: tuple[Path, int], *words: str) -> subprocess.Popen[str]:
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
