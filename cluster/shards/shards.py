@@ -38,7 +38,6 @@ class Shards:
         on_latency: Callable[[float], None] | None = None,
     ) -> None:
         self.calls = calls  # makes a call; its answer arrives as a small frozen value
-        self.count = shards
         self.lanes = range(min(LANES, shards))
         self._collect: Callable[[int], list[Call[Any]]] = lambda lane: []
         self._on_state: Callable[[bool], None] = lambda is_up: None
