@@ -184,6 +184,13 @@ def away(storing: bool = False) -> StoreUnavailable:
     return StoreUnavailable(message, "Try again soon.", may_have_happened=False)
 
 
+class TaskUnreadable(RumorError):
+    """Something else stands in Redis where a task should (500). It stays as it is; other tasks are not concerned."""
+
+    code = "task_unreadable"
+    status = 500
+
+
 class StoreUnsafe(RumorError):
     """Redis answers, but it is no safe place for tasks (503). A node finds this when it starts; it stored nothing.
 

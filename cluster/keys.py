@@ -40,14 +40,18 @@ def shard_of(key: str) -> int | None:
     return int(key[2:4], 16) if key.startswith("{s") and key[4:6] == "}:" else None
 
 
-def task(shard: int, task_id: str) -> str:
-    """Hash: the task. Lives until its retention ends."""
-    return f"{tag(shard)}:task:{task_id}"
+def bucket_prefix(shard: int) -> str:
+    """Prefix to which scripts append the name of a bucket: a hash with the fields of all tasks made within some 32 ms.
+
+    `lua/include/bucket.lua` and `state.lua` say what the fields hold. A bucket lives until the retention of its last
+    task ends.
+    """
+    return f"{tag(shard)}:tasks:"
 
 
-def task_prefix(shard: int) -> str:
-    """Prefix to which scripts append a task id, to touch its hash."""
-    return f"{tag(shard)}:task:"
+def buckets(shard: int) -> str:
+    """Sorted set: the names of the shard's buckets at score 0. Redis then lists them in the order of time."""
+    return f"{tag(shard)}:buckets"
 
 
 def ready(shard: int, queue: str) -> str:
@@ -76,7 +80,10 @@ def waiting(shard: int) -> str:
 
 
 def inflight(shard: int, session: str) -> str:
-    """Hash: task id -> delivery of what the session runs: the fence. Exists while something is in flight."""
+    """Hash: task id -> token (attempt, delivery, …; `lua/include/state.lua`) of what the session runs: the fence.
+
+    Exists while something is in flight.
+    """
     return f"{tag(shard)}:inflight:{session}"
 
 
@@ -103,11 +110,6 @@ def dead(shard: int) -> str:
 def cancelled(shard: int) -> str:
     """Sorted set: cancelled ids by the time at which their retention ends, ms."""
     return f"{tag(shard)}:cancelled"
-
-
-def index(shard: int) -> str:
-    """Sorted set: every id of the shard at score 0. Redis then lists ids in their own order, which is that of time."""
-    return f"{tag(shard)}:index"
 
 
 def idempotency(shard: int, key: str) -> str:

@@ -20,11 +20,6 @@ class Refusal:
     hint: str
     is_of_all: bool
 
-    @property
-    def is_of_one_key(self) -> bool:
-        """Whether the refusal is about one key alone: something else stands where ours should."""
-        return self.words.startswith("WRONGTYPE")
-
 
 KNOWN = {  # Redis's error code -> (hint, whether Redis refuses everybody)
     "MISCONF": (

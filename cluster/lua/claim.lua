@@ -2,46 +2,71 @@
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:ready:<queue>        zset  queued ids, lowest score first
--- KEYS[3]  {sNN}:inflight:<session>   hash  id -> delivery of each task that the session runs: the right to settle
+-- KEYS[3]  {sNN}:inflight:<session>   hash  id -> token of each task that the session runs: the right to settle
 -- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
--- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  session                    the claimant
 -- ARGV[3]  limit                      tasks, 1 to 256; bounds the time that Redis is held
 -- ARGV[4]  highest score              the worst score to take ("+inf": any)
 -- ARGV[5]  bytes                      of data that the answer may hold; the first task is taken whatever its size
--- Touches  {sNN}:task:<id>            one per claimed id, same slot
+-- ARGV[6]  aging_ms                   milliseconds of waiting that count as much as one level
+-- Touches  {sNN}:tasks:<bucket>       same slot
+-- Uses     include/bucket.lua
+-- Uses     include/spec.lua
+-- Uses     include/state.lua
 -- Uses     include/flight.lua
 --
--- Returns  {now ms, count left, head score left,
---          {id, delivery, attempt, spec, data, queued-at ms or "", workers lost, …}}
+-- Returns  {now ms, count left, head score left, {id, …}, {token, how many in a row have it, …}, {stored, …}}; what was
+--          stored has its data at the end, also if that has a field of its own
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; an attempt is
 --          counted before its handler can start
 -- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session finds them when it compares
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
-local ids = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, ARGV[3])
+local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local prefix, session, bytes = ARGV[1], ARGV[2], tonumber(ARGV[5])
-local out, flight, taken = {}, {}, {}
-for _, id in ipairs(ids) do
-  local key = prefix .. id
-  local was = redis.pcall('HMGET', key, 'spec', 'data', 'attempt', 'delivery', 'queued_at', 'lost')
-  if was[1] and was[2] then
-    bytes = bytes - #was[2]
-    if bytes < 0 and #flight > 0 then break end
-    local attempt, delivery = (was[3] or 0) + 1, (was[4] or 0) + 1
-    redis.call('HSET', key, 'state', 'running', 'attempt', attempt, 'delivery', delivery, 'started_at', now,
-      'session', session)
-    flight[#flight + 1] = id
-    flight[#flight + 1] = delivery
-    local n = #out
-    out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5], out[n + 6], out[n + 7] =
-      id, delivery, attempt, was[1], was[2], was[5] or '', was[6] or 0
+local prefix, session, bytes, aging = ARGV[1], ARGV[2], tonumber(ARGV[5]), tonumber(ARGV[6])
+local all, scores = {}, {}
+for i = 1, #found / 2 do all[i], scores[i] = found[2 * i - 1], found[2 * i] end
+
+local fields = fields_of(prefix, all, {'', '.'})
+local ids, tokens, bodies, flight = {}, {}, {}, {}
+local n, taken = 0, 0
+local last_score, last_level, fresh, last_token -- tasks that came together get one token together
+for i = 1, #all do
+  local id, stored, text = all[i], fields[2 * i - 1], fields[2 * i]
+  if stored then
+    if is_apart(stored) then stored = stored .. (redis.call('HGET', prefix .. bucket_of(id), id .. '.data') or '') end
+    bytes = bytes - #stored
+    if bytes < 0 and n > 0 then break end
+    local token
+    if text then
+      local was = state_of(id, text)
+      local queued = was.queued or now
+      token = string.format('%.0f %.0f %.0f %.0f %.0f', was.attempt + 1, was.delivery + 1, was.lost, queued, now - queued)
+    else
+      local level = level_of(stored)
+      if scores[i] ~= last_score or level ~= last_level then
+        last_score, last_level = scores[i], level
+        local queued = last_score + level * aging
+        fresh = string.format('1 1 0 %.0f %.0f', queued, now - queued)
+      end
+      token = fresh
+    end
+    n = n + 1
+    ids[n], bodies[n] = id, stored
+    flight[2 * n - 1], flight[2 * n] = id, token
+    if token == last_token then
+      tokens[#tokens] = tokens[#tokens] + 1
+    else
+      last_token = token
+      tokens[#tokens + 1], tokens[#tokens + 2] = token, 1
+    end
   end
-  taken[#taken + 1] = id
+  taken = i
 end
 into_flight(KEYS[3], KEYS[4], session, flight)
-if #taken > 0 then redis.call('ZREM', KEYS[2], unpack(taken)) end
+if taken > 0 then redis.call('ZREMRANGEBYRANK', KEYS[2], 0, taken - 1) end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-return {now, redis.call('ZCARD', KEYS[2]), first[2] or '0', out}
+return {now, redis.call('ZCARD', KEYS[2]), first[2] or '0', ids, tokens, bodies}

@@ -1,27 +1,37 @@
 -- list: read one shard's ids for a page of a listing, newest first, filtered.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is read
--- KEYS[2]  {sNN}:index                zset  every id at score 0: listed in the order of ids
--- KEYS[3]  {sNN}:dead (or another)    zset  the set of one state, listed by score; unused when ARGV[2] is "index"
--- ARGV[1]  task prefix                {sNN}:task:
--- ARGV[2]  source                     "index" or "scored"
--- ARGV[3]  before                     the place to go on after: an id (index), "<score> <id>" (scored), "" at the start
--- ARGV[4]  limit                      ids to return, 1 to 500
--- ARGV[5]  scan                       most ids to look at; bounds the time that Redis is held
--- ARGV[6]  state                      keep only this state; "" any
--- ARGV[7]  type                       keep only this type; "" any
--- ARGV[8]  key                        keep only this key; "" any
--- Touches  {sNN}:task:<id>            same slot
+-- KEYS[2]  {sNN}:buckets              zset  names of the buckets: listed in the order of ids
+-- KEYS[3]  {sNN}:dead (or another)    zset  the set of one state, listed by score; unused when ARGV[4] is "ids"
+-- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- ARGV[1]  bucket prefix              {sNN}:tasks:
+-- ARGV[2]  inflight prefix            {sNN}:inflight:
+-- ARGV[3]  before                     the place to go on after: an id (ids), "<score> <id>" (scored), "" at the start
+-- ARGV[4]  source                     "ids" or "scored"
+-- ARGV[5]  limit                      ids to return, 1 to 500
+-- ARGV[6]  scan                       most ids to look at; bounds the time that Redis is held
+-- ARGV[7]  state                      keep only this state; "" any
+-- ARGV[8]  type                       keep only this type; "" any
+-- ARGV[9]  key                        keep only this key; "" any
+-- Touches  {sNN}:tasks:<bucket>, {sNN}:inflight:<session>   same slot
+-- Uses     include/bucket.lua
 -- Uses     include/spec.lua
+-- Uses     include/state.lua
 --
--- Returns  {last place looked at ("" when the shard has no more), {place, id, …}}; places sort as the listing does
+-- Returns  {last place looked at ("" when the shard has no more), ids looked at, {place, id, …}}; places sort as the
+--          listing does
 -- Keeps    reads only
 -- Repeat   harmless
 
-local prefix, scored, before = ARGV[1], ARGV[2] == 'scored', ARGV[3]
-local limit, scan = tonumber(ARGV[4]), tonumber(ARGV[5])
-local rows = {}
-if scored then
+local FIELDS_MAX = 5000 -- names of fields after which no further bucket is read, once there are ids
+local ID_CHARS = 29
+local prefix, is_scored, before = ARGV[1], ARGV[4] == 'scored', ARGV[3]
+local limit, scan = tonumber(ARGV[5]), tonumber(ARGV[6])
+local wanted, kind, key = ARGV[7], ARGV[8], ARGV[9]
+local places, ids = {}, {}
+local is_all = false -- whether the shard has no more than these ids
+
+if is_scored then
   local top, last = string.match(before, '^(%S+) (.*)$')
   local first = 0
   -- Go on after that place, even if its task is gone. Many tasks may share a score (one `run_at`): search by halves.
@@ -33,34 +43,64 @@ if scored then
       if redis.call('ZREVRANGE', KEYS[3], middle, middle)[1] >= last then first = middle + 1 else past = middle end
     end
   end
-  local found = redis.call('ZREVRANGE', KEYS[3], first, first + scan - 1, 'WITHSCORES')
-  for i = 1, #found, 2 do
-    rows[#rows + 1] = {string.format('%.0f', found[i + 1]) .. ' ' .. found[i], found[i]}
+  local rows = redis.call('ZREVRANGE', KEYS[3], first, first + scan - 1, 'WITHSCORES')
+  for i = 1, #rows / 2 do
+    ids[i] = rows[2 * i - 1]
+    places[i] = string.format('%.0f', rows[2 * i]) .. ' ' .. ids[i]
   end
-  if #found < scan * 2 then scan = #rows + 1 else scan = #rows end
+  is_all = #ids < scan
 else
-  local found = redis.call('ZREVRANGEBYLEX', KEYS[2], before == '' and '+' or '(' .. before, '-', 'LIMIT', 0, scan)
-  for i, id in ipairs(found) do rows[i] = {id, id} end
-  if #rows < scan then scan = #rows + 1 end
-end
-local out, reached = {}, ''
-for i, row in ipairs(rows) do
-  local keep = true
-  if ARGV[6] ~= '' or ARGV[7] ~= '' or ARGV[8] ~= '' then
-    local was = redis.pcall('HMGET', prefix .. row[2], 'state', 'spec')
-    keep = was[1] and (ARGV[6] == '' or was[1] == ARGV[6])
-    if keep and (ARGV[7] ~= '' or ARGV[8] ~= '') then
-      local spec = spec_of(was[2])
-      keep = (ARGV[7] == '' or spec[TYPE] == ARGV[7]) and (ARGV[8] == '' or spec[KEY] == ARGV[8])
+  local from, read = before == '' and '+' or '[' .. bucket_of(before), 0
+  while #ids < scan and not is_all and (read < FIELDS_MAX or #ids == 0) do
+    local of = redis.call('ZREVRANGEBYLEX', KEYS[2], from, '-', 'LIMIT', 0, 1)[1]
+    if of then
+      local here = {}
+      local names = redis.pcall('HKEYS', prefix .. of) -- no names, if it is a key of another type
+      for _, name in ipairs(names) do
+        if #name == ID_CHARS and (before == '' or name < before) then here[#here + 1] = name end
+      end
+      table.sort(here, function(one, other) return one > other end)
+      for i = 1, math.min(#here, scan - #ids) do
+        ids[#ids + 1] = here[i]
+      end
+      read = read + #names
+      from = '(' .. of
+    else
+      is_all = true
     end
   end
-  if keep then
-    out[#out + 1] = row[1]
-    out[#out + 1] = row[2]
-  end
-  if #out == limit * 2 or i == scan then
-    reached = row[1]
-    break
+  places = ids
+end
+
+local running = {}
+if wanted == 'queued' or wanted == 'running' then
+  for _, session in ipairs(redis.call('SMEMBERS', KEYS[4])) do
+    for _, id in ipairs(redis.call('HKEYS', ARGV[2] .. session)) do running[id] = true end
   end
 end
-return {reached, out}
+
+local function is_wanted(id, stored, text)
+  if not stored then return false end
+  if wanted ~= '' then
+    local state = text and string.match(text, '^%S+') or 'queued'
+    if running[id] then state = 'running' end
+    if state ~= wanted then return false end
+  end
+  if kind == '' and key == '' then return true end
+  local is_read, spec = pcall(spec_of, stored)
+  return is_read and type(spec) == 'table' and (kind == '' or spec[TYPE] == kind) and (key == '' or spec[KEY] == key)
+end
+
+local is_filtered = wanted ~= '' or kind ~= '' or key ~= ''
+local fields = is_filtered and fields_of(prefix, ids, {'', '.'})
+local out = {}
+for i, id in ipairs(ids) do
+  if not is_filtered or is_wanted(id, fields[2 * i - 1], fields[2 * i]) then
+    out[#out + 1] = places[i]
+    out[#out + 1] = id
+    if #out == limit * 2 then
+      return {i == #ids and is_all and '' or places[i], i, out}
+    end
+  end
+end
+return {is_all and '' or places[#ids] or before, #ids, out}

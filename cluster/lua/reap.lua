@@ -3,11 +3,11 @@
 -- Call it only after the session's tombstone is written. The next call reaps what the session claims late.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
--- KEYS[2]  {sNN}:inflight:<session>   hash  id -> delivery
+-- KEYS[2]  {sNN}:inflight:<session>   hash  id -> token
 -- KEYS[3]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[4]  {sNN}:scheduled            zset  ids by due time, ms
 -- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
--- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  session                    the fenced one
 -- ARGV[4]  aging_ms                   milliseconds of waiting that count as much as one level
@@ -15,14 +15,16 @@
 -- ARGV[6]  jitter                     0 to 1, drawn by the caller (Redis's own random repeats itself in every script)
 -- ARGV[7]  retention ms               of dead tasks
 -- ARGV[8]  channel                    {sNN}:finished, where terminal ids are published
--- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+-- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
+-- Uses     include/bucket.lua
+-- Uses     include/spec.lua
+-- Uses     include/state.lua
 -- Uses     include/history.lua
 -- Uses     include/heads.lua
 -- Uses     include/flight.lua
--- Uses     include/spec.lua
 --
 -- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …},
---          {id, delivery, attempt, ms since its claim, spec, outcome, … of tasks with a trace context}}
+--          {id, delivery, attempt, ms since its claim, stored, outcome, … of tasks with a trace context}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; attempts stay
 --          counted: a task that kills its workers ends in dead
 -- Repeat   harmless
@@ -33,56 +35,57 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local limit, jitter = tonumber(ARGV[5]), tonumber(ARGV[6])
+local node = node_of(session)
 
-local all = redis.call('HKEYS', KEYS[2])
-local ids, finished, queues, order, traced = {}, {}, {}, {}, {}
+local all = redis.call('HGETALL', KEYS[2])
+local ids, tokens = {}, {}
+for i = 1, math.min(#all / 2, limit) do ids[i], tokens[i] = all[2 * i - 1], all[2 * i] end
+local fields = fields_of(prefix, ids, {'', '.'})
+local finished, queues, order, traced = {}, {}, {}, {}
 local queued, scheduled, dead = 0, 0, 0
-for i = 1, math.min(#all, limit) do
-  local id = all[i]
-  local key = prefix .. id
-  ids[i] = id
-  local was = redis.pcall('HMGET', key, 'spec', 'attempt', 'lost', 'queued_at', 'delivery', 'started_at')
-  if was[1] then
-    local spec = spec_of(was[1])
-    local queue, level, max_attempts, backoff = spec[QUEUE], spec[LEVEL], spec[MAX_ATTEMPTS], spec[BACKOFF]
-    local attempt, lost = tonumber(was[2]), (was[3] or 0) + 1
-    local outcome = 'queued'
-    if attempt >= max_attempts then
-      local message = 'its worker died while running it; attempt ' .. attempt .. ' of ' .. max_attempts
+for i, id in ipairs(ids) do
+  local stored, run = fields[2 * i - 1], token_of(tokens[i])
+  local is_read, spec = pcall(spec_of, stored)
+  if is_read and type(spec) == 'table' then
+    local bucket, state = prefix .. bucket_of(id), state_of(id, fields[2 * i])
+    local lost = run.lost + 1
+    state.state, state.attempt, state.delivery, state.lost = 'queued', run.attempt, run.delivery, lost
+    state.queued, state.wait, state.ran, state.node = run.queued, run.wait, nil, node
+    if run.attempt >= spec[MAX_ATTEMPTS] then
+      local message = 'its worker died while running it; attempt ' .. run.attempt .. ' of ' .. spec[MAX_ATTEMPTS]
         .. ', worker lost ' .. lost .. (lost == 1 and ' time' or ' times')
-      remember(key, 'dead', now, 'WorkerLost', message)
-      redis.call('HSET', key, 'state', 'dead', 'lost', lost, 'finished_at', now,
-        'error', cjson.encode({type = 'WorkerLost', message = message, session = session}))
+      remember(bucket, id, 'dead', now, run, session, 'WorkerLost', message)
+      state.state, state.ran = 'dead', now - run.queued - run.wait
+      state.payload = cjson.encode({type = 'WorkerLost', message = message, session = session})
       redis.call('ZADD', KEYS[5], now + ARGV[7], id)
       finished[#finished + 1] = id
-      outcome = 'dead'
       dead = dead + 1
     elseif lost == 1 then -- one lost worker may be chance: only from the second on the task backs off
-      remember(key, 'lost', now, '', '')
-      redis.call('HSET', key, 'state', 'queued', 'lost', lost)
-      redis.call('ZADD', ready_prefix .. queue, (was[4] or now) - level * aging, id)
+      local queue = spec[QUEUE]
+      remember(bucket, id, 'lost', now, run, session, '', '')
+      redis.call('ZADD', ready_prefix .. queue, run.queued - spec[LEVEL] * aging, id)
       if not queues[queue] then
         queues[queue] = true
         order[#order + 1] = queue
       end
       queued = queued + 1
     else
+      local backoff = spec[BACKOFF]
       jitter = (jitter + 0.618033988749895) % 1
       local ceiling = math.min(backoff[MAX_S], backoff[BASE_S] * backoff[FACTOR] ^ math.min(lost - 2, GROWTHS_MAX))
-      local wait = math.floor(1000 * jitter * ceiling)
-      remember(key, 'lost', now, '', '')
-      redis.call('HSET', key, 'state', 'retrying', 'lost', lost, 'due', now + wait)
-      redis.call('ZADD', KEYS[4], now + wait, id)
-      outcome = 'retrying'
+      remember(bucket, id, 'lost', now, run, session, '', '')
+      state.state = 'retrying'
+      redis.call('ZADD', KEYS[4], now + math.floor(1000 * jitter * ceiling), id)
       scheduled = scheduled + 1
     end
+    redis.call('HSET', bucket, id .. '.', state_text(state))
     if spec[TRACE] then
       local n = #traced
       traced[n + 1], traced[n + 2], traced[n + 3], traced[n + 4], traced[n + 5], traced[n + 6] =
-        id, tonumber(was[5]), attempt, now - (was[6] or now), was[1], outcome
+        id, run.delivery, run.attempt, now - run.queued - run.wait, stored, state.state
     end
   end
 end
 out_of_flight(KEYS[2], KEYS[3], session, ids)
 if #finished > 0 then redis.call('PUBLISH', ARGV[8], table.concat(finished, ' ')) end
-return {#all - #ids, queued, scheduled, dead, heads_of(ready_prefix, order), traced}
+return {#all / 2 - #ids, queued, scheduled, dead, heads_of(ready_prefix, order), traced}

@@ -1,96 +1,150 @@
 -- settle: commit the outcomes of a batch of deliveries of one session in one shard.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
--- KEYS[2]  {sNN}:inflight:<session>   hash  id -> delivery: an outcome counts only while its id and delivery stand here
+-- KEYS[2]  {sNN}:inflight:<session>   hash  id -> token: an outcome counts only while its id and delivery stand here
 -- KEYS[3]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[4]  {sNN}:done                 zset  succeeded ids by the time when they may be dropped, ms
 -- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
 -- KEYS[6]  {sNN}:scheduled            zset  ids by due time, ms
--- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  session                    the one that claimed the deliveries
 -- ARGV[4]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[5]  channel                    {sNN}:finished, where terminal ids are published
--- ARGV[6…] per outcome, 5 each: id, delivery, kind, payload, ms. Kinds: "s" succeeded (payload result, ms retention),
---          "d" dead (payload error, ms retention), "r" retrying (payload error, ms until due),
---          "g" handed back, the attempt not counted (payload "", ms until due, 0 at once)
--- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
+-- ARGV[6]  inflight prefix            {sNN}:inflight:
+-- ARGV[7…] runs of outcomes that are alike: kind, delivery, ms, count, then id and payload of each. Kinds:
+--          "s" succeeded (payload result, "" for null; ms retention), "d" dead (payload error, ms retention),
+--          "r" retrying (payload error, ms until due), "g" handed back, the attempt not counted (payload "", ms until
+--          due, 0 at once)
+-- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
+-- Uses     include/bucket.lua
+-- Uses     include/spec.lua
+-- Uses     include/state.lua
 -- Uses     include/history.lua
 -- Uses     include/flight.lua
--- Uses     include/spec.lua
 --
--- Returns  {code per outcome, …}: "1" committed, "y" this very delivery was committed before, else the reason of the
---          refusal: "gone" (no such task) or the state that the task is in
+-- Returns  {code per outcome, …}, or the number of outcomes if all were committed. Codes: "1" committed, "y" this very
+--          delivery was committed before, else the reason of the refusal: "gone" (no such task) or the task's state
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; one commit
 --          for each delivery, and only by the session that holds it
 -- Repeat   harmless: the code then is "y"
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
-local STRIDE = 5
+local HEAD = 4 -- words before a run's outcomes
 local REPORTED = {s = 'a success', d = 'its last failure', r = 'a failure', g = 'that it was given back'}
-local n = (#ARGV - 5) / STRIDE
+local STATES = {s = 'succeeded', d = 'dead', r = 'retrying'}
+local OUTCOMES = {d = 'dead', r = 'retrying', g = 'released'}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local prefix, ready_prefix, aging = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local node = node_of(session)
 
-local ids = {}
-for i = 1, n do ids[i] = ARGV[6 + (i - 1) * STRIDE] end
-local held = redis.call('HMGET', KEYS[2], unpack(ids))
+local put, flush = writer(prefix)
+local codes, gone, finished, done, dead, due, queued = {}, {}, {}, {}, {}, {}, {}
+local taken = {} -- id -> delivery, committed by this call: one that stands twice in a batch commits once
+local became = {} -- id -> state, of those that did not succeed
+local n, is_refused = 0, false
 
-local codes, gone, done, dead, due, finished = {}, {}, {}, {}, {}, {}
-local taken = {} -- ids committed by this call: a delivery that stands twice in one batch commits once
-for i = 1, n do
-  local at = 5 + (i - 1) * STRIDE
-  local id, delivery, kind, payload, ms = ids[i], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5])
-  local key = prefix .. id
-  if held[i] ~= delivery or taken[id] then
-    local was = redis.call('HMGET', key, 'state', 'settled')
-    if not was[1] then codes[i] = 'gone'
-    elseif was[2] == delivery then codes[i] = 'y'
-    else
-      codes[i] = was[1]
-      remember(key, 'refused', now, '', 'reported ' .. REPORTED[kind] .. ' when the task was ' .. was[1], delivery,
-        ARGV[3])
-    end
-  else
-    if kind == 's' then
-      redis.call('HSET', key, 'state', 'succeeded', 'finished_at', now, 'result', payload, 'settled', delivery)
-      done[#done + 1] = now + ms
-      done[#done + 1] = id
-      finished[#finished + 1] = id
-    elseif kind == 'd' then
-      remember(key, 'dead', now, reason(payload))
-      redis.call('HSET', key, 'state', 'dead', 'finished_at', now, 'error', payload, 'settled', delivery)
-      dead[#dead + 1] = now + ms
-      dead[#dead + 1] = id
-      finished[#finished + 1] = id
-    elseif kind == 'r' then
-      remember(key, 'retrying', now, reason(payload))
-      redis.call('HSET', key, 'state', 'retrying', 'error', payload, 'due', now + ms, 'settled', delivery)
-      due[#due + 1] = now + ms
-      due[#due + 1] = id
-    else
-      local was = redis.call('HMGET', key, 'spec', 'queued_at')
-      remember(key, 'released', now, '', '')
-      redis.call('HINCRBY', key, 'attempt', -1)
-      if ms > 0 then
-        redis.call('HSET', key, 'state', 'retrying', 'due', now + ms, 'settled', delivery)
-        due[#due + 1] = now + ms
-        due[#due + 1] = id
-      else
-        local spec = spec_of(was[1])
-        redis.call('HSET', key, 'state', 'queued', 'settled', delivery)
-        redis.call('ZADD', ready_prefix .. spec[QUEUE], (was[2] or now) - spec[LEVEL] * aging, id)
-      end
-    end
-    gone[#gone + 1] = id
-    taken[id] = true
-    codes[i] = '1'
+local function refuse(id, delivery, kind)
+  local bucket = prefix .. bucket_of(id)
+  local was = redis.call('HMGET', bucket, id, id .. '.')
+  if not was[1] then return 'gone' end
+  local state = state_of(id, was[2])
+  local name, settled = state.state, state.settled
+  if taken[id] then
+    name, settled = became[id] or 'succeeded', tonumber(taken[id])
+  elseif not TERMINAL[name] and holder(KEYS[3], ARGV[6], id) then
+    name = 'running'
   end
+  if settled == tonumber(delivery) then return 'y' end
+  remember(bucket, id, 'refused', now, {delivery = tonumber(delivery), attempt = 0}, session, '',
+    'reported ' .. REPORTED[kind] .. ' when the task was ' .. name)
+  return name
 end
+
+-- Commit an outcome that is no plain success: those are rare.
+local function commit(id, kind, run, ms, payload)
+  local bucket = prefix .. bucket_of(id)
+  local was = redis.call('HMGET', bucket, id, id .. '.')
+  local state = state_of(id, was[2])
+  local error_type, message = '', ''
+  if kind == 'd' or kind == 'r' then error_type, message = reason(payload) end
+  remember(bucket, id, OUTCOMES[kind], now, run, session, error_type, message)
+  local at = string.format('%.0f', now + ms)
+  state.state, state.node = STATES[kind], node
+  state.attempt, state.delivery, state.lost, state.queued, state.wait =
+    run.attempt, run.delivery, run.lost, run.queued, run.wait
+  state.ran, state.settled = nil, run.delivery
+  if kind == 'g' then
+    state.attempt = state.attempt - 1
+    state.state = ms > 0 and 'retrying' or 'queued'
+  elseif #payload > APART_BYTES then
+    put(id, '.end', payload)
+    state.payload = '+'
+  else
+    state.payload = payload
+  end
+  if kind == 'd' then
+    state.ran = now - run.queued - run.wait
+    dead[#dead + 1], dead[#dead + 2] = at, id
+    finished[#finished + 1] = id
+  elseif state.state == 'retrying' then
+    due[#due + 1], due[#due + 2] = at, id
+  else
+    local spec = spec_of(was[1])
+    queued[#queued + 1] = {spec[QUEUE], string.format('%.0f', state.queued - spec[LEVEL] * aging), id}
+  end
+  became[id] = state.state
+  put(id, '.', state_text(state))
+end
+
+local at = 7
+while at <= #ARGV do
+  local kind, delivery, ms, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  at = at + HEAD
+  local ids = {}
+  for i = 1, count do ids[i] = ARGV[at + 2 * (i - 1)] end
+  local held = redis.call('HMGET', KEYS[2], unpack(ids))
+  local till = string.format('%.0f', now + ms)
+  local last, run, is_held, head, alike -- tasks that were claimed together have one token
+  for i = 1, count do
+    local id, token, payload = ids[i], held[i], ARGV[at + 2 * i - 1]
+    if token and token ~= last then
+      last, run = token, token_of(token)
+      is_held = run.delivery == tonumber(delivery)
+      head = 'succeeded ' .. token .. string.format(' %.0f ', now - run.queued - run.wait) .. delivery .. ' ' .. node
+      alike = head .. ' '
+    end
+    n = n + 1
+    if not token or not is_held or taken[id] then
+      codes[n] = refuse(id, delivery, kind)
+      is_refused = true
+    else
+      if kind == 's' then
+        if #payload > APART_BYTES then
+          put(id, '.end', payload)
+          payload = '+'
+        end
+        put(id, '.', payload == '' and head or alike .. payload)
+        local m = #done
+        done[m + 1], done[m + 2] = till, id
+        finished[#finished + 1] = id
+      else
+        commit(id, kind, run, ms, payload)
+      end
+      gone[#gone + 1] = id
+      taken[id] = delivery
+      codes[n] = '1'
+    end
+  end
+  at = at + 2 * count
+end
+
+flush()
 if #done > 0 then redis.call('ZADD', KEYS[4], unpack(done)) end
 if #dead > 0 then redis.call('ZADD', KEYS[5], unpack(dead)) end
 if #due > 0 then redis.call('ZADD', KEYS[6], unpack(due)) end
-if #gone > 0 then out_of_flight(KEYS[2], KEYS[3], ARGV[3], gone) end
+for _, row in ipairs(queued) do redis.call('ZADD', ready_prefix .. row[1], row[2], row[3]) end
+if #gone > 0 then out_of_flight(KEYS[2], KEYS[3], session, gone) end
 if #finished > 0 then redis.call('PUBLISH', ARGV[5], table.concat(finished, ' ')) end
-return codes
+return is_refused and codes or n

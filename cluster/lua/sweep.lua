@@ -5,18 +5,20 @@
 -- KEYS[3]  {sNN}:done                 zset  succeeded ids by the time when they may be dropped, ms
 -- KEYS[4]  {sNN}:dead                 zset  dead ids, by the same
 -- KEYS[5]  {sNN}:cancelled            zset  cancelled ids, by the same
--- KEYS[6]  {sNN}:index                zset  every id of the shard
+-- KEYS[6]  {sNN}:buckets              zset  names of the buckets, at score 0
 -- KEYS[7]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[8]  {sNN}:queues               set   names of the queues this shard ever held
--- ARGV[1]  task prefix                {sNN}:task:
+-- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[4]  limit                      tasks to promote, and to drop of each state, 1 to 256
 -- ARGV[5]  age ms                     while memory is short: drop succeeded and cancelled tasks that ended so long ago
 --                                     before their time; else -1
--- Touches  {sNN}:task:<id>, {sNN}:ready:<queue>   same slot
--- Uses     include/heads.lua
+-- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
+-- Uses     include/bucket.lua
 -- Uses     include/spec.lua
+-- Uses     include/state.lua
+-- Uses     include/heads.lua
 --
 -- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; `dropped` is the
 --          most of one state. Call again at once if promoted or dropped reached the limit
@@ -29,13 +31,12 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local age = tonumber(ARGV[5])
 
 local function ended_before(key, at_ms)
-  local old = {}
+  local ids, times, old = {}, {}, {}
   local first = redis.call('ZRANGE', key, 0, ARGV[4] - 1, 'WITHSCORES')
-  for i = 1, #first, 2 do
-    local ended = redis.pcall('HGET', ARGV[1] .. first[i], 'finished_at')
-    if tonumber(first[i + 1]) <= now or type(ended) ~= 'string' or tonumber(ended) <= at_ms then
-      old[#old + 1] = first[i]
-    end
+  for i = 1, #first / 2 do ids[i], times[i] = first[2 * i - 1], tonumber(first[2 * i]) end
+  local texts = fields_of(ARGV[1], ids, {'.'})
+  for i, id in ipairs(ids) do
+    if times[i] <= now or not texts[i] or ended_ms(state_of(id, texts[i])) <= at_ms then old[#old + 1] = id end
   end
   return old
 end
@@ -50,25 +51,33 @@ for k = 3, 5 do
     old = ended_before(KEYS[k], now - age)
   end
   if #old > 0 then
-    local keys = {}
-    for i, id in ipairs(old) do keys[i] = ARGV[1] .. id end
-    redis.call('UNLINK', unpack(keys))
-    redis.call('ZREM', KEYS[6], unpack(old))
+    drop(ARGV[1], KEYS[6], old)
     redis.call('ZREM', KEYS[k], unpack(old))
     dropped = math.max(dropped, #old)
   end
 end
 
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[4])
-for _, id in ipairs(due) do
-  local key = ARGV[1] .. id
-  local packed = redis.pcall('HGET', key, 'spec')
-  if type(packed) == 'string' then
-    local spec = spec_of(packed)
-    redis.call('HSET', key, 'state', 'queued', 'queued_at', now)
-    redis.call('ZADD', ARGV[2] .. spec[QUEUE], now - spec[LEVEL] * ARGV[3], id)
-    redis.call('SADD', KEYS[8], spec[QUEUE])
+local fields = fields_of(ARGV[1], due, {'', '.'})
+local put, flush = writer(ARGV[1])
+local ready, names = {}, {}
+for i, id in ipairs(due) do
+  local is_read, spec = pcall(spec_of, fields[2 * i - 1])
+  if is_read and type(spec) == 'table' then
+    local state = state_of(id, fields[2 * i])
+    state.wait = state.wait and state.queued + state.wait - now -- the last start stays what it was
+    state.state, state.queued, state.ran = 'queued', now, nil
+    put(id, '.', state_text(state))
+    local queue = spec[QUEUE]
+    if not ready[queue] then ready[queue], names[#names + 1] = {}, queue end
+    local list = ready[queue]
+    list[#list + 1], list[#list + 2] = string.format('%.0f', now - spec[LEVEL] * ARGV[3]), id
   end
+end
+flush()
+for _, queue in ipairs(names) do
+  redis.call('ZADD', ARGV[2] .. queue, unpack(ready[queue]))
+  redis.call('SADD', KEYS[8], queue)
 end
 if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
 

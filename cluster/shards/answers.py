@@ -1,7 +1,7 @@
 """The answers of the shards' scripts, as values. Pure.
 
-`calls` makes them of Redis's replies; no other module counts positions. An answer about a batch has a list with one
-code per task, in the order of the question. The few tasks of which there is more to say stand beside it, by index.
+`replies` makes them of what Redis answers; no other module counts positions. An answer about a batch has a list with
+one code per task, in the order of the question. The few tasks of which there is more to say stand beside it, by index.
 
 Does not know: Redis, the order of a reply, what the caller does with an answer.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from cluster.shards.task import Claimed, Lost, State
+from cluster.shards.task import Claimed, Lost, Spec, State
 
 
 class StoreCode(StrEnum):
@@ -139,23 +139,24 @@ class Listed:
     """list.lua's answer: (place, id) in the order of the listing."""
 
     reached: str  # the last place that the script looked at; "" when the shard has no more
+    searched: int  # ids that it looked at
     rows: Sequence[tuple[str, str]]
 
 
 class TaskFields(NamedTuple):
-    """The stored fields of one task, as Redis holds them. `Calls.read` asks for them by these names, in this order."""
+    """What Redis holds of one task. Times are milliseconds of Redis's clock, None where the task has none."""
 
-    spec: bytes
-    data: bytes | None
-    state: bytes
-    attempt: bytes | None
-    delivery: bytes | None
-    queued_at: bytes | None
-    due: bytes | None
-    started_at: bytes | None
-    finished_at: bytes | None
-    session: bytes | None
-    result: bytes | None
+    spec: Spec
+    data: bytes | None  # None: it was not read, since it has a field of its own
+    state: State
+    attempt: int
+    delivery: int
+    queued_at: int | None
+    due: int | None
+    started_at: int | None
+    finished_at: int | None
+    node_id: str | None
+    result: bytes | None  # None for JSON's null, and where it was not read
     error: bytes | None
     progress: bytes | None
-    history: bytes | None = None  # read only on request
+    history: bytes = b""

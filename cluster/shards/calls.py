@@ -1,12 +1,12 @@
 """The queue's calls to Redis: one typed function for each script and plain command, with its question and its answer.
 
 Each function makes a `Call` for a lane. The call's `on_reply` gets the answer as a value of `answers`, or the exception
-that the call met. Only this module knows the order of arguments and the positions in a reply. It decides nothing.
+that the call met. Only this module knows the order of arguments, and `replies` the positions in a reply. It decides
+nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,14 +20,13 @@ from redis.exceptions import RedisError
 from cluster import keys
 from cluster.errors import ConfigError
 from cluster.scripts import Arg
+from cluster.shards import replies
 from cluster.shards.answers import (
     Cancellation,
     Claims,
     Listed,
-    QueueHead,
     Reaped,
     Requeued,
-    SettleCode,
     Settled,
     SettleKind,
     ShardCounts,
@@ -36,14 +35,12 @@ from cluster.shards.answers import (
     Swept,
     TaskFields,
 )
-from cluster.shards.lane import Call, OnReply
-from cluster.shards.task import Claimed, Lost, Spec, State
+from cluster.shards.lane import Call, OnReply, T
+from cluster.shards.task import APART_BYTES, Claimed, Spec, apart
 
 BATCH_MAX = 256  # tasks that one script handles; bounds the time that Redis is held
 RETENTION_MIN_S = 5.0  # a repeated submission may arrive a second or two late: the first one's task must still be there
 CLAIM_BYTES_MAX = 1_048_576  # bytes of data in the answer to one claim: many claims share one group and its deadline
-
-_decode_spec = msgspec.msgpack.Decoder(Spec).decode
 
 
 class NewTask(msgspec.Struct, gc=False):
@@ -55,7 +52,7 @@ class NewTask(msgspec.Struct, gc=False):
     level: int
     due: int  # 0 now, < 0 in that many ms, > 0 at that ms of Redis's clock
     spec: Spec
-    spec_bytes: bytes
+    packed: bytes  # the spec, as `task.packed` makes it
     data: bytes
     claim: bool
     idempotency: str
@@ -98,20 +95,29 @@ class Calls:
     def store(self, shard: int, session: str, tasks: Sequence[NewTask], on_reply: OnReply[Stored]) -> Call[Stored]:
         """store.lua for up to BATCH_MAX tasks of one shard."""
         args: list[Arg] = [
-            keys.task_prefix(shard),
+            keys.bucket_prefix(shard),
             keys.ready_prefix(shard),
             keys.idempotency(shard, ""),
             session,
             self._aging_ms,
             self._queue_limit,
         ]
+        run: tuple[str, int, int, str] | None = None
+        count_at = 0
         for t in tasks:
-            args += (t.id, t.queue, t.level, t.due, t.spec_bytes, t.data, "1" if t.claim else "0", t.idempotency)
-            args += (
-                f"{t.idempotency_ms} {t.unique_ms} {t.unique}" if t.unique else t.idempotency_ms,
-                t.fingerprint,
-            )
-        return Call("store", _store_keys(shard, session), args, on_reply, _stored)
+            is_apart = len(t.data) > APART_BYTES
+            kind = _STORE_KINDS[t.claim, is_apart, t.idempotency != ""]
+            if (t.queue, t.level, t.due, kind) == run:
+                args[count_at] += 1  # type: ignore[operator]
+            else:
+                run = (t.queue, t.level, t.due, kind)
+                args += (*run, 1)
+                count_at = len(args) - 1
+            args += (t.id, apart(t.packed), t.data) if is_apart else (t.id, t.packed + t.data)
+            if t.idempotency:
+                key_ms = f"{t.idempotency_ms} {t.unique_ms} {t.unique}" if t.unique else t.idempotency_ms
+                args += (t.idempotency, key_ms, t.fingerprint)
+        return Call("store", _store_keys(shard, session), args, on_reply, partial(replies.stored, len(tasks)))
 
     def claim(
         self, shard: int, queue: str, session: str, limit: int, highest: int | None, on_reply: OnReply[Claims]
@@ -120,9 +126,16 @@ class Calls:
         return Call(
             "claim",
             (keys.never(shard), keys.ready(shard, queue), keys.inflight(shard, session), keys.sessions(shard)),
-            [keys.task_prefix(shard), session, limit, "+inf" if highest is None else highest, CLAIM_BYTES_MAX],
+            [
+                keys.bucket_prefix(shard),
+                session,
+                limit,
+                "+inf" if highest is None else highest,
+                CLAIM_BYTES_MAX,
+                self._aging_ms,
+            ],
             on_reply,
-            partial(_claims, shard, session),
+            partial(replies.claims, shard, session),
         )
 
     def settle(
@@ -130,15 +143,23 @@ class Calls:
     ) -> Call[Settled]:
         """settle.lua for up to BATCH_MAX outcomes of one session."""
         args: list[Arg] = [
-            keys.task_prefix(shard),
+            keys.bucket_prefix(shard),
             keys.ready_prefix(shard),
             session,
             self._aging_ms,
             keys.finished_channel(shard),
+            keys.inflight_prefix(shard),
         ]
+        kind, delivery, ms, count_at = None, 0, 0, 0
         for outcome in outcomes:
             claimed = outcome.claimed
-            args += (claimed.id, claimed.delivery, outcome.kind, outcome.payload, outcome.ms)
+            if outcome.kind is kind and claimed.delivery == delivery and outcome.ms == ms:
+                args[count_at] += 1  # type: ignore[operator]
+            else:
+                kind, delivery, ms = outcome.kind, claimed.delivery, outcome.ms
+                args += (kind, delivery, ms, 1)
+                count_at = len(args) - 1
+            args += (claimed.id, outcome.payload)
         return Call(
             "settle",
             (
@@ -151,7 +172,7 @@ class Calls:
             ),
             args,
             on_reply,
-            _settled,
+            replies.settled,
         )
 
     def reap(self, shard: int, session: str, jitter: float, on_reply: OnReply[Reaped]) -> Call[Reaped]:
@@ -166,7 +187,7 @@ class Calls:
                 keys.dead(shard),
             ),
             [
-                keys.task_prefix(shard),
+                keys.bucket_prefix(shard),
                 keys.ready_prefix(shard),
                 session,
                 self._aging_ms,
@@ -176,7 +197,7 @@ class Calls:
                 keys.finished_channel(shard),
             ],
             on_reply,
-            partial(_reaped, shard, session),
+            partial(replies.reaped, shard, session),
         )
 
     def cancel(
@@ -187,7 +208,6 @@ class Calls:
             "cancel",
             (
                 keys.never(shard),
-                keys.task(shard, task_id),
                 keys.scheduled(shard),
                 keys.waiting(shard),
                 keys.cancelled(shard),
@@ -195,6 +215,7 @@ class Calls:
             ),
             [
                 task_id,
+                keys.bucket_prefix(shard),
                 keys.ready_prefix(shard),
                 keys.inflight_prefix(shard),
                 retention_ms,
@@ -202,17 +223,23 @@ class Calls:
                 int(RETENTION_MIN_S * 1000),
             ],
             on_reply,
-            _cancellation,
+            replies.cancellation,
         )
 
     def replay(self, shard: int, ids: Sequence[str], on_reply: OnReply[Requeued]) -> Call[Requeued]:
         """replay.lua for up to BATCH_MAX ids."""
         return Call(
             "replay",
-            (keys.never(shard), keys.dead(shard), keys.cancelled(shard)),
-            [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, *ids],
+            (keys.never(shard), keys.dead(shard), keys.cancelled(shard), keys.sessions(shard)),
+            [
+                keys.bucket_prefix(shard),
+                keys.ready_prefix(shard),
+                keys.inflight_prefix(shard),
+                self._aging_ms,
+                *ids,
+            ],
             on_reply,
-            _requeued,
+            replies.requeued,
         )
 
     def expire_dead(self, shard: int, on_reply: OnReply[int]) -> Call[int]:
@@ -229,13 +256,13 @@ class Calls:
                 keys.done(shard),
                 keys.dead(shard),
                 keys.cancelled(shard),
-                keys.index(shard),
+                keys.buckets(shard),
                 keys.sessions(shard),
                 keys.queues(shard),
             ),
-            [keys.task_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX, age_ms],
+            [keys.bucket_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX, age_ms],
             on_reply,
-            _swept,
+            replies.swept,
         )
 
     def listing(
@@ -248,35 +275,57 @@ class Calls:
         filters: tuple[str, str, str],
         on_reply: OnReply[Listed],
     ) -> Call[Listed]:
-        """list.lua; `scored` is the key of the sorted set to list, None for the index; filters: state, type, key."""
+        """list.lua; `scored` is the key of the sorted set to list, None for the ids; filters: state, type, key."""
         return Call(
             "list",
-            (keys.never(shard), keys.index(shard), scored or keys.dead(shard)),
-            [keys.task_prefix(shard), "scored" if scored else "index", before, limit, scan, *filters],
+            (keys.never(shard), keys.buckets(shard), scored or keys.dead(shard), keys.sessions(shard)),
+            [
+                keys.bucket_prefix(shard),
+                keys.inflight_prefix(shard),
+                before,
+                "scored" if scored else "ids",
+                limit,
+                scan,
+                *filters,
+            ],
             on_reply,
-            _listed,
+            replies.listed,
         )
 
     def counts(self, shard: int, on_reply: OnReply[ShardCounts]) -> Call[ShardCounts]:
         """counts.lua: how many tasks of the shard are in each state and queue."""
         args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "0"]
-        return Call("counts", _counts_keys(shard), args, on_reply, _counts)
+        return Call("counts", _counts_keys(shard), args, on_reply, replies.counts)
 
     def running(self, shard: int, on_reply: OnReply[dict[str, list[str]]]) -> Call[dict[str, list[str]]]:
         """counts.lua: the ids in flight in the shard, by session."""
         args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "1"]
-        return Call("counts", _counts_keys(shard), args, on_reply, _running)
+        return Call("counts", _counts_keys(shard), args, on_reply, replies.running)
 
     def read(
         self, shard: int, task_id: str, on_reply: OnReply[TaskFields | None], with_history: bool = False
     ) -> Call[TaskFields | None]:
-        """The stored fields of one task, the history among them on request; None if there is no such task."""
-        fields: list[Arg] = [*TaskFields._fields] if with_history else [*TaskFields._fields[:-1]]
-        return Call("", ("HMGET", keys.task(shard, task_id)), fields, on_reply, _fields)
+        """read.lua for one task, with all that it has but its history, and that on request; None if there is none."""
+        return self._read(
+            shard, (task_id,), True, on_reply, partial(replies.fields_of_one, self._aging_ms, with_history)
+        )
+
+    def read_rows(
+        self, shard: int, ids: Sequence[str], whole: bool, on_reply: OnReply[list[TaskFields | None]]
+    ) -> Call[list[TaskFields | None]]:
+        """read.lua for up to BATCH_MAX tasks; unless `whole`, without data, results and errors above APART_BYTES."""
+        return self._read(shard, ids, whole, on_reply, partial(replies.fields_of_rows, self._aging_ms))
+
+    def _read(
+        self, shard: int, ids: Sequence[str], whole: bool, on_reply: OnReply[T], decode: Callable[[Any], T]
+    ) -> Call[T]:
+        prefixes = [keys.bucket_prefix(shard), keys.ready_prefix(shard), keys.inflight_prefix(shard)]
+        args: list[Arg] = [*prefixes, "1" if whole else "0", *ids]
+        return Call("read", (keys.never(shard), keys.sessions(shard), keys.scheduled(shard)), args, on_reply, decode)
 
     def held(self, shard: int, session: str, on_reply: OnReply[dict[str, int]]) -> Call[dict[str, int]]:
         """The tasks that Redis holds in flight for a session in one shard: id -> delivery."""
-        return Call("", ("HGETALL", keys.inflight(shard, session)), [], on_reply, _numbers)
+        return Call("", ("HGETALL", keys.inflight(shard, session)), [], on_reply, replies.deliveries)
 
     def is_fenced(self, session: str, on_reply: OnReply[bool]) -> Call[bool]:
         """Whether the session's tombstone is written."""
@@ -300,7 +349,7 @@ class Calls:
 
     def summed(self, step: int, on_reply: OnReply[dict[str, int]]) -> Call[dict[str, int]]:
         """The counters of one step, summed over all nodes; empty when nothing happened."""
-        return Call("", ("HGETALL", keys.timeline_sum(step)), [], on_reply, _numbers)
+        return Call("", ("HGETALL", keys.timeline_sum(step)), [], on_reply, replies.numbers)
 
     def announce(self, message: bytes, on_reply: OnReply[int]) -> Call[int]:
         """A message on the timeline's channel that nobody keeps; answers how many subscribers heard it."""
@@ -316,8 +365,8 @@ class Calls:
         """progress.lua."""
         return Call(
             "progress",
-            (keys.never(shard), keys.inflight(shard, session), keys.task(shard, task_id)),
-            [task_id, delivery, value],
+            (keys.never(shard), keys.inflight(shard, session)),
+            [keys.bucket_prefix(shard), task_id, delivery, value],
             on_reply,
             bool,
         )
@@ -326,7 +375,7 @@ class Calls:
 def _store_keys(shard: int, session: str) -> tuple[str, ...]:
     return (
         keys.never(shard),
-        keys.index(shard),
+        keys.buckets(shard),
         keys.scheduled(shard),
         keys.sessions(shard),
         keys.inflight(shard, session),
@@ -347,108 +396,9 @@ def _counts_keys(shard: int) -> tuple[str, ...]:
     )
 
 
-# ---- from replies to answers, in the order of the headers in `lua/`
-
-_STORE_CODES = {code.value.encode(): code for code in StoreCode}
-_NAMES_FIRST = StoreCode.REPEAT  # stands for REPEAT and MISMATCH until their letter is read
-_REFUSED = SettleCode.REFUSED
-_SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not _REFUSED}
-_COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
-
-
-def _heads(flat: Sequence[Any]) -> list[QueueHead]:
-    return [QueueHead(flat[n].decode(), flat[n + 1], int(float(flat[n + 2]))) for n in range(0, len(flat), 3)]
-
-
-def _numbers(flat: Sequence[bytes]) -> dict[str, int]:
-    return {flat[n].decode(): int(flat[n + 1]) for n in range(0, len(flat), 2)}
-
-
-def _state(raw: bytes) -> State | None:
-    return State(raw.decode()) if raw else None
-
-
-def _stored(reply: Any) -> Stored:
-    now_ms, raws, heads = reply
-    codes = [_STORE_CODES.get(raw, _NAMES_FIRST) for raw in raws]
-    firsts: dict[int, str] = {}
-    if _NAMES_FIRST in codes:  # a letter followed by the first task's id
-        firsts = {n: raws[n][1:].decode() for n, code in enumerate(codes) if code is _NAMES_FIRST}
-        codes = [_STORE_CODES[raw[:1]] for raw in raws]
-    return Stored(now_ms, codes, firsts, _heads(heads))
-
-
-def _claims(shard: int, session: str, reply: Any) -> Claims:
-    now_ms, left, head_score, flat = reply
-    tasks: list[Claimed] = []
-    waits_s: list[float | None] = []
-    unreadable: list[tuple[str, str]] = []
-    for n in range(0, len(flat), 7):
-        raw_id, delivery, attempt, packed, data, queued_at_ms, lost = flat[n : n + 7]
-        task_id = raw_id.decode()
-        try:
-            spec = _decode_spec(packed)
-        except msgspec.DecodeError as error:
-            unreadable.append((task_id, str(error)))
-            continue
-        tasks.append(Claimed(task_id, shard, delivery, attempt, spec, data, session, int(lost)))
-        waits_s.append(max(0.0, (now_ms - float(queued_at_ms)) / 1000) if queued_at_ms else None)
-    return Claims(now_ms, left, int(float(head_score)), tasks, waits_s, unreadable)
-
-
-def _settled(reply: Sequence[bytes]) -> Settled:
-    codes = [_SETTLE_CODES.get(raw, _REFUSED) for raw in reply]
-    refused: dict[int, str] = {}
-    if _REFUSED in codes:
-        refused = {n: reply[n].decode() for n, code in enumerate(codes) if code is _REFUSED}
-    return Settled(codes, refused)
-
-
-def _reaped(shard: int, session: str, reply: Any) -> Reaped:
-    left, queued, scheduled, dead, heads, rows = reply
-    lost: list[Lost] = []
-    for n in range(0, len(rows), 6):
-        task_id, delivery, attempt, ran_ms, packed, outcome = rows[n : n + 6]
-        # A spec that cannot be decoded costs its task's span, and not the rest of the answer.
-        with contextlib.suppress(msgspec.DecodeError):
-            claimed = Claimed(task_id.decode(), shard, delivery, attempt, _decode_spec(packed), b"null", session)
-            lost.append(Lost(claimed, ran_ms / 1000, State(outcome.decode())))
-    return Reaped(left, queued, scheduled, dead, _heads(heads), lost)
-
-
-def _swept(reply: Any) -> Swept:
-    now_ms, promoted, dropped, next_due_ms, sessions, heads = reply
-    return Swept(now_ms, promoted, dropped, next_due_ms, [raw.decode() for raw in sessions], _heads(heads))
-
-
-def _cancellation(reply: Any) -> Cancellation:
-    was, session, delivery = reply
-    return Cancellation(_state(was), session.decode(), delivery)
-
-
-def _requeued(reply: Any) -> Requeued:
-    codes, heads = reply
-    refused = {n: _state(code) for n, code in enumerate(codes) if code != b"1"}
-    return Requeued(len(codes) - len(refused), refused, _heads(heads))
-
-
-def _counts(reply: Any) -> ShardCounts:
-    *numbers, queues, flights = reply
-    states = dict(zip(_COUNTED, numbers, strict=True))
-    states[State.RUNNING] = sum(flights[1::2])
-    return ShardCounts(states, {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)})
-
-
-def _running(reply: Any) -> dict[str, list[str]]:
-    flights = reply[-1]
-    return {flights[n].decode(): [raw.decode() for raw in flights[n + 1]] for n in range(0, len(flights), 2)}
-
-
-def _listed(reply: Any) -> Listed:
-    reached, flat = reply
-    return Listed(reached.decode(), [(flat[n].decode(), flat[n + 1].decode()) for n in range(0, len(flat), 2)])
-
-
-def _fields(reply: Sequence[bytes | None]) -> TaskFields | None:
-    spec, data, state, *rest = reply
-    return None if spec is None or state is None else TaskFields(spec, data, state, *rest)
+_STORE_KINDS = {  # whether it is claimed, has data apart, has a key
+    (claim, data, key): ("c" if claim else "q") + "d" * data + "k" * key
+    for claim in (False, True)
+    for data in (False, True)
+    for key in (False, True)
+}

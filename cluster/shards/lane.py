@@ -21,7 +21,7 @@ from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from cluster.deadline import ends_within
-from cluster.errors import StoreUnavailable, away
+from cluster.errors import StoreUnavailable, TaskUnreadable, away
 from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
 
@@ -235,6 +235,8 @@ def _answer(call: Call[Any], reply: Reply) -> None:
     if not isinstance(reply, Exception):
         try:
             reply = call.decode(reply)
+        except TaskUnreadable as error:
+            reply = error
         except Exception as error:  # no script of ours replies so, but the caller must not wait for ever
             log.exception("answer_not_read", script=call.script)
             reply = error

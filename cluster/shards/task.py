@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from enum import StrEnum
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -43,18 +44,70 @@ class Backoff(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
 class Spec(msgspec.Struct, array_like=True, frozen=True):
     """A submission with its defaults filled in and without its data. Stored once as msgpack, never changed.
 
-    The scripts read it by position: `lua/include/spec.lua` names the positions, and a test compares them with this.
+    The scripts read it by position: `lua/include/spec.lua` names the positions, and a test compares them with this. The
+    defaults here are no settings: fields that have these values at the end of a spec are left out of what is stored, so
+    they never change.
     """
 
     type: str
     queue: str
     level: int
-    max_attempts: int
-    timeout_s: float
-    backoff: Backoff
+    max_attempts: int = 5
+    timeout_s: float = 3600.0
+    backoff: Backoff = Backoff(1.0, 2.0, 300.0)
     key: str | None = None
     retention_s: float | None = None
     trace: str | None = None  # W3C traceparent, followed by a space and the tracestate if there is one
+
+
+_HEAD = 3  # bytes before a stored spec: its length in two, its level in one
+_APART = 0x8000  # bit of the length: the data has a field of its own
+APART_BYTES = 512  # largest data that stands behind its spec, as in `lua/include/bucket.lua`
+_USUAL = (None, None, None, *Spec.__struct_defaults__)  # by position from the end; the first three have no default
+_SPECS_MAX = 4_096  # specs that are kept decoded
+_decode_spec = msgspec.msgpack.Decoder(Spec).decode
+_specs: dict[bytes, Spec] = {}  # packed -> decoded: the tasks of one type have the same bytes
+
+
+def packed(spec: Spec) -> bytes:
+    """A spec as it is stored: its length, its level, then msgpack. `lua/include/spec.lua` reads it.
+
+    Every task has one, so it is short: no fields at the end that have their usual value, no fractions that are none.
+    """
+    fields = list(msgspec.structs.astuple(spec))
+    while fields[-1] == _USUAL[len(fields) - len(Spec.__struct_fields__) - 1]:
+        fields.pop()
+    body = msgspec.msgpack.encode([_short(value) for value in fields])
+    return len(body).to_bytes(2, "little") + bytes((spec.level,)) + body
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Backoff):
+        return [_short(part) for part in (value.base_s, value.factor, value.max_s)]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def apart(packed: bytes) -> bytes:
+    """The same spec, with the mark that the task's data has a field of its own."""
+    return bytes((packed[0], packed[1] | _APART >> 8)) + packed[2:]
+
+
+def is_apart(stored: bytes) -> bool:
+    """Whether the data has a field of its own."""
+    return bool(stored[1] & _APART >> 8)
+
+
+def unpack(stored: bytes) -> tuple[Spec, bytes]:
+    """The spec and the data of a stored spec with its data behind it. Raises msgspec.DecodeError."""
+    end = _HEAD + (int.from_bytes(stored[:2], "little") & ~_APART)
+    body = stored[_HEAD:end]
+    spec = _specs.get(body)
+    if spec is None:
+        spec = _decode_spec(body)
+        if len(_specs) >= _SPECS_MAX:
+            _specs.clear()
+        _specs[body] = spec
+    return spec, stored[end:]
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):

@@ -33,6 +33,7 @@ BY_CODE: dict[str, type[RumorError]] = {
         errors.MethodNotAllowed,
         errors.StoreUnavailable,
         errors.StoreUnsafe,
+        errors.TaskUnreadable,
     )
 }
 GATEWAY_DOWN = (502, 504)  # statuses of a proxy before the node; they do not say whether the node did anything

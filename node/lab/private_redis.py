@@ -36,7 +36,8 @@ appendonly yes
 appendfsync everysec
 save ""
 maxmemory-policy noeviction
-# 7.0 and later call it hash-max-listpack-value, and still know this older name. 512 keeps a task's hash compact.
+# 7.0 and later say listpack, and still know these older names. They keep a bucket of few tasks compact.
+hash-max-ziplist-entries 32
 hash-max-ziplist-value 512
 """
 

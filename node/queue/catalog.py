@@ -16,7 +16,7 @@ import redis.asyncio
 from cluster import keys
 from cluster.config import Config
 from cluster.errors import UnknownType
-from cluster.shards.task import LEVELS, Backoff, Spec
+from cluster.shards.task import LEVELS, Backoff, Spec, packed
 from node.tasks import Handler
 
 
@@ -34,12 +34,12 @@ class TypeEntry(msgspec.Struct, array_like=True, frozen=True):
 class TaskType:
     """A type's entry, and the spec that all its plain submissions share, made and packed once."""
 
-    __slots__ = ("entry", "spec", "spec_bytes")
+    __slots__ = ("entry", "packed", "spec")
 
     def __init__(self, name: str, entry: TypeEntry) -> None:
         self.entry = entry
         self.spec = Spec(name, entry.queue, entry.level, entry.max_attempts, entry.timeout_s, entry.backoff)
-        self.spec_bytes = msgspec.msgpack.encode(self.spec)
+        self.packed = packed(self.spec)  # as Redis stores it
 
 
 def entry_of(handler: Handler, config: Config) -> TypeEntry:
@@ -93,9 +93,9 @@ class Catalog:
         This node's own types stay as its handlers declare them.
         """
         rows: Any = await client.hgetall(keys.LEADER_CATALOG)
-        for name, packed in rows.items():
+        for name, row in rows.items():
             try:
-                entry = msgspec.msgpack.decode(packed, type=TypeEntry)
+                entry = msgspec.msgpack.decode(row, type=TypeEntry)
             except msgspec.DecodeError:
                 continue  # written by a node of another version, whose own gateway accepts the type
             if (text := name.decode()) not in self._own:

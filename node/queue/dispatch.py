@@ -172,9 +172,10 @@ class Dispatcher:
             retention_s = claimed.spec.retention_s
             if retention_s is None:
                 retention_s = self._config.retention_s
-            ended = Settlement(
-                claimed, _SUCCEEDED, outcome.result or b"null", int(max(retention_s, RETENTION_MIN_S) * 1000)
-            )
+            result = outcome.result
+            if result is None or result == b"null":
+                result = b""  # as settle.lua writes null
+            ended = Settlement(claimed, _SUCCEEDED, result, int(max(retention_s, RETENTION_MIN_S) * 1000))
         elif kind is Kind.STOPPED:
             held = self.held[claimed.shard]
             if held.get(claimed.id) == claimed.delivery:

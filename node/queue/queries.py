@@ -20,11 +20,11 @@ from msgspec import Raw
 
 from cluster import keys, session
 from cluster.config import TRACE_ID, Config
-from cluster.errors import BadRequest, NotFound, StoreUnavailable
+from cluster.errors import BadRequest, NotFound, TaskUnreadable
 from cluster.shards.answers import Listed, TaskFields
 from cluster.shards.lane import Call, OnReply
 from cluster.shards.shards import Shards
-from cluster.shards.task import Spec, State, made_at_ms, shard_of
+from cluster.shards.task import State, made_at_ms, shard_of
 from node import trace_context
 from node.observe import task_rates
 from node.schema import AttemptJson, FailureJson, ListQuery, TaskJson
@@ -46,14 +46,12 @@ T = TypeVar("T")
 log = structlog.get_logger("rumor.queries")
 
 _NULL = Raw(b"null")
-_decode_spec = msgspec.msgpack.Decoder(Spec).decode
 _decode_line = msgspec.json.Decoder(tuple[str, int, int, int, int, str, str, str]).decode
 
 
 def task_json(task_id: str, fields: TaskFields) -> TaskJson:
     """A task from its stored fields, without its history."""
-    spec = _decode_spec(fields.spec)
-    state = fields.state.decode()
+    spec, state = fields.spec, fields.state
     task = TaskJson(
         id=task_id,
         type=spec.type,
@@ -61,18 +59,17 @@ def task_json(task_id: str, fields: TaskFields) -> TaskJson:
         queue=spec.queue,
         priority=spec.level,
         data=Raw(fields.data or b"null"),
-        attempt=int(fields.attempt or 0),
+        attempt=fields.attempt,
         max_attempts=spec.max_attempts,
-        delivery=int(fields.delivery or 0),
+        delivery=fields.delivery,
         submitted_at_ms=made_at_ms(task_id),
-        queued_at_ms=_ms(fields.queued_at),
-        run_at_ms=_ms(fields.due) if state in (State.SCHEDULED, State.RETRYING) else None,
-        started_at_ms=_ms(fields.started_at),
-        finished_at_ms=_ms(fields.finished_at),
-        node_id=session.node_of(fields.session.decode()) if fields.session else None,
+        queued_at_ms=fields.queued_at,
+        run_at_ms=fields.due if state in (State.SCHEDULED, State.RETRYING) else None,
+        started_at_ms=fields.started_at,
+        finished_at_ms=fields.finished_at,
+        node_id=fields.node_id,
         result=Raw(fields.result) if fields.result else _NULL,
-        # A task that succeeded may still have the error of an earlier attempt.
-        error=Raw(fields.error) if fields.error and state != State.SUCCEEDED else _NULL,
+        error=Raw(fields.error) if fields.error else _NULL,
         progress=Raw(fields.progress) if fields.progress else _NULL,
         key=spec.key,
     )
@@ -99,7 +96,7 @@ def history_json(lines: bytes) -> list[AttemptJson]:
                     at_ms=at,
                     started_at_ms=started or None,
                     node_id=session.node_of(name) if name else None,
-                    session=name or None,
+                    session=name if "/" in name else None,
                     attempt=attempt or None,
                     delivery=delivery,
                     error=FailureJson(kind, message) if kind or message else None,
@@ -108,10 +105,6 @@ def history_json(lines: bytes) -> list[AttemptJson]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
     return attempts
-
-
-def _ms(value: bytes | None) -> int | None:
-    return int(float(value)) if value else None
 
 
 class Queries:
@@ -137,7 +130,7 @@ class Queries:
             raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
         task = task_json(task_id, fields)
         if with_history:
-            task.history = history_json(fields.history or b"")
+            task.history = history_json(fields.history)
         if with_history and self._config.trace_url and task.traceparent:
             trace_id = trace_context.trace_id(task.traceparent)
             task.trace_url = self._config.trace_url.replace(TRACE_ID, trace_id)
@@ -205,10 +198,8 @@ class Queries:
             return await self.get(task_id)
         except NotFound:
             return None  # dropped since the page was made
-        except StoreUnavailable as error:
-            if error.refusal is None or not error.refusal.is_of_one_key:
-                raise
-            log.error("task_unreadable", task=task_id, error=error.refusal.words)
+        except TaskUnreadable as error:
+            log.error("task_unreadable", task=task_id, error=error.message)
             return None
 
     async def _running(self, query: ListQuery) -> tuple[list[tuple[str, str]], str | None]:

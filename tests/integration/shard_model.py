@@ -3,8 +3,8 @@
 `ShardPair` does one operation at a time to both and compares: the script's answer with the model's, then every key with
 the model and with the invariants:
 
-- each id is in exactly one of ready:*, scheduled, one inflight:*, done, dead, cancelled, and its hash names that place;
-- the index holds every id and nothing else;
+- each id is in exactly one of ready:*, scheduled, one inflight:*, done, dead, cancelled, and read.lua names that place;
+- the buckets hold the fields of every id and no others; {sNN}:buckets is exactly the names of the buckets;
 - {sNN}:sessions is exactly the sessions with a non-empty inflight hash;
 - attempts and deliveries are as in the model; a delivery is committed once at most;
 - there is no key that `cluster.keys` does not know, and none is left when everything was dropped.
@@ -27,10 +27,11 @@ from redis.connection import Connection
 
 from cluster import keys
 from cluster.scripts import script
-from cluster.shards.answers import QueueHead, SettleKind
-from cluster.shards.calls import RETENTION_MIN_S, Calls, NewTask, Settlement
+from cluster.session import node_of
+from cluster.shards.answers import QueueHead, SettleKind, TaskFields
+from cluster.shards.calls import BATCH_MAX, RETENTION_MIN_S, Calls, NewTask, Settlement
 from cluster.shards.lane import Call, T
-from cluster.shards.task import Backoff, Claimed, Ids, Spec, shard_of
+from cluster.shards.task import APART_BYTES, Backoff, Claimed, Ids, Spec, packed, shard_of
 from node.queue.queries import history_json
 
 SHARD = 0x1F
@@ -43,7 +44,10 @@ AGING_MS = 60_000
 QUEUE_LIMIT = 6
 LONG_MS = 10_000_000_000
 HISTORY_MAX = 20
-SCRIPTS = ("store", "claim", "settle", "reap", "cancel", "replay", "sweep", "list", "counts", "progress")
+ID_CHARS = 29
+NOTE = "?"  # the field of a bucket that began with many tasks
+WORKER_LOST = b"WorkerLost"  # stands for the error that reap.lua writes
+SCRIPTS = ("store", "claim", "settle", "reap", "cancel", "replay", "sweep", "list", "counts", "progress", "read")
 OPERATIONS = (
     *("store",) * 5,
     *("claim",) * 5,
@@ -52,10 +56,9 @@ OPERATIONS = (
     *("cancel",) * 2,
     *("replay",) * 2,
     *("sweep",) * 3,
-    *("progress", "counts", "list", "expire_dead", "forget_key", "rest"),
+    *("progress", "counts", "list", "read", "expire_dead", "forget_key", "rest"),
 )
 ANY_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # a spec for settling, which does not read it
-encode = msgspec.msgpack.encode
 
 
 @dataclass
@@ -76,13 +79,16 @@ class Task:
     drop_at: int | None = None  # for a terminal task
     ended_at: int = 0  # for a terminal task
     result: bytes | None = None
+    error: bytes | None = None  # of the last attempt that failed
     progress: bytes | None = None
     history: list[tuple[str, int, int, str]] = field(default_factory=list)  # outcome, attempt, delivery, session
 
     def remember(self, outcome: str, delivery: int | None = None, session: str = "") -> None:
         """Add a line to the history: of the attempt that runs, or of another delivery; a refusal once."""
         attempt = self.attempt if delivery is None else 0
-        entry = (outcome, attempt, self.delivery if delivery is None else delivery, session or self.session)
+        if not session and self.state == "running":
+            session = self.session
+        entry = (outcome, attempt, self.delivery if delivery is None else delivery, session)
         if outcome != "refused" or entry not in self.history:
             self.history = [*self.history, entry][-HISTORY_MAX:]
 
@@ -181,12 +187,12 @@ class ShardPair:
         backoff, retention_s = Backoff(wait_s, 2.0, 1e6), rng.choice((None, None, 0.0, 1e6))
         kind, attempts = rng.choice(("noop", "mail")), rng.randint(1, 3)
         spec = Spec(kind, queue, level, attempts, 60.0, backoff, key, retention_s)
-        data = b'{"n": %d}' % rng.randint(0, 9)
+        data = b'{"n": %d%s}' % (rng.randint(0, 9), b" " * rng.choice((0, 0, 0, APART_BYTES)))
         idempotency = rng.choice((*KEYS, "", "", "", ""))
         print_ = rng.choice(("f1", "f1", "f2 with space"))
         claim = due == 0 and rng.random() < 0.3
         return NewTask(
-            *(task_id, SHARD, queue, level, due, spec, encode(spec), data, claim, idempotency, LONG_MS, print_),
+            *(task_id, SHARD, queue, level, due, spec, packed(spec), data, claim, idempotency, LONG_MS, print_),
             lambda *_: None,
             None,
             unique=rng.choice((*KEYS, "", "")) if idempotency else "",
@@ -252,7 +258,7 @@ class ShardPair:
                 delivery = self.model.tasks[task_id].delivery if task_id in self.model.tasks else 1
             kind = rng.choice("ssddrrgg")
             ms = rng.choice((0, 1, 2, LONG_MS))
-            rows.append((task_id, delivery, kind, b"" if kind == "g" else b'"%d"' % rng.randint(0, 99), ms))
+            rows.append((task_id, delivery, kind, b"" if kind == "g" else _payload(rng, kind), ms))
             if rng.random() < 0.1:
                 rows.append((task_id, delivery, rng.choice("sdrg"), b"1", ms))
         answer = self._call(self._calls.settle(SHARD, session, [_ended(*row) for row in rows], _nobody))
@@ -272,6 +278,8 @@ class ShardPair:
         task.settled = delivery
         if kind != "s":
             task.remember({"d": "dead", "r": "retrying", "g": "released"}[kind])
+        if kind in "dr":
+            task.error = payload
         if kind == "s":
             task.result = payload
             self.model.finish(task, "succeeded", self._time_of("done", task, ms), ms)
@@ -305,6 +313,7 @@ class ShardPair:
             task.lost += 1
             task.remember("dead" if task.attempt >= task.spec.max_attempts else "lost")
             if task.attempt >= task.spec.max_attempts:
+                task.error = WORKER_LOST
                 self.model.finish(task, "dead", self._time_of("dead", task, LONG_MS), LONG_MS)
             elif task.lost == 1:
                 task.state = "queued"
@@ -353,8 +362,12 @@ class ShardPair:
             task.remember("replayed")
             task.session = ""
             task.state, task.attempt, task.lost, task.result, task.progress = "queued", 0, 0, None, None
+            task.error = None
             queues.add(task.spec.queue)
-            task.queued_at = int(self._talk([("HGET", keys.task(SHARD, task_id), "queued_at")])[0])
+            (fields,) = self._read([task_id])
+            assert fields is not None
+            assert fields.queued_at is not None
+            task.queued_at = fields.queued_at
             assert self._times[0] <= task.queued_at <= self._times[1]
             queued += 1
         assert (answer.queued, answer.refused) == (queued, refused)
@@ -492,7 +505,7 @@ class ShardPair:
         """Compare every key with the model and the invariants."""
         names = [raw.decode() for raw in self._talk([("KEYS", "*")])[0]]
         reads, places = [], dict[str, list[str]]()
-        hashes: dict[str, dict[str, bytes]] = {}
+        buckets: dict[str, set[str]] = {}
         inflight: dict[str, dict[str, int]] = {}
         sets: dict[str, set[str]] = {}
         mappings: dict[str, tuple[str, str]] = {}
@@ -502,10 +515,10 @@ class ShardPair:
             reads.append((READS[kind], name, *(("0", "-1", "WITHSCORES") if READS[kind] == "ZRANGE" else ())))
         for name, reply in zip(names, self._talk(reads), strict=True):
             kind, _, rest = name.removeprefix(keys.tag(SHARD) + ":").partition(":")
-            if kind == "task":
-                hashes[rest] = {reply[n].decode(): reply[n + 1] for n in range(0, len(reply), 2)}
+            if kind == "tasks":
+                buckets[rest] = {raw.decode() for raw in reply} - {NOTE}
             elif kind == "inflight":
-                inflight[rest] = {reply[n].decode(): int(reply[n + 1]) for n in range(0, len(reply), 2)}
+                inflight[rest] = {reply[n].decode(): int(reply[n + 1].split()[1]) for n in range(0, len(reply), 2)}
                 for task_id in inflight[rest]:
                     places.setdefault(task_id, []).append(f"inflight:{rest}")
             elif kind == "idem":
@@ -516,31 +529,47 @@ class ShardPair:
             else:
                 ids = {reply[n].decode(): int(float(reply[n + 1])) for n in range(0, len(reply), 2)}
                 sets[kind] = sets.get(kind, set()) | set(ids)
-                for task_id, score in ids.items() if kind != "index" else ():
+                for task_id, score in ids.items() if kind != "buckets" else ():
                     places.setdefault(task_id, []).append(f"{kind}:{rest}@{score}" if rest else f"{kind}@{score}")
         model = self.model
         assert places == {task.id: [_place(task)] for task in model.tasks.values()}
-        assert set(hashes) == sets.get("index", set()) == set(model.tasks)
+        assert set(buckets) == sets.get("buckets", set())
+        for name, fields in buckets.items():
+            of = {field_name[:ID_CHARS] for field_name in fields}
+            assert all(task_id.startswith(name) for task_id in of)
+            assert of <= fields
+            assert of <= set(model.tasks), "no field is left of a task that was dropped"
+        assert {name[:ID_CHARS] for of in buckets.values() for name in of} == set(model.tasks)
         assert inflight == {session: held for session, held in model.inflight.items() if held}
         assert sets.get("sessions", set()) == set(inflight)
         assert mappings == model.keys
         assert sets.get("queues", set()) >= {task.spec.queue for task in model.tasks.values()}
-        for task_id, fields in hashes.items():
-            task = model.tasks[task_id]
-            assert fields["state"].decode() == task.state
-            assert (int(fields.get("attempt", 0)), int(fields.get("delivery", 0))) == (task.attempt, task.delivery)
-            assert (fields["spec"], fields["data"]) == (encode(task.spec), task.data)
-            assert fields.get("progress") == task.progress
-            assert int(fields.get("lost", 0)) == task.lost
-            history = history_json(fields.get("history", b""))
-            assert [(a.outcome, a.attempt or 0, a.delivery, a.session or "") for a in history] == task.history
-            if task.state == "running":
-                assert fields["session"].decode() == task.session
-            if task.state == "succeeded":
-                assert fields["result"] == task.result
-            if task.state == "dead":
-                assert fields["error"]
-            assert shard_of(task_id, SHARDS) == SHARD
+        for task, stored in zip(model.tasks.values(), self._read(list(model.tasks)), strict=True):
+            assert stored is not None
+            _compare(task, stored)
+
+    def read(self, rng: Random) -> None:
+        """Read the rows of a list: like whole tasks, without what has a field of its own; None for one that is gone."""
+        ids = [*self.model.tasks, *self._dropped[-3:]]
+        rng.shuffle(ids)
+        rows = self._call(self._calls.read_rows(SHARD, ids[:BATCH_MAX], False, _nobody)) if ids else []
+        for task_id, row, whole in zip(ids, rows, self._read(ids), strict=True):
+            task = self.model.tasks.get(task_id)
+            if task is None:
+                assert row is whole is None
+                continue
+            assert row is not None
+            assert whole is not None
+            assert row.data == (task.data if len(task.data) <= APART_BYTES else None)
+            expected = whole._replace(data=row.data, progress=None, history=b"")
+            if len(whole.result or b"") > APART_BYTES or len(whole.error or b"") > APART_BYTES:
+                expected = expected._replace(result=None, error=None)
+            assert row == expected
+
+    def _read(self, ids: Sequence[str]) -> list[TaskFields | None]:
+        reads = [self._calls.read(SHARD, task_id, _nobody, with_history=True) for task_id in ids]
+        replies = self._talk([call.command() for call in reads])
+        return [call.decode(reply) for call, reply in zip(reads, replies, strict=True)]
 
     def _expect_heads(self, heads: Sequence[QueueHead], queues: set[str]) -> None:
         assert {head.queue: (head.count, head.score) for head in heads} == {
@@ -571,13 +600,38 @@ class ShardPair:
         return [self._redis.read_response() for _ in commands]
 
 
+def _compare(task: Task, fields: TaskFields) -> None:
+    """What Redis says of a task against what the model says."""
+    assert fields.state == task.state
+    assert (fields.attempt, fields.delivery) == (task.attempt, task.delivery)
+    assert (fields.spec, fields.data) == (task.spec, task.data)
+    assert fields.progress == task.progress
+    history = history_json(fields.history)
+    assert [(a.outcome, a.attempt or 0, a.delivery, a.session or "") for a in history] == task.history
+    if task.state in ("queued", "running"):
+        assert fields.queued_at == task.queued_at
+    if task.state == "running":
+        assert fields.node_id == node_of(task.session)
+        assert fields.started_at is not None
+    if task.state in ("scheduled", "retrying"):
+        assert fields.due == task.due
+    if task.state == "succeeded":
+        assert fields.result == (task.result or None)
+    else:
+        error = WORKER_LOST if b"WorkerLost" in (fields.error or b"") else fields.error
+        assert (fields.result, error) == (None, task.error)
+    if task.state in TERMINAL:
+        assert fields.finished_at == task.ended_at
+    assert shard_of(task.id, SHARDS) == SHARD
+
+
 READS = {  # every kind of key that a shard may have
-    "task": "HGETALL",
+    "tasks": "HKEYS",
     "inflight": "HGETALL",
     "idem": "GET",
     "queues": "SMEMBERS",
     "sessions": "SMEMBERS",
-    **dict.fromkeys(("ready", "scheduled", "done", "dead", "cancelled", "index"), "ZRANGE"),
+    **dict.fromkeys(("ready", "scheduled", "done", "dead", "cancelled", "buckets"), "ZRANGE"),
 }
 
 
@@ -598,6 +652,12 @@ def _ms(time: Sequence[bytes]) -> int:
 
 def _ended(task_id: str, delivery: int, kind: str, payload: bytes, ms: int) -> Settlement:
     return Settlement(Claimed(task_id, SHARD, delivery, 0, ANY_SPEC, b""), SettleKind(kind), payload, ms)
+
+
+def _payload(rng: Random, kind: str) -> bytes:
+    """A result or an error; some are so large that they have a field of their own, and some results are null."""
+    small = b'"%d"' % rng.randint(0, 99)
+    return rng.choice((small, b"" if kind == "s" else small, b'"%s"' % (b"x" * APART_BYTES)))
 
 
 def _nobody(_: Any) -> None:

@@ -24,6 +24,7 @@ from cluster.errors import (
     NotFound,
     RumorError,
     StoreUnavailable,
+    TaskUnreadable,
     UnknownType,
 )
 from cluster.load import Load, Meta, QueueLoad
@@ -387,14 +388,13 @@ async def test_a_node_is_ready_while_its_heartbeat_is_taken(engine: Engine) -> N
         assert engine.health()["status"] == "unavailable"
 
 
-async def test_a_key_of_another_type_in_a_task_s_place_does_not_hide_the_others(engine: Engine) -> None:
+async def test_what_another_program_wrote_in_a_task_s_place_does_not_hide_the_others(engine: Engine) -> None:
     tasks = [await submit(engine, "noop", delay_s=60) for _ in range(3)]
-    spoilt = keys.task(engine.queries.shard(tasks[1].id), tasks[1].id)
-    await engine.client.delete(spoilt)
-    await engine.client.rpush(spoilt, "not a hash")  # type: ignore[misc]
+    bucket = keys.bucket_prefix(engine.queries.shard(tasks[1].id)) + tasks[1].id[:9]
+    await engine.client.hset(bucket, tasks[1].id, "no task")  # type: ignore[misc]
     listed, _ = await engine.list_tasks(ListQuery())
     assert [task.id for task in listed] == [tasks[2].id, tasks[0].id]
-    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+    with pytest.raises(TaskUnreadable, match="cannot be read: "):
         await engine.get(tasks[1].id)
 
 

@@ -18,6 +18,10 @@ from tests.waiting import wait_until_async
 AT_ONCE = BackoffJson(base_s=0)
 
 
+def bucket(engine: Engine, task: TaskJson) -> str:
+    return keys.bucket_prefix(engine.queries.shard(task.id)) + task.id[:9]
+
+
 def outcomes(task: TaskJson) -> list[tuple[str, int | None, int]]:
     assert task.history is not msgspec.UNSET
     return [(attempt.outcome, attempt.attempt, attempt.delivery) for attempt in task.history]
@@ -26,7 +30,7 @@ def outcomes(task: TaskJson) -> list[tuple[str, int | None, int]]:
 async def test_a_success_writes_no_history(engine: Engine) -> None:
     done = await engine.wait((await submit(engine, "noop")).id, 5)
     assert outcomes(done) == []
-    assert not await engine.client.hexists(keys.task(engine.queries.shard(done.id), done.id), "history")
+    assert not await engine.client.hexists(bucket(engine, done), done.id + ".history")
 
 
 async def test_failures_replays_and_cancels_are_told_in_order(engine: Engine) -> None:
@@ -78,7 +82,7 @@ async def test_a_history_is_bounded_in_entries_and_bytes_and_cut_at_whole_charac
     assert len(history) <= 20
     assert history[-1].outcome == "dead"
     assert history[-1].attempt == 30
-    kept = await engine.client.hget(keys.task(engine.queries.shard(task.id), task.id), "history")
+    kept = await engine.client.hget(bucket(engine, task), task.id + ".history")
     assert kept is not None
     assert len(kept) <= 8192
     assert history[-1].error

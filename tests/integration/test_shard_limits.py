@@ -16,7 +16,7 @@ from cluster.shards.answers import SettleCode, Settled, SettleKind
 from cluster.shards.calls import Calls, NewTask, Settlement, connect
 from cluster.shards.lane import Call, T
 from cluster.shards.shards import Shards
-from cluster.shards.task import Backoff, Claimed, Ids, Spec
+from cluster.shards.task import Backoff, Claimed, Ids, Spec, packed
 from cluster.vitals.calls import Pulse
 from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term
 from cluster.vitals.witness import Fence, Path
@@ -38,10 +38,19 @@ async def client(redis_server: RedisServer) -> AsyncIterator[redis.asyncio.Redis
     await redis_client.aclose()
 
 
-def new(due: int = 0, data: bytes = b"1") -> NewTask:
-    packed = msgspec.msgpack.encode(SPEC)
-    task_id = IDS.next(1_700_000_000_000, SHARD)
-    return NewTask(task_id, SHARD, "default", 5, due, SPEC, packed, data, False, "", 0, "", lambda *_: None, None)
+def bucket(task: NewTask) -> str:
+    return keys.bucket_prefix(SHARD) + task.id[:9]
+
+
+async def state_of(client: redis.asyncio.Redis, task: NewTask) -> str | None:
+    fields = await do(client, CALLS.read(SHARD, task.id, nobody))
+    return fields.state if fields else None
+
+
+def new(due: int = 0, data: bytes = b"1", at: int = 0) -> NewTask:
+    """A task; those with another `at` lie in another bucket."""
+    task_id = IDS.next(1_700_000_000_000 + 32 * at, SHARD)
+    return NewTask(task_id, SHARD, "default", 5, due, SPEC, packed(SPEC), data, False, "", 0, "", lambda *_: None, None)
 
 
 async def do(client: redis.asyncio.Redis, call: Call[T]) -> T:
@@ -74,8 +83,8 @@ async def test_a_full_redis_still_drops_what_is_past_its_time_although_something
         return bool(answer.promoted and answer.dropped)
 
     assert await wait_until_async(kept, 5, "the finished task is dropped, and the due one queued")
-    assert not await client.exists(keys.task(SHARD, done.id))
-    assert await client.hget(keys.task(SHARD, due.id), "state") == b"queued"  # type: ignore[misc]
+    assert await state_of(client, done) is None
+    assert await state_of(client, due) == "queued"
 
 
 async def test_a_full_redis_refuses_new_tasks_and_nothing_else(
@@ -170,27 +179,55 @@ async def test_one_outcome_that_redis_refuses_does_not_hold_up_those_beside_it()
     assert dispatch.settling == 1
 
 
-async def test_a_key_of_another_type_in_a_task_s_place_harms_that_task_alone(client: redis.asyncio.Redis) -> None:
-    """Another program wrote into the database: all other tasks are claimed, promoted, listed and reaped as ever."""
+async def test_what_another_program_wrote_in_a_task_s_place_harms_that_task_alone(client: redis.asyncio.Redis) -> None:
+    """All other tasks are claimed, promoted, listed and reaped as ever."""
     tasks, due = [new() for _ in range(5)], [new(due=-1) for _ in range(2)]
     await do(client, CALLS.store(SHARD, SESSION, [*tasks, *due], nobody))
     for spoilt in (tasks[0], due[0]):
-        await client.delete(keys.task(SHARD, spoilt.id))
-        await client.rpush(keys.task(SHARD, spoilt.id), "not a hash")  # type: ignore[misc]
-    listed = await do(client, CALLS.listing(SHARD, None, "", 10, 100, ("queued", "", ""), nobody))
+        await client.hset(bucket(spoilt), spoilt.id, "no task")  # type: ignore[misc]
+    listed = await do(client, CALLS.listing(SHARD, None, "", 10, 100, ("queued", "noop", ""), nobody))
     assert {task_id for _, task_id in listed.rows} == {task.id for task in tasks[1:]}
     claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 3, None, nobody))
     assert [task.id for task in claimed.tasks] == [task.id for task in tasks[1:3]]
+    assert [task_id for task_id, _ in claimed.unreadable] == [tasks[0].id]
 
     async def promoted() -> bool:
         return bool((await do(client, CALLS.sweep(SHARD, -1, nobody))).promoted)
 
     await wait_until_async(promoted, 5, "what is due is promoted")
-    assert await client.hget(keys.task(SHARD, due[1].id), "state") == b"queued"  # type: ignore[misc]
-    await client.delete(keys.task(SHARD, tasks[1].id))
-    await client.rpush(keys.task(SHARD, tasks[1].id), "not a hash")  # type: ignore[misc]
+    assert await state_of(client, due[1]) == "queued"
+    await client.hset(bucket(tasks[1]), tasks[1].id, "")  # type: ignore[misc]
     reaped = await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody))
     assert (reaped.left, reaped.queued) == (0, 1)
+
+
+async def test_a_key_of_another_type_in_a_bucket_s_place_harms_that_bucket_alone(client: redis.asyncio.Redis) -> None:
+    spoilt, tasks = [new() for _ in range(2)], [new(at=1) for _ in range(3)]
+    await do(client, CALLS.store(SHARD, SESSION, [*spoilt, *tasks], nobody))
+    await client.delete(bucket(spoilt[0]))
+    await client.rpush(bucket(spoilt[0]), "not a hash")  # type: ignore[misc]
+    listed = await do(client, CALLS.listing(SHARD, None, "", 10, 100, ("queued", "", ""), nobody))
+    assert {task_id for _, task_id in listed.rows} == {task.id for task in tasks}
+    claimed = await do(client, CALLS.claim(SHARD, "default", SESSION, 5, None, nobody))
+    assert [task.id for task in claimed.tasks] == [task.id for task in tasks]
+    assert await state_of(client, spoilt[0]) is None
+    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody))).queued == 3
+
+
+async def test_a_bucket_of_many_tasks_is_no_compact_hash_and_leaves_nothing_behind(client: redis.asyncio.Redis) -> None:
+    """In a compact hash, every read of a field would search from the beginning."""
+    await client.config_set("hash-max-ziplist-value", 64)
+    await client.config_set("hash-max-ziplist-entries", 512)
+    tasks = [new(data=b"1") for _ in range(40)]
+    await do(client, CALLS.store(SHARD, SESSION, tasks, nobody))
+    assert await client.object("ENCODING", bucket(tasks[0])) == b"hashtable"
+    await do(client, CALLS.claim(SHARD, "default", SESSION, 40, None, nobody))
+    outcomes = [ended(task, SettleKind.SUCCEEDED, b"", 0) for task in tasks]
+    await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody))
+    listed = await do(client, CALLS.listing(SHARD, None, "", 100, 100, ("", "", ""), nobody))
+    assert len(listed.rows) == 40
+    assert (await do(client, CALLS.sweep(SHARD, -1, nobody))).dropped == 40
+    assert [raw.decode() for raw in await client.keys("*")] == [keys.queues(SHARD)]
 
 
 async def test_however_short_memory_is_a_task_stays_for_as_long_as_somebody_may_ask(
@@ -203,17 +240,20 @@ async def test_however_short_memory_is_a_task_stays_for_as_long_as_somebody_may_
     outcomes = [ended(own, SettleKind.SUCCEEDED, b"1", 100_000), ended(usual, SettleKind.SUCCEEDED, b"1", 86_400_000)]
     await do(client, CALLS.settle(SHARD, SESSION, outcomes, nobody))
     assert (await do(client, CALLS.sweep(SHARD, 60_000, nobody))).dropped == 0
-    await client.hincrby(keys.task(SHARD, usual.id), "finished_at", -60_000)  # type: ignore[misc]
+    text = await client.hget(bucket(usual), usual.id + ".")  # type: ignore[misc]
+    state, attempt, delivery, lost, queued_ms, *rest = text.split()
+    earlier = [state, attempt, delivery, lost, b"%d" % (int(queued_ms) - 60_000), *rest]
+    await client.hset(bucket(usual), usual.id + ".", b" ".join(earlier))  # type: ignore[misc]
     assert (await do(client, CALLS.sweep(SHARD, 60_000, nobody))).dropped == 1
-    assert await client.exists(keys.task(SHARD, own.id))
+    assert (await state_of(client, own), await state_of(client, usual)) == ("succeeded", None)
 
 
 async def test_a_backoff_of_nothing_is_nothing_however_often_its_workers_died(client: redis.asyncio.Redis) -> None:
     spec = Spec("noop", "default", 5, 1000, 60.0, Backoff(0.0, 100.0, 300.0))
-    task = msgspec.structs.replace(new(), spec=spec, spec_bytes=msgspec.msgpack.encode(spec))
+    task = msgspec.structs.replace(new(), spec=spec, packed=packed(spec))
     await do(client, CALLS.store(SHARD, SESSION, [task], nobody))
     await do(client, CALLS.claim(SHARD, "default", SESSION, 1, None, nobody))
-    await client.hset(keys.task(SHARD, task.id), "lost", "156")  # type: ignore[misc]
+    await client.hset(keys.inflight(SHARD, SESSION), task.id, "157 157 156 0 0")  # type: ignore[misc]
     before_ms = int((await client.time())[0]) * 1000
     assert (await do(client, CALLS.reap(SHARD, SESSION, 0.9, nobody))).scheduled == 1
     due_ms = await client.zscore(keys.scheduled(SHARD), task.id)

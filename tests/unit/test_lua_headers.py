@@ -85,6 +85,16 @@ def test_lua_reads_a_spec_by_the_positions_that_python_writes(first: str, struct
     assert names_in(first) == {name: n for n, name in enumerate(fields, 1)}
 
 
+def test_lua_fills_in_what_python_leaves_out_of_a_spec() -> None:
+    text = (SCRIPTS[0].parent / "include" / "spec.lua").read_text("utf-8")
+    (row,) = re.findall(
+        r"^local USUAL = \{\[MAX_ATTEMPTS\] = (.*), \[TIMEOUT_S\] = (.*), \[BACKOFF\] = \{(.*)\}\}", text, re.M
+    )
+    attempts, timeout_s, backoff = row
+    assert (int(attempts), float(timeout_s), Backoff(*map(float, backoff.split(", ")))) == Spec.__struct_defaults__[:3]
+    assert set(Spec.__struct_defaults__[3:]) == {None}
+
+
 def test_only_one_place_in_lua_counts_the_fields_of_a_spec() -> None:
     for path in SCRIPTS:
         _, body = split(path.read_text("utf-8"))

@@ -6,7 +6,6 @@ import asyncio
 from functools import partial
 from typing import Any
 
-import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
@@ -17,7 +16,7 @@ from cluster.shards.answers import Claims, QueueHead, SettleCode, StoreCode
 from cluster.shards.calls import Calls, connect
 from cluster.shards.lane import Call
 from cluster.shards.shards import Shards
-from cluster.shards.task import Backoff, Spec, State
+from cluster.shards.task import Backoff, Spec, State, packed
 
 CALLS = Calls(60.0, 1000, 60.0)
 SESSION = "n1/018bcfe5680-00000001"
@@ -92,9 +91,9 @@ async def test_a_reply_that_no_script_gives_ends_the_waiting_and_not_the_lane() 
 
 
 def test_an_unreadable_spec_spoils_no_other_task_of_a_claim() -> None:
-    packed = msgspec.msgpack.encode(SPEC)
-    row = [1, 2, packed, b"5", b"1000", 0]
-    reply = [3500, 7, b"-250", [b"a", 1, 1, b"\xc1", b"5", b"", 0, b"b", *row, b"c", 4, 5, packed, b"6", b"", b"1"]]
+    tokens = [b"2 1 0 1000 2500", 2, b"5 4 1 3600 -100", 1]
+    bodies = [b"\1\0\5\xc15", packed(SPEC) + b"5", packed(SPEC) + b"6"]
+    reply = [3500, 7, b"-250", [b"a", b"b", b"c"], tokens, bodies]
     answer = CALLS.claim(3, "default", SESSION, 9, None, ignore).decode(reply)
     assert isinstance(answer, Claims)
     assert (answer.now_ms, answer.left, answer.head_score) == (3500, 7, -250)
@@ -102,13 +101,13 @@ def test_an_unreadable_spec_spoils_no_other_task_of_a_claim() -> None:
         ("b", 3, 1, 2, 0),
         ("c", 3, 4, 5, 1),
     ]
-    assert answer.waits_s == [2.5, None]
+    assert [(task.spec, task.data) for task in answer.tasks] == [(SPEC, b"5"), (SPEC, b"6")]
+    assert answer.waits_s == [2.5, 0.0], "a clock that was set back makes no wait negative"
     assert [task_id for task_id, _ in answer.unreadable] == ["a"]
 
 
 def test_an_unreadable_spec_spoils_nothing_else_of_a_reap() -> None:
-    packed = msgspec.msgpack.encode(SPEC)
-    rows = [b"a", 1, 1, 2500, b"\xc1", b"queued", b"b", 2, 1, 2500, packed, b"dead"]
+    rows = [b"a", 1, 1, 2500, b"\1\0\5\xc1", b"queued", b"b", 2, 1, 2500, packed(SPEC), b"dead"]
     answer = CALLS.reap(3, SESSION, 0.5, ignore).decode([7, 5, 0, 1, [b"default", 2, b"17"], rows])
     assert (answer.left, answer.queued, answer.dead, answer.heads) == (7, 5, 1, [QueueHead("default", 2, 17)])
     (lost,) = answer.lost

@@ -1,6 +1,6 @@
 -- flight: put tasks into a session's in-flight set of one shard, and take them out. Being in it is the right to settle.
 --
--- into_flight(inflight, sessions, session, pairs)    {id, delivery, …} are the session's from now on
+-- into_flight(inflight, sessions, session, pairs)    {id, token, …} are the session's from now on
 -- out_of_flight(inflight, sessions, session, ids)    {id, …} are the session's no longer
 --
 -- `inflight` and `sessions` are the keys {sNN}:inflight:<session> and {sNN}:sessions.

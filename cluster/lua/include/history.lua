@@ -1,16 +1,13 @@
 -- history: write down how a task's attempts ended, other than by success.
 --
--- The field `history` of the task's hash has one line for each, oldest first:
---   [outcome, ended ms, started ms or 0, attempt or 0, delivery, session or "", error type, error message]
+-- The field `<id>.history` of the task's bucket has one line for each, oldest first:
+--   [outcome, ended ms, started ms or 0, attempt or 0, delivery, session, node or "", error type, error message]
 -- Outcomes: retrying, released, dead, lost, cancelled, replayed, refused (an outcome that came too late to count).
 --
--- remember(key, outcome, now, kind, message)                      the outcome of the delivery that the hash names now
--- remember(key, outcome, now, kind, message, delivery, session)   the outcome of another delivery
--- reason(payload)                                                 type and message of an error as Python wrote it
+-- remember(bucket, id, outcome, now, run, session, kind, message)    `run` has attempt, delivery, queued, wait
+-- reason(payload)                                                    type and message of an error as Python wrote it
 --
--- Call `remember` before you change the fields that it reads.
---
--- Keeps    at most HISTORY_MAX lines and HISTORY_BYTES bytes; a success writes no line, as the task's fields tell all
+-- Keeps    at most HISTORY_MAX lines and HISTORY_BYTES bytes; a success writes no line, as the state tells all
 -- Repeat   as harmless as the calling script's own check makes it; the same refusal is written once
 
 local HISTORY_MAX, HISTORY_BYTES, TEXT_BYTES = 20, 8192, 300
@@ -28,23 +25,21 @@ local function reason(payload)
   return type(told.type) == 'string' and told.type or '', type(told.message) == 'string' and told.message or ''
 end
 
-local function remember(key, outcome, now, kind, message, delivery, session)
-  local was = redis.call('HMGET', key, 'history', 'attempt', 'delivery', 'started_at', 'session')
-  local lines, first = was[1] or '', 0
-  local attempt, started = tonumber(was[2] or 0), tonumber(was[4] or 0)
-  if delivery then attempt, started = 0, 0 end -- by now the hash describes a later delivery
-  local which = string.sub(cjson.encode({tonumber(delivery or was[3] or 0), session or was[5] or ''}), 2, -2)
+local function remember(bucket, id, outcome, now, run, session, kind, message)
+  local lines, first = redis.call('HGET', bucket, id .. '.history') or '', 0
+  local started = run.wait and (run.queued or 0) + run.wait or 0
+  local which = string.sub(cjson.encode({run.delivery, session}), 2, -2)
   if outcome == 'refused' then
     local same = string.gsub(which, '%p', '%%%0')
     if string.find(lines, '%["refused",[^\n]*,' .. same .. ',') then return end
   end
-  lines = lines .. '["' .. outcome .. '",' .. string.format('%.0f,%.0f,%.0f,', now, started, attempt) .. which .. ','
+  lines = lines .. '["' .. outcome .. '",' .. string.format('%.0f,%.0f,%.0f,', now, started, run.attempt) .. which .. ','
     .. string.sub(cjson.encode({short(kind), short(message)}), 2) .. '\n'
   local count = select(2, string.gsub(lines, '\n', ''))
   while count > HISTORY_MAX or #lines - first > HISTORY_BYTES do
     first = string.find(lines, '\n', first + 1, true)
     count = count - 1
   end
-  redis.call('HSET', key, 'history', string.sub(lines, first + 1))
+  redis.call('HSET', bucket, id .. '.history', string.sub(lines, first + 1))
 end
 

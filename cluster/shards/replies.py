@@ -1,0 +1,218 @@
+"""From the replies of the shards' scripts to answers, in the order of the headers in `lua/`. Pure.
+
+Only this module knows the positions in a reply. Does not know: what was asked for beside it, what an answer is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cluster.errors import TaskUnreadable
+from cluster.shards.answers import (
+    Cancellation,
+    Claims,
+    Listed,
+    QueueHead,
+    Reaped,
+    Requeued,
+    SettleCode,
+    Settled,
+    ShardCounts,
+    StoreCode,
+    Stored,
+    Swept,
+    TaskFields,
+)
+from cluster.shards.task import Claimed, Lost, State, is_apart, unpack
+
+_STORE_CODES = {code.value.encode(): code for code in StoreCode}
+_NAMES_FIRST = StoreCode.REPEAT  # stands for REPEAT and MISMATCH until their letter is read
+_COMMITTED, _REFUSED = SettleCode.COMMITTED, SettleCode.REFUSED
+_SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not _REFUSED}
+_COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
+
+
+def _heads(flat: Sequence[Any]) -> list[QueueHead]:
+    return [QueueHead(flat[n].decode(), flat[n + 1], int(float(flat[n + 2]))) for n in range(0, len(flat), 3)]
+
+
+def numbers(flat: Sequence[bytes]) -> dict[str, int]:
+    return {flat[n].decode(): int(flat[n + 1]) for n in range(0, len(flat), 2)}
+
+
+def _state(raw: bytes) -> State | None:
+    return State(raw.decode()) if raw else None
+
+
+def deliveries(flat: Sequence[bytes]) -> dict[str, int]:
+    """id -> delivery, of an in-flight hash: `attempt delivery …` (`lua/include/state.lua`)."""
+    return {flat[n].decode(): int(flat[n + 1].split(b" ", 2)[1]) for n in range(0, len(flat), 2)}
+
+
+def stored(tasks: int, reply: Any) -> Stored:
+    now_ms, raws, heads = reply
+    if isinstance(raws, bytes):  # one code for all
+        raws = [raws] * tasks
+    codes = [_STORE_CODES.get(raw, _NAMES_FIRST) for raw in raws]
+    firsts: dict[int, str] = {}
+    if _NAMES_FIRST in codes:  # a letter followed by the first task's id
+        firsts = {n: raws[n][1:].decode() for n, code in enumerate(codes) if code is _NAMES_FIRST}
+        codes = [_STORE_CODES[raw[:1]] for raw in raws]
+    return Stored(now_ms, codes, firsts, _heads(heads))
+
+
+def claims(shard: int, session: str, reply: Any) -> Claims:
+    now_ms, left, head_score, ids, tokens, bodies = reply
+    tasks: list[Claimed] = []
+    waits_s: list[float | None] = []
+    unreadable: list[tuple[str, str]] = []
+    first = 0
+    for n in range(0, len(tokens), 2):
+        attempt, delivery, lost, _, wait_ms = map(int, tokens[n].split())
+        wait_s = max(0.0, wait_ms / 1000)
+        past = first + tokens[n + 1]
+        for raw_id, stored in zip(ids[first:past], bodies[first:past], strict=True):
+            task_id = raw_id.decode()
+            try:
+                spec, data = unpack(stored)
+            except msgspec.DecodeError as error:
+                unreadable.append((task_id, str(error)))
+                continue
+            tasks.append(Claimed(task_id, shard, delivery, attempt, spec, data, session, lost))
+            waits_s.append(wait_s)
+        first = past
+    return Claims(now_ms, left, int(float(head_score)), tasks, waits_s, unreadable)
+
+
+def settled(reply: int | Sequence[bytes]) -> Settled:
+    if isinstance(reply, int):  # so many, all of them committed
+        return Settled([_COMMITTED] * reply, {})
+    codes = [_SETTLE_CODES.get(raw, _REFUSED) for raw in reply]
+    refused: dict[int, str] = {}
+    if _REFUSED in codes:
+        refused = {n: reply[n].decode() for n, code in enumerate(codes) if code is _REFUSED}
+    return Settled(codes, refused)
+
+
+def reaped(shard: int, session: str, reply: Any) -> Reaped:
+    left, queued, scheduled, dead, heads, rows = reply
+    lost: list[Lost] = []
+    for n in range(0, len(rows), 6):
+        task_id, delivery, attempt, ran_ms, stored, outcome = rows[n : n + 6]
+        # A spec that cannot be decoded costs its task's span, and not the rest of the answer.
+        with contextlib.suppress(msgspec.DecodeError):
+            claimed = Claimed(task_id.decode(), shard, delivery, attempt, unpack(stored)[0], b"null", session)
+            lost.append(Lost(claimed, ran_ms / 1000, State(outcome.decode())))
+    return Reaped(left, queued, scheduled, dead, _heads(heads), lost)
+
+
+def swept(reply: Any) -> Swept:
+    now_ms, promoted, dropped, next_due_ms, sessions, heads = reply
+    return Swept(now_ms, promoted, dropped, next_due_ms, [raw.decode() for raw in sessions], _heads(heads))
+
+
+def cancellation(reply: Any) -> Cancellation:
+    was, session, delivery = reply
+    return Cancellation(_state(was), session.decode(), delivery)
+
+
+def requeued(reply: Any) -> Requeued:
+    codes, heads = reply
+    refused = {n: _state(code) for n, code in enumerate(codes) if code != b"1"}
+    return Requeued(len(codes) - len(refused), refused, _heads(heads))
+
+
+def counts(reply: Any) -> ShardCounts:
+    *numbers, queues, flights = reply
+    states = dict(zip(_COUNTED, numbers, strict=True))
+    states[State.RUNNING] = sum(flights[1::2])
+    return ShardCounts(states, {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)})
+
+
+def running(reply: Any) -> dict[str, list[str]]:
+    flights = reply[-1]
+    return {flights[n].decode(): [raw.decode() for raw in flights[n + 1]] for n in range(0, len(flights), 2)}
+
+
+def listed(reply: Any) -> Listed:
+    reached, searched, flat = reply
+    rows = [(flat[n].decode(), flat[n + 1].decode()) for n in range(0, len(flat), 2)]
+    return Listed(reached.decode(), searched, rows)
+
+
+def _ms(word: bytes) -> int | None:
+    return None if word == b"-" else int(word)
+
+
+_FIRST_STATE = b"queued 0 0 0 - - - - -"  # of a task that was never moved since it was stored
+_APART_MARK = b"+"  # a payload that has a field of its own
+
+
+def fields_of_rows(aging_ms: int, reply: Sequence[Sequence[bytes]]) -> list[TaskFields | None]:
+    """The rows of a list; None also for a task that cannot be read."""
+    rows: list[TaskFields | None] = []
+    for row in reply:
+        try:
+            rows.append(fields(row, aging_ms) if row else None)
+        except TaskUnreadable:
+            rows.append(None)
+    return rows
+
+
+def fields_of_one(aging_ms: int, with_history: bool, reply: Sequence[Sequence[bytes]]) -> TaskFields | None:
+    """One task. Raises TaskUnreadable for a task that cannot be read."""
+    (row,) = reply
+    task = fields(row, aging_ms) if row else None
+    return task if task is None or with_history else task._replace(history=b"")
+
+
+def fields(row: Sequence[bytes], aging_ms: int) -> TaskFields:
+    """One row of read.lua's answer. Raises TaskUnreadable for anything that this version did not write."""
+    try:
+        return _fields(row, aging_ms)
+    except (msgspec.DecodeError, ValueError, IndexError) as error:
+        raise TaskUnreadable(
+            f"what Redis holds of this task cannot be read: {error}.",
+            "Something else writes into this database: give the cluster one of its own.",
+        ) from error
+
+
+def _fields(row: Sequence[bytes], aging_ms: int) -> TaskFields:
+    stored, text, session, token, score, *rest = row
+    data_apart, end, progress, history = rest or (b"", b"", b"", b"")
+    spec, data = unpack(stored)
+    state, attempt, delivery, _, queued, wait, ran, _, node, *payload = (text or _FIRST_STATE).split(b" ", 9)
+    if session:
+        state, node = b"running", session.rpartition(b"/")[0]
+        attempt, delivery, _, queued, wait = token.split()
+    queued_ms, wait_ms, ran_ms = _ms(queued), _ms(wait), _ms(ran)
+    due_ms = None
+    if score and text:
+        due_ms = int(float(score))
+    elif score:
+        queued_ms = int(float(score)) + spec.level * aging_ms
+    started_ms = None if wait_ms is None else (queued_ms or 0) + wait_ms
+    reported = payload[0] if payload else b""
+    if reported == _APART_MARK:
+        reported = end
+    has_ended_well = state == b"succeeded"
+    return TaskFields(
+        spec=spec,
+        data=(data_apart or None) if is_apart(stored) else data,
+        state=State(state.decode()),
+        attempt=int(attempt),
+        delivery=int(delivery),
+        queued_at=queued_ms,
+        due=due_ms,
+        started_at=started_ms,
+        finished_at=None if ran_ms is None else (queued_ms or 0) + (wait_ms or 0) + ran_ms,
+        node_id=None if node == b"-" else node.decode(),
+        result=reported or None if has_ended_well else None,
+        error=reported or None if not has_ended_well else None,
+        progress=progress or None,
+        history=history,
+    )
