@@ -54,6 +54,16 @@ def buckets(shard: int) -> str:
     return f"{tag(shard)}:buckets"
 
 
+def old_task_prefix(shard: int) -> str:
+    """Prefix of the hashes in which schema 1 kept each task. `migrate.lua` empties them; nothing else reads them."""
+    return f"{tag(shard)}:task:"
+
+
+def old_index(shard: int) -> str:
+    """Sorted set of schema 1: the ids of the tasks that have such a hash."""
+    return f"{tag(shard)}:index"
+
+
 def ready(shard: int, queue: str) -> str:
     """Sorted set: queued ids by queued-at ms - 1,000 x level x priority_aging_s. Exists while anything is queued."""
     return f"{tag(shard)}:ready:{queue}"

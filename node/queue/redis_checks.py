@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 
@@ -14,8 +13,8 @@ from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
 from cluster.refusal import refusal
+from node.queue import members, migration
 
-SCHEMA = 1  # version of the stored forms; raise it if older nodes could not read the new ones
 VERSIONS = {"valkey": (7, 2), "redis": (6, 2)}  # oldest versions that have the commands that the scripts use
 
 Note = dict[str, str]
@@ -62,12 +61,13 @@ async def examine(client: redis.asyncio.Redis, config: Config) -> list[Note]:
 async def agree(client: redis.asyncio.Redis, config: Config) -> None:
     """Write the cluster's fixed facts if this is its first node, else compare them.
 
-    Raises ConfigError if they differ, StoreUnsafe if Redis refuses to write.
+    Raises ConfigError if they differ, or if nodes that store tasks in another form run; StoreUnsafe if Redis refuses to
+    write.
     """
     try:
         await client.hsetnx(keys.LEADER_CONFIG, "shards", str(config.shards))
         await client.hsetnx(keys.LEADER_CONFIG, "cluster", config.cluster)
-        await client.hsetnx(keys.LEADER_CONFIG, "min_schema", str(SCHEMA))
+        await client.hsetnx(keys.LEADER_CONFIG, "min_schema", str(migration.SCHEMA))
         facts: Any = await client.hgetall(keys.LEADER_CONFIG)
     except ResponseError as error:
         why = refusal(str(error))
@@ -83,10 +83,13 @@ async def agree(client: redis.asyncio.Redis, config: Config) -> None:
             f"cluster is {config.cluster!r}, and this Redis database belongs to {cluster!r}.",
             "Use another Redis database (redis://…/1), or the same name.",
         )
-    if int(schema) > SCHEMA:
+    if int(schema) > migration.SCHEMA:
         raise ConfigError(
-            f"this node speaks schema {SCHEMA}, and the cluster needs at least {schema}.", "Upgrade this node."
+            f"this node speaks schema {migration.SCHEMA}, and the cluster needs at least {schema}.",
+            "Upgrade this node.",
         )
+    if int(schema) < migration.SCHEMA:
+        await migration.raise_schema(client)
 
 
 async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> None:
@@ -98,18 +101,11 @@ async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[b
     """
     mine = [_fingerprint(key) for key in ring] or ["none"]
     others: Any = await client.hgetall(keys.LEADER_KEYS)
-    rows: Any = await client.hgetall(keys.LEADER_MEMBERS)
+    living = await members.live(client)
     strangers: list[str] = []
     for raw, prints in others.items():
         node_id = raw.decode()
-        if node_id == config.name or raw not in rows:
-            continue
-        try:
-            session = msgspec.msgpack.decode(rows[raw])[0]
-            channels: Any = await client.pubsub_numsub(keys.wake(session))
-        except (msgspec.DecodeError, IndexError, TypeError):
-            continue  # the row of a node of another version
-        if channels and channels[0][1] > 0:  # the node lives: it listens on its session's channel
+        if node_id != config.name and node_id in living:
             theirs = prints.decode().split()
             if mine[0] in theirs and theirs[0] in mine:
                 strangers = []
@@ -140,6 +136,7 @@ async def ready(client: redis.asyncio.Redis, config: Config, ring: Sequence[byte
     try:
         notes = await examine(client, config)
         await agree(client, config)
+        await migration.migrate(client, config)
         await same_key(client, config, ring)
     except (RedisError, OSError, TimeoutError) as error:
         raise ConfigError(
