@@ -8,10 +8,10 @@
 -- KEYS[6]  {sNN}:scheduled            zset  ids by due time, ms
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
--- ARGV[3]  session                    the one that claimed the deliveries
--- ARGV[4]  aging_ms                   milliseconds of waiting that count as much as one level
--- ARGV[5]  channel                    {sNN}:finished, where terminal ids are published
--- ARGV[6]  inflight prefix            {sNN}:inflight:
+-- ARGV[3]  inflight prefix            {sNN}:inflight:
+-- ARGV[4]  channel                    {sNN}:finished, where terminal ids are published
+-- ARGV[5]  session                    the one that claimed the deliveries
+-- ARGV[6]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[7…] runs of outcomes that are alike: kind, delivery, ms, count, then id and payload of each. Kinds:
 --          "s" succeeded (payload result, "" for null; ms retention), "d" dead (payload error, ms retention),
 --          "r" retrying (payload error, ms until due), "g" handed back, the attempt not counted (payload "", ms until
@@ -36,7 +36,7 @@ local STATES = {s = 'succeeded', d = 'dead', r = 'retrying'}
 local OUTCOMES = {d = 'dead', r = 'retrying', g = 'released'}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[5], tonumber(ARGV[6])
 local node = node_of(session)
 
 local put, flush = writer(prefix)
@@ -53,7 +53,7 @@ local function refuse(id, delivery, kind)
   local name, settled = state.state, state.settled
   if taken[id] then
     name, settled = became[id] or 'succeeded', tonumber(taken[id])
-  elseif not TERMINAL[name] and holder(KEYS[3], ARGV[6], id) then
+  elseif not TERMINAL[name] and holder(KEYS[3], ARGV[3], id) then
     name = 'running'
   end
   if settled == tonumber(delivery) then return 'y' end
@@ -146,5 +146,5 @@ if #dead > 0 then redis.call('ZADD', KEYS[5], unpack(dead)) end
 if #due > 0 then redis.call('ZADD', KEYS[6], unpack(due)) end
 for _, row in ipairs(queued) do redis.call('ZADD', ready_prefix .. row[1], row[2], row[3]) end
 if #gone > 0 then out_of_flight(KEYS[2], KEYS[3], session, gone) end
-if #finished > 0 then redis.call('PUBLISH', ARGV[5], table.concat(finished, ' ')) end
+if #finished > 0 then redis.call('PUBLISH', ARGV[4], table.concat(finished, ' ')) end
 return is_refused and codes or n

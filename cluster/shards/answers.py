@@ -72,7 +72,7 @@ class Claims:
     left: int
     head_score: int
     tasks: Sequence[Claimed]
-    waits_s: Sequence[float | None]  # how long each was queued; None for a task without that time
+    waits: Sequence[tuple[int, float]]  # (tasks, seconds): how long each of so many in a row was queued
     unreadable: Sequence[tuple[str, str]]  # (id, error) of each whose spec cannot be decoded
 
 
@@ -82,6 +82,7 @@ class Settled:
 
     codes: Sequence[SettleCode]
     refused: Mapping[int, str]  # of REFUSED: the state of the task, or "gone"
+    are_all_committed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -125,7 +125,7 @@ class Calls:
         """claim.lua."""
         return Call(
             "claim",
-            (keys.never(shard), keys.ready(shard, queue), keys.inflight(shard, session), keys.sessions(shard)),
+            _claim_keys(shard, queue, session),
             [
                 keys.bucket_prefix(shard),
                 session,
@@ -142,14 +142,8 @@ class Calls:
         self, shard: int, session: str, outcomes: Sequence[Settlement], on_reply: OnReply[Settled]
     ) -> Call[Settled]:
         """settle.lua for up to BATCH_MAX outcomes of one session."""
-        args: list[Arg] = [
-            keys.bucket_prefix(shard),
-            keys.ready_prefix(shard),
-            session,
-            self._aging_ms,
-            keys.finished_channel(shard),
-            keys.inflight_prefix(shard),
-        ]
+        script_keys, head = _settle_head(shard, session)
+        args: list[Arg] = [*head, self._aging_ms]
         kind, delivery, ms, count_at = None, 0, 0, 0
         for outcome in outcomes:
             claimed = outcome.claimed
@@ -162,14 +156,7 @@ class Calls:
             args += (claimed.id, outcome.payload)
         return Call(
             "settle",
-            (
-                keys.never(shard),
-                keys.inflight(shard, session),
-                keys.sessions(shard),
-                keys.done(shard),
-                keys.dead(shard),
-                keys.scheduled(shard),
-            ),
+            script_keys,
             args,
             on_reply,
             replies.settled,
@@ -370,6 +357,27 @@ class Calls:
             on_reply,
             bool,
         )
+
+
+# Nearly every group has a claim and a settle: their keys are made once for each shard, queue and session.
+@lru_cache(maxsize=4096)
+def _claim_keys(shard: int, queue: str, session: str) -> tuple[str, ...]:
+    return (keys.never(shard), keys.ready(shard, queue), keys.inflight(shard, session), keys.sessions(shard))
+
+
+@lru_cache(maxsize=4096)
+def _settle_head(shard: int, session: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of a settle, and its first arguments."""
+    script_keys = (
+        keys.never(shard),
+        keys.inflight(shard, session),
+        keys.sessions(shard),
+        keys.done(shard),
+        keys.dead(shard),
+        keys.scheduled(shard),
+    )
+    prefixes = (keys.bucket_prefix(shard), keys.ready_prefix(shard), keys.inflight_prefix(shard))
+    return script_keys, (*prefixes, keys.finished_channel(shard), session)
 
 
 def _store_keys(shard: int, session: str) -> tuple[str, ...]:

@@ -27,12 +27,13 @@ from cluster.shards.answers import (
     Swept,
     TaskFields,
 )
-from cluster.shards.task import Claimed, Lost, State, is_apart, unpack
+from cluster.shards.task import Backoff, Claimed, Lost, Spec, State, is_apart, spec_of, unpack
 
 _STORE_CODES = {code.value.encode(): code for code in StoreCode}
 _NAMES_FIRST = StoreCode.REPEAT  # stands for REPEAT and MISMATCH until their letter is read
 _COMMITTED, _REFUSED = SettleCode.COMMITTED, SettleCode.REFUSED
 _SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not _REFUSED}
+_ANY_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))
 _COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
 
 
@@ -68,29 +69,31 @@ def stored(tasks: int, reply: Any) -> Stored:
 def claims(shard: int, session: str, reply: Any) -> Claims:
     now_ms, left, head_score, ids, tokens, bodies = reply
     tasks: list[Claimed] = []
-    waits_s: list[float | None] = []
+    waits: list[tuple[int, float]] = []
     unreadable: list[tuple[str, str]] = []
+    spec, head, size = _ANY_SPEC, b"", 0  # of the task before: most of a claim have the same
     first = 0
     for n in range(0, len(tokens), 2):
         attempt, delivery, lost, _, wait_ms = map(int, tokens[n].split())
-        wait_s = max(0.0, wait_ms / 1000)
         past = first + tokens[n + 1]
+        before = len(tasks)
         for raw_id, stored in zip(ids[first:past], bodies[first:past], strict=True):
-            task_id = raw_id.decode()
-            try:
-                spec, data = unpack(stored)
-            except msgspec.DecodeError as error:
-                unreadable.append((task_id, str(error)))
-                continue
-            tasks.append(Claimed(task_id, shard, delivery, attempt, spec, data, session, lost))
-            waits_s.append(wait_s)
+            if not size or not stored.startswith(head):
+                try:
+                    spec, head = spec_of(stored)
+                except msgspec.DecodeError as error:
+                    unreadable.append((raw_id.decode(), str(error)))
+                    continue
+                size = len(head)
+            tasks.append(Claimed(raw_id.decode(), shard, delivery, attempt, spec, stored[size:], session, lost))
+        waits.append((len(tasks) - before, max(0.0, wait_ms / 1000)))
         first = past
-    return Claims(now_ms, left, int(float(head_score)), tasks, waits_s, unreadable)
+    return Claims(now_ms, left, int(float(head_score)), tasks, waits, unreadable)
 
 
 def settled(reply: int | Sequence[bytes]) -> Settled:
     if isinstance(reply, int):  # so many, all of them committed
-        return Settled([_COMMITTED] * reply, {})
+        return Settled([_COMMITTED] * reply, {}, are_all_committed=True)
     codes = [_SETTLE_CODES.get(raw, _REFUSED) for raw in reply]
     refused: dict[int, str] = {}
     if _REFUSED in codes:

@@ -99,15 +99,20 @@ def is_apart(stored: bytes) -> bool:
 
 def unpack(stored: bytes) -> tuple[Spec, bytes]:
     """The spec and the data of a stored spec with its data behind it. Raises msgspec.DecodeError."""
-    end = _HEAD + (int.from_bytes(stored[:2], "little") & ~_APART)
-    body = stored[_HEAD:end]
-    spec = _specs.get(body)
+    spec, head = spec_of(stored)
+    return spec, stored[len(head) :]
+
+
+def spec_of(stored: bytes) -> tuple[Spec, bytes]:
+    """The spec with which the bytes begin, and those bytes. Raises msgspec.DecodeError."""
+    head = stored[: _HEAD + (int.from_bytes(stored[:2], "little") & ~_APART)]
+    spec = _specs.get(head)
     if spec is None:
-        spec = _decode_spec(body)
+        spec = _decode_spec(head[_HEAD:])
         if len(_specs) >= _SPECS_MAX:
             _specs.clear()
-        _specs[body] = spec
-    return spec, stored[end:]
+        _specs[head] = spec
+    return spec, head
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):

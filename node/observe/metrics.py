@@ -108,9 +108,10 @@ class Spread:
         self.counts = [0] * (len(self.bounds) + 1)
         self.sum = 0.0
 
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def add(self, value: float, n: int = 1) -> None:
+        """Add one value, `n` times."""
+        self.counts[bisect_left(self.bounds, value)] += n
+        self.sum += value * n
 
     def buckets(self) -> list[tuple[str, float]]:
         """Buckets as Prometheus has them: each counts every value at or below its bound."""

@@ -93,6 +93,9 @@ class Dispatcher:
         self._one_by_one: set[tuple[int, str]] = set()  # (shard, session) whose outcomes, once refused, go singly
         self._steals: list[dict[tuple[int, str], int]] = [{} for _ in shards.lanes]  # (shard, queue) -> limit
         self.settling = 0  # outcomes that Redis has not answered yet
+        self._is_kicked = False  # whether every lane is to ask for the outcomes that came since one last did
+        self._note_run = metrics.run_s.add
+        self._retention_ms = _retention_ms(config.retention_s)
 
     # ---- what the other parts call
 
@@ -167,15 +170,14 @@ class Dispatcher:
         """Take the worker's report of a delivery; the delivery's slot may be free again."""
         claimed = outcome.claimed
         kind = outcome.kind
-        self._metrics.run_s.add(outcome.run_s)
+        self._note_run(outcome.run_s)
         if kind is _WELL_ENDED:
             retention_s = claimed.spec.retention_s
-            if retention_s is None:
-                retention_s = self._config.retention_s
+            ms = self._retention_ms if retention_s is None else _retention_ms(retention_s)
             result = outcome.result
             if result is None or result == b"null":
                 result = b""  # as settle.lua writes null
-            ended = Settlement(claimed, _SUCCEEDED, result, int(max(retention_s, RETENTION_MIN_S) * 1000))
+            ended = Settlement(claimed, _SUCCEEDED, result, ms)
         elif kind is Kind.STOPPED:
             held = self.held[claimed.shard]
             if held.get(claimed.id) == claimed.delivery:
@@ -205,12 +207,15 @@ class Dispatcher:
         else:
             waiting.append(ended)
         self.settling += 1
-        self._shards.kick_all()  # a slot is free: the lane with the best head may claim for it
+        if not self._is_kicked:
+            self._is_kicked = True
+            self._shards.kick_all()  # a slot is free: the lane with the best head may claim for it
 
     # ---- one group
 
     def _collect(self, lane: int) -> list[Call[Any]]:
         """The calls that go with the group that leaves now: outcomes, new tasks, then claims for the free slots."""
+        self._is_kicked = False
         calls: list[Call[Any]] = []
         is_up = self._shards.is_lane_up(lane)
         if is_up and self._settles[lane]:
@@ -310,11 +315,14 @@ class Dispatcher:
             self.kick()
 
     def _note_waits(self, claims: Claims) -> None:
-        for claimed, wait_s in zip(claims.tasks, claims.waits_s, strict=True):
-            if wait_s is not None:
-                self._metrics.wait_s.add(wait_s)
-                if claimed.spec.trace is not None:
-                    self._tracing.waited(claimed, wait_s)
+        first = 0
+        for tasks, wait_s in claims.waits:
+            self._metrics.wait_s.add(wait_s, tasks)
+            if self._tracing.is_on:
+                for claimed in claims.tasks[first : first + tasks]:
+                    if claimed.spec.trace is not None:
+                        self._tracing.waited(claimed, wait_s)
+            first += tasks
 
     def _stored(self, shard: int, tasks: Sequence[NewTask], session: str, answer: Stored | Exception) -> None:
         if isinstance(answer, Exception):
@@ -342,19 +350,24 @@ class Dispatcher:
         held = self.held[shard]
         finished: list[str] = []
         commits: dict[tuple[str, SettleKind], int] = {}
-        for n, (ended, code) in enumerate(zip(part, answer.codes, strict=True)):
-            claimed, kind = ended.claimed, ended.kind
+        if answer.are_all_committed:
+            committed: Sequence[Settlement] = part
+        else:
+            committed = [ended for ended, code in zip(part, answer.codes, strict=True) if code is _COMMITTED]
+            for n, reason in answer.refused.items():
+                self._outcome_refused(part[n].claimed, reason)
+        for ended in part:
+            claimed = ended.claimed
             if held.get(claimed.id) == claimed.delivery:
                 del held[claimed.id]
-            if code is _COMMITTED:
-                counter = (claimed.spec.type, kind)
-                commits[counter] = commits.get(counter, 0) + 1
-                if kind is _SUCCEEDED or kind is _DEAD:
-                    finished.append(claimed.id)
-                else:
-                    self._will_run_again(shard, ended)
-            elif code is not _ALREADY_YOURS:
-                self._outcome_refused(claimed, answer.refused[n])
+        for ended in committed:
+            claimed, kind = ended.claimed, ended.kind
+            counter = (claimed.spec.type, kind)
+            commits[counter] = commits.get(counter, 0) + 1
+            if kind is _SUCCEEDED or kind is _DEAD:
+                finished.append(claimed.id)
+            else:
+                self._will_run_again(shard, ended)
         for (type_, kind), count in commits.items():
             self._metrics.commits.add(_OUTCOMES[kind], count)
             self._metrics.commits_by_type.add((type_, _OUTCOMES[kind]), count)
@@ -437,6 +450,10 @@ class Dispatcher:
 
 def _always() -> bool:
     return True
+
+
+def _retention_ms(retention_s: float) -> int:
+    return int(max(retention_s, RETENTION_MIN_S) * 1000)
 
 
 _OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released"}

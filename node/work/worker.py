@@ -48,37 +48,21 @@ _LOOP = Executor.LOOP
 _NEVER = math.inf
 
 
-class Running:
+class Running(msgspec.Struct, eq=False):
     """An attempt that has a slot."""
 
-    __slots__ = (
-        "claimed",
-        "deadline_s",
-        "is_ended",
-        "is_reported",
-        "job",
-        "late_progress",
-        "progress_at_s",
-        "report_by_s",
-        "span",
-        "started_at_s",
-        "stop_as",
-        "stopped_by",
-    )
-
-    def __init__(self, claimed: Claimed, started_at_s: float, deadline_s: float) -> None:
-        self.claimed = claimed
-        self.started_at_s = started_at_s  # loop.time(), which is monotonic
-        self.deadline_s = deadline_s
-        self.job: asyncio.Task[None] | None = None  # None for a thread
-        self.span: Any = None  # None: the attempt is not traced
-        self.stop_as: Ending | None = None  # the ending to report, once the right to commit has ended
-        self.stopped_by = ""  # the reason that `stop` was given
-        self.report_by_s = _NEVER  # the time to report a stopped attempt, ended or not
-        self.progress_at_s = -_NEVER  # the earliest time to pass progress on again
-        self.late_progress: bytes | None = None  # a value that came before that time
-        self.is_reported = False
-        self.is_ended = False
+    claimed: Claimed
+    started_at_s: float  # loop.time(), which is monotonic
+    deadline_s: float
+    job: asyncio.Task[None] | None = None  # None for a thread
+    span: Any = None  # None: the attempt is not traced
+    stop_as: Ending | None = None  # the ending to report, once the right to commit has ended
+    stopped_by: str = ""  # the reason that `stop` was given
+    report_by_s: float = _NEVER  # the time to report a stopped attempt, ended or not
+    progress_at_s: float = -_NEVER  # the earliest time to pass progress on again
+    late_progress: bytes | None = None  # a value that came before that time
+    is_reported: bool = False
+    is_ended: bool = False
 
 
 class Worker:
@@ -121,30 +105,29 @@ class Worker:
 
     def start(self, tasks: Sequence[Claimed]) -> None:
         """Begin these deliveries. Outcomes are reported later, never from inside this call."""
-        now_s = self._loop.time()
+        loop, running_of, free = self._loop, self._running, self._free
+        now_s = loop.time()
         for claimed in tasks:
             spec = claimed.spec
             handler = self._handler(spec.type)
             if handler is None:
-                self._loop.call_soon(self._on_outcome, Outcome(claimed, Kind.RELEASED, retry_after_s=UNKNOWN_RETRY_S))
+                loop.call_soon(self._on_outcome, Outcome(claimed, Kind.RELEASED, retry_after_s=UNKNOWN_RETRY_S))
                 continue
-            if claimed.id in self._running:
+            task_id = claimed.id
+            if task_id in running_of:
                 # It was claimed again before its earlier attempt ended: only the new delivery may commit.
-                self._supersede(self._running[claimed.id])
-            running = Running(claimed, now_s, now_s + spec.timeout_s)
-            self._running[claimed.id] = running
-            self._free[spec.queue] = self._free.get(spec.queue, 0) - 1
+                self._supersede(running_of[task_id])
+            running = running_of[task_id] = Running(claimed, now_s, now_s + spec.timeout_s)
+            free[spec.queue] = free.get(spec.queue, 0) - 1
             context = self._context.copy()
             if spec.trace is not None:
                 running.span = self._tracing.begin(claimed, context)
             executor = handler.executor if claimed.lost < ISOLATE_AFTER_LOST else Executor.PROCESS
             if executor is _LOOP:
-                running.job = asyncio.Task(
-                    self._on_loop(running, handler), loop=self._loop, name=claimed.id, context=context
-                )
+                running.job = asyncio.Task(self._on_loop(running, handler), loop=loop, name=task_id, context=context)
             elif executor is Executor.PROCESS:
                 running.deadline_s = _NEVER  # until a child process has begun it
-                running.job = self._loop.create_task(self._in_child(running), name=claimed.id)
+                running.job = loop.create_task(self._in_child(running), name=task_id)
             else:
                 self._in_thread(running, handler, context)
             if running.deadline_s < self._wake_at_s:

@@ -236,7 +236,8 @@ class ShardPair:
         assert self._times[0] <= answer.now_ms <= self._times[1]
         taken = [task for task in ready if highest is None or task.score <= highest][:limit]
         assert [claimed.id for claimed in answer.tasks] == [task.id for task in taken], "best first, within the limit"
-        for task, claimed, wait_s in zip(taken, answer.tasks, answer.waits_s, strict=True):
+        waits_s = [wait_s for tasks, wait_s in answer.waits for _ in range(tasks)]
+        for task, claimed, wait_s in zip(taken, answer.tasks, waits_s, strict=True):
             self.model.take(task, session)
             assert (claimed.shard, claimed.session) == (SHARD, session)
             assert (claimed.delivery, claimed.attempt, claimed.lost) == (task.delivery, task.attempt, task.lost)

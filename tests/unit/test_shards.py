@@ -102,7 +102,7 @@ def test_an_unreadable_spec_spoils_no_other_task_of_a_claim() -> None:
         ("c", 3, 4, 5, 1),
     ]
     assert [(task.spec, task.data) for task in answer.tasks] == [(SPEC, b"5"), (SPEC, b"6")]
-    assert answer.waits_s == [2.5, 0.0], "a clock that was set back makes no wait negative"
+    assert answer.waits == [(1, 2.5), (1, 0.0)], "a clock that was set back makes no wait negative"
     assert [task_id for task_id, _ in answer.unreadable] == ["a"]
 
 
