@@ -132,6 +132,9 @@ class Lane:
             if calls:
                 self._is_busy = True
                 await self._exchange(calls)
+                # The loop first runs what the answers began: short tasks end in this turn, and all their outcomes leave
+                # with the next group. It would otherwise leave with almost nothing, and they would wait for its answer.
+                await asyncio.sleep(0)
                 self._is_busy = False
 
     async def _exchange(self, calls: list[Call[Any]]) -> None:

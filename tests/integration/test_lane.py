@@ -71,6 +71,23 @@ async def bench(redis_server: RedisServer) -> AsyncIterator[Bench]:
 EMPTY = ShardCounts(dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "running"), 0), {})
 
 
+async def test_what_the_answers_began_is_sent_with_the_next_group(bench: Bench) -> None:
+    await bench.ask("ECHO", "first")
+    groups, replies, jobs = bench.lane.groups, list[asyncio.Future[Any]](), list[asyncio.Task[None]]()
+
+    async def ask() -> None:
+        replies.append(bench.ask("ECHO", "of a task"))
+
+    def begin(_: Any) -> None:
+        replies.append(bench.ask("ECHO", "at once"))
+        jobs.extend(asyncio.create_task(ask()) for _ in range(3))
+
+    bench.lane.add(Call("", ("ECHO",), ["begin"], begin))
+    await wait_until_async(lambda: len(replies) == 4, 5, "the tasks have asked")
+    assert [await reply for reply in replies] == [b"at once", *[b"of a task"] * 3]
+    assert bench.lane.groups == groups + 2
+
+
 async def test_what_is_asked_for_while_a_group_is_under_way_forms_the_next_one(bench: Bench) -> None:
     assert await bench.ask("ECHO", "first") == b"first"
     groups = bench.lane.groups
