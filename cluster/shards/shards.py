@@ -89,6 +89,12 @@ class Shards:
         for kick in self._kicks:
             kick()
 
+    def kick_others(self, lane: int) -> None:
+        """Ask `collect` for every lane but this one."""
+        for other in self.lanes:
+            if other != lane:
+                self._kicks[other]()
+
     # ---- state
 
     @property
@@ -118,6 +124,11 @@ class Shards:
     def of_lane(self, lane: int) -> frozenset[int]:
         """The shards of a lane."""
         return self._of_lane[lane]
+
+    def of_others(self, lane: int) -> frozenset[int]:
+        """The shards of the other lanes, but for lanes that are down."""
+        none: frozenset[int] = frozenset()
+        return none.union(*(self._of_lane[n] for n in self.lanes if n != lane and self._lanes[n].is_up))
 
     def lane_of_key(self, key: str) -> int:
         """The lane of a key; keys of no shard go by the first lane."""

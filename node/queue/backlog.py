@@ -2,20 +2,24 @@
 
 The best head is claimed first. A claim leaves in its shard what is clearly worse than the next shard's head, so that a
 high task in one shard does not wait behind normal ones in another. Within `SLACK_MS` tasks count as equally old, so
-that a backlog drains in large claims.
+that a backlog drains in large claims. Lanes whose heads are equally old share the slots: see `plan`.
 
 Does not know: Redis, ownership, slots. Its figures are hints: the answer to every claim corrects them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cluster.shards.answers import QueueHead
 from cluster.shards.calls import BATCH_MAX
 
 SLACK_MS = 1_000  # difference of two scores within which both tasks count as equally old
+SHARE_MIN = 8  # slots; groups of half of fewer cost Python and Redis more than their working at the same time gains
+
+_NONE: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +32,11 @@ class Pick:
 
 
 class Backlog:
-    """How many tasks are queued and the best score, by queue and shard, as this node last heard."""
+    """How many tasks are queued and the best score, by queue and shard, as this node last heard; and its claims."""
 
     def __init__(self) -> None:
         self._queues: dict[str, dict[int, tuple[int, int]]] = {}  # queue -> shard -> (head score, count)
+        self._asked: dict[str, dict[int, int]] = {}  # queue -> shard -> limit of the claim that is under way there
 
     def heard(self, shard: int, heads: Iterable[QueueHead]) -> None:
         """Take over what a script or a wake-up said of a shard."""
@@ -70,33 +75,69 @@ class Backlog:
         return count, bitmap, best
 
     def heads(self, queue: str, shards: Iterable[int]) -> list[tuple[int, int, int]]:
-        """(score, shard, count) of each of these shards that has tasks of this queue, best first."""
-        heads = self._queues.get(queue, {})
-        return sorted((heads[shard][0], shard, heads[shard][1]) for shard in shards if shard in heads)
+        """(score, shard, count) of each of these shards with tasks that no claim under way asks for, best first."""
+        heads, asked = self._queues.get(queue, {}), self._asked.get(queue, _NONE)
+        left = [(heads[shard][0], shard, heads[shard][1] - asked.get(shard, 0)) for shard in shards if shard in heads]
+        return sorted(head for head in left if head[2] > 0)
 
     def queues(self) -> list[str]:
         """Queues in which tasks are queued."""
         return [queue for queue, shards in self._queues.items() if shards]
 
-    def plan(self, queue: str, free: int, lane: Container[int]) -> list[Pick]:
-        """Claims that fill up to `free` slots from the shards of one lane, best head first.
+    # ---- claims
 
-        It leaves a head that is clearly worse than another lane's best one: the other lane is to claim first.
+    def ask(self, queue: str, shard: int, limit: int) -> None:
+        """Note that a claim of up to `limit` tasks is under way there."""
+        self._asked.setdefault(queue, {})[shard] = limit
+
+    def answered(self, queue: str, shard: int) -> None:
+        """Note that the claim there is over."""
+        del self._asked[queue][shard]
+
+    def is_asking(self, queue: str, shard: int) -> bool:
+        """Whether a claim is under way there."""
+        return shard in self._asked.get(queue, _NONE)
+
+    def plan(self, queue: str, free: int, mine: Container[int], theirs: Container[int]) -> list[Pick]:
+        """Claims that fill up to `free` slots from `mine`, the shards of one lane, best head first.
+
+        To the other lanes, whose shards are `theirs`, it leaves a head that is clearly worse than their best one, and
+        slots while they have tasks for them: up to half of the slots that no task holds, so that Redis works at one
+        lane's group while Python works at the other's. Tasks for which their claims are under way count as gone.
         """
         by_shard = self._queues.get(queue)
         if not by_shard or free <= 0:
             return []
-        heads = sorted((score, shard, count) for shard, (score, count) in by_shard.items())
-        others = next((score for score, shard, _ in heads if shard not in lane), None)
-        mine = [head for head in heads if head[1] in lane]
+        asked = self._asked.get(queue, _NONE)
+        heads = self.heads(queue, by_shard)
+        ours = [head for head in heads if head[1] in mine and head[1] not in asked]
+        if not ours:
+            return []
+        rivals = [(score, count) for score, shard, count in heads if shard in theirs]
+        free -= _left_to(rivals, ours[0][0], free, asked, theirs)
+        best_rival = rivals[0][0] if rivals else None
         picks: list[Pick] = []
-        for n, (score, shard, count) in enumerate(mine):
-            if others is not None and score > others + SLACK_MS:
+        for n, (score, shard, count) in enumerate(ours):
+            if best_rival is not None and score > best_rival + SLACK_MS:
                 break
             limit = min(free, count, BATCH_MAX)
-            rivals = [rival for rival in (others, mine[n + 1][0] if n + 1 < len(mine) else None) if rival is not None]
-            picks.append(Pick(shard, limit, min(rivals) + SLACK_MS if rivals else None))
+            next_best = [
+                rival for rival in (best_rival, ours[n + 1][0] if n + 1 < len(ours) else None) if rival is not None
+            ]
+            picks.append(Pick(shard, limit, min(next_best) + SLACK_MS if next_best else None))
             free -= limit
             if free <= 0:
                 break
         return picks
+
+
+def _left_to(
+    rivals: Sequence[tuple[int, int]], best: int, free: int, asked: Mapping[int, int], theirs: Container[int]
+) -> int:
+    """Of `free` slots, how many a lane whose best head is `best` leaves to the others: they have (score, count)."""
+    pool = free + sum(asked.values())
+    if not rivals or pool < SHARE_MIN:
+        return 0
+    wanted = sum(count for score, count in rivals if score <= best + SLACK_MS)
+    promised = sum(limit for shard, limit in asked.items() if shard in theirs)
+    return min(wanted, max(0, pool // 2 - promised))

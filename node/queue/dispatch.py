@@ -85,7 +85,6 @@ class Dispatcher:
         self.held: list[dict[str, int]] = [{} for _ in range(config.shards)]  # by shard: id -> delivery
         self.uncertain: set[int] = set()  # shards of which a call of ours got no answer
         self._reserved: dict[str, int] = {}  # by queue: slots promised to claims under way
-        self._claiming: set[tuple[str, int]] = set()  # (queue, shard) of the claims under way
         # Parts of the next group, by lane:
         self._stores: list[dict[int, list[NewTask]]] = [{} for _ in shards.lanes]  # by shard
         self._settles: list[dict[tuple[int, str], list[Settlement]]] = [{} for _ in shards.lanes]  # by (shard, session)
@@ -138,7 +137,7 @@ class Dispatcher:
 
     def is_asking(self, shard: int, queue: str) -> bool:
         """Whether a claim from that queue of the shard is under way."""
-        return (queue, shard) in self._claiming
+        return self.backlog.is_asking(queue, shard)
 
     def steal(self, shards: Iterable[int], queue: str, limit: int) -> None:
         """Try to claim from shards that another node owns."""
@@ -273,20 +272,21 @@ class Dispatcher:
         steals, self._steals[lane] = self._steals[lane], {}
         for (shard, queue), limit in steals.items():
             limit = min(limit, self.free(queue), BATCH_MAX)
-            if limit > 0 and (queue, shard) not in self._claiming:
+            if limit > 0 and not self.backlog.is_asking(queue, shard):
                 self._claim(calls, shard, queue, limit, None, "stolen")
+        mine, theirs = self._shards.of_lane(lane), self._shards.of_others(lane)
         for queue in self.backlog.queues():
-            free = self.free(queue)
-            if free > 0:
-                for pick in self.backlog.plan(queue, free, self._shards.of_lane(lane)):
-                    if (queue, pick.shard) not in self._claiming:
-                        self._claim(calls, pick.shard, queue, pick.limit, pick.highest, "owned")
+            picks = self.backlog.plan(queue, self.free(queue), mine, theirs)
+            for pick in picks:
+                self._claim(calls, pick.shard, queue, pick.limit, pick.highest, "owned")
+            if picks and self.free(queue) > 0:
+                self._shards.kick_others(lane)  # slots were left to them, or what they had to wait for is claimed
 
     def _claim(
         self, calls: list[Call[Any]], shard: int, queue: str, limit: int, highest: int | None, source: str
     ) -> None:
         self._reserved[queue] = self._reserved.get(queue, 0) + limit
-        self._claiming.add((queue, shard))
+        self.backlog.ask(queue, shard, limit)
         on_reply = partial(self._claimed, shard, queue, limit, self.session, source)
         calls.append(self._shards.calls.claim(shard, queue, self.session, limit, highest, on_reply))
 
@@ -295,7 +295,7 @@ class Dispatcher:
     def _claimed(
         self, shard: int, queue: str, limit: int, session: str, source: str, answer: Claims | Exception
     ) -> None:
-        self._claiming.discard((queue, shard))
+        self.backlog.answered(queue, shard)
         self._reserved[queue] -= limit
         if isinstance(answer, Exception):
             self._metrics.claim_calls.add("failed")

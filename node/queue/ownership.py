@@ -56,6 +56,7 @@ class Ownership:
             moved = sum(old != new for old, new in zip(before, self.owners, strict=True))
             if moved:
                 self._dispatch.backlog.keep_only(self._owned())
+                self._dispatch.kick()  # what was left to a head that is gone may be claimed
                 self._on_moved(moved, _gained(before, self.owners))
         self.session_of = {peer.node_id: peer.session for peer in view.members if peer.state not in ENDED}
         self._housekeeping.own(self._owned(), self.session_of.values())

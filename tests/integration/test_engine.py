@@ -232,6 +232,47 @@ async def test_an_outage_loses_nothing_repeats_nothing_that_ran_and_leaves_no_sl
     assert not any(engine.dispatch.held)
 
 
+async def test_both_lanes_have_claims_under_way_and_never_for_more_than_the_free_slots(engine: Engine) -> None:
+    slots = engine.config.queue_slots["default"]
+    seen: list[tuple[int, ...]] = []  # after each collect: slots claimed for by lane, and slots that tasks hold
+    collect = engine.dispatch._collect
+
+    def watched(lane: int) -> list[Any]:
+        calls = collect(lane)
+        asked = [0] * len(engine.shards.lanes)
+        for shard, limit in engine.dispatch.backlog._asked.get("default", {}).items():
+            asked[engine.shards.lane_of[shard]] += limit
+        seen.append((*asked, slots - engine.worker.free("default")))
+        return calls
+
+    engine.shards.collect_with(watched, engine.dispatch._lane_changed)
+    await engine.submit([Submission(type="noop", key=f"{n}") for n in range(2000)])
+    await wait_until_async(lambda: engine.metrics.commits.values["succeeded"] == 2000, 20, "all have run")
+    assert max(map(sum, seen)) == slots
+    at_the_same_time = sum(1 for first, second, _ in seen if first and second)
+    assert at_the_same_time > len(seen) / 4, seen
+
+
+async def test_connections_cut_in_the_middle_of_a_drain_lose_no_task_and_no_slot(engine: Engine) -> None:
+    committed = engine.metrics.commits.values
+    await engine.submit([Submission(type="noop", key=f"{n}") for n in range(3000)])
+    for tasks in (200, 600, 1000):
+        await wait_until_async(lambda tasks=tasks: committed["succeeded"] >= tasks, 20, "the drain goes on")
+        await engine.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    async def is_over() -> bool:
+        try:
+            states = (await engine.counts())["states"]
+        except StoreUnavailable:  # this very call met a connection that was cut
+            return False
+        return bool(states["succeeded"] == 3000 and sum(states.values()) == 3000)
+
+    await wait_until_async(is_over, 20, "each is there once, and has succeeded")
+    await wait_until_async(lambda: engine.dispatch.free("default") == 8, 5, "no slot stays promised")
+    assert not engine.dispatch.backlog._asked["default"]
+    assert not any(engine.dispatch.held)
+
+
 async def test_a_delayed_task_waits_for_its_time(engine: Engine) -> None:
     task = await submit(engine, "noop", delay_s=0.4)
     assert task.state == "scheduled"

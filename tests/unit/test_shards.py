@@ -121,6 +121,21 @@ def test_a_cluster_of_one_shard_has_one_lane() -> None:
     assert here.lane_of_key(keys.wake(SESSION)) == 0
 
 
+def test_the_shards_of_a_lane_that_is_down_count_for_no_other_lane() -> None:
+    here = shards()
+    assert here.of_others(0) == here.of_lane(1)
+    here._lanes[1].is_up = False
+    assert here.of_others(0) == frozenset()
+    assert here.of_others(1) == here.of_lane(0)
+    assert shards(1).of_others(0) == frozenset()
+
+
+def test_a_kick_of_the_others_leaves_the_own_lane_at_rest() -> None:
+    here = shards()
+    here.kick_others(0)
+    assert [lane.is_idle for lane in here._lanes] == [True, False]
+
+
 def test_repeats_name_the_first_task_and_the_others_do_not() -> None:
     reply = [5, [b"q", b"i" + TASK.encode(), b"c", b"mother", b"x", b"s", b"f"], [b"default", 2, b"17"]]
     answer = CALLS.store(1, SESSION, [], ignore).decode(reply)
