@@ -3,22 +3,24 @@
 Everything is in a temporary directory and on free ports, so a benchmark meets no other cluster. Nodes get their
 settings by field name (`queues="default:100"`), and none from the environment of the benchmark.
 
+A bed belongs to one checkout: this one, or the one that `--beside` names, which may be older. Its nodes run that
+checkout's code in that checkout's environment, and that checkout's launcher sets up its Redis. The benchmark itself is
+always this checkout's: it talks HTTP with the nodes, and reads INFO and /proc.
+
 Does not know: what is measured.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
-import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import redis
+from figures import at
 
 from cluster.errors import RumorError
 from node.client.one_node import Remote
@@ -37,12 +40,86 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_LIMIT_S = 30.0
 END_LIMIT_S = 20.0
 PORTS = range(21_000, 31_000, 10)  # first ports of a bed; kernels hand out higher ones to connections
+WATCH_S = 0.01
+TICKS_S = os.sysconf("SC_CLK_TCK")
+
+# A program that starts a checkout's Redis by that checkout's launcher. It ends Redis and itself when its stdin is
+# closed, so that neither outlives the benchmark, however that ends.
+REDIS = """
+import signal, sys
+from pathlib import Path
+try:
+    from node.lab import private_redis
+except ImportError:  # the launcher of 0d169ad and before
+    from node import private_redis
+process, child, url = private_redis.start(Path(sys.argv[1]), int(sys.argv[2]), {})
+print(child.pid, url, flush=True)
+sys.stdin.read()
+process.signal(signal.SIGKILL)
+child.wait()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A checkout of Rumor with an environment of its own."""
+
+    name: str
+    root: Path
+    python: Path
+
+    def __str__(self) -> str:
+        return self.name
+
+    def environ(self) -> dict[str, str]:
+        """The environment of its processes, without the settings of whoever runs the benchmark."""
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RUMOR_")}
+        return environ | {"PYTHONPATH": os.pathsep.join((str(self.root), str(Path(__file__).parent)))}
+
+
+def described(root: Path) -> str:
+    """The commit of a checkout, marked if files differ from it; else the folder's name."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or root.name
+
+
+HERE = Tree(f"this tree ({described(ROOT)})", ROOT, Path(sys.executable))
+
+
+def checkout(folder: str) -> Tree:
+    """The checkout in a folder, as a type for argparse. Raises ArgumentTypeError if its nodes could not start."""
+    root = Path(folder).expanduser().resolve()
+    if not (root / "node" / "__main__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{root} is no checkout of Rumor: it has no node/__main__.py.")
+    tree = Tree(f"beside ({described(root)})", root, root / ".venv" / "bin" / "python")
+    cure = f"Make its environment: python3 {root}/scripts/bootstrap.py"
+    if not tree.python.is_file():
+        raise argparse.ArgumentTypeError(f"{root} has no .venv/bin/python, and its nodes need their own. {cure}")
+    command = [str(tree.python), "-P", "-c", "import node.main"]
+    tried = subprocess.run(command, cwd=root, env=tree.environ(), capture_output=True, text=True, check=False)
+    if tried.returncode:
+        why = tried.stderr.strip().rpartition("\n")[2]
+        raise argparse.ArgumentTypeError(f"{tree.python} cannot run the node of {root} ({why}). {cure}")
+    return tree
+
+
+def add_beside(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--beside", type=checkout, metavar="DIR", help="a second checkout: rounds alternate, and ratios are reported"
+    )
+
+
+def trees_of(options: argparse.Namespace) -> list[Tree]:
+    """This checkout, and the one beside it if there is one."""
+    return [HERE] if options.beside is None else [HERE, options.beside]
 
 
 @dataclass
 class Node:
     """One node, through all its lives."""
 
+    tree: Tree
     url: str
     log: Path
     environ: dict[str, str]
@@ -56,8 +133,8 @@ class Node:
 
     def start(self) -> None:
         """Start it; do not wait."""
-        command = [sys.executable, "-P", "-m", "node", "node"]
-        self.process, self.child = spawn(command, self.environ, self.log, ROOT)
+        command = [str(self.tree.python), "-P", "-m", "node", "node"]
+        self.process, self.child = spawn(command, self.environ, self.log, self.tree.root)
 
     def wait_ready(self, members: int = 1) -> None:
         """Wait until it takes work and holds this many members, itself included, healthy."""
@@ -77,6 +154,11 @@ class Node:
     def get(self, path: str) -> Any:
         return self.remote.call("GET", path)[1]
 
+    def metric(self, name: str) -> float:
+        """The sum of all values of /metrics whose line begins with `name`: a metric, with or without a label."""
+        text = self.remote.request("GET", "/metrics")[1].decode()
+        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
     def kill(self) -> None:
         """Send SIGKILL; do not wait."""
         self.process.signal(signal.SIGKILL)
@@ -94,7 +176,8 @@ class Node:
 class Bed:
     """A Redis and up to ten nodes. Use it as a context."""
 
-    def __init__(self, aof: bool = True, **settings: object) -> None:
+    def __init__(self, aof: bool = True, tree: Tree = HERE, **settings: object) -> None:
+        self.tree = tree
         self.folder = Path(tempfile.mkdtemp(prefix="rumor-bench-"))
         self.nodes: list[Node] = []
         self._settings = settings
@@ -103,11 +186,28 @@ class Bed:
             for port in (PORTS[(os.getpid() + n) % len(PORTS)] for n in range(len(PORTS)))
             if not any(port_problem("127.0.0.1", port + n) for n in range(10))
         )
-        self._redis, self._child, self.redis_url = private_redis.start(
-            self.folder / "redis", private_redis.choose_port(self.base_port), {}
+        self._keeper = subprocess.Popen(
+            [
+                str(tree.python),
+                "-P",
+                "-c",
+                REDIS,
+                self.folder / "redis",
+                str(private_redis.choose_port(self.base_port)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=tree.root,
+            env=tree.environ(),
+            text=True,
+            start_new_session=True,  # a Ctrl-C must not reach Redis before the nodes
         )
+        assert self._keeper.stdout is not None
+        pid, _, self.redis_url = self._keeper.stdout.readline().strip().partition(" ")
+        if not pid:
+            raise RuntimeError(f"{tree} could not start its Redis; the reason stands above")
+        self.redis_pid = int(pid)
         self.redis = redis.Redis.from_url(self.redis_url)
-        self.redis_pid = self._child.pid
         if not aof:
             self.redis.config_set("appendonly", "no")
 
@@ -115,14 +215,22 @@ class Bed:
         """Start the next node; do not wait."""
         port = self.base_port + len(self.nodes)
         values = {"redis_url": self.redis_url, "port": port, "log_level": "warning", **self._settings, **settings}
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("RUMOR_")}
-        environ |= {f"RUMOR_{name.upper()}": str(value) for name, value in values.items()}
-        environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+        environ = self.tree.environ() | {f"RUMOR_{name.upper()}": str(value) for name, value in values.items()}
         url = f"http://127.0.0.1:{port}"
-        node = Node(url, self.folder / f"node-{port}.log", environ, Remote(url, timeout_s=60.0))
+        node = Node(self.tree, url, self.folder / f"node-{port}.log", environ, Remote(url, timeout_s=60.0))
         self.nodes.append(node)
         node.start()
         return node
+
+    def stored_bytes(self) -> int:
+        """Memory that Redis uses, without the buffers of its clients and of the append-only file."""
+        memory = self.redis.info("memory")
+        return int(memory["used_memory"] - memory["mem_clients_normal"] - memory["mem_aof_buffer"])
+
+    def redis_cpu_s(self) -> float:
+        """CPU that Redis has used, by its own accounting: all its threads."""
+        cpu = self.redis.info("cpu")
+        return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])
 
     def __enter__(self) -> Bed:
         return self
@@ -134,8 +242,7 @@ class Bed:
         for node in self.nodes:
             node.kill()
             node.child.wait()
-        self._redis.signal(signal.SIGKILL)
-        self._child.wait()
+        self._keeper.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -156,54 +263,41 @@ class Meter:
         return {"per_s": per_s, "cpu_us": own_s / tasks * 1e6, "redis_us": redis_s / tasks * 1e6}
 
     def _read(self) -> tuple[float, float]:
-        fields = Path(f"/proc/{self._pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-        redis_cpu = self._bed.redis.info("cpu")
-        own_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return own_s, redis_cpu["used_cpu_user"] + redis_cpu["used_cpu_sys"]
+        return cpu_s(self._pid), self._bed.redis_cpu_s()
 
 
-# ---- figures
+class Watch:
+    """CPU of some processes over time. Use it as a context.
+
+    A thread reads it from /proc: whoever is measured must not spend time on answers.
+    """
+
+    def __init__(self, *pids: int) -> None:
+        self._points: dict[int, list[tuple[float, float]]] = {pid: [] for pid in pids}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def spent_s(self, pid: int, begin_s: float, end_s: float) -> float:
+        """CPU seconds of a process between two moments of the wall clock."""
+        return at(self._points[pid], end_s) - at(self._points[pid], begin_s)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(WATCH_S):
+            for pid, points in self._points.items():
+                points.append((time.time(), cpu_s(pid)))
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, minimum and maximum."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def levels(values: Sequence[float]) -> dict[str, float]:
-    """min, median, p99 and max."""
-    ordered = sorted(values)
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return {"min": ordered[0], "p50": statistics.median(ordered), "p99": p99, "max": ordered[-1]}
-
-
-def machine() -> dict[str, Any]:
-    """The machine and the command behind the figures."""
-    return {
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "at": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is aligned left, figures are aligned right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def publish(title: str, table: str, figures: dict[str, Any], path: Path | None) -> None:
-    """Print the table; write everything as JSON to `path`, if there is one."""
-    host = machine()
-    print(f"\n## {title}\n\n{table}\n\n`{host['command']}`, {host['cores']} cores, Python {host['python']}, "
-          f"{host['at']}, load {host['load']}", flush=True)  # fmt: skip
-    if path is not None:
-        path.write_text(json.dumps({"machine": host, **figures}, indent=1) + "\n", "utf-8")
-
-
-def say(text: str) -> None:
-    """Print progress to stderr: stdout is for the tables."""
-    print(text, file=sys.stderr, flush=True)
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_S

@@ -31,8 +31,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from bed import ROOT, Bed, Meter, levels, markdown, publish, say, spread
-from throughput import queue_tasks, rate, started_ms, wait_drained
+from bed import ROOT, Bed, Meter
+from figures import levels, markdown, publish, say, spread
+from throughput import queue_tasks, rate, times, wait_drained
 
 from cluster.config import Config
 from cluster.ring import owners
@@ -321,19 +322,19 @@ def drain_rounds(rounds: int, tasks: int) -> tuple[str, dict[str, Any]]:
     for n in range(rounds):
         for name, way in ways.items():
             with Bed() as bed:
-                ids = queue_tasks(bed, tasks)
+                queue_tasks(bed, tasks)
                 with way(f"http://127.0.0.1:{bed.base_port + len(bed.nodes)}"):
                     time.sleep(1.5 if way is dashboard else 0.3)
                     node = bed.node(queues="default:100")
                     meter = Meter(bed, node.child.pid)
                     others = [bed.redis_pid, *(other.child.pid for other in bed.nodes)]
-                    wait_drained(bed, tasks // 3)  # the page is open by then
+                    wait_drained(node, tasks // 3)  # the page is open by then
                     spent, began_s = browser_cpu_s(*others), time.perf_counter()
-                    wait_drained(bed, tasks)
+                    wait_drained(node, tasks)
                     watching = since(spent, browser_cpu_s(*others)) / (time.perf_counter() - began_s)
                     rounds_of[name].append(meter.figures(tasks, 0.0) | {"watching_cpu": watching})
-                at_ms = sorted(started_ms(bed, ids))
-                rounds_of[name][-1] |= {"per_s": rate(at_ms), "late_per_s": rate(at_ms[-int(tasks * LATE) :])}
+                at_s = sorted(started_s for started_s, _ in times(node))
+                rounds_of[name][-1] |= {"per_s": rate(at_s), "late_per_s": rate(at_s[-int(tasks * LATE) :])}
             last = rounds_of[name][-1]
             say(f"drain {n + 1}, {name}: {last['per_s']:,.0f}/s, at the end {last['late_per_s']:,.0f}/s")
     rows = []

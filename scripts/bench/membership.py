@@ -45,7 +45,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bed import ROOT, levels, markdown, publish, say
+from bed import ROOT
+from figures import levels, markdown, publish, say
 
 BASE_PORT = 22_000
 BASE_GROUP = 50_000  # group of the first agent; firewall rules recognise an agent's packets by its group

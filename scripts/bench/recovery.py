@@ -22,7 +22,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bed import Bed, Node, levels, markdown, publish, say
+from bed import Bed, Node
+from figures import levels, markdown, publish, say
 
 from node.lab.process import wait_for
 

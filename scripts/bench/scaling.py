@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from bed import levels, markdown, publish, say
+from figures import levels, markdown, publish, say
 
 from cluster.config import Config
 from cluster.sim.network import Crash, Pause, Sim, Start, Vanish
