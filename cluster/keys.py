@@ -127,6 +127,11 @@ def idempotency(shard: int, key: str) -> str:
     return f"{tag(shard)}:idem:{key}"
 
 
+def batch(shard: int, key: str) -> str:
+    """String: the plan of a batch under this Idempotency-Key: its ids, and which of its tasks are stored. PX."""
+    return f"{tag(shard)}:batch:{key}"
+
+
 def never(shard: int) -> str:
     """Never exists: scripts declare it, so that a slot that moves answers TRYAGAIN before a script writes anything."""
     return f"{tag(shard)}:never"

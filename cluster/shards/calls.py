@@ -119,6 +119,19 @@ class Calls:
                 args += (t.idempotency, key_ms, t.fingerprint)
         return Call("store", _store_keys(shard, session), args, on_reply, partial(replies.stored, len(tasks)))
 
+    def plan(self, shard: int, key: str, plan: bytes, ttl_ms: int, on_reply: OnReply[bytes]) -> Call[bytes]:
+        """plan.lua: the plan that stood there before, b"" if this one stands now."""
+        return Call("plan", (keys.never(shard), keys.batch(shard, key)), [plan, ttl_ms], on_reply)
+
+    def mark(
+        self, shard: int, key: str, first_id: str, runs: Sequence[tuple[int, bytes]], on_reply: OnReply[bool]
+    ) -> Call[bool]:
+        """mark.lua; runs: (offset in the plan, marks)."""
+        args: list[Arg] = [first_id]
+        for run in runs:
+            args += run
+        return Call("mark", (keys.never(shard), keys.batch(shard, key)), args, on_reply, bool)
+
     def claim(
         self, shard: int, queue: str, session: str, limit: int, highest: int | None, on_reply: OnReply[Claims]
     ) -> Call[Claims]:

@@ -193,6 +193,40 @@ class Ids:
         self._count = count = (self._count + 1) & (1 << 30) - 1
         return f"{self._prefix}{_PAIRS[count >> 20]}{_PAIRS[count >> 10 & 1023]}{_PAIRS[count & 1023]}-{shard:02x}"
 
+    def reserve(self, wall_ms: int, count: int) -> IdRun:
+        """So many ids in a row, whose shards are chosen later; `next` goes on behind them."""
+        self.next(wall_ms, 0)
+        run = IdRun(self._prefix, self._count)
+        self._count = self._count + count - 1 & (1 << 30) - 1
+        return run
+
+
+class IdRun(msgspec.Struct, frozen=True, gc=False):
+    """Ids in a row."""
+
+    prefix: str  # what they begin with, 20 characters
+    start: int  # the count of the first
+
+    def nth(self, n: int, shard: int) -> str:
+        """The n-th of these ids, counted from 0."""
+        count = self.start + n & (1 << 30) - 1
+        return f"{self.prefix}{_PAIRS[count >> 20]}{_PAIRS[count >> 10 & 1023]}{_PAIRS[count & 1023]}-{shard:02x}"
+
+    @property
+    def first(self) -> str:
+        """The first id without its shard, which is enough to know all."""
+        return self.prefix + _base32(self.start, 6)
+
+
+def run_from(first: str) -> IdRun:
+    """The ids in a row that begin with this one, which has no shard. Raises ValueError if it is no id."""
+    if len(first) != 26 or not all(letter in _VALUES for letter in first):
+        raise ValueError(f"{first!r} is not an id without its shard")
+    start = 0
+    for letter in first[20:]:
+        start = start << 5 | _VALUES[letter]
+    return IdRun(first[:20], start)
+
 
 def _base32(value: int, width: int) -> str:
     return "".join(_ALPHABET[value >> 5 * place & 31] for place in reversed(range(width)))
