@@ -153,6 +153,7 @@ class StoreUnavailable(RumorError):
     `refusal`: why Redis, which did answer, refused.
     `ids`: the ids that the submission fixed before its first call, one for each task in order. With them another node
     can carry out the same submission without storing a task twice.
+    `plan`: what the Idempotency-Key of a batch stands for, to be handed on with the ids.
     """
 
     code = "store_unavailable"
@@ -165,9 +166,11 @@ class StoreUnavailable(RumorError):
         may_have_happened: bool = True,
         ids: Sequence[str] = (),
         refusal: Refusal | None = None,
+        plan: bytes = b"",
     ) -> None:
         super().__init__(message, hint)
         self.may_have_happened = may_have_happened
+        self.plan = plan
         self.ids = list(ids)
         self.refusal = refusal
 

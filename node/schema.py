@@ -7,6 +7,7 @@ Does not know: HTTP, the engine, where the bytes come from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -212,13 +213,33 @@ class Removed(Struct, frozen=True):
     removed: int
 
 
+class BatchKey(Struct, frozen=True):
+    """The Idempotency-Key of a batch, and the places in the request of the items that go with it."""
+
+    key: str
+    places: list[int]
+    plan: bytes = b""  # what the key stands for, as the gateway before this one proposed or found it
+
+    def of(self, n: int) -> str:
+        """The Idempotency-Key of the n-th item, if that is on its own. No client's key has a line break."""
+        return f"{self.key}\n{self.places[n]}"
+
+    def going_on(self, kept: Sequence[bool], plan: bytes) -> BatchKey:
+        """The same key with some of its items, and their plan."""
+        return BatchKey(self.key, [place for place, is_kept in zip(self.places, kept, strict=True) if is_kept], plan)
+
+
+IdempotencyKeys = Sequence[str] | BatchKey | None  # one for each item, or that of the batch
+
+
 class Forward(Struct, frozen=True):
     """A submission on its way from a gateway that cannot reach Redis to one that can (msgpack, node to node)."""
 
     ids: list[str]
     items: bytes  # JSON array of submissions: their data is JSON and stays as it is
-    idempotency_keys: list[str] | None = None  # one for each item
+    idempotency_keys: list[str] | None = None  # one for each item, unless there is a batch_key
     trace: str | None = None  # as a task's spec holds it
+    batch_key: BatchKey | None = None
 
 
 class Forwarded(Struct, frozen=True):

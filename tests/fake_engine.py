@@ -18,7 +18,7 @@ from node.observe.redis_memory import Memory
 from node.observe.timeline import Listener, Timeline
 from node.observe.tracing import OFF
 from node.queue.queries import carry
-from node.schema import ListQuery, Submission, Submitted, TaskJson, run_at_ms
+from node.schema import BatchKey, IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson, run_at_ms
 
 SHARDS = 64
 TYPES = frozenset({"process", "noop"})
@@ -62,7 +62,7 @@ class FakeEngine:
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_keys: Sequence[str] | None = None,
+        idempotency_keys: IdempotencyKeys = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> list[Submitted | RumorError]:
@@ -78,6 +78,8 @@ class FakeEngine:
                 may_have_happened=self.maybe,
                 ids=[task_id * ready for task_id, ready in zip(fixed, is_known, strict=True)],
             )
+        if isinstance(idempotency_keys, BatchKey):
+            idempotency_keys = [idempotency_keys.of(n) for n in range(len(items))]
         keys = idempotency_keys or [None] * len(items)
         return [self._store(*row, trace) for row in zip(items, fixed, keys, strict=True)]
 

@@ -23,7 +23,7 @@ from cluster.errors import RumorError, StoreUnavailable
 from cluster.swim.events import MemberState
 from cluster.view import Peer, RedisWord, View
 from node import trace_context
-from node.schema import ErrorJson, Forward, Forwarded, Submission, Submitted
+from node.schema import BatchKey, ErrorJson, Forward, Forwarded, IdempotencyKeys, Submission, Submitted
 
 FORWARDED = "Rumor-Forwarded"  # header of a forwarded read, which goes one hop only
 PATH = "/gossip/submit"
@@ -139,9 +139,11 @@ def candidates(view: View) -> Iterator[Peer]:
 
 
 def outgoing(
-    ids: Sequence[str], items: Sequence[Submission], idempotency_keys: Sequence[str] | None, trace: str | None
+    ids: Sequence[str], items: Sequence[Submission], idempotency_keys: IdempotencyKeys, trace: str | None
 ) -> Forward:
     """The request to a peer."""
+    if isinstance(idempotency_keys, BatchKey):
+        return Forward(list(ids), _encode_json(items), None, trace, idempotency_keys)
     keys = None if idempotency_keys is None else list(idempotency_keys)
     return Forward(list(ids), _encode_json(items), keys, trace)
 

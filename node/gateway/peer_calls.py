@@ -21,7 +21,7 @@ from node.gateway.request_body import read_body
 from node.gateway.responses import as_json, error_json
 from node.gateway.waits import OpenWaits
 from node.observe.tracing import Tracing
-from node.schema import Forward, Forwarded, Submission, Submitted
+from node.schema import Forward, Forwarded, IdempotencyKeys, Submission, Submitted
 
 WATCH_LOOK_S = 1.0  # time within which a watch whose client has gone is let go
 
@@ -47,7 +47,7 @@ class PeerEngine(Protocol):
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_keys: Sequence[str] | None = None,
+        idempotency_keys: IdempotencyKeys = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> Sequence[Submitted | RumorError]: ...
@@ -96,9 +96,12 @@ class PeerCalls:
         items = parse.batch(submission.items, self._config.batch_max_tasks, self._config.nesting_max)
         if len(items) != len(submission.ids):
             raise BadRequest(f"{len(submission.ids)} ids for {len(items)} tasks.", "Only nodes call this.")
-        keys = submission.idempotency_keys
-        if keys is not None and len(keys) != len(items):
-            raise BadRequest(f"{len(keys)} keys for {len(items)} tasks.", "Only nodes call this.")
+        keys: IdempotencyKeys = submission.idempotency_keys
+        count = len(items if submission.idempotency_keys is None else submission.idempotency_keys)
+        if submission.batch_key is not None:
+            keys, count = submission.batch_key, len(submission.batch_key.places)
+        if count != len(items):
+            raise BadRequest(f"{count} keys for {len(items)} tasks.", "Only nodes call this.")
         with self._engine.tracing.receiving(request.headers):
             results = await self._engine.submit(items, keys, ids=submission.ids, trace=submission.trace)
         return as_json([_forwarded(result) for result in results])

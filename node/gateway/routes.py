@@ -90,6 +90,12 @@ _SUBMIT = {
     "tracestate": "The W3C tracestate that goes with traceparent.",
 }
 
+_SUBMIT_BATCH = {
+    **_SUBMIT,
+    "Idempotency-Key": "The same key gives the same tasks, each known by its place in the body, whichever node the "
+    "call reaches; 1 to 255 characters. Repeat an array as an array and lines as lines.",
+}
+
 ROUTES = (
     Route(
         "POST",
@@ -111,7 +117,7 @@ ROUTES = (
         body=list[schema.Submission],
         body_example=[{"type": "process", "data": n} for n in (1, 2)],
         errors=(408, 413, 422, 503),
-        headers=_SUBMIT,
+        headers=_SUBMIT_BATCH,
     ),
     Route(
         "GET",

@@ -25,7 +25,9 @@ from node.observe.metrics import Metrics
 from node.observe.tracing import Tracing
 from node.schema import (
     BatchJson,
+    BatchKey,
     ErrorJson,
+    IdempotencyKeys,
     ListQuery,
     Removed,
     Replayed,
@@ -54,7 +56,7 @@ class TaskEngine(Protocol):
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_keys: Sequence[str] | None = None,
+        idempotency_keys: IdempotencyKeys = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> Sequence[Submitted | RumorError]: ...
@@ -122,7 +124,7 @@ class TaskCalls:
             async for chunk in read_lines(request, self._body_max):
                 items = parse.lines(chunk, self._nesting_max, place + 1)
                 try:
-                    results = await self._store_valid(items, place, key, trace, time.monotonic())
+                    results = await self._store_valid(items, place, key, trace, time.monotonic(), is_stream=True)
                 except StoreUnavailable as error:
                     if not response.prepared:
                         raise
@@ -148,18 +150,19 @@ class TaskCalls:
         key: str | None,
         trace: str | None,
         started_s: float,
+        is_stream: bool = False,
     ) -> list[TaskJson | ErrorJson]:
         """Store the items that are submissions; each result stands in the place of its item.
 
-        `first` is the first item's place in the request. Under an Idempotency-Key each task gets a key of its own, made
-        of that place. It is therefore the same in every repeat, whatever became of the other items and whichever node
-        the repeat reaches.
+        `first` is the first item's place in the request. Under an Idempotency-Key each task is known by that place. It
+        is therefore the same in every repeat, whatever became of the other items and whichever node the repeat reaches.
+        An array is under one key; a line of NDJSON has a key of its own, since no two calls cut them into equal chunks.
         """
         valid = [item for item in items if isinstance(item, Submission)]
-        keys = None
+        keys: IdempotencyKeys = None
         if key is not None:
-            places = [place for place, item in enumerate(items, first) if isinstance(item, Submission)]
-            keys = [f"{key}\n{place}" for place in places]  # no client's key has a line break
+            batch = BatchKey(key, [place for place, item in enumerate(items, first) if isinstance(item, Submission)])
+            keys = [batch.of(n) for n in range(len(valid))] if is_stream else batch
         stored = iter(await self._store(valid, keys, trace, started_s) if valid else ())
         rejected = self._engine.metrics.rejected
         results: list[TaskJson | ErrorJson] = []
@@ -173,7 +176,7 @@ class TaskCalls:
         return results
 
     async def _store_or_forward(
-        self, items: Sequence[Submission], keys: Sequence[str] | None, trace: str | None, started_s: float
+        self, items: Sequence[Submission], keys: IdempotencyKeys, trace: str | None, started_s: float
     ) -> Sequence[Submitted | RumorError]:
         """Store here or, when Redis does not answer, through a peer."""
         try:
@@ -186,7 +189,9 @@ class TaskCalls:
             # The engine gave no id to an item that it could not accept; which error that item had is lost by now.
             ids = [task_id for task_id in error.ids if task_id]
             ready = [item for task_id, item in zip(error.ids, items, strict=True) if task_id]
-            if keys is not None:
+            if isinstance(keys, BatchKey):
+                keys = keys.going_on([bool(task_id) for task_id in error.ids], error.plan)
+            elif keys is not None:
                 keys = [key for task_id, key in zip(error.ids, keys, strict=True) if task_id]
             submission = forward.outgoing(ids, ready, keys, trace)
             outcome = "failed"

@@ -35,7 +35,7 @@ from cluster.session import node_of
 from cluster.shards.task import Claimed, Failure, Kind, Lost, Outcome
 from node import trace_context
 from node.observe.tracing import Forwarding, Store, Stored
-from node.schema import Submission, Submitted
+from node.schema import IdempotencyKeys, Submission, Submitted
 
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
@@ -81,7 +81,7 @@ class Otel:
 
     def sending(self, store: Store) -> Store:
         async def traced(
-            items: Sequence[Submission], keys: Sequence[str] | None, context: str | None, started_s: float
+            items: Sequence[Submission], keys: IdempotencyKeys, context: str | None, started_s: float
         ) -> Stored:
             # Asking the SDK costs 5 us. The usual sampler's answer can be computed beforehand, and it is mostly no.
             if context is None and self._ids.draw() & ALL - 1 >= self._bound:

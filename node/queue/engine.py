@@ -61,12 +61,13 @@ from node.queue.submitting import Result, Submitting
 from node.queue.upkeep import Upkeep
 from node.queue.waiters import LOOK_INTERVAL_S, Waiters
 from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
-from node.schema import ListQuery, Submission, Submitted, TaskJson
+from node.schema import IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson
 from node.tasks import Registry
 from node.work.worker import Worker
 
 LOAD_INTERVAL_S = 0.1  # between two reports of this node's load
 FADE_INTERVAL_S = 1.0  # between two calls of `Placement.fade`
+READ_TOGETHER = 256  # tasks of a repeated batch that are read at once
 READY_WITHIN_S = 3.0  # longest silence of a lane at which the node still is ready
 
 log = structlog.get_logger("rumor.engine")
@@ -357,11 +358,11 @@ class Engine:
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_keys: Sequence[str] | None = None,
+        idempotency_keys: IdempotencyKeys = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
     ) -> list[Result]:
-        """Store submissions, each under its Idempotency-Key if there are keys; the results are in the same order.
+        """Store submissions, each under its Idempotency-Key or all under one; the results are in the same order.
 
         Raises StoreUnavailable if Redis is away; the error has the `ids` under which to forward the submissions.
         """
@@ -373,9 +374,14 @@ class Engine:
         if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
             await self.upkeep.refresh_catalog()
         results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.balance.own_load())
-        for n, result in enumerate(results):
-            if isinstance(result, Submitted) and not result.is_new:
-                results[n] = await self._first(result)
+        repeats = [
+            (n, result) for n, result in enumerate(results) if isinstance(result, Submitted) and not result.is_new
+        ]
+        for start in range(0, len(repeats), READ_TOGETHER):
+            part = repeats[start : start + READ_TOGETHER]
+            tasks = await asyncio.gather(*(self._first(repeat) for _, repeat in part))
+            for (n, _), task in zip(part, tasks, strict=True):
+                results[n] = task
         return results
 
     async def _first(self, repeat: Submitted) -> Submitted:

@@ -2,7 +2,8 @@
 
 A task gets its id, and with it its shard, before the first call to Redis, and store.lua stores an id once: a repeated
 or forwarded call cannot make two tasks. `key`, else the unique name (`unique_for_s`), else the Idempotency-Key chooses
-the shard, so that one script can write the task and the mappings to it. Other tasks are placed by load.
+the shard, so that one script can write the task and the mappings to it. Other tasks are placed by load, and so are the
+tasks of a batch under one Idempotency-Key: `keyed_batches` has their ids.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from msgspec import Raw
@@ -25,11 +27,13 @@ from cluster.shards.calls import NewTask
 from cluster.shards.shards import Shards
 from cluster.shards.task import LEVELS, Backoff, Claimed, Ids, Spec, State, packed, shard_of
 from node.observe.metrics import Metrics
+from node.queue.batch_plan import Fate
 from node.queue.catalog import Catalog, TaskType
 from node.queue.dispatch import Dispatcher
+from node.queue.keyed_batches import Keyed, KeyedBatches
 from node.queue.placement import Placement, shard_of_key
 from node.queue.queries import carry
-from node.schema import BackoffJson, Submission, Submitted, TaskJson, run_at_ms
+from node.schema import BackoffJson, BatchKey, IdempotencyKeys, Submission, Submitted, TaskJson, run_at_ms
 
 SLICE = 256  # tasks of a batch that are prepared in one turn of the loop
 TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, by one script
@@ -37,6 +41,7 @@ TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one s
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _NULL = Raw(b"null")
 _QUEUED = State.QUEUED  # bound once, as every submission needs it: `Enum.MEMBER` costs 0.1 us each time in Python 3.11
+_STORE, _ALONE = Fate.STORE, Fate.ALONE
 _CODE_CLAIMED, _CODE_QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
 
 Result = Submitted | RumorError
@@ -61,45 +66,70 @@ class Submitting:
         self._placement = placement
         self._metrics = metrics
         self._ids = Ids()
+        self._keyed = KeyedBatches(config, shards, catalog, self._ids)
         self._together: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this turn's go there)
 
     async def submit(
         self,
         items: Sequence[Submission | RumorError],
-        idempotency_keys: Sequence[str] | None,
+        keys: IdempotencyKeys,
         ids: Sequence[str] | None,
         trace: str | None,
         own_load: dict[str, int],
     ) -> list[Result]:
         """Store the submissions; a result for each, in order. Raises StoreUnavailable, with `ids` to forward under."""
         batch = _Batch(len(items), own_load, trace, self._chunk(len(items)))
-        is_up = self._shards.is_up
+        keyed: Keyed | None = None
+        singly: Sequence[str] | None = None
+        if isinstance(keys, BatchKey):
+            keyed = await self._keyed.agree(keys, items, batch.wall_ms, partial(self._place, None, "", batch=batch))
+            batch.has_plan = True
+        else:
+            singly = keys
+        obstacle = None if self._shards.is_up else away(storing=True)
         for n, item in enumerate(items):
-            if n % SLICE == 0 and n:
-                await asyncio.sleep(0)  # a large batch must not hold up the loop: answers to other clients are waiting
+            if n % SLICE == 0:
+                if n:
+                    await asyncio.sleep(0)  # a large batch must not hold up the loop: other clients wait for answers
+                if keyed is not None:
+                    obstacle = obstacle or keyed.obstacle
             if isinstance(item, RumorError):
                 batch.results[n] = item
                 continue
             task_id = ids[n] if ids else None
-            key = idempotency_keys[n] if idempotency_keys else None
             try:
-                new = self._prepare(n, item, batch, key, task_id)
+                if keyed is not None:
+                    new = self._prepare_keyed(n, item, batch, keyed, task_id)
+                else:
+                    new = self._prepare(n, item, batch, singly[n] if singly else None, task_id)
             except RumorError as error:
                 batch.results[n] = error
                 continue
             batch.ids[n] = new.id
+            if batch.results[n] is not None:
+                continue
             batch.waiting += 1
-            if is_up:
+            if obstacle is None:
                 self._dispatch.store(new)
             else:
-                new.on_code(new, away(storing=True), 0, "")
+                new.on_code(new, obstacle, 0, "")
         await batch.wait()
+        if keyed is not None and batch.failure is None:
+            await self._mark(keyed, batch)
         failure = batch.failure
         if failure is not None:  # raise a new error: a group that fails hands the same one to all its callers
             may_have_happened = batch.may_have_happened or batch.stored > 0
-            raise StoreUnavailable(failure.message, failure.hint, may_have_happened, batch.ids) from failure
+            plan = b"" if keyed is None else keyed.plan.encoded()
+            raise StoreUnavailable(failure.message, failure.hint, may_have_happened, batch.ids, plan=plan) from failure
         self._metrics.accepted.add(batch.stored)
         return [result for result in batch.results if result is not None]
+
+    async def _mark(self, keyed: Keyed, batch: _Batch) -> None:
+        """Mark in the plan what this call stored, or found stored."""
+        stored = [n for n in keyed.open if isinstance(batch.results[n], Submitted)]
+        error = await self._keyed.mark(keyed, stored)
+        if error is not None:
+            batch.failure, batch.may_have_happened = error, True
 
     def _chunk(self, size: int) -> dict[str, tuple[int, int]]:
         """Where the tasks of a call go next: by queue, a shard and how many more go there.
@@ -113,8 +143,32 @@ class Submitting:
             asyncio.get_running_loop().call_soon(self._together.clear)
         return self._together
 
+    def _prepare_keyed(self, n: int, item: Submission, batch: _Batch, keyed: Keyed, task_id: str | None) -> NewTask:
+        """The n-th task of a keyed batch; if it need not be stored, its result is set. Raises what _prepare raises."""
+        fate = keyed.fates[n]
+        if fate is _ALONE:
+            return self._prepare(n, item, batch, keyed.key.of(n), task_id)
+        task_id, shard = keyed.id(n)
+        if fate is Fate.CONFLICT:
+            raise _conflict(task_id)
+        new = self._prepare(n, item, batch, None, task_id, shard, fate is _STORE)
+        if fate is Fate.REPEAT:
+            batch.results[n] = Submitted(new.more[2], False)
+        elif keyed.failure is not None and not isinstance(keyed.failure, StoreUnavailable):
+            batch.results[n] = _not_stored(keyed.failure)
+        else:
+            keyed.open.append(n)
+        return new
+
     def _prepare(
-        self, n: int, item: Submission, batch: _Batch, idempotency_key: str | None, task_id: str | None
+        self,
+        n: int,
+        item: Submission,
+        batch: _Batch,
+        idempotency_key: str | None,
+        task_id: str | None,
+        shard: int | None = None,
+        may_claim: bool = False,
     ) -> NewTask:
         """The n-th task of a batch, under `task_id` if that is given. Raises Invalid, UnknownType."""
         task_type = self._catalog.get(item.type)
@@ -126,14 +180,13 @@ class Submitting:
             names = _UNNAMED
         else:
             names = self._names(item, idempotency_key)
-        claim = False
         if task_id is None:
             shard = self._place(item.key, names.place, spec.queue, batch)
             task_id = self._ids.next(batch.wall_ms, shard)
-            if due == 0 and shard in self._placement.mine:
-                claim = self._dispatch.reserve(spec.queue)
-        else:
+            may_claim = True
+        elif shard is None:
             shard = self._shard_named_in(task_id)
+        claim = may_claim and due == 0 and shard in self._placement.mine and self._dispatch.reserve(spec.queue)
         return NewTask(
             id=task_id,
             shard=shard,
@@ -274,15 +327,13 @@ class Submitting:
                 batch.new(n, task)
             case StoreCode.STORED_BEFORE:
                 # An earlier try of this very submission stored it: give the answer that the earlier try did not get.
-                batch.results[n] = Submitted(task, True)
+                # The earlier try of a keyed batch may be long ago, and its answer is the task as it is now.
+                batch.results[n] = Submitted(task, not batch.has_plan)
             case StoreCode.REPEAT:
                 task.id = first
                 batch.results[n] = Submitted(task, False)
             case StoreCode.MISMATCH:
-                batch.results[n] = IdempotencyConflict(
-                    f"this Idempotency-Key already stands for task {first}, with another body.",
-                    "Use a new key for a new task.",
-                )
+                batch.results[n] = _conflict(first)
             case StoreCode.QUEUE_FULL:
                 batch.results[n] = QueueFull(
                     f"queue {new.queue!r} holds {self._config.queue_limit} tasks in one shard, its limit.",
@@ -314,6 +365,7 @@ class _Batch:
         self.size = size
         self.own_load = own_load  # this node's load by queue, with the tasks placed here since
         self.trace = trace
+        self.has_plan = False  # whether it is under one Idempotency-Key
         self.chunk = chunk  # queue -> (shard, how many more of its tasks go there)
         self.wall_ms = wall_ms()
         self.results: list[Result | None] = [None] * size
@@ -336,6 +388,12 @@ class _Batch:
     async def wait(self) -> None:
         self.one_less()
         await self._done
+
+
+def _conflict(first: str) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        f"this Idempotency-Key already stands for task {first}, with another body.", "Use a new key for a new task."
+    )
 
 
 def _not_stored(error: Exception) -> RumorError:
