@@ -13,7 +13,7 @@ Does not know: HTTP libraries.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
@@ -42,11 +42,16 @@ class Request:
     attempt_s: float = ATTEMPT_S
     is_repeatable: bool = True  # whether doing it twice does no more than doing it once
     accepts: tuple[int, ...] = ()  # statuses over 399 that count as answers
+    meanwhile: Callable[[], None] | None = None  # the caller's work for the time in which the node is at this request
+    is_raw: bool = False  # whether the caller wants a good answer's bytes, to decode them when there is time
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send the request to this node; report an Answer or NoAnswer within this time."""
+    """Send the request to this node; report an Answer or NoAnswer within this time.
+
+    Once it is sent, call its `meanwhile`, if it has one, before waiting for the answer.
+    """
 
     url: str
     request: Request
@@ -137,13 +142,16 @@ class _Attempts:
         return Ask(url, self._request, _attempt_s(self._request, left_s, has_others))
 
     def take(self, url: str, outcome: Answer | NoAnswer, now_s: float) -> Any:
-        """The JSON answer; None if another attempt may follow. Raises what no further attempt can mend."""
+        """The answer; None if another attempt may follow. Raises what no further attempt can mend."""
         if isinstance(outcome, NoAnswer):
             self._nodes.failed(url, now_s)
             self._silent[url] = outcome.why
             self._refusal = None
             self._doubt(outcome.was_sent)
             return None
+        if self._request.is_raw and outcome.status < 400:
+            self._nodes.answered(url)
+            return outcome.body
         answer = decoded(outcome.body)
         if outcome.status >= 400 and outcome.status not in self._request.accepts:
             self._refused(url, error_of(outcome.status, answer, url), outcome.retry_after)

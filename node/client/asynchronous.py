@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from random import Random
 from types import TracebackType
@@ -237,7 +237,7 @@ class Client:
                 request.method,
                 ask.url + request.path,
                 params=query,
-                data=request.body,
+                data=request.body if request.meanwhile is None else _sent(request.body, request.meanwhile),
                 headers=_headers(request),
                 timeout=timeout,
             ) as response:
@@ -273,7 +273,15 @@ def _headers(request: Request) -> dict[str, str]:
     headers = dict(request.headers)
     if request.body is not None:
         headers["Content-Type"] = "application/json"
+        if request.meanwhile is not None:
+            headers["Content-Length"] = str(len(request.body))  # aiohttp cannot know it of a body that it iterates over
     return headers
+
+
+async def _sent(body: bytes | None, meanwhile: Callable[[], None]) -> AsyncIterator[bytes]:
+    """The body; once it is sent, `meanwhile` is called."""
+    yield body or b""
+    meanwhile()
 
 
 def _reason(error: BaseException) -> str:

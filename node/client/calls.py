@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthorized
 from node import trace_context
-from node.client.asking import ATTEMPT_S, Pause, Request, Steps, carry_out
+from node.client.asking import ATTEMPT_S, Pause, Request, Steps, carry_out, decoded
 from node.client.errors import NotFinished, error_of
 from node.client.nodes import Nodes
 from node.client.task import Page, Task, task_of, typed
@@ -87,24 +87,58 @@ def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[l
     so the same items under the same key are the same tasks.
     """
     base = key or new_key()
-    results: list[Result] = []
+    answers = _BatchAnswers()
     now_s, deadline_s = asker.now_s, asker.now_s + asker.within_s
     for part in _parts([_submission(item) for item in items]):
         request = Request(
             "POST",
             "/tasks/batch",
             body=b"[" + b",".join(part) + b"]",
-            headers=_headers(f"{base}/{len(results)}"),
+            headers=_headers(f"{base}/{answers.asked}"),
             attempt_s=BATCH_ATTEMPT_S,
+            meanwhile=answers.read,
+            is_raw=True,
         )
         try:
             answer, now_s = yield from asker.ask_at(request, now_s, max(0.0, deadline_s - now_s))
-            results += [_result(row) for row in answer["results"]]
+            answers.add(len(part), answer)
         except (Unauthorized, Forbidden, BadRequest):
             raise
         except RumorError as error:
-            results += [error] * len(part)
-    return results
+            answers.add(len(part), error)
+    return answers.results()
+
+
+class _BatchAnswers:
+    """The answers to the requests of one `submit_many`. Each is read while a node works at the next request."""
+
+    def __init__(self) -> None:
+        self.asked = 0  # items
+        self._results: list[Result] = []
+        self._unread: tuple[int, bytes | RumorError] | None = None
+
+    def add(self, items: int, answer: bytes | RumorError) -> None:
+        """The answer to the next request, which had so many items; a RumorError if it failed as a whole."""
+        self.read()
+        self._unread = items, answer
+        self.asked += items
+
+    def read(self) -> None:
+        """Read what is not read yet."""
+        if self._unread is None:
+            return
+        (items, answer), self._unread = self._unread, None
+        if isinstance(answer, bytes):
+            told = decoded(answer)
+            if isinstance(told, dict) and len(told.get("results", ())) == items:
+                self._results += map(_result, told["results"])
+                return
+            answer = error_of(200, None, "the batch")
+        self._results += [answer] * items
+
+    def results(self) -> list[Result]:
+        self.read()
+        return self._results
 
 
 def get(asker: Asker, task_id: str) -> Steps[Task[Any]]:
@@ -191,7 +225,7 @@ def read(
 def encoded(value: Any) -> bytes:
     """JSON of plain values, and of others that msgspec knows (structs, dataclasses, datetimes …). Raises Invalid."""
     try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+        return _encode(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"this is not JSON: {error}.", "Task data is whatever JSON can hold.") from None
 
@@ -205,6 +239,9 @@ def _plain(value: Any) -> Any:
     import msgspec  # paid for only by those who submit such values
 
     return msgspec.to_builtins(value)
+
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain).encode
 
 
 def _headers(key: str) -> dict[str, str]:

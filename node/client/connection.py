@@ -53,6 +53,8 @@ def exchange(
     try:
         _limit(connection, deadline_s)
         connection.request(request.method, target, request.body, headers)
+        if request.meanwhile is not None:
+            request.meanwhile()
         _limit(connection, deadline_s)
         response = connection.getresponse()
         parts = []

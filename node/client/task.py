@@ -8,7 +8,7 @@ Does not know: HTTP.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from node.client.errors import BadResult, TaskCancelled, TaskFailed
@@ -78,13 +78,34 @@ class Page(NamedTuple):
 
 def task_of(answer: Mapping[str, Any]) -> Task[Any]:
     """The task of an answer."""
-    values = {name: answer[name] for name in _FIELDS if name in answer}
-    for name, default in _REQUIRED.items():
-        values.setdefault(name, default)
-    if (error := values.get("error")) is not None:
-        values["error"] = Failure(str(error.get("type", "")), str(error.get("message", "")), error.get("traceback"))
-    values["history"] = tuple(values.get("history") or ())
-    return Task(**values, told=answer)
+    get = answer.get
+    error = get("error")
+    return Task(  # by position: a batch has thousands of them
+        answer["id"],
+        answer["type"],
+        answer["state"],
+        get("queue", ""),
+        get("priority", 5),
+        get("data"),
+        get("attempt", 0),
+        get("max_attempts", 0),
+        get("delivery", 0),
+        get("queued_at_ms"),
+        get("run_at_ms"),
+        get("started_at_ms"),
+        get("finished_at_ms"),
+        get("node_id"),
+        get("result"),
+        None
+        if error is None
+        else Failure(str(error.get("type", "")), str(error.get("message", "")), error.get("traceback")),
+        get("progress"),
+        get("key"),
+        get("traceparent"),
+        get("trace_url"),
+        tuple(get("history") or ()),
+        answer,
+    )
 
 
 def typed(task: Task[Any], type: type[R] | None) -> Task[R]:
@@ -104,14 +125,3 @@ def result_of(task: Task[T]) -> T:
     if task.state == "succeeded":
         return task.result
     raise (TaskCancelled if task.state == "cancelled" else TaskFailed)(task)
-
-
-_FIELDS = tuple(field.name for field in fields(Task) if field.name != "told")
-_REQUIRED: dict[str, Any] = {
-    "queue": "",
-    "priority": 5,
-    "data": None,
-    "attempt": 0,
-    "max_attempts": 0,
-    "delivery": 0,
-}

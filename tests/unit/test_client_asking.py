@@ -345,3 +345,35 @@ def test_a_refusal_of_events_that_another_node_would_repeat_is_raised_at_once() 
         caller.ended(A, refusal, 100.0)
     assert told.value is refusal
     assert nodes.pick(100.0) == A, "it did answer"
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_each_answer_to_a_batch_is_read_while_a_node_works_at_the_next(
+    monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    """Whether or not the driver finds time for that: each result stands in its place, and none is read twice."""
+    monkeypatch.setattr(calls, "BATCH_TASKS", 2)
+    asker = Asker(Nodes(["http://a:1"], learns=False), Random(1), 0.0, 60.0)
+    keys: list[str] = []
+
+    def carried_out(steps: Steps[list[calls.Result]]) -> list[calls.Result]:
+        reply: Any = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as end:
+                value: list[calls.Result] = end.value
+                return value
+            assert isinstance(step, Ask)
+            assert step.request.meanwhile is not None
+            for _ in range(2 * is_busy):
+                step.request.meanwhile()
+            keys.append(step.request.headers["Idempotency-Key"])
+            items = json.loads(step.request.body or b"")
+            rows = [{"id": str(item["data"]), "type": "noop", "state": "queued"} for item in items]
+            body = b"no JSON" if keys[-1] == "k/2" else json.dumps({"results": rows}).encode()
+            reply = Answer(200, body), 1.0
+
+    results = carried_out(calls.submit_many(asker, [("noop", n) for n in range(7)], "k"))
+    assert keys == ["k/0", "k/2", "k/4", "k/6"]
+    assert [getattr(result, "id", None) for result in results] == ["0", "1", None, None, "4", "5", "6"]
