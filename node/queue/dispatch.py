@@ -145,11 +145,11 @@ class Dispatcher:
             self._steals[self._shards.lane_of[shard]][shard, queue] = limit
         self.kick()
 
-    def begin(self, tasks: Sequence[Claimed]) -> None:
-        """Remember and run tasks that this session has claimed."""
+    def begin(self, tasks: Sequence[Claimed], is_new: bool = False) -> None:
+        """Remember and run tasks that this session has claimed. `is_new`: their submissions are answered just now."""
         for claimed in tasks:
             self.held[claimed.shard][claimed.id] = claimed.delivery
-        self.worker.start(tasks)
+        self.worker.start(tasks, is_new)
 
     def compare(self, shard: int) -> None:
         """Ask Redis which tasks of a shard it holds in flight for this session, and mend the differences."""

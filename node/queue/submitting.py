@@ -315,7 +315,7 @@ class Submitting:
         task.queued_at_ms = task.started_at_ms = now_ms
         task.node_id = node_of(session)
         self._metrics.claims.add("submission")
-        self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)])
+        self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)], is_new=True)
 
     def _on_rare_code(self, new: NewTask, code: StoreCode, now_ms: int, first: str) -> None:
         n, batch, task = new.more

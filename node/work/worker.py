@@ -88,6 +88,8 @@ class Worker:
         self._free = dict(config.queue_slots)
         self._running: dict[str, Running] = {}
         self._lingering: dict[Running, None] = {}
+        # Attempts that begin once their submissions are answered:
+        self._new: list[tuple[Running, Handler, contextvars.Context]] = []
         self._pool = Pool(config, registry.modules, node_id, sum(self._free.values()), tracing.is_on)
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at_s = _NEVER
@@ -103,8 +105,11 @@ class Worker:
         """Attempts that are reported and have not ended: threads and handlers that do not stop. They keep slots."""
         return [running.claimed for running in self._lingering]
 
-    def start(self, tasks: Sequence[Claimed]) -> None:
-        """Begin these deliveries. Outcomes are reported later, never from inside this call."""
+    def start(self, tasks: Sequence[Claimed], is_new: bool = False) -> None:
+        """Begin these deliveries. Outcomes are reported later, never from inside this call.
+
+        `is_new`: the answers to their submissions leave in the next turn of the loop; the handlers begin after it.
+        """
         loop, running_of, free = self._loop, self._running, self._free
         now_s = loop.time()
         for claimed in tasks:
@@ -123,7 +128,11 @@ class Worker:
             if spec.trace is not None:
                 running.span = self._tracing.begin(claimed, context)
             executor = handler.executor if claimed.lost < ISOLATE_AFTER_LOST else Executor.PROCESS
-            if executor is _LOOP:
+            if is_new and executor is not Executor.PROCESS:
+                if not self._new:
+                    loop.call_soon(self._begin_new)
+                self._new.append((running, handler, context))
+            elif executor is _LOOP:
                 running.job = asyncio.Task(self._on_loop(running, handler), loop=loop, name=task_id, context=context)
             elif executor is Executor.PROCESS:
                 running.deadline_s = _NEVER  # until a child process has begun it
@@ -167,6 +176,29 @@ class Worker:
         await self._pool.close()
 
     # Attempts
+
+    def _begin_new(self) -> None:
+        """Begin the attempts of the turn before. In the present turn the answers to their submissions are written.
+
+        uvloop hands what a turn has written to the kernel at the end of that turn. So a handler may compute from the
+        next turn on: it cannot hold up the answer to its own submission, neither on the loop nor in a thread.
+        """
+        new, self._new = self._new, []
+        for running, handler, context in new:
+            if running.stop_as is not None:  # stopped before it began
+                self._end(running, running.stop_as)
+            elif handler.executor is _LOOP:
+                running.job = asyncio.Task(
+                    self._on_loop(running, handler), loop=self._loop, name=running.claimed.id, context=context
+                )
+            else:
+                self._loop.call_soon(self._begin_thread, running, handler, context)
+
+    def _begin_thread(self, running: Running, handler: Handler, context: contextvars.Context) -> None:
+        if running.stop_as is None:
+            self._in_thread(running, handler, context)
+        else:
+            self._end(running, running.stop_as)
 
     async def _on_loop(self, running: Running, handler: Handler) -> None:
         claimed = running.claimed

@@ -297,6 +297,63 @@ async def test_closing_reports_what_still_runs() -> None:
     assert [o.kind for o in one.outcomes] == [Kind.STOPPED]
 
 
+# New submissions
+
+
+@pytest.mark.parametrize("executor", ["loop", "thread"])
+async def test_a_new_task_begins_in_a_later_turn_than_the_answer_to_its_submission(executor: str) -> None:
+    """uvloop sends what a turn has written at the end of that turn."""
+    turn = 0
+    turns: dict[str, int] = {}
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count)
+
+    async def on_loop() -> None:
+        turns["began"] = turn
+
+    def in_thread() -> None:
+        turns["began"] = turn
+
+    def answer() -> None:
+        turns["answered"] = turn
+
+    task(name="quick", executor=executor)(on_loop if executor == "loop" else in_thread)  # type: ignore[call-overload]
+    async with desk(on_loop if executor == "loop" else in_thread) as one:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(count)
+        one.worker.start([claim("quick")], is_new=True)
+        assert one.worker.free("default") == 3, "it has its slot at once"
+        loop.call_soon(answer)
+        assert (await one.next()).kind is Kind.SUCCEEDED
+    assert turns["answered"] < turns["began"]
+
+
+@pytest.mark.parametrize("executor", ["loop", "thread"])
+async def test_a_new_task_that_is_stopped_before_it_begins_never_runs_and_is_reported_once(executor: str) -> None:
+    ran: list[str] = []
+
+    async def on_loop() -> None:
+        ran.append("on_loop")
+
+    def in_thread() -> None:
+        ran.append("in_thread")
+
+    task(name="quick", executor=executor)(on_loop if executor == "loop" else in_thread)  # type: ignore[call-overload]
+    async with desk(on_loop if executor == "loop" else in_thread) as one:
+        one.worker.start([claim("quick", id_="A")], is_new=True)
+        assert one.worker.stop("A", 1, "cancelled")
+        one.worker.start([claim("quick", id_="B")], is_new=True)
+        await asyncio.sleep(0)
+        one.worker.stop("B", 1, "cancelled")
+        await one.until(lambda: len(one.outcomes) == 2)
+        assert [o.kind for o in one.outcomes] == [Kind.STOPPED] * 2
+        await eventually(lambda: one.worker.free("default") == 4)
+    assert (ran, len(one.outcomes)) == ([], 2)
+
+
 # Time limits
 
 
