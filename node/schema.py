@@ -15,10 +15,12 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from cluster.errors import Invalid
-from cluster.shards.task import State
+from cluster.shards.task import TERMINAL, State
 
 WAIT_MAX_S = 60.0
 LIST_MAX = 500
+EXPIRED = "expired"  # stands as the state of a first task that is past its retention
+ENDED = TERMINAL | {EXPIRED}
 NULL = Raw(b"null")
 
 Priority = Literal["low", "normal", "high"] | Annotated[int, Meta(ge=0, le=9)]
@@ -176,6 +178,19 @@ class TaskQuery(Struct, kw_only=True, frozen=True):
 
     wait_s: Annotated[
         float, Meta(ge=0, le=WAIT_MAX_S, description="Answer once the task has ended, or after this time.")
+    ] = 0.0
+
+
+class SubmitQuery(Struct, kw_only=True, frozen=True):
+    """`POST /tasks`."""
+
+    wait_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=WAIT_MAX_S,
+            description="Answer 200 once the task has ended, or 202 with the task as it is after this time.",
+        ),
     ] = 0.0
 
 

@@ -14,7 +14,7 @@ Does not know: HTTP, gossip, when to keep house.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from random import Random
 from typing import Any
@@ -24,7 +24,7 @@ import structlog
 
 from cluster.config import Config
 from cluster.errors import StoreUnavailable, away
-from cluster.shards.answers import Claims, QueueHead, SettleCode, Settled, SettleKind, StoreCode, Stored
+from cluster.shards.answers import Claims, QueueHead, SettleCode, Settled, SettleKind, StoreCode, Stored, TaskFields
 from cluster.shards.calls import BATCH_MAX, RETENTION_MIN_S, NewTask, Settlement
 from cluster.shards.lane import Call
 from cluster.shards.shards import Shards
@@ -37,6 +37,7 @@ from node.work.worker import Worker
 
 GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far below a group's deadline
 GROUP_BYTES_MAX = 4_194_304  # bytes of their data in one group, and bytes of results
+READ_BYTES_MAX = 262_144  # bytes of tasks that are read behind one settle
 SETTLE_AGAIN_S = 0.25  # pause before outcomes are sent again that Redis refused for a reason of its own (full, loading)
 
 log = structlog.get_logger("rumor.dispatch")
@@ -64,12 +65,16 @@ class Dispatcher:
         on_due: Callable[[int, float], None],
         on_unknown: Callable[[int, str, float], None],
         tracing: Tracing = OFF,
+        awaited: Container[str] = (),
+        on_read: Callable[[str, TaskFields | Exception | None], None] = lambda task_id, fields: None,
     ) -> None:
         self._config = config
         self._shards = shards
         self._metrics = metrics
         self._on_heads = on_heads
         self._on_finished = on_finished
+        self._awaited = awaited  # tasks that a caller of this node waits for
+        self._on_read = on_read  # takes such a task, as it was read behind the settle of this node
         self._on_redis = on_redis
         self.on_due = on_due  # (shard, seconds): something there is due then
         self._on_unknown = on_unknown  # (shard, queue, seconds): a task without a handler here is due there again then
@@ -246,8 +251,26 @@ class Dispatcher:
             left_bytes -= size
             self._metrics.batch_tasks.of["settle"].add(len(part))
             calls.append(self._shards.calls.settle(shard, session, part, partial(self._settled, shard, part)))
+            if self._awaited:
+                left_bytes -= self._read_awaited(shard, part, calls)
         if settles:
             self._shards.kick(lane)
+
+    def _read_awaited(self, shard: int, part: Sequence[Settlement], calls: list[Call[Any]]) -> int:
+        """Read the tasks that somebody here waits for behind the settle that ends them. Returns the bytes to come.
+
+        Those over READ_BYTES_MAX are left out: their waiters read them when the settle is answered.
+        """
+        size = 0
+        for ended in part:
+            claimed = ended.claimed
+            if claimed.id in self._awaited and (ended.kind is _SUCCEEDED or ended.kind is _DEAD):
+                size += len(claimed.data) + len(ended.payload)
+                if size > READ_BYTES_MAX:
+                    break
+                on_reply = partial(self._on_read, claimed.id)
+                calls.append(self._shards.calls.read(shard, claimed.id, on_reply, with_history=True))
+        return size
 
     def _collect_stores(self, lane: int, calls: list[Call[Any]]) -> None:
         """New tasks, up to as many as one group may carry within its deadline; the rest goes with the next."""

@@ -25,7 +25,7 @@ from cluster.session import node_of
 from cluster.shards.answers import QueueHead
 from cluster.shards.calls import Calls, connect
 from cluster.shards.shards import Shards
-from cluster.shards.task import TERMINAL, Claimed, Lost
+from cluster.shards.task import Claimed, Lost
 from cluster.view import View
 from cluster.vitals.thread import Vitals
 from cluster.vitals.told import (
@@ -59,9 +59,10 @@ from node.queue.placement import Placement
 from node.queue.queries import Queries
 from node.queue.submitting import Result, Submitting
 from node.queue.upkeep import Upkeep
-from node.queue.waiters import LOOK_INTERVAL_S, Waiters
+from node.queue.waiters import Waiters
+from node.queue.waiting import Waiting
 from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
-from node.schema import IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson
+from node.schema import EXPIRED, IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson
 from node.tasks import Registry
 from node.work.worker import Worker
 
@@ -106,8 +107,11 @@ class Engine:
         self.catalog = Catalog(registry, config)
         self._make_moving_parts()
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
-        self.submitting = Submitting(config, self.shards, self.dispatch, self.catalog, self.placement, metrics)
         self.queries = Queries(config, self.shards)
+        self.submitting = Submitting(
+            *(config, self.shards, self.dispatch, self.catalog, self.placement, metrics), self.waiters, self.queries
+        )
+        self._waiting = Waiting(self.queries, self.waiters)
         self.amending = Amending(
             config,
             self.shards,
@@ -135,6 +139,8 @@ class Engine:
             metrics,
             on_heads=on_heads,
             on_finished=self.waiters.finished,
+            awaited=self.waiters.awaited,
+            on_read=self.waiters.settled,
             on_redis=self._lanes_changed,
             on_due=lambda shard, in_s: self.ownership.on_due(shard, in_s),
             on_unknown=lambda shard, queue, in_s: self.balance.lacks_type(shard, queue, in_s),
@@ -201,7 +207,7 @@ class Engine:
 
     async def close(self) -> None:
         """End everything that start began."""
-        self.is_stopping = True
+        self.is_stopping = self._waiting.is_over = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -361,9 +367,11 @@ class Engine:
         idempotency_keys: IdempotencyKeys = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
+        hold_s: float = 0.0,
     ) -> list[Result]:
         """Store submissions, each under its Idempotency-Key or all under one; the results are in the same order.
 
+        `hold_s`: a single task that begins here is the result once it has ended, or as it began after that time.
         Raises StoreUnavailable if Redis is away; the error has the `ids` under which to forward the submissions.
         """
         if self.memory.is_full:
@@ -373,7 +381,7 @@ class Engine:
             )
         if any(not isinstance(item, RumorError) and self.catalog.get(item.type) is None for item in items):
             await self.upkeep.refresh_catalog()
-        results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.balance.own_load())
+        results = await self.submitting.submit(items, idempotency_keys, ids, trace, self.balance.own_load(), hold_s)
         repeats = [
             (n, result) for n, result in enumerate(results) if isinstance(result, Submitted) and not result.is_new
         ]
@@ -389,7 +397,7 @@ class Engine:
         try:
             return Submitted(await self.queries.get(repeat.task.id), False)
         except NotFound:
-            repeat.task.state = "expired"
+            repeat.task.state = EXPIRED
             return repeat
 
     async def get(self, task_id: str) -> TaskJson:
@@ -398,20 +406,7 @@ class Engine:
 
     async def wait(self, task_id: str, wait_s: float) -> TaskJson:
         """One task, with its history: as soon as it is terminal, or as it is after `wait_s`. Raises NotFound."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + wait_s
-        async with self.waiters.event_for(task_id, self.queries.shard(task_id)) as event:
-            while True:
-                event.clear()  # Before the read: a message that comes during it may be newer than what is read.
-                task = await self.queries.get(task_id, with_history=True)
-                left_s = until_s - loop.time()
-                if task.state in TERMINAL or left_s <= 0 or self.is_stopping:
-                    return task
-                try:
-                    async with asyncio.timeout(min(left_s, LOOK_INTERVAL_S)):
-                        await event.wait()
-                except TimeoutError:
-                    pass
+        return await self._waiting.wait(task_id, wait_s)
 
     async def cancel(self, task_id: str) -> TaskJson:
         """Cancel a task wherever it is. Raises NotFound, Conflict if it ended otherwise."""

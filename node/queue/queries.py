@@ -128,10 +128,13 @@ class Queries:
         fields = await self._shards.ask(partial(self._shards.calls.read, shard, task_id, with_history=with_history))
         if fields is None:
             raise NotFound(f"there is no task {task_id!r}, or it is past its retention.", "GET /tasks lists them.")
+        return self.shown(task_id, fields) if with_history else task_json(task_id, fields)
+
+    def shown(self, task_id: str, fields: TaskFields) -> TaskJson:
+        """A task as the answer about one task shows it: with its history, and a link to its trace."""
         task = task_json(task_id, fields)
-        if with_history:
-            task.history = history_json(fields.history)
-        if with_history and self._config.trace_url and task.traceparent:
+        task.history = history_json(fields.history)
+        if self._config.trace_url and task.traceparent:
             trace_id = trace_context.trace_id(task.traceparent)
             task.trace_url = self._config.trace_url.replace(TRACE_ID, trace_id)
         return task

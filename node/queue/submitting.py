@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,14 +25,15 @@ from cluster.session import node_of
 from cluster.shards.answers import StoreCode
 from cluster.shards.calls import NewTask
 from cluster.shards.shards import Shards
-from cluster.shards.task import LEVELS, Backoff, Claimed, Ids, Spec, State, packed, shard_of
+from cluster.shards.task import LEVELS, TERMINAL, Backoff, Claimed, Ids, Spec, State, packed, shard_of
 from node.observe.metrics import Metrics
 from node.queue.batch_plan import Fate
 from node.queue.catalog import Catalog, TaskType
 from node.queue.dispatch import Dispatcher
 from node.queue.keyed_batches import Keyed, KeyedBatches
 from node.queue.placement import Placement, shard_of_key
-from node.queue.queries import carry
+from node.queue.queries import Queries, carry
+from node.queue.waiters import Waiters
 from node.schema import BackoffJson, BatchKey, IdempotencyKeys, Submission, Submitted, TaskJson, run_at_ms
 
 SLICE = 256  # tasks of a batch that are prepared in one turn of the loop
@@ -58,6 +59,8 @@ class Submitting:
         catalog: Catalog,
         placement: Placement,
         metrics: Metrics,
+        waiters: Waiters,
+        queries: Queries,
     ) -> None:
         self._config = config
         self._shards = shards
@@ -65,6 +68,8 @@ class Submitting:
         self._catalog = catalog
         self._placement = placement
         self._metrics = metrics
+        self._waiters = waiters
+        self._queries = queries
         self._ids = Ids()
         self._keyed = KeyedBatches(config, shards, catalog, self._ids)
         self._together: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this turn's go there)
@@ -76,9 +81,13 @@ class Submitting:
         ids: Sequence[str] | None,
         trace: str | None,
         own_load: dict[str, int],
+        hold_s: float = 0.0,
     ) -> list[Result]:
-        """Store the submissions; a result for each, in order. Raises StoreUnavailable, with `ids` to forward under."""
-        batch = _Batch(len(items), own_load, trace, self._chunk(len(items)))
+        """Store the submissions; a result for each, in order. Raises StoreUnavailable, with `ids` to forward under.
+
+        `hold_s`: a single task that begins here is the result once it has ended, or as it began after that time.
+        """
+        batch = _Batch(len(items), own_load, trace, self._chunk(len(items)), hold_s)
         keyed: Keyed | None = None
         singly: Sequence[str] | None = None
         if isinstance(keys, BatchKey):
@@ -116,6 +125,8 @@ class Submitting:
         await batch.wait()
         if keyed is not None and batch.failure is None:
             await self._mark(keyed, batch)
+        if batch.held is not None:
+            batch.results[0] = self._let_go(batch.held, batch.results[0])
         failure = batch.failure
         if failure is not None:  # raise a new error: a group that fails hands the same one to all its callers
             may_have_happened = batch.may_have_happened or batch.stored > 0
@@ -298,8 +309,11 @@ class Submitting:
             task.queued_at_ms = now_ms
             batch.new(n, task)
         elif code is _CODE_CLAIMED:
-            self._begin(new, task, now_ms)
+            self._begin(new, task, now_ms, is_answered=batch.hold_s == 0)
             batch.new(n, task)
+            if batch.hold_s > 0:
+                batch.waiting += 1
+                batch.held = _Held(self._waiters, new.id, batch.hold_s, batch.one_less)
         elif isinstance(code, StoreUnavailable):
             batch.failure = code
             batch.may_have_happened |= code.may_have_happened
@@ -309,13 +323,24 @@ class Submitting:
             self._on_rare_code(new, code, now_ms, first)
         batch.one_less()
 
-    def _begin(self, new: NewTask, task: TaskJson, now_ms: int) -> None:
+    def _let_go(self, held: _Held, began: Result | None) -> Result | None:
+        """The task as it ended; as it began if it goes on, or if the read behind the settle came before it.
+
+        A lane sends a script again, by its text, to a Redis that has forgotten it: after all else of the group.
+        """
+        held.close()
+        if held.waiter.read is None:
+            return began
+        task = self._queries.shown(held.task_id, held.waiter.read)
+        return Submitted(task, True) if task.state in TERMINAL else began
+
+    def _begin(self, new: NewTask, task: TaskJson, now_ms: int, is_answered: bool) -> None:
         session = self._dispatch.session
         task.state, task.attempt, task.delivery = State.RUNNING, 1, 1
         task.queued_at_ms = task.started_at_ms = now_ms
         task.node_id = node_of(session)
         self._metrics.claims.add("submission")
-        self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)], is_new=True)
+        self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)], is_answered)
 
     def _on_rare_code(self, new: NewTask, code: StoreCode, now_ms: int, first: str) -> None:
         n, batch, task = new.more
@@ -360,9 +385,16 @@ class _Batch:
     """One call of `submit`: what its tasks share, their results, and the answers it waits for."""
 
     def __init__(
-        self, size: int, own_load: dict[str, int], trace: str | None, chunk: dict[str, tuple[int, int]]
+        self,
+        size: int,
+        own_load: dict[str, int],
+        trace: str | None,
+        chunk: dict[str, tuple[int, int]],
+        hold_s: float,
     ) -> None:
         self.size = size
+        self.hold_s = hold_s
+        self.held: _Held | None = None
         self.own_load = own_load  # this node's load by queue, with the tasks placed here since
         self.trace = trace
         self.has_plan = False  # whether it is under one Idempotency-Key
@@ -394,6 +426,29 @@ def _conflict(first: str) -> IdempotencyConflict:
     return IdempotencyConflict(
         f"this Idempotency-Key already stands for task {first}, with another body.", "Use a new key for a new task."
     )
+
+
+class _Held:
+    """The answer about a task that began here, held back until the task ends, or for a short time."""
+
+    def __init__(self, waiters: Waiters, task_id: str, for_s: float, let_go: Callable[[], None]) -> None:
+        self.task_id = task_id
+        self._waiters = waiters
+        self._let_go: Callable[[], None] | None = let_go
+        self.waiter = waiters.add(task_id, self._woken)
+        # It ends here also if the caller gives up meanwhile.
+        self._timer = asyncio.get_running_loop().call_later(for_s, self.close)
+
+    def close(self) -> None:
+        """Hold it no longer."""
+        self._timer.cancel()
+        self._waiters.discard(self.task_id, self.waiter)
+        self._woken()
+
+    def _woken(self) -> None:
+        if self._let_go is not None:
+            let_go, self._let_go = self._let_go, None
+            let_go()
 
 
 def _not_stored(error: Exception) -> RumorError:

@@ -1,15 +1,16 @@
-"""Waiters: callers that wait for a task to become terminal. This node's own settles wake them, or Redis's channel.
+"""Waiters: callers that wait for a task to become terminal, and what wakes them.
 
-A waiter reads its task at once, and again when Redis has confirmed the subscription to the channel. The second read
-shows a task that ended before the confirmation; of one that ends later, the channel tells. After a reconnection Redis
-confirms again, and the waiter reads again. A subscription can go deaf without an error: as a net, every waiter also
-reads once a second.
+This node's own settles wake them, and so does Redis's channel of a shard, to which a waiter subscribes on demand. After
+a reconnection Redis confirms a subscription again, and that wakes the waiters too. A subscription can go deaf without
+an error: as a net, a waiter reads at least once every LOOK_INTERVAL_S.
+
+Does not know: how a task is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import asynccontextmanager
 
 import redis.asyncio
@@ -17,52 +18,80 @@ import structlog
 
 from cluster import keys
 from cluster.scripts import UNANSWERED
+from cluster.shards.answers import TaskFields
 
 LOOK_INTERVAL_S = 1.0  # between two reads of a waiter that hears nothing
 
 log = structlog.get_logger("rumor.waiting")
 
 
+class Waiter:
+    """One caller that waits for a task."""
+
+    __slots__ = ("read", "wake")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.wake = wake  # says that the task may have become terminal
+        self.read: TaskFields | None = None  # the task as this node read it behind its settle
+
+
 class Waiters:
-    """This node's waiters, each with an event, by the task they wait for."""
+    """This node's waiters, by the task they wait for."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
-        self._of_task: dict[str, set[asyncio.Event]] = {}
-        self._of_channel: dict[str, set[asyncio.Event]] = {}  # those that wait for a task in the channel's shard
+        self._of_task: dict[str, set[Waiter]] = {}
+        self._of_channel: dict[str, set[Waiter]] = {}  # those that wait for a task in the channel's shard
         self._pubsub: redis.asyncio.client.PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
+        self.awaited: Container[str] = self._of_task.keys()  # the tasks that somebody waits for; false when none is
 
     def finished(self, ids: Iterable[str]) -> None:
         """Wake the waiters for these tasks, which are terminal now."""
         if self._of_task:
             for task_id in ids:
-                for event in self._of_task.get(task_id, ()):
-                    event.set()
+                for waiter in self._of_task.get(task_id, ()):
+                    waiter.wake()
+
+    def settled(self, task_id: str, fields: TaskFields | Exception | None) -> None:
+        """Hand the task, as it was read behind this node's settle, to its waiters. After an error they read it anew."""
+        if isinstance(fields, TaskFields):
+            for waiter in self._of_task.get(task_id, ()):
+                waiter.read = fields
+                waiter.wake()
+
+    def add(self, task_id: str, wake: Callable[[], None]) -> Waiter:
+        """A waiter that this node's own settles wake, once or several times; `discard` it in the end."""
+        waiter = Waiter(wake)
+        self._of_task.setdefault(task_id, set()).add(waiter)
+        return waiter
+
+    def discard(self, task_id: str, waiter: Waiter) -> None:
+        """This waiter waits no longer."""
+        _discard(self._of_task, task_id, waiter)
 
     @asynccontextmanager
-    async def event_for(self, task_id: str, shard: int) -> AsyncIterator[asyncio.Event]:
-        """An event that is set when the task may have become terminal. Read the task once you have entered."""
-        event = asyncio.Event()
+    async def subscribed(self, waiter: Waiter, shard: int) -> AsyncIterator[None]:
+        """Wake the waiter when its task ends on any node, and as soon as that is sure. Read the task then."""
         channel = keys.finished_channel(shard)
-        self._of_task.setdefault(task_id, set()).add(event)
-        self._of_channel.setdefault(channel, set()).add(event)
+        self._of_channel.setdefault(channel, set()).add(waiter)
         try:
             if len(self._of_channel[channel]) == 1:
-                await self._subscribe(channel)
-            yield event
+                await self._subscribe(channel)  # Its confirmation wakes the waiter.
+            else:
+                waiter.wake()  # That confirmation may have come.
+            yield
         finally:
-            _discard(self._of_task, task_id, event)
-            _discard(self._of_channel, channel, event)
+            _discard(self._of_channel, channel, waiter)
             if channel not in self._of_channel:
                 await self._unsubscribe(channel)
 
     async def close(self) -> None:
         """Wake every waiter for a last read, and end."""
-        for events in self._of_task.values():
-            for event in events:
-                event.set()
+        for waiters in self._of_task.values():
+            for waiter in waiters:
+                waiter.wake()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -101,11 +130,13 @@ class Waiters:
             if message["type"] == "message":
                 self.finished(message["data"].decode().split(" "))
             elif message["type"] == "subscribe":
-                for event in self._of_channel.get(message["channel"].decode(), ()):
-                    event.set()
+                for waiter in self._of_channel.get(message["channel"].decode(), ()):
+                    waiter.wake()
 
 
-def _discard(events: dict[str, set[asyncio.Event]], name: str, event: asyncio.Event) -> None:
-    events[name].discard(event)
-    if not events[name]:
-        del events[name]
+def _discard(waiters: dict[str, set[Waiter]], name: str, waiter: Waiter) -> None:
+    others = waiters.get(name)
+    if others is not None:
+        others.discard(waiter)
+        if not others:
+            del waiters[name]

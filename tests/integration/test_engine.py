@@ -627,7 +627,7 @@ async def test_what_a_redis_forgot_without_a_word_is_written_again(
 
 
 async def test_what_is_told_while_a_waiter_reads_is_not_missed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.queue.engine.LOOK_INTERVAL_S", 60.0)
+    monkeypatch.setattr("node.queue.waiting.LOOK_INTERVAL_S", 60.0)
     task = await submit(engine, "noop", delay_s=60)
     read = engine.queries.get
     states: list[str] = []
@@ -645,21 +645,119 @@ async def test_what_is_told_while_a_waiter_reads_is_not_missed(engine: Engine, m
     assert states[0] == "scheduled"
 
 
-async def test_a_waiter_looks_again_when_redis_has_confirmed_its_subscription(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_waiter_looks_again_when_redis_has_confirmed_its_subscription(engine: Engine) -> None:
     """No message tells of a task that ends on another node after the read and before the subscription counts."""
-    monkeypatch.setattr("node.queue.engine.LOOK_INTERVAL_S", 60.0)
     task = await submit(engine, "noop", delay_s=60)
-    shard = engine.queries.shard(task.id)
-    async with engine.waiters.event_for(task.id, shard) as event:
+    woken = asyncio.Event()
+    waiter = engine.waiters.add(task.id, woken.set)
+    async with engine.waiters.subscribed(waiter, engine.queries.shard(task.id)):
         async with asyncio.timeout(10):
-            await event.wait()
-        event.clear()
+            await woken.wait()
+        woken.clear()
+        second = engine.waiters.add(task.id, woken.set)
+        async with engine.waiters.subscribed(second, engine.queries.shard(task.id)):
+            assert woken.is_set(), "the confirmation came before this waiter"
+        woken.clear()
         async with engine.client.client() as other:  # as after a reconnection
             await other.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         async with asyncio.timeout(10):
-            await event.wait()
+            await woken.wait()
+
+
+@pytest.fixture
+async def warm_engine(engine: Engine) -> Engine:
+    """An engine whose Redis knows the scripts: it has settled a task."""
+    await engine.wait((await submit(engine, "noop")).id, 5)
+    return engine
+
+
+async def submit_and_wait(engine: Engine, type: str, data: Any = None, **more: Any) -> TaskJson:
+    """The task as a submission answers that waits here for 5 s."""
+    item = Submission(type=type, data=Raw(msgspec.json.encode(data)), **more)
+    result = (await engine.submit([item], hold_s=5.0))[0]
+    assert isinstance(result, Submitted)
+    assert result.is_new
+    return result.task
+
+
+@pytest.mark.parametrize(
+    ("type", "data", "state"),
+    [("process", "Hello World", "succeeded"), ("fail", {"message": "no luck"}, "dead"), ("noop", None, "succeeded")],
+)
+async def test_a_submission_that_waits_is_answered_with_all_that_a_read_would_show(
+    warm_engine: Engine, type: str, data: Any, state: str
+) -> None:
+    task = await submit_and_wait(warm_engine, type, data, max_attempts=1, key="k")
+    assert task.state == state
+    assert msgspec.json.encode(task) == msgspec.json.encode(await warm_engine.get(task.id))
+    assert not warm_engine.waiters.awaited
+
+
+async def test_a_redis_that_has_forgotten_the_scripts_does_not_show_a_task_as_running_for_ever(
+    warm_engine: Engine,
+) -> None:
+    """Then the lane sends the settle again, by its text, and the read behind it came too early."""
+    await warm_engine.client.script_flush()
+    result = (await warm_engine.submit([Submission(type="noop")], hold_s=5.0))[0]
+    assert isinstance(result, Submitted)
+    async with asyncio.timeout(0.9):  # before the waiter's net
+        assert (await warm_engine.wait(result.task.id, 5)).state == "succeeded"
+
+
+async def test_a_task_that_ends_where_it_was_submitted_costs_no_subscription(warm_engine: Engine) -> None:
+    before = await warm_engine.client.info("commandstats")
+    for _ in range(5):
+        assert (await submit_and_wait(warm_engine, "noop")).state == "succeeded"
+    after = await warm_engine.client.info("commandstats")
+    assert after.get("cmdstat_subscribe") == before.get("cmdstat_subscribe")
+
+
+async def test_a_task_that_goes_on_is_answered_as_it_began_when_the_time_is_up(engine: Engine) -> None:
+    item = Submission(type="sleep", data=Raw(b"30"))
+    async with asyncio.timeout(5):
+        result = (await engine.submit([item], hold_s=0.05))[0]
+    assert isinstance(result, Submitted)
+    assert (result.task.state, result.task.attempt) == ("running", 1)
+    assert not engine.waiters.awaited
+    await engine.cancel(result.task.id)
+
+
+async def test_a_task_that_is_tried_again_is_not_taken_for_ended(engine: Engine) -> None:
+    item = Submission(type="fail", data=Raw(b'{"times": 1}'), max_attempts=2, backoff=BackoffJson(0.0, 1.0, 0.0))
+    result = (await engine.submit([item], hold_s=0.2))[0]
+    assert isinstance(result, Submitted)
+    done = await engine.wait(result.task.id, 10)
+    assert (done.state, done.attempt) == ("succeeded", 2)
+
+
+async def test_who_waits_for_a_task_that_is_cancelled_here_is_told_at_once(engine: Engine) -> None:
+    item = Submission(type="sleep", data=Raw(b"30"))
+    waiting = asyncio.create_task(engine.submit([item], hold_s=30.0))
+    await wait_until_async(lambda: bool(engine.worker.running), 5, "it runs")
+    (task_id,) = engine.worker.running
+    async with asyncio.timeout(5):
+        await engine.cancel(task_id)
+        await waiting
+        assert (await engine.wait(task_id, 30)).state == "cancelled"
+
+
+async def test_a_caller_that_gives_up_leaves_no_waiter_behind(engine: Engine) -> None:
+    waiting = asyncio.create_task(engine.submit([Submission(type="sleep", data=Raw(b"30"))], hold_s=0.3))
+    await wait_until_async(lambda: bool(engine.waiters.awaited), 5, "it waits")
+    waiting.cancel()
+    await wait_until_async(lambda: not engine.waiters.awaited, 5, "the waiter is gone")
+
+
+async def test_a_result_too_large_to_be_read_behind_its_settle_is_read_all_the_same(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.queue.dispatch.READ_BYTES_MAX", 1_000)
+    data = "x" * 2_000
+    item = Submission(type="process", data=Raw(msgspec.json.encode(data)))
+    result = (await engine.submit([item], hold_s=0.1))[0]
+    assert isinstance(result, Submitted)
+    done = await engine.wait(result.task.id, 5)
+    assert msgspec.json.decode(done.result)["processed"] == data
 
 
 async def test_a_task_without_retention_is_there_for_whoever_sends_it_twice(engine: Engine) -> None:
