@@ -55,6 +55,7 @@ class FakeEngine:
         self.ready = True
         self.broken = False
         self.finished = asyncio.Event()
+        self.waiting = 0  # calls of `wait` under way
         self.view = View("n1", "n1/00000000001-00000001", tuple(peers), None, 0, True, True)
         self.timeline = Timeline("n1", "life1")
         self._ids = Ids(1)
@@ -65,6 +66,7 @@ class FakeEngine:
         idempotency_keys: IdempotencyKeys = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
+        hold_s: float = 0.0,
     ) -> list[Submitted | RumorError]:
         self.calls.append("submit")
         self.traces.append(trace)
@@ -127,11 +129,16 @@ class FakeEngine:
 
     async def wait(self, task_id: str, wait_s: float) -> TaskJson:
         self.calls.append("wait")
+        if not self.redis_ok:
+            raise StoreUnavailable("Redis gave no answer within 0.8 s.")
+        self.waiting += 1
         try:
             async with asyncio.timeout(wait_s):
                 await self.finished.wait()
         except TimeoutError:
             pass
+        finally:
+            self.waiting -= 1
         return await self.get(task_id)
 
     async def cancel(self, task_id: str) -> TaskJson:

@@ -97,7 +97,10 @@ def query(kind: type[T], pairs: Mapping[str, str]) -> T:
 def no_query(pairs: Mapping[str, str]) -> None:
     """Raise BadRequest if there is a query parameter, for calls that take none."""
     for name in pairs:
-        raise BadRequest(f"unknown query parameter {name!r}.", "This call takes none; the body carries the fields.")
+        hint = "This call takes none; the body carries the fields."
+        if name == "wait_s":
+            hint = "POST /tasks waits for one task. Wait for each task of a batch with GET /tasks/{id}?wait_s=20."
+        raise BadRequest(f"unknown query parameter {name!r}.", hint)
 
 
 def idempotency_key(text: str | None) -> str | None:

@@ -7,14 +7,17 @@ what a peer is, beyond that its view row has a URL.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Protocol
 
+import msgspec
 from aiohttp import hdrs, web
 
 from cluster.config import Config
-from cluster.errors import BadRequest, RumorError, StoreUnavailable, TooLarge, TooSlow
+from cluster.errors import BadRequest, NotFound, RumorError, StoreUnavailable, TooLarge, TooSlow
 from cluster.view import View
 from node import trace_context
 from node.gateway import forward, parse
@@ -24,6 +27,8 @@ from node.gateway.waits import OpenWaits
 from node.observe.metrics import Metrics
 from node.observe.tracing import Tracing
 from node.schema import (
+    ENDED,
+    EXPIRED,
     BatchJson,
     BatchKey,
     ErrorJson,
@@ -32,6 +37,7 @@ from node.schema import (
     Removed,
     Replayed,
     Submission,
+    SubmitQuery,
     Submitted,
     TaskJson,
     TaskList,
@@ -39,7 +45,13 @@ from node.schema import (
 )
 
 ANSWER_WITHIN_S = 1.0  # time after which a submission that no node can store is refused
+AGAIN_S = 1.0  # pause of a submission that waits, before it reads again what no node can read
+HOLD_S = (
+    0.1  # time for which a submission that waits leaves the wait to the engine: most tasks that begin here end then
+)
 NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+
+_decode_task = msgspec.json.Decoder(TaskJson).decode
 
 
 class TaskEngine(Protocol):
@@ -59,6 +71,7 @@ class TaskEngine(Protocol):
         idempotency_keys: IdempotencyKeys = None,
         ids: Sequence[str] | None = None,
         trace: str | None = None,
+        hold_s: float = 0.0,
     ) -> Sequence[Submitted | RumorError]: ...
     async def get(self, task_id: str) -> TaskJson: ...
     async def wait(self, task_id: str, wait_s: float) -> TaskJson: ...
@@ -86,18 +99,59 @@ class TaskCalls:
 
     async def submit(self, request: web.Request) -> web.Response:
         started_s = time.monotonic()
+        wait_s = 0.0
+        if request.rel_url.raw_query_string:
+            wait_s = parse.query(SubmitQuery, request.query).wait_s
         item = parse.submission(await read_body(request, self._body_max), self._nesting_max)
         request_headers = request.headers
         key = parse.idempotency_key(request_headers.get("Idempotency-Key"))
         keys = None if key is None else [key]
-        result = (await self._store([item], keys, trace_context.received(request_headers), started_s))[0]
+        trace = trace_context.received(request_headers)
+        result = (await self._store([item], keys, trace, started_s, min(wait_s, HOLD_S)))[0]
         if isinstance(result, RumorError):
             raise result
         task = result.task
+        status = 202 if result.is_new else 200
+        if wait_s > 0:
+            task = await self._ended(request, task, started_s + wait_s)
+            status = 200 if task.state in ENDED else 202
         headers = {**JSON_HEADERS, hdrs.LOCATION: "/tasks/" + task.id}
         if task.traceparent:
             headers.update(_trace_headers([task]))
-        return web.Response(body=json_line(task), status=202 if result.is_new else 200, headers=headers)
+        return web.Response(body=json_line(task), status=status, headers=headers)
+
+    async def _ended(self, request: web.Request, task: TaskJson, until_s: float) -> TaskJson:
+        """The task of a submission once it has ended, or as it is at `until_s` or when the node stops."""
+        if task.state in ENDED:
+            return task
+        try:
+            async with self._waiting(request):
+                return await self._followed(task, until_s)
+        except TimeoutError:  # The node shuts down.
+            with contextlib.suppress(RumorError):
+                return await self._engine.get(task.id)
+            return task
+
+    async def _followed(self, task: TaskJson, until_s: float) -> TaskJson:
+        """The same while the node goes on. The task is stored, so nothing that fails from here on is an error.
+
+        While this node cannot read the task, it asks a peer; while no peer can either, it tries again.
+        """
+        while True:
+            left_s = max(0.0, until_s - time.monotonic())
+            try:
+                return await self._engine.wait(task.id, left_s)
+            except NotFound:
+                task.state = EXPIRED
+                return task
+            except RumorError:
+                path = f"/tasks/{task.id}?wait_s={left_s:.3f}"
+                answer = await self._forwarder.read(self._engine.view, path, until_s + ANSWER_WITHIN_S)
+            if answer is not None and answer[0] == HTTPStatus.OK:
+                return _decode_task(answer[1])
+            if left_s == 0:
+                return task
+            await asyncio.sleep(min(left_s, AGAIN_S))
 
     async def submit_batch(self, request: web.Request) -> web.StreamResponse:
         started_s = time.monotonic()
@@ -176,11 +230,16 @@ class TaskCalls:
         return results
 
     async def _store_or_forward(
-        self, items: Sequence[Submission], keys: IdempotencyKeys, trace: str | None, started_s: float
+        self,
+        items: Sequence[Submission],
+        keys: IdempotencyKeys,
+        trace: str | None,
+        started_s: float,
+        hold_s: float = 0.0,
     ) -> Sequence[Submitted | RumorError]:
         """Store here or, when Redis does not answer, through a peer."""
         try:
-            return await self._engine.submit(items, keys, trace=trace)
+            return await self._engine.submit(items, keys, trace=trace, hold_s=hold_s)
         except StoreUnavailable as error:
             if len(error.ids) != len(items) or not any(error.ids):
                 raise
@@ -212,7 +271,7 @@ class TaskCalls:
         started_s = time.monotonic()
         wait_s = parse.query(TaskQuery, request.query).wait_s
         try:
-            return as_json(await self._get(request.match_info["id"], wait_s))
+            return as_json(await self._get(request, wait_s))
         except StoreUnavailable:
             if forward.FORWARDED in request.headers:
                 raise
@@ -222,15 +281,27 @@ class TaskCalls:
                 raise
             return web.Response(status=answer[0], body=answer[1], headers=JSON_HEADERS)
 
-    async def _get(self, task_id: str, wait_s: float) -> TaskJson:
-        if wait_s == 0:
-            return await self._engine.get(task_id)
-        try:
-            with self._waits.hold() as wait:
-                async with wait:
+    async def _get(self, request: web.Request, wait_s: float) -> TaskJson:
+        task_id = request.match_info["id"]
+        if wait_s > 0:
+            try:
+                async with self._waiting(request):
                     return await self._engine.wait(task_id, wait_s)
-        except TimeoutError:  # The node shuts down.
-            return await self._engine.get(task_id)
+            except TimeoutError:
+                pass  # The node shuts down.
+        return await self._engine.get(task_id)
+
+    @contextlib.asynccontextmanager
+    async def _waiting(self, request: web.Request) -> AsyncIterator[None]:
+        """Raises TimeoutError when the node stops, and ConnectionError soon after the client has gone."""
+        try:
+            with self._waits.hold(lambda: request.transport is None) as wait:
+                async with wait:
+                    yield
+        except TimeoutError:
+            if request.transport is None:
+                raise ConnectionError("the client has gone") from None
+            raise
 
     # ---- changing
 

@@ -81,11 +81,15 @@ class Otel:
 
     def sending(self, store: Store) -> Store:
         async def traced(
-            items: Sequence[Submission], keys: IdempotencyKeys, context: str | None, started_s: float
+            items: Sequence[Submission],
+            keys: IdempotencyKeys,
+            context: str | None,
+            started_s: float,
+            *hold_s: float,
         ) -> Stored:
             # Asking the SDK costs 5 us. The usual sampler's answer can be computed beforehand, and it is mostly no.
             if context is None and self._ids.draw() & ALL - 1 >= self._bound:
-                return await store(items, keys, None, started_s)
+                return await store(items, keys, None, started_s, *hold_s)
             span = self._start(
                 _name("send", items),
                 Context() if context is None else _parent(context),
@@ -93,8 +97,8 @@ class Otel:
                 {**_operation("send"), "messaging.batch.message_count": len(items)},
             )
             if not span.is_recording():
-                return await store(items, keys, context, started_s)
-            with _around(span):
+                return await store(items, keys, context, started_s, *hold_s)
+            with _around(span):  # without hold_s: the span is that of the submission, not of the task
                 results = await store(items, keys, _context_of(span), started_s)
                 _describe(span, results)
                 return results

@@ -19,7 +19,7 @@ import structlog
 
 from cluster.errors import RumorError
 from cluster.shards.task import Claimed, Lost, Outcome
-from node.schema import IdempotencyKeys, Submission, Submitted
+from node.schema import Submitted
 
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
@@ -30,7 +30,8 @@ PROTOCOL = "http/protobuf"
 INSTALL = "In a checkout: .venv/bin/pip install -e '.[otel]'; in an application: pip install '/path/to/rumor[otel]'."
 
 Stored = Sequence[Submitted | RumorError]
-Store = Callable[[Sequence[Submission], IdempotencyKeys, str | None, float], Awaitable[Stored]]
+# Stores submissions under their keys, with a trace context, of a call that came then; `hold_s` if it waits.
+Store = Callable[..., Awaitable[Stored]]
 Forwarding = Callable[..., Awaitable[list[Submitted | RumorError]]]
 
 log = structlog.get_logger("rumor.tracing")
