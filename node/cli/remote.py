@@ -18,6 +18,7 @@ import click
 from cluster.errors import ConfigError, RumorError
 from node.cli import hints, output
 from node.client import calls
+from node.client.asking import WAIT_SPARE_S
 from node.client.blocking import SyncClient
 from node.client.errors import NotFinished
 from node.client.nodes import DEFAULT_URL, addresses
@@ -26,6 +27,7 @@ from node.client.task import Task
 WITHIN_S = 10.0
 REPLAY_WITHIN_S = 600.0
 WAIT_STEP_S = 2.0  # the time between two looks at the progress of a task
+FIRST_WAIT_S = 0.5  # the time in which a short task ends before anything is shown about it
 SILENCE_MAX_S = 30.0  # the time for which a wait goes on while no node answers
 EACH_CHUNK = calls.BATCH_TASKS
 ENDED_BADLY = ("dead", "cancelled")
@@ -149,14 +151,16 @@ def submit(
     with connect(url, ca_file, waits=waits or each) as client:
         if each:
             return submit_each(client, task_type, options, idempotency_key, as_json)
+        began_s = time.monotonic()
         task = client.submit(
             task_type,
             parse_data(sys.stdin.read() if data == "-" else data),
             idempotency_key=idempotency_key,
+            wait_s=max(0.0, FIRST_WAIT_S if wait_s is None else min(FIRST_WAIT_S, wait_s)) if waits else 0.0,
             **options,
         )
         if waits:
-            return wait_for(client, task, wait_s, as_json)
+            return wait_for(client, task, wait_s, as_json, began_s)
     output.as_json(task.told) if as_json else click.echo(task.id)
     return 0
 
@@ -191,7 +195,7 @@ def task(task_id: str, wait: bool, wait_s: float | None, url: str, ca_file: str,
     waits = wait or wait_s is not None
     with connect(url, ca_file, waits=waits) as client:
         task = client.get(task_id)
-        return wait_for(client, task, wait_s, as_json) if waits else show_task(task, as_json)
+        return wait_for(client, task, wait_s, as_json, time.monotonic()) if waits else show_task(task, as_json)
 
 
 @click.command()
@@ -342,9 +346,9 @@ def for_each(call: Callable[[str], Task[Any]], task_ids: Sequence[str], as_json:
     return 1 if failed else 0
 
 
-def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json: bool) -> int:
-    """Show the task once it has ended, or as it is when the time is up. Returns the exit status."""
-    began_s = answered_s = time.monotonic()
+def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json: bool, began_s: float) -> int:
+    """Show the task once it has ended, or as it is `wait_s` after `began_s`. Returns the exit status."""
+    answered_s = time.monotonic()
     with output.waiting(output.in_words(task), quiet=as_json) as tell:
         while not task.is_finished:
             now_s = time.monotonic()
@@ -352,7 +356,7 @@ def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json:
             if left_s <= 0:
                 break
             try:
-                task = client.wait(task.id, within_s=min(WAIT_STEP_S, left_s))
+                task = client.wait(task.id, within_s=min(WAIT_STEP_S, left_s) + WAIT_SPARE_S)
                 break
             except NotFinished as error:
                 task, answered_s = error.task, now_s

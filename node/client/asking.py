@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from node.client.nodes import Nodes
 ATTEMPT_S = 5.0  # the time one node has for an ordinary request before another is asked
 CONNECT_S = 2.0
 LEARN_S = 1.0
+WAIT_SPARE_S = 0.2  # the time kept for the last answer of a wait to arrive
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0
 RETRY_AFTER_MAX_S = 30.0
 PASSING = (429, 503, *GATEWAY_DOWN)
@@ -42,6 +43,7 @@ class Request:
     attempt_s: float = ATTEMPT_S
     is_repeatable: bool = True  # whether doing it twice does no more than doing it once
     accepts: tuple[int, ...] = ()  # statuses over 399 that count as answers
+    wait_s: float | None = None  # how long the node may wait for the task's end; less where the deadline is nearer
     meanwhile: Callable[[], None] | None = None  # the caller's work for the time in which the node is at this request
     is_raw: bool = False  # whether the caller wants a good answer's bytes, to decode them when there is time
 
@@ -139,7 +141,8 @@ class _Attempts:
             return self._pause(left_s)
         self._asked.append(url)
         has_others = self._request.is_repeatable and len(self._asked) < len(self._nodes.known())
-        return Ask(url, self._request, _attempt_s(self._request, left_s, has_others))
+        request = _in_time(self._request, left_s)
+        return Ask(url, request, _attempt_s(request, left_s, has_others))
 
     def take(self, url: str, outcome: Answer | NoAnswer, now_s: float) -> Any:
         """The answer; None if another attempt may follow. Raises what no further attempt can mend."""
@@ -201,6 +204,14 @@ class _Attempts:
         if self._is_doubtful:
             hint = "It may have been carried out: look before you repeat it."
         return Unreachable(message, hint, self._is_doubtful)
+
+
+def _in_time(request: Request, left_s: float) -> Request:
+    """The request with a wait that this attempt has time for; ATTEMPT_S later the client leaves a node that hangs."""
+    if request.wait_s is None:
+        return request
+    wait_s = min(request.wait_s, max(0.0, left_s - WAIT_SPARE_S))
+    return replace(request, query={**request.query, "wait_s": f"{wait_s:.3f}"}, attempt_s=wait_s + ATTEMPT_S)
 
 
 def _attempt_s(request: Request, left_s: float, has_others: bool) -> float:

@@ -9,6 +9,7 @@ Does not know: what to send, which node to ask, when to try again.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -82,11 +83,53 @@ class Client:
         data: Any = None,
         *,
         idempotency_key: str | None = None,
+        wait_s: float = 0.0,
         within_s: float | None = None,
         **options: Unpack[Options],
     ) -> Task[Any]:
-        """Submit a task. Under the same `idempotency_key` it is the same task; without one, a new one each time."""
-        return await self._do(calls.submit(self._asker(within_s), type, data, idempotency_key, options))
+        """Submit a task. Under the same `idempotency_key` it is the same task; without one, a new one each time.
+
+        `wait_s`: the node answers once the task has ended, or with the task as it is after so long; 60 at most.
+        """
+        return await self._do(calls.submit(self._asker(within_s), type, data, idempotency_key, options, wait_s))
+
+    @overload
+    async def run(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Any: ...
+    @overload
+    async def run(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        result_type: builtins.type[T],
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> T: ...
+    async def run(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        result_type: builtins.type[T] | None = None,
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Submit a task and wait for its result, which takes one request if the task ends soon.
+
+        Raises what `submit` and `result` raise. A repeat of its own, after an answer that was lost, is the same task.
+        """
+        steps = calls.run(self._asker(within_s), type, data, idempotency_key, options, result_type)
+        return result_of(await self._do(steps))
 
     async def submit_many(
         self, items: Iterable[Item], *, idempotency_key: str | None = None, within_s: float | None = None

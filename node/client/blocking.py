@@ -8,6 +8,7 @@ Does not know: what to send, which node to ask, when to try again.
 
 from __future__ import annotations
 
+import builtins
 import http.client
 import os
 import ssl
@@ -86,11 +87,53 @@ class SyncClient:
         data: Any = None,
         *,
         idempotency_key: str | None = None,
+        wait_s: float = 0.0,
         within_s: float | None = None,
         **options: Unpack[Options],
     ) -> Task[Any]:
-        """Submit a task. Under the same `idempotency_key` it is the same task; without one, a new one each time."""
-        return self._do(calls.submit(self._asker(within_s), type, data, idempotency_key, options))
+        """Submit a task. Under the same `idempotency_key` it is the same task; without one, a new one each time.
+
+        `wait_s`: the node answers once the task has ended, or with the task as it is after so long; 60 at most.
+        """
+        return self._do(calls.submit(self._asker(within_s), type, data, idempotency_key, options, wait_s))
+
+    @overload
+    def run(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Any: ...
+    @overload
+    def run(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        result_type: builtins.type[T],
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> T: ...
+    def run(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        result_type: builtins.type[T] | None = None,
+        within_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Submit a task and wait for its result, which takes one request if the task ends soon.
+
+        Raises what `submit` and `result` raise. A repeat of its own, after an answer that was lost, is the same task.
+        """
+        steps = calls.run(self._asker(within_s), type, data, idempotency_key, options, result_type)
+        return result_of(self._do(steps))
 
     def submit_many(
         self, items: Iterable[Item], *, idempotency_key: str | None = None, within_s: float | None = None

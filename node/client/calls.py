@@ -6,6 +6,7 @@ Idempotency-Key gets one here, before the first attempt, so that repeating it on
 
 from __future__ import annotations
 
+import builtins
 import json
 import secrets
 from collections.abc import Iterable, Mapping
@@ -17,14 +18,13 @@ from urllib.parse import quote
 
 from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthorized
 from node import trace_context
-from node.client.asking import ATTEMPT_S, Pause, Request, Steps, carry_out, decoded
+from node.client.asking import WAIT_SPARE_S, Pause, Request, Steps, carry_out, decoded
 from node.client.errors import NotFinished, error_of
 from node.client.nodes import Nodes
 from node.client.task import Page, Task, task_of, typed
 
 WAIT_AGAIN_S = 0.2  # the pause after an answer that came too early: a node that stops answers a wait at once
-WAIT_STEP_S = 10.0  # the length of one GET of a wait; a client leaves a node that hangs after this plus ATTEMPT_S
-WAIT_SPARE_S = 0.2  # the time kept for the last answer to arrive
+WAIT_STEP_S = 10.0  # the longest that one request of a wait stays open
 BATCH_TASKS = 1_000
 BATCH_BYTES = 4_194_304
 BATCH_ATTEMPT_S = 20.0
@@ -74,9 +74,27 @@ class Asker:
         return carry_out(request, self.nodes, self.rng, now_s, within_s, self.insists)
 
 
-def submit(asker: Asker, type: str, data: Any, key: str | None, options: Mapping[str, Any]) -> Steps[Task[Any]]:
+def submit(
+    asker: Asker, type: str, data: Any, key: str | None, options: Mapping[str, Any], wait_s: float = 0.0
+) -> Steps[Task[Any]]:
+    return task_of((yield from asker.ask(_post(type, data, key, options, wait_s))))
+
+
+def run(
+    asker: Asker,
+    type: str,
+    data: Any,
+    key: str | None,
+    options: Mapping[str, Any],
+    result_type: builtins.type[T] | None,
+) -> Steps[Task[T]]:
+    """Submit a task; the task once it has ended. Raises NotFinished when the time is up."""
+    return (yield from _ended(asker, _post(type, data, key, options, WAIT_STEP_S), result_type))
+
+
+def _post(type: str, data: Any, key: str | None, options: Mapping[str, Any], wait_s: float) -> Request:
     body = encoded({"type": type, "data": data, **options})
-    return task_of((yield from asker.ask(Request("POST", "/tasks", body=body, headers=_headers(key or new_key())))))
+    return Request("POST", "/tasks", body=body, headers=_headers(key or new_key()), wait_s=wait_s or None)
 
 
 def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[list[Result]]:
@@ -147,20 +165,28 @@ def get(asker: Asker, task_id: str) -> Steps[Task[Any]]:
 
 def wait(asker: Asker, task_id: str, type: type[T] | None) -> Steps[Task[T]]:
     """The task once it has ended. Raises NotFinished when the time is up."""
+    return (yield from _ended(asker, _get(task_id), type))
+
+
+def _get(task_id: str) -> Request:
+    return Request("GET", _task(task_id), wait_s=WAIT_STEP_S)
+
+
+def _ended(asker: Asker, request: Request, type: type[T] | None) -> Steps[Task[T]]:
+    """The task of this request's answer once it has ended. If it goes on then, read it until it has ended."""
     now_s, deadline_s = asker.now_s, asker.now_s + asker.within_s
     while True:
-        left_s = deadline_s - now_s
-        step_s = min(WAIT_STEP_S, max(0.0, left_s - WAIT_SPARE_S))
-        request = Request("GET", _task(task_id), {"wait_s": f"{step_s:.3f}"}, attempt_s=step_s + ATTEMPT_S)
+        left_s = max(deadline_s - now_s, 0.01)
         asked_s = now_s
-        answer, now_s = yield from asker.ask_at(request, now_s, max(left_s, 0.01))
+        answer, now_s = yield from asker.ask_at(request, now_s, left_s)
         task = task_of(answer)
         if task.is_finished:
             return typed(task, type)
         if deadline_s - now_s <= WAIT_SPARE_S:
             raise NotFinished(task, asker.within_s)
-        if now_s - asked_s < step_s / 2:
+        if now_s - asked_s < min(WAIT_STEP_S, left_s - WAIT_SPARE_S) / 2:
             _, now_s = yield Pause(WAIT_AGAIN_S)
+        request = _get(task.id)
 
 
 def cancel(asker: Asker, task_id: str) -> Steps[Task[Any]]:

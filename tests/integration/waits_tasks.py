@@ -19,3 +19,9 @@ async def held_by_client(path: str) -> bool:
             return end.recv(1) == b"!"
         except TimeoutError:
             return False
+
+
+@task(queue="far")
+async def far(data: int) -> int:
+    """A task that only a node with the queue `far` runs."""
+    return 2 * data

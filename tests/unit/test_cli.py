@@ -173,6 +173,12 @@ def test_workers_are_listed_with_their_slots(asked: list[dict[str, Any]], capsys
 def test_submit_can_wait_for_the_outcome(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("submit", "noop", "--wait", "--json") == 0
     assert json.loads(capsys.readouterr().out) == TASK
+    assert asked[-1]["call"] == ("POST", "/tasks"), "a task that ends soon takes one request"
+    assert asked[-1]["query"] == "wait_s=0.500"
+    assert run("submit", "noop", "--wait-s", "0.1", "--json") == 0
+    assert asked[-1]["query"] == "wait_s=0.100"
+    assert run("submit", "noop") == 0
+    assert asked[-1]["query"] == ""
     assert run("task", "01B-1f", "--wait") == 1
 
 

@@ -33,6 +33,7 @@ from node.client.errors import BadResult
 from node.client.task import Task
 from node.gateway import app
 from tests.fake_engine import FakeEngine
+from tests.waiting import wait_until_async
 
 DEAD_PORT = "http://127.0.0.1:1"
 FAILURE = b'{"type": "ZeroDivisionError", "message": "by zero", "traceback": "Traceback: here"}'
@@ -155,6 +156,48 @@ async def test_a_task_that_does_not_end_in_time_goes_on(use: Callable[..., Used]
     with pytest.raises(NotFinished) as told:
         await call("result", task.id, within_s=0.4)
     assert told.value.task.state == "queued"
+
+
+async def when_it_waits(engine: FakeEngine, state: str, **more: bytes) -> None:
+    """End the task of a call as soon as it waits for it."""
+    await wait_until_async(lambda: engine.waiting == 1, 5, "the call waits")
+    (task_id,) = engine.tasks
+    ended(engine, task_id, state, **more)
+
+
+async def test_run_is_a_submission_and_its_result_in_one_request(
+    use: Callable[..., Used], url: str, engine: FakeEngine
+) -> None:
+    call = use(url)
+    running = asyncio.create_task(call("run", "noop", {"n": 1}, queue="mail", result_type=Point))
+    await when_it_waits(engine, "succeeded", result=b'{"x": 1, "y": 2}')
+    assert await running == Point(1, 2)
+    (task,) = engine.tasks.values()
+    assert (task.queue, bytes(task.data)) == ("mail", b'{"n":1}')
+    assert [name for name in engine.calls if name in ("submit", "wait")] == ["submit", "wait"]
+
+
+@pytest.mark.parametrize(("state", "raised"), [("dead", TaskFailed), ("cancelled", TaskCancelled)])
+async def test_run_raises_what_the_handler_raised(
+    use: Callable[..., Used], url: str, engine: FakeEngine, state: str, raised: type[TaskFailed]
+) -> None:
+    running = asyncio.create_task(use(url)("run", "noop"))
+    await when_it_waits(engine, state, error=FAILURE)
+    with pytest.raises(raised) as told:
+        await running
+    assert (told.value.type, told.value.task.state) == ("ZeroDivisionError", state)
+
+
+async def test_run_and_submit_raise_or_tell_when_the_time_is_up(use: Callable[..., Used], url: str) -> None:
+    call = use(url)
+    with pytest.raises(NotFinished) as told:
+        await call("run", "noop", within_s=0.4)
+    assert told.value.task.state == "queued"
+    assert (await call("submit", "noop", wait_s=0.05)).state == "queued"
+    with pytest.raises(BadRequest, match="wait_s"):
+        await call("submit", "noop", wait_s=61, within_s=90)
+    with pytest.raises(UnknownType):
+        await call("run", "no such type")
 
 
 async def test_what_msgspec_knows_can_be_data(use: Callable[..., Used], url: str) -> None:

@@ -285,6 +285,34 @@ def test_a_wait_ends_with_the_task_or_at_the_deadline_with_the_task_as_it_is() -
     assert world.now_s <= 100.5
 
 
+def test_a_run_is_repeated_under_its_own_key_and_goes_on_with_reads() -> None:
+    running = Answer(202, b'{"id": "1", "type": "noop", "state": "running"}')
+    done = Answer(200, b'{"id": "1", "type": "noop", "state": "succeeded", "result": 7}')
+    world = World(in_turn(BROKEN, DOUBTFUL, running, BROKEN, done))
+    assert world.run(calls.run(asker(world, 20.0), "noop", 1, None, {"priority": "high"}, int)).result == 7
+    requests = [ask.request for ask in world.asks]
+    assert [request.method for request in requests] == ["POST", "POST", "POST", "GET", "GET"]
+    assert len({request.headers["Idempotency-Key"] for request in requests[:3]}) == 1
+    assert json.loads(requests[0].body or b"") == {"type": "noop", "data": 1, "priority": "high"}
+    assert requests[-1].path == "/tasks/1"
+
+
+def test_no_attempt_waits_past_the_deadline() -> None:
+    """Else the node would answer too late, and the caller would not hear which task goes on."""
+    slow = [BROKEN, Answer(202, b'{"id": "1", "type": "noop", "state": "running"}')]
+
+    def says(ask: Ask) -> Answer | NoAnswer:
+        world.now_s += float(ask.request.query["wait_s"])
+        assert ask.within_s > float(ask.request.query["wait_s"]) or ask.within_s < 0.2
+        return slow.pop(0)
+
+    world = World(says)
+    with pytest.raises(NotFinished):
+        world.run(calls.run(asker(world, 12.0), "noop", 1, None, {}, None))
+    assert [float(ask.request.query["wait_s"]) for ask in world.asks] == pytest.approx([10.0, 1.7])
+    assert world.now_s == pytest.approx(111.9)
+
+
 def test_a_task_id_cannot_lead_elsewhere() -> None:
     world = World(lambda _: error(404, "not_found"))
     with pytest.raises(NotFound):
