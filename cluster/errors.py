@@ -113,6 +113,13 @@ class TooManyListeners(RumorError):
     status = 429
 
 
+class TooManyReads(RumorError):
+    """This node makes as many lists as it may (429). Nothing happened; ask again, or ask another node."""
+
+    code = "too_many_reads"
+    status = 429
+
+
 class TooManyConnections(RumorError):
     """This node has no room for another connection (503). Nothing happened; another node may have room."""
 
@@ -151,6 +158,7 @@ class StoreUnavailable(RumorError):
     `may_have_happened`: True if a call left this node and got no answer, so that Redis may have carried it out. False
     if no call left this node, or if Redis refused it.
     `refusal`: why Redis, which did answer, refused.
+    `why`: in a few words, why there is no answer.
     `ids`: the ids that the submission fixed before its first call, one for each task in order. With them another node
     can carry out the same submission without storing a task twice.
     `plan`: what the Idempotency-Key of a batch stands for, to be handed on with the ids.
@@ -167,8 +175,10 @@ class StoreUnavailable(RumorError):
         ids: Sequence[str] = (),
         refusal: Refusal | None = None,
         plan: bytes = b"",
+        why: str = "",
     ) -> None:
         super().__init__(message, hint)
+        self.why = why
         self.may_have_happened = may_have_happened
         self.plan = plan
         self.ids = list(ids)
@@ -185,6 +195,24 @@ def away(storing: bool = False) -> StoreUnavailable:
     """The error while this node knows that Redis is away, and sends it nothing: nothing happened."""
     message = "Redis does not answer; nothing was stored." if storing else "Redis does not answer."
     return StoreUnavailable(message, "Try again soon.", may_have_happened=False)
+
+
+def unanswered(why: str, is_sent: bool) -> StoreUnavailable:
+    """The error for a call to which Redis gave no answer; `is_sent`: whether it left this node."""
+    return StoreUnavailable(
+        f"Redis: {why}; the call {'may have been' if is_sent else 'was not'} carried out.",
+        "Send it again with the same Idempotency-Key: it cannot be stored twice.",
+        may_have_happened=is_sent,
+        why=why,
+    )
+
+
+def unread(error: StoreUnavailable) -> StoreUnavailable:
+    """The same error in a reader's words: a read changes nothing, so nothing may have happened."""
+    if error.refusal is not None:
+        return error
+    message = f"Redis: {error.why}; nothing was read." if error.why else error.message
+    return StoreUnavailable(message, "Ask again in a moment, or ask another node.", may_have_happened=False)
 
 
 class TaskUnreadable(RumorError):

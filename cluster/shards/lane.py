@@ -21,7 +21,7 @@ from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from cluster.deadline import ends_within
-from cluster.errors import StoreUnavailable, TaskUnreadable, away
+from cluster.errors import TaskUnreadable, away, unanswered
 from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
 
@@ -164,12 +164,7 @@ class Lane:
             await self._connection.disconnect(nowait=True)
             self._set_up(False)
             what = str(error).rstrip(".") or f"no answer within {self._timeout_s} s"
-            failure = StoreUnavailable(
-                f"Redis: {what}; the call {'may have been' if sent else 'was not'} carried out.",
-                "Send it again with the same Idempotency-Key: it cannot be stored twice.",
-                may_have_happened=sent,
-            )
-            replies = [failure] * len(calls)
+            replies = [unanswered(what, sent)] * len(calls)
         else:
             if any(isinstance(reply, ReadOnlyError) for reply in replies):
                 await self._connection.disconnect(nowait=True)  # a demoted master: the address may lead to the new one

@@ -1,7 +1,8 @@
 """The shards' traffic: every call of this node to a shard goes through here, on the lane that the call's key chooses.
 
 There are two lanes, so that Redis works at one group while Python works at the answers to the other. Everything about
-one shard uses one lane, which keeps its calls in order. Only this module knows how many lanes there are: the dispatcher
+one shard uses one lane, which keeps its calls in order. Lists and counts take no lane: they wait aside (`look`), on a
+connection of their own. Only this module knows how many lanes there are: the dispatcher
 gathers work for the next group by the lane number that `collect` is handed. With Redis Cluster, each master would have
 lanes of its own.
 
@@ -19,11 +20,13 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from cluster import keys
-from cluster.errors import StoreUnavailable, away, refused
+from cluster.errors import StoreUnavailable, away, refused, unanswered
+from cluster.shards.aside import Aside
 from cluster.shards.calls import Calls
 from cluster.shards.lane import Call, Lane, OnReply, T
 
 LANES = 2
+LOOK_WITHIN_S = 5.0  # time after which a read that still waits for its turn fails
 
 
 class Shards:
@@ -48,6 +51,7 @@ class Shards:
             for lane in self.lanes
         ]
         self._kicks = [lane.kick for lane in self._lanes]
+        self._aside = Aside(client, timeout_s)
 
     def collect_with(self, collect: Callable[[int], list[Call[Any]]], on_state: Callable[[bool], None]) -> None:
         """Ask `collect` for its part of each group that a lane sends.
@@ -60,11 +64,13 @@ class Shards:
         """Begin to exchange; needs the running loop."""
         for lane in self._lanes:
             lane.start()
+        self._aside.start()
 
     async def close(self) -> None:
         """End without waiting for the groups under way."""
         for lane in self._lanes:
             await lane.close()
+        await self._aside.close()
 
     # ---- calls
 
@@ -79,6 +85,19 @@ class Shards:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.send(make(partial(_resolve, future)))
         return await future
+
+    async def look(self, make: Callable[[OnReply[T]], Call[T]], us: int) -> T:
+        """Send a read aside and wait for its answer. Raises StoreUnavailable if Redis is away, refuses or is too busy.
+
+        For lists and counts, which nobody's work waits for. `us`: microseconds for which the call may hold Redis.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._aside.add(make(partial(_resolve, future)), us)
+        try:
+            async with asyncio.timeout(LOOK_WITHIN_S):
+                return await future
+        except TimeoutError:
+            raise unanswered(f"this read waited {LOOK_WITHIN_S:g} s for its turn", is_sent=False) from None
 
     def kick(self, lane: int) -> None:
         """Ask `collect` for that lane although there is no call to send."""
