@@ -212,7 +212,8 @@ def unread(error: StoreUnavailable) -> StoreUnavailable:
     if error.refusal is not None:
         return error
     message = f"Redis: {error.why}; nothing was read." if error.why else error.message
-    return StoreUnavailable(message, "Ask again in a moment, or ask another node.", may_have_happened=False)
+    hint = "Ask again in a moment, or ask another node."
+    return StoreUnavailable(message, hint, may_have_happened=False, why=error.why)
 
 
 class TaskUnreadable(RumorError):

@@ -21,6 +21,7 @@ WAIT_MAX_S = 60.0
 LIST_MAX = 500
 EXPIRED = "expired"  # stands as the state of a first task that is past its retention
 ENDED = TERMINAL | {EXPIRED}
+FIELDS = ("data", "result", "error")  # what a list shows only on request
 NULL = Raw(b"null")
 
 Priority = Literal["low", "normal", "high"] | Annotated[int, Meta(ge=0, le=9)]
@@ -102,7 +103,7 @@ class TaskJson(Struct, kw_only=True, gc=False):
     state: str
     queue: str
     priority: int
-    data: Raw
+    data: Annotated[Raw | UnsetType, Meta(description="In a list only if `fields` names it.")] = UNSET
     attempt: int
     max_attempts: int
     delivery: int
@@ -114,8 +115,10 @@ class TaskJson(Struct, kw_only=True, gc=False):
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     node_id: str | None = None
-    result: Raw = NULL
-    error: Raw = NULL
+    result: Annotated[Raw | UnsetType, Meta(description="In a list only if `fields` names it.")] = NULL
+    error: Annotated[
+        Raw, Meta(description="In a list type and message alone, unless `fields` names it: then the traceback too.")
+    ] = NULL
     progress: Raw = NULL
     key: str | None = None
     traceparent: Annotated[
@@ -167,6 +170,11 @@ class ListQuery(Struct, kw_only=True, frozen=True):
     state: Annotated[State | None, Meta(description="Only tasks in this state.")] = None
     type: Annotated[str | None, Meta(description="Only tasks of this type.")] = None
     key: Annotated[str | None, Meta(description="Only tasks with this key.")] = None
+    queue: Annotated[str | None, Meta(description="With state=queued: only tasks of this queue.")] = None
+    fields: Annotated[
+        str | None,
+        Meta(description="What each task shows beside its summary: data, result, error; with commas between them."),
+    ] = None
     limit: Annotated[int, Meta(ge=1, le=LIST_MAX, description="Tasks on a page, at most.")] = 50
     cursor: Annotated[
         Annotated[str, Meta(max_length=1024)] | None, Meta(description="The cursor of the page before.")
@@ -203,10 +211,18 @@ class ClusterQuery(Struct, kw_only=True, frozen=True):
 
 
 class TaskList(Struct, frozen=True):
-    """A page of tasks, newest first; the last page has no cursor."""
+    """A page of tasks, newest first, each in short; the last page has no cursor."""
 
     tasks: list[TaskJson]
     cursor: str | None
+    searched: Annotated[int, Meta(description="How many tasks this call looked at.")] = 0
+    complete: Annotated[
+        bool,
+        Meta(
+            description="false: the page is shorter than it could be, because the call reached the bound of the tasks, "
+            "the bytes or the time that it may take. `cursor` goes on."
+        ),
+    ] = True
 
 
 class Replay(Struct, forbid_unknown_fields=True, frozen=True):

@@ -18,7 +18,7 @@ from node.observe.redis_memory import Memory
 from node.observe.timeline import Listener, Timeline
 from node.observe.tracing import OFF
 from node.queue.queries import carry
-from node.schema import BatchKey, IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson, run_at_ms
+from node.schema import BatchKey, IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson, TaskList, run_at_ms
 
 SHARDS = 64
 TYPES = frozenset({"process", "noop"})
@@ -167,13 +167,13 @@ class FakeEngine:
             del self.tasks[task_id]
         return len(dead)
 
-    async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
+    async def list_tasks(self, query: ListQuery) -> TaskList:
         if query.cursor is not None and query.cursor not in self.tasks:
             raise BadRequest(f"cursor is {query.cursor!r}: not one of ours.", "Use the cursor of the page before.")
         newest = sorted(self.tasks, reverse=True)
         after = [task_id for task_id in newest if query.cursor is None or task_id < query.cursor]
         page = [self.tasks[task_id] for task_id in after[: query.limit]]
-        return page, page[-1].id if len(after) > query.limit else None
+        return TaskList(page, page[-1].id if len(after) > query.limit else None, len(page), True)
 
     async def counts(self) -> dict[str, Any]:
         return {"states": {"queued": len(self.tasks)}, "queues": {"default": {"queued": len(self.tasks)}}}

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, get_args
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from node import schema
 from node.gateway.routes import CALLERS, COMMON_ERRORS, EXAMPLE_TASK, ROUTES, Route
@@ -205,8 +205,10 @@ def _plain(field: msgspec.structs.FieldInfo) -> tuple[str, Any] | tuple[str, Any
     if _is_raw(kind):
         kind = Annotated[Any, *get_args(kind)[1:]] if get_args(kind) else Any
         default = None if isinstance(default, Raw) else default
+        kind = kind | UnsetType if default is UNSET else kind
     return (field.name, kind) if default is msgspec.NODEFAULT else (field.name, kind, default)
 
 
 def _is_raw(kind: Any) -> bool:
-    return kind is Raw or get_args(kind)[:1] == (Raw,)
+    """Whether a field holds raw JSON: Raw, Annotated[Raw, …], or either of them or UNSET."""
+    return kind is Raw or any(_is_raw(part) for part in get_args(kind))

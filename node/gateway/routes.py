@@ -127,7 +127,7 @@ ROUTES = (
         "List tasks, newest first",
         {200: schema.TaskList},
         schema.ListQuery,
-        errors=(503,),
+        errors=(429, 503),
     ),
     Route(
         "GET",

@@ -79,7 +79,7 @@ class TaskEngine(Protocol):
     async def retry(self, task_id: str) -> TaskJson: ...
     async def replay(self, type: str | None, limit: int | None) -> int: ...
     async def purge_dead(self) -> int: ...
-    async def list_tasks(self, query: ListQuery) -> tuple[Sequence[TaskJson], str | None]: ...
+    async def list_tasks(self, query: ListQuery) -> TaskList: ...
 
 
 class TaskCalls:
@@ -264,8 +264,7 @@ class TaskCalls:
     # ---- reading
 
     async def list_tasks(self, request: web.Request) -> web.Response:
-        tasks, cursor = await self._engine.list_tasks(parse.query(ListQuery, request.query))
-        return as_json(TaskList(list(tasks), cursor))
+        return as_json(await self._engine.list_tasks(parse.query(ListQuery, request.query)))
 
     async def get_task(self, request: web.Request) -> web.Response:
         started_s = time.monotonic()

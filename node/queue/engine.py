@@ -20,7 +20,7 @@ import structlog
 
 from cluster.clock import wall_ms
 from cluster.config import Config
-from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable
+from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable, unanswered
 from cluster.session import node_of
 from cluster.shards.answers import QueueHead
 from cluster.shards.calls import Calls, connect
@@ -62,7 +62,7 @@ from node.queue.upkeep import Upkeep
 from node.queue.waiters import Waiters
 from node.queue.waiting import Waiting
 from node.queue.wakes import Cancelled, Due, Wakes, Work, parse_wake
-from node.schema import EXPIRED, IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson
+from node.schema import EXPIRED, IdempotencyKeys, ListQuery, Submission, Submitted, TaskJson, TaskList
 from node.tasks import Registry
 from node.work.worker import Worker
 
@@ -396,6 +396,10 @@ class Engine:
         """The task that a repeat stands for; its id alone if the task is past its retention."""
         try:
             return Submitted(await self.queries.get(repeat.task.id), False)
+        except StoreUnavailable as error:
+            if not error.why:
+                raise
+            raise unanswered(error.why, is_sent=True) from error  # in the words of a submission
         except NotFound:
             repeat.task.state = EXPIRED
             return repeat
@@ -426,8 +430,8 @@ class Engine:
         """Drop the whole dead letter queue; returns how many tasks it held."""
         return await self.amending.purge_dead()
 
-    async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
-        """A page of tasks, newest first, and the cursor of the next."""
+    async def list_tasks(self, query: ListQuery) -> TaskList:
+        """A page of tasks, newest first. Raises TooManyReads."""
         return await self.queries.page(query)
 
     async def counts(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from node.client.errors import Unreachable
 from node.client.one_node import Remote
 from node.gateway import app, server
 from node.lab.process import port_problem, wait_for
-from node.schema import ListQuery, TaskJson
+from node.schema import ListQuery, TaskJson, TaskList
 from scripts.screenshots import browser, page_of, until
 from tests.fake_engine import FakeEngine
 
@@ -101,8 +101,8 @@ class LargeEngine(FakeEngine):
             "events": self.timeline.own(events),
         }
 
-    async def list_tasks(self, query: ListQuery) -> tuple[list[TaskJson], str | None]:
-        return self._listed[: query.limit], self._listed[query.limit - 1].id
+    async def list_tasks(self, query: ListQuery) -> TaskList:
+        return TaskList(self._listed[: query.limit], self._listed[query.limit - 1].id, query.limit)
 
     async def live(self) -> None:
         """Report a sum each second, and every third second a death, seen by five nodes, or a return."""

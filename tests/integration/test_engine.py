@@ -344,22 +344,24 @@ async def test_a_listing_pages_through_everything_newest_first(engine: Engine) -
     seen: list[str] = []
     cursor = None
     while True:
-        page, cursor = await engine.list_tasks(ListQuery(limit=50, cursor=cursor))
-        seen += [task.id for task in page]
+        page = await engine.list_tasks(ListQuery(limit=50, cursor=cursor))
+        seen += [task.id for task in page.tasks]
+        cursor = page.cursor
+        assert page.complete
         if cursor is None:
             break
     assert seen == sorted(sent, reverse=True)
-    some, _ = await engine.list_tasks(ListQuery(key="k1", limit=500))
-    assert {task.key for task in some} == {"k1"}
-    assert len(some) == 43
+    some = await engine.list_tasks(ListQuery(key="k1", limit=500))
+    assert {task.key for task in some.tasks} == {"k1"}
+    assert len(some.tasks) == 43
 
 
 async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None:
     tasks = [await submit(engine, "fail", {"times": 1}, max_attempts=1) for _ in range(12)]
     for task in tasks:
         assert (await engine.wait(task.id, 5)).state == "dead"
-    page, _ = await engine.list_tasks(ListQuery(state="dead", limit=5))
-    assert len(page) == 5
+    page = await engine.list_tasks(ListQuery(state=State.DEAD, limit=5))
+    assert (len(page.tasks), page.complete) == (5, True)
     assert await engine.replay("noop", None) == 0
     assert await engine.replay("fail", 4) == 4
     for task in tasks:
@@ -433,7 +435,7 @@ async def test_what_another_program_wrote_in_a_task_s_place_does_not_hide_the_ot
     tasks = [await submit(engine, "noop", delay_s=60) for _ in range(3)]
     bucket = keys.bucket_prefix(engine.queries.shard(tasks[1].id)) + tasks[1].id[:9]
     await engine.client.hset(bucket, tasks[1].id, "no task")  # type: ignore[misc]
-    listed, _ = await engine.list_tasks(ListQuery())
+    listed = (await engine.list_tasks(ListQuery())).tasks
     assert [task.id for task in listed] == [tasks[2].id, tasks[0].id]
     with pytest.raises(TaskUnreadable, match="cannot be read: "):
         await engine.get(tasks[1].id)

@@ -92,7 +92,7 @@ async def test_a_history_is_bounded_in_entries_and_bytes_and_cut_at_whole_charac
 async def test_only_one_tasks_own_page_shows_its_history(engine: Engine) -> None:
     task = await submit(engine, "fail", max_attempts=1)
     await engine.wait(task.id, 5)
-    page, _ = await engine.list_tasks(ListQuery())
+    page = (await engine.list_tasks(ListQuery())).tasks
     assert [row.history for row in page] == [msgspec.UNSET]
     as_told: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(page[0]))
     assert "history" not in as_told

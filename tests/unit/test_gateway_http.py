@@ -96,7 +96,7 @@ async def test_a_query_that_does_not_fit_is_400_and_named(client: Client, query:
 
 async def test_an_unknown_query_parameter_is_told_the_known_ones(client: Client) -> None:
     error = await error_of(client, "GET", "/tasks?sate=dead", 400)
-    assert error["hint"] == "Did you mean state? Known here: state, type, key, limit, cursor."
+    assert error["hint"] == "Did you mean state? Known here: state, type, key, queue, fields, limit, cursor."
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/tasks"), ("DELETE", "/dead"), ("GET", "/health")])
