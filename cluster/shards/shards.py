@@ -26,7 +26,7 @@ from cluster.shards.calls import Calls
 from cluster.shards.lane import Call, Lane, OnReply, T
 
 LANES = 2
-LOOK_WITHIN_S = 5.0  # time after which a read that still waits for its turn fails
+LOOK_WITHIN_S = 3.0  # time after which a read that still waits for its turn fails
 
 
 class Shards:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.client.task import Task
+from node.client.task import Page, Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -91,6 +91,18 @@ def task_row(task: Task[Any]) -> tuple[str, ...]:
         task.queue,
         age,
     )
+
+
+def how_far(last: Page, found: int, searched: int) -> None:
+    """On stderr: how far a listing looked that ended with this page, where that matters, and how to go on."""
+    if found and last.is_complete:
+        if last.cursor:
+            click.echo(f"more: --cursor {last.cursor}", err=True)
+        return
+    looked = "" if last.searched is None else f"searched {searched:,} task{'' if searched == 1 else 's'}"
+    if not found:
+        looked = f"no task found; {looked}" if looked else "no task found"
+    click.echo(looked + (f"; to go on: --all, or --cursor {last.cursor}" if last.cursor else ""), err=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Styles) -> None:

@@ -22,7 +22,7 @@ from node.client.asking import WAIT_SPARE_S
 from node.client.blocking import SyncClient
 from node.client.errors import NotFinished
 from node.client.nodes import DEFAULT_URL, addresses
-from node.client.task import Task
+from node.client.task import Page, Task
 
 WITHIN_S = 10.0
 REPLAY_WITHIN_S = 600.0
@@ -169,20 +169,44 @@ def submit(
 @click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option("--type", "task_type", help="Only tasks of this type.")
 @click.option("--key", help="Only tasks with this key.")
+@click.option("--queue", help="With --state queued: only tasks of this queue.")
+@click.option("--fields", default="", help="With --json: what to show beside a summary: data,result,error.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
 @click.option("--cursor", help="Go on after the page that printed this cursor.")
+@click.option("--all", "goes_on", is_flag=True, help="Go on to the last page; --limit is then the length of a page.")
 @remote_options
-def tasks(task_type: str | None, url: str, ca_file: str, as_json: bool, **query: Any) -> int:
-    """List tasks, newest first."""
+def tasks(
+    task_type: str | None, fields: str, goes_on: bool, url: str, ca_file: str, as_json: bool, **query: Any
+) -> int:
+    """List tasks, newest first.
+
+    A search by type or key looks at a part of the tasks at a time; it says how far it looked, and how to go on. With
+    --json, each page is an object in a line of its own.
+    """
+    query = {**query, "type": task_type, "fields": [name for name in fields.split(",") if name]}
+    found = searched = 0
     with connect(url, ca_file) as client:
-        page = client.page(type=task_type, **query)
-    if as_json:
-        output.as_json({"tasks": [task.told for task in page.tasks], "cursor": page.cursor})
-        return 0
-    output.table(output.TASK_HEAD, [output.task_row(task) for task in page.tasks], output.TASK_STYLES)
-    if page.cursor:
-        click.echo(f"more: --cursor {page.cursor}", err=True)
+        while True:
+            with output.waiting(f"searched {searched:,} tasks", quiet=as_json):
+                page = client.page(**query)
+            found += len(page.tasks)
+            searched += page.searched or 0
+            show_page(page, as_json)
+            if not (goes_on and page.cursor):
+                break
+            query["cursor"] = page.cursor
+    if not as_json:
+        output.how_far(page, found, searched)
     return 0
+
+
+def show_page(page: Page, as_json: bool) -> None:
+    """The tasks of a page, as JSON with its cursor and how far the node looked, or as a table."""
+    if as_json:
+        rows = [task.told for task in page.tasks]
+        output.as_json({"tasks": rows, "cursor": page.cursor, "searched": page.searched, "complete": page.is_complete})
+    elif page.tasks:
+        output.table(output.TASK_HEAD, [output.task_row(task) for task in page.tasks], output.TASK_STYLES)
 
 
 @click.command()

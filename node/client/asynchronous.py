@@ -12,7 +12,7 @@ import asyncio
 import builtins
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from random import Random
 from types import TracebackType
@@ -179,11 +179,16 @@ class Client:
         state: str | None = None,
         type: str | None = None,
         key: str | None = None,
+        queue: str | None = None,
+        fields: Collection[str] = (),
         limit: int | None = None,
         within_s: float | None = None,
     ) -> AsyncIterator[Task[Any]]:
-        """Tasks, newest first, at most `limit`; page after page, each within `within_s`."""
-        pages = calls.Pages(state, type, key, limit)
+        """Tasks in short, newest first, at most `limit`; page after page, each within `within_s`.
+
+        `fields`: what to show beside the summary, of data, result, error. `queue` goes with state="queued".
+        """
+        pages = calls.Pages(calls.which(state, type, key, queue, fields), limit)
         while (query := pages.next()) is not None:
             for task in pages.take(await self._do(calls.page(self._asker(within_s), query))):
                 yield task
@@ -194,12 +199,14 @@ class Client:
         state: str | None = None,
         type: str | None = None,
         key: str | None = None,
+        queue: str | None = None,
+        fields: Collection[str] = (),
         limit: int = calls.PAGE_TASKS,
         cursor: str | None = None,
         within_s: float | None = None,
     ) -> Page:
-        """One page of that list, and the cursor of the next."""
-        query = {"state": state, "type": type, "key": key, "limit": limit, "cursor": cursor}
+        """One page of that list, the cursor of the next, and how far the node looked."""
+        query = {**calls.which(state, type, key, queue, fields), "limit": limit, "cursor": cursor}
         return await self._do(calls.page(self._asker(within_s), query))
 
     # ---- the cluster

@@ -14,7 +14,7 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from random import Random
 from types import TracebackType
@@ -183,11 +183,16 @@ class SyncClient:
         state: str | None = None,
         type: str | None = None,
         key: str | None = None,
+        queue: str | None = None,
+        fields: Collection[str] = (),
         limit: int | None = None,
         within_s: float | None = None,
     ) -> Iterator[Task[Any]]:
-        """Tasks, newest first, at most `limit`; page after page, each within `within_s`."""
-        pages = calls.Pages(state, type, key, limit)
+        """Tasks in short, newest first, at most `limit`; page after page, each within `within_s`.
+
+        `fields`: what to show beside the summary, of data, result, error. `queue` goes with state="queued".
+        """
+        pages = calls.Pages(calls.which(state, type, key, queue, fields), limit)
         while (query := pages.next()) is not None:
             yield from pages.take(self._do(calls.page(self._asker(within_s), query)))
 
@@ -197,12 +202,14 @@ class SyncClient:
         state: str | None = None,
         type: str | None = None,
         key: str | None = None,
+        queue: str | None = None,
+        fields: Collection[str] = (),
         limit: int = calls.PAGE_TASKS,
         cursor: str | None = None,
         within_s: float | None = None,
     ) -> Page:
-        """One page of that list, and the cursor of the next."""
-        query = {"state": state, "type": type, "key": key, "limit": limit, "cursor": cursor}
+        """One page of that list, the cursor of the next, and how far the node looked."""
+        query = {**calls.which(state, type, key, queue, fields), "limit": limit, "cursor": cursor}
         return self._do(calls.page(self._asker(within_s), query))
 
     # ---- the cluster

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from random import Random
@@ -35,6 +35,7 @@ NO_QUERY: Mapping[str, Any] = {}
 T = TypeVar("T")
 Item = Mapping[str, Any] | tuple[str, Any]
 Result = Task[Any] | RumorError
+Which = Mapping[str, Any]
 Priority = Literal["low", "normal", "high"] | int
 
 
@@ -212,14 +213,15 @@ def purge_dead(asker: Asker) -> Steps[int]:
 
 def page(asker: Asker, query: Mapping[str, Any]) -> Steps[Page]:
     answer = yield from asker.ask(Request("GET", "/tasks", query))
-    return Page([task_of(row) for row in answer["tasks"]], answer.get("cursor"))
+    tasks = [task_of(row) for row in answer["tasks"]]
+    return Page(tasks, answer.get("cursor"), answer.get("searched"), answer.get("complete", True))
 
 
 class Pages:
-    """A listing, page after page, of at most `limit` tasks."""
+    """A listing, page after page, of at most `limit` tasks. `which` are the filters and the fields to show."""
 
-    def __init__(self, state: str | None, type: str | None, key: str | None, limit: int | None) -> None:
-        self._query = {"state": state, "type": type, "key": key}
+    def __init__(self, which: Which, limit: int | None) -> None:
+        self._which = which
         self._cursor: str | None = None
         self._left = limit
         self._is_over = False
@@ -229,15 +231,20 @@ class Pages:
         if self._is_over or self._left == 0:
             return None
         limit = PAGE_TASKS if self._left is None else min(PAGE_TASKS, self._left)
-        return {**self._query, "limit": limit, "cursor": self._cursor}
+        return {**self._which, "limit": limit, "cursor": self._cursor}
 
     def take(self, page: Page) -> list[Task[Any]]:
         """The page's tasks."""
-        tasks, self._cursor = page
+        self._cursor = page.cursor
         self._is_over = self._cursor is None
         if self._left is not None:
-            self._left -= len(tasks)
-        return tasks
+            self._left -= len(page.tasks)
+        return page.tasks
+
+
+def which(state: str | None, type: str | None, key: str | None, queue: str | None, fields: Collection[str]) -> Which:
+    """The filters of a listing, and the fields that it shows beside a summary."""
+    return {"state": state, "type": type, "key": key, "queue": queue, "fields": ",".join(fields) or None}
 
 
 def read(

@@ -70,10 +70,16 @@ class Task(Generic[T]):
 
 
 class Page(NamedTuple):
-    """A page of a listing; the last one has no cursor."""
+    """A page of a listing; the last one has no cursor.
+
+    A node looks at a bounded number of tasks for one page. Where that ended the page early, `is_complete` is False: the
+    page may be short or empty, and `cursor` goes on.
+    """
 
     tasks: list[Task[Any]]
     cursor: str | None
+    searched: int | None = None  # tasks that the node looked at; None: an older node, which does not say
+    is_complete: bool = True
 
 
 def task_of(answer: Mapping[str, Any]) -> Task[Any]:

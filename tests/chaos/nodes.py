@@ -179,12 +179,12 @@ class Node:
         task: dict[str, Any] = self.get(f"/tasks/{task_id}", wait_s=wait_s or None)
         return task
 
-    def tasks(self, **query: Any) -> list[dict[str, Any]]:
+    def tasks(self, fields: str = "data,result,error", **query: Any) -> list[dict[str, Any]]:
         """All tasks, page by page."""
         rows: list[dict[str, Any]] = []
         cursor = None
         while True:
-            page = self.get("/tasks", limit=PAGE, cursor=cursor, **query)
+            page = self.get("/tasks", limit=PAGE, cursor=cursor, fields=fields or None, **query)
             rows += page["tasks"]
             cursor = page.get("cursor")
             if not cursor:
@@ -251,12 +251,15 @@ class Fleet:
         waited = set(ids)
         node = through or self.nodes[0]
 
-        def ended() -> list[dict[str, Any]]:
-            rows = [row for row in node.tasks() if row["id"] in waited]
+        def has_ended() -> bool:
+            rows = [row for row in node.tasks(fields="") if row["id"] in waited]
             is_done = all(row["state"] in ("succeeded", "dead", "cancelled") for row in rows)
-            return rows if is_done and len(rows) == len(waited) else []
+            return is_done and len(rows) == len(waited)
 
-        return wait_until(ended, limit_s, f"{len(waited)} tasks have ended") if waited else []
+        if not waited:
+            return []
+        wait_until(has_ended, limit_s, f"{len(waited)} tasks have ended")
+        return [row for row in node.tasks() if row["id"] in waited]
 
     def fences(self) -> float:
         """The number of sessions that running nodes fenced."""

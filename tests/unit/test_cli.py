@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -298,7 +299,65 @@ def test_tasks_are_listed_and_filtered(asked: list[dict[str, Any]], capsys: pyte
     told = capsys.readouterr()
     rows = [line.split("\t") for line in told.out.splitlines()]
     assert [row[:4] for row in rows] == [["01A-1f", "noop", "succeeded", "1/5"], ["01B-1f", "noop", "dead", "1/5"]]
-    assert "--cursor c2" in told.err
+    assert told.err == "more: --cursor c2\n"
+    assert run("tasks", "--state", "queued", "--queue", "mail", "--fields", "data,result", "--json") == 0
+    assert asked[-1]["query"] == "state=queued&queue=mail&fields=data%2Cresult&limit=20"
+    page = json.loads(capsys.readouterr().out)
+    assert (page["tasks"][0]["id"], page["cursor"], page["complete"]) == ("01A-1f", "c2", True)
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ({"searched": 312, "complete": True, "cursor": None}, "no task found; searched 312 tasks\n"),
+        ({"searched": 1, "complete": True, "cursor": None}, "no task found; searched 1 task\n"),
+        (
+            {"searched": 20_000, "complete": False, "cursor": "c9"},
+            "no task found; searched 20,000 tasks; to go on: --all, or --cursor c9\n",
+        ),
+        ({"cursor": None}, "no task found\n"),
+        (
+            {"searched": 20_000, "complete": False, "cursor": "c9", "tasks": [TASK]},
+            "searched 20,000 tasks; to go on: --all, or --cursor c9\n",
+        ),
+        ({"searched": 3, "complete": True, "cursor": None, "tasks": [TASK]}, ""),
+    ],
+)
+def test_a_list_says_how_far_it_looked_where_that_matters(
+    asked: list[dict[str, Any]],
+    page: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(ANSWERS, ("GET", "/tasks"), (200, {"tasks": [], **page}))
+    assert run("tasks", "--type", "nope") == 0
+    assert capsys.readouterr().err == words
+
+
+def test_all_pages_of_a_list_are_printed_one_after_the_other(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = {
+        "": {"tasks": [TASK], "cursor": "c1", "searched": 20_000, "complete": False},
+        "c1": {"tasks": [], "cursor": "c2", "searched": 20_000, "complete": False},
+        "c2": {"tasks": [DEAD], "cursor": None, "searched": 7, "complete": True},
+    }
+
+    def next_page(url: str) -> dict[str, Any]:
+        return pages[parse_qs(url).get("cursor", [""])[0]]
+
+    def answer(self: Canned) -> None:
+        monkeypatch.setitem(ANSWERS, ("GET", "/tasks"), (200, next_page(self.path.partition("?")[2])))
+        Canned.answer(self)
+
+    monkeypatch.setattr(Canned, "do_GET", answer)
+    assert run("tasks", "--type", "noop", "--all") == 0
+    told = capsys.readouterr()
+    assert [line.split("\t")[0] for line in told.out.splitlines()] == ["01A-1f", "01B-1f"]
+    assert told.err == ""
+    assert run("tasks", "--type", "noop", "--all", "--json") == 0
+    assert [json.loads(line)["cursor"] for line in capsys.readouterr().out.splitlines()] == ["c1", "c2", None]
 
 
 def test_cancel_and_replay(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ from node import Client, NotFinished, SyncClient, TaskCancelled, TaskFailed, Unr
 from node.client.errors import BadResult
 from node.client.task import Task
 from node.gateway import app
+from node.schema import ListQuery, TaskList
 from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
 
@@ -247,6 +248,27 @@ async def test_a_list_goes_over_all_pages_or_as_far_as_wanted(use: Callable[...,
     assert await call("list", limit=0) == []
     with pytest.raises(BadRequest, match="state is"):
         await call("list", state="odd")
+    page = await call("page", limit=3)
+    assert ([task.id for task in page.tasks], page.searched, page.is_complete) == (newest[:3], 3, True)
+
+
+async def test_a_list_goes_on_where_a_node_stopped_its_search(
+    use: Callable[..., Used], url: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = use(url)
+    pages = {None: TaskList([], "c1", 20_000, False), "c1": TaskList([], "c2", 20_000, False), "c2": TaskList([], None)}
+    queries: list[ListQuery] = []
+
+    async def list_tasks(query: ListQuery) -> TaskList:
+        queries.append(query)
+        return pages[query.cursor]
+
+    monkeypatch.setattr(engine, "list_tasks", list_tasks)
+    assert await call("list", type="rare", limit=5, fields=("data", "result")) == []
+    assert [query.cursor for query in queries] == [None, "c1", "c2"]
+    assert {(query.type, query.fields, query.limit) for query in queries} == {("rare", "data,result", 5)}
+    assert await call("page", queue="mail", state="queued") == ([], "c1", 20_000, False)
+    assert queries[-1].queue == "mail"
 
 
 async def test_the_cluster_is_told(use: Callable[..., Used], url: str, engine: FakeEngine) -> None:
