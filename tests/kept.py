@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import partial
+from typing import Any
 
 from cluster.shards.answers import SettleKind
-from cluster.shards.calls import BATCH_MAX, NewTask, Settlement
+from cluster.shards.calls import BATCH_MAX, Calls, NewTask, Settlement, connect
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Ids, Spec, packed
 from node.queue.placement import shard_of_key
@@ -58,3 +60,29 @@ async def keep(
 
     await asyncio.gather(*(fill(shard) for shard in range(of)))
     return made
+
+
+def fill(redis_url: str, count: int, of: int = 64, **more: Any) -> None:
+    """`keep` for tests without an event loop. (It has a thread of its own, since a browser keeps a loop running.)"""
+
+    async def run() -> None:
+        client = connect(redis_url)
+        shards = Shards(client, Calls(60.0, 1_000_000, 86_400.0), of, 30.0)
+        shards.start()
+        await keep(shards, of, count, **more)
+        await shards.close()
+        await client.aclose()
+
+    failures: list[Exception] = []
+
+    def in_thread() -> None:
+        try:
+            asyncio.run(run())
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from node.lab.process import wait_for
 from tests.browser.conftest import Page
+from tests.kept import fill
 from tests.processes import LaunchedCluster
 from tests.waiting import wait_until
 
@@ -135,6 +137,37 @@ def test_bad_data_is_told_beside_the_form_and_nothing_is_submitted(steady: Launc
     page.page.get_by_role("button", name="Submit", exact=True).click()
     page.until("document.getElementById('submit-note').textContent.includes('not JSON')")
     assert [task["id"] for task in remote.call("GET", "/tasks")[1]["tasks"]] == [task["id"] for task in before]
+
+
+def test_a_search_says_how_far_it_looked_goes_on_and_is_not_repeated_by_itself(
+    cluster: Cluster, open_page: Open
+) -> None:
+    one = cluster(1, **SETTINGS)
+    fill(one.redis_url, 2, kind="rare")
+    fill(one.redis_url, 25_000, first_ms=1_750_000_000_000)
+    page = open_page(one.url(1) + "/#/tasks?type=rare")
+    page.until("document.getElementById('rows-note').textContent.includes('searched the newest')")
+    assert re.search(r"^type rare: searched the newest (19|20),\d{3} tasks, found none yet\.$", page.text("#rows-note"))
+    assert page.page.locator("#older").is_hidden()
+    asked: list[str] = []
+    page.page.on("request", lambda request: asked.append(request.url) if "/tasks?" in request.url else None)
+    done = one.remote(1).call("POST", "/tasks/batch", [{"type": "noop"}] * 20)[1]
+    assert done["accepted"] == 20
+    shown = "document.querySelector('#states [data-state=succeeded] b').textContent"
+    page.until(f"{shown} === '25,022'")  # the sums that made the list load itself until now
+    page.until("tasks.sums.length >= 4")
+    assert asked == []
+    page.page.get_by_role("button", name="Go on").click()
+    page.until("document.querySelectorAll('#rows tr').length === 2")
+    assert page.text("#rows-note") == "type rare, newest first"
+    assert page.page.locator("#go-on").is_hidden()
+    page.page.get_by_role("button", name="Search again").click()
+    page.until("document.querySelectorAll('#rows tr').length === 0")
+    assert len(asked) == 2
+    page.go("#/tasks?type=nothing")
+    page.until("document.getElementById('rows-note').textContent.startsWith('type nothing: searched')")
+    page.page.get_by_role("button", name="Go on").click()
+    page.until("document.getElementById('rows-note').textContent === 'No task matches: type nothing.'")
 
 
 def test_dead_letters_are_replayed_one_by_one_and_all_at_once(steady: LaunchedCluster, open_page: Open) -> None:

@@ -117,7 +117,8 @@ const tasks = (() => {
     if (!$("view-tasks").hidden) {
       charts.show(tasks.sums);
       const isChanged = sum.accepted || Object.keys(sum.outcomes).length;
-      if (isChanged && listPage === 0 && Date.now() - loadedMs > RELOAD_MS) loadList();
+      const isDue = !list.isLoading && Date.now() - list.loadedMs > RELOAD_MS;
+      if (isChanged && isDue && list.page === 0 && list.searched <= LIVE_MAX) loadList();
     }
     const isNews = sum.states && dead.counted !== sum.states.dead;
     if (!$("view-dead").hidden && isNews && dead.page === 0 && !dead.picked.size) loadDead();
@@ -144,41 +145,53 @@ const tasks = (() => {
   // ---- the list
 
   const FILTERS = ["state", "type", "key"];
+  const LIVE_MAX = 2000; // a search that looked at more tasks than this is not repeated by itself
   let filter = {};
-  let cursor = null;
-  let listPage = 0;
-  let loadedMs = 0;
+  const list = { page: 0, cursor: null, rows: [], searched: 0, isComplete: true, isLoading: false, loadedMs: 0, turn: 0 };
 
   function openList(query) {
     filter = Object.fromEntries(FILTERS.filter((name) => query.get(name)).map((name) => [name, query.get(name)]));
     for (const name of FILTERS) $(`f-${name}`).value = filter[name] || "";
     $("f-id").value = "";
-    listPage = 0;
+    list.page = 0;
     showStates();
     charts.show(tasks.sums);
     loadList();
   }
 
-  async function loadList(from = "") {
-    const asked = filter;
-    loadedMs = Date.now();
+  // Loads a page in the place of what is shown. `goesOn`: adds what a search finds further on to what it found before.
+  async function loadList(from = "", goesOn = false) {
+    const turn = (list.turn += 1);
+    list.loadedMs = Date.now();
+    list.isLoading = true;
+    $("go-on").disabled = $("again").disabled = true;
     const query = new URLSearchParams({ limit: PAGE, ...filter });
     if (from) query.set("cursor", from);
-    let page;
+    let page = null;
+    let failure = "";
     try {
       page = await net.read(`/tasks?${query}`);
     } catch (error) {
-      $("rows-pager").hidden = false;
-      say($("rows-note"), error.message);
-      return;
+      failure = error.message;
     }
-    if (JSON.stringify(asked) !== JSON.stringify(filter)) return;
-    cursor = page.cursor;
-    put($("rows"), page.tasks.map((task) => ({ key: task.id + task.state + task.attempt, id: task.id, make: () => listRow(task) })));
+    if (turn !== list.turn) return; // another list was asked for meanwhile
+    list.isLoading = false;
+    $("go-on").disabled = $("again").disabled = false;
+    if (page) takePage(page, goesOn);
     $("rows-pager").hidden = false;
-    $("older").hidden = !page.cursor;
-    $("newest").hidden = listPage === 0;
-    say($("rows-note"), listWords(page.tasks.length > 0));
+    say($("rows-note"), failure || listWords());
+  }
+
+  function takePage(page, goesOn) {
+    list.cursor = page.cursor;
+    list.isComplete = page.complete !== false; // an older node does not say
+    list.rows = goesOn ? [...list.rows, ...page.tasks] : page.tasks;
+    list.searched = (goesOn ? list.searched : 0) + (page.searched || 0);
+    put($("rows"), list.rows.map((task) => ({ key: task.id + task.state + task.attempt, id: task.id, make: () => listRow(task) })));
+    $("older").hidden = !page.cursor || !list.isComplete;
+    $("go-on").hidden = !page.cursor || list.isComplete;
+    $("again").hidden = list.page > 0 || list.searched <= LIVE_MAX;
+    $("newest").hidden = list.page === 0;
   }
 
   function listRow(task) {
@@ -193,11 +206,15 @@ const tasks = (() => {
       el("td", { class: "n" }, span(took(task))));
   }
 
-  function listWords(hasTasks) {
+  function listWords() {
     const parts = [filter.state, filter.type && `type ${filter.type}`, filter.key && `key ${filter.key}`];
     const what = parts.filter(Boolean).join(", ");
-    if (hasTasks) return `${what || "All tasks"}, newest first`;
-    if (listPage) return "There are no older tasks.";
+    if (!list.isComplete) {
+      const where = list.page ? `${many(list.searched, "further task")}` : `the newest ${many(list.searched, "task")}`;
+      return `${what || "All tasks"}: searched ${where}, ${list.rows.length ? `found ${count(list.rows.length)}` : "found none yet"}.`;
+    }
+    if (list.rows.length) return `${what || "All tasks"}, newest first`;
+    if (list.page) return "There are no older tasks.";
     return what ? `No task matches: ${what}.` : "There is no task yet. Submit one to see it run.";
   }
 
@@ -213,11 +230,13 @@ const tasks = (() => {
     location.hash = String(query) ? `#/tasks?${query}` : "#/tasks";
   });
   $("older").addEventListener("click", () => {
-    listPage += 1;
-    loadList(cursor);
+    list.page += 1;
+    loadList(list.cursor);
   });
+  $("go-on").addEventListener("click", () => loadList(list.cursor, true));
+  $("again").addEventListener("click", () => loadList());
   $("newest").addEventListener("click", () => {
-    listPage = 0;
+    list.page = 0;
     loadList();
   });
 
