@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.processes import LaunchedCluster
+
+settings.register_profile("no_clock", deadline=None)  # a busy machine makes any example slow, and proves nothing
+settings.load_profile("no_clock")
 
 
 @pytest.fixture

@@ -46,6 +46,10 @@ class Aside:
         """Whether Redis answered the last group."""
         return self._lane.is_up
 
+    def doubt(self) -> None:
+        """Look for Redis before the next group: another connection to it got no answer."""
+        self._lane.doubt()
+
     def add(self, call: Call[Any], us: int) -> None:
         """Send a call when its turn comes; `us`: microseconds for which it may hold Redis.
 

@@ -109,6 +109,10 @@ class Lane:
         else:
             asyncio.get_running_loop().call_soon(_answer, call, away())
 
+    def doubt(self) -> None:
+        """Look for Redis before the next group. A lane at rest does not notice that its connection is gone."""
+        self._set_up(False)
+
     @property
     def is_idle(self) -> bool:
         """Whether no group is under way and none waits."""

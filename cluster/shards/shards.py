@@ -2,9 +2,8 @@
 
 There are two lanes, so that Redis works at one group while Python works at the answers to the other. Everything about
 one shard uses one lane, which keeps its calls in order. Lists and counts take no lane: they wait aside (`look`), on a
-connection of their own. Only this module knows how many lanes there are: the dispatcher
-gathers work for the next group by the lane number that `collect` is handed. With Redis Cluster, each master would have
-lanes of its own.
+connection of their own. Only this module knows how many lanes there are: the dispatcher gathers work for the next group
+by the lane number that `collect` is handed. With Redis Cluster, each master would have lanes of its own.
 
 Does not know: what a call says, who owns a shard.
 """
@@ -157,6 +156,8 @@ class Shards:
         return self._collect(lane)
 
     def _lane_changed(self, is_up: bool) -> None:
+        if not is_up:
+            self._aside.doubt()
         self._on_state(is_up)
 
 

@@ -102,3 +102,15 @@ async def test_a_read_whose_connection_is_cut_fails_and_the_next_one_does_not(
     await wait_until_async(lambda: bench.aside.is_up, 5, "it connects anew")
     assert await bench.ask(1, "ECHO", "anew") == b"anew"
     await client.aclose()
+
+
+async def test_a_way_at_rest_whose_server_was_restarted_is_looked_for_before_the_next_read(
+    bench: Bench, redis_server: RedisServer
+) -> None:
+    assert await bench.ask(10, "EXISTS", "x") == 0
+    redis_server.kill()
+    redis_server.restart()
+    bench.aside.doubt()
+    assert not bench.aside.is_up
+    await wait_until_async(lambda: bench.aside.is_up, 5, "it found the server again, although nobody read")
+    assert await bench.ask(10, "EXISTS", "x") == 0

@@ -147,7 +147,7 @@ async def test_the_cluster_goes_on_with_the_old_tasks(client: redis.asyncio.Redi
         (repeat,) = await engine.submit([Submission(type="noop", data=Raw(b'"once"'), queue="nobody")], ["first"])
         assert repeat.task.id == tasks["idempotent"]["id"]  # type: ignore[union-attr]
         assert (await engine.retry(tasks["dead"]["id"])).state in ("queued", "running")
-        listed, _ = await engine.list_tasks(ListQuery(limit=500))
+        listed = (await engine.list_tasks(ListQuery(limit=500))).tasks
         assert {task.id for task in listed} == set(BEFORE)
     finally:
         await engine.close()

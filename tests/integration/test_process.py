@@ -83,6 +83,13 @@ def test_an_address_that_is_not_ours_is_a_problem_in_words() -> None:
     assert "192.0.2.1" in problem
 
 
+def _free_of_tcp() -> int:
+    """A port on which nobody listens: the holder over UDP alone is then what there is to find."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def test_who_holds_a_port_is_found_also_where_only_each_process_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(kind: str) -> None:
         raise psutil.AccessDenied
@@ -90,7 +97,7 @@ def test_who_holds_a_port_is_found_also_where_only_each_process_may_be_asked(mon
     with socket.socket() as listener, socket.socket(type=socket.SOCK_DGRAM) as bound:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        bound.bind(("127.0.0.1", 0))
+        bound.bind(("127.0.0.1", _free_of_tcp()))
         for _ in range(2):
             for kind, holder in (("TCP", listener), ("UDP", bound)):
                 port = holder.getsockname()[1]
