@@ -32,6 +32,8 @@ class Aside:
         self._lane = Lane(client, timeout_s, self._collect, self._on_state, self._rest)
         self._waiting: deque[tuple[int, Call[Any]]] = deque()
         self._has_turn = False  # a group is under way, or the rest after it
+        self._is_up = asyncio.Event()  # as the lane is
+        self._is_up.set()
 
     def start(self) -> None:
         """Begin to exchange; needs the running loop."""
@@ -49,6 +51,15 @@ class Aside:
     def doubt(self) -> None:
         """Look for Redis before the next group: another connection to it got no answer."""
         self._lane.doubt()
+
+    async def comes_back(self, within_s: float) -> bool:
+        """Whether Redis answers this connection, now or within that time."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._is_up.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def add(self, call: Call[Any], us: int) -> None:
         """Send a call when its turn comes; `us`: microseconds for which it may hold Redis.
@@ -83,7 +94,10 @@ class Aside:
             self._lane.kick()
 
     def _on_state(self, is_up: bool) -> None:
-        if not is_up:
+        if is_up:
+            self._is_up.set()
+        else:
+            self._is_up.clear()
             self._has_turn = False
             waiting, self._waiting = self._waiting, deque()
             for _, call in waiting:

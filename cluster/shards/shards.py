@@ -25,6 +25,7 @@ from cluster.shards.calls import Calls
 from cluster.shards.lane import Call, Lane, OnReply, T
 
 LANES = 2
+BACK_WITHIN_S = 0.5  # time that a read gives its connection to come back, if the lanes reach Redis
 LOOK_WITHIN_S = 3.0  # time after which a read that still waits for its turn fails
 
 
@@ -90,13 +91,22 @@ class Shards:
 
         For lists and counts, which nobody's work waits for. `us`: microseconds for which the call may hold Redis.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._aside.add(make(partial(_resolve, future)), us)
         try:
             async with asyncio.timeout(LOOK_WITHIN_S):
-                return await future
+                try:
+                    return await self._look_once(make, us)
+                except StoreUnavailable as error:
+                    # A connection that nobody used for long may have ended unnoticed, and a read may be asked twice.
+                    if error.refusal is not None or not self.is_up or not await self._aside.comes_back(BACK_WITHIN_S):
+                        raise
+                return await self._look_once(make, us)
         except TimeoutError:
             raise unanswered(f"this read waited {LOOK_WITHIN_S:g} s for its turn", is_sent=False) from None
+
+    async def _look_once(self, make: Callable[[OnReply[T]], Call[T]], us: int) -> T:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._aside.add(make(partial(_resolve, future)), us)
+        return await future
 
     def kick(self, lane: int) -> None:
         """Ask `collect` for that lane although there is no call to send."""

@@ -24,6 +24,7 @@ from tests.integration.conftest import RedisServer
 from tests.integration.test_engine import engine as engine
 from tests.integration.test_engine import submit
 from tests.kept import FAILURE, keep
+from tests.waiting import wait_until_async
 
 SEARCHED_MAX = 2_000  # of these tests: as SEARCH_MAX, with fewer tasks to make
 
@@ -209,6 +210,19 @@ async def test_a_reader_is_told_what_a_reader_can_do(engine: Engine, redis_serve
         assert "gain" in caught.value.hint
         assert not caught.value.may_have_happened
     redis_server.cont()
+
+
+async def test_a_read_after_a_rest_takes_no_harm_from_a_redis_that_was_away_meanwhile(
+    engine: Engine, redis_server: RedisServer
+) -> None:
+    await submit(engine, "noop", delay_s=600)
+    assert (await engine.counts())["states"]["scheduled"] == 1
+    redis_server.kill()
+    await wait_until_async(lambda: not engine.shards.is_up, 5, "the lanes noticed; nobody reads")
+    redis_server.start()
+    await wait_until_async(lambda: engine.shards.is_up, 5, "the lanes are back")
+    answers = await asyncio.gather(engine.counts(), engine.list_tasks(ListQuery()), engine.workers(), engine.sums())
+    assert answers[0]["states"]["scheduled"] == 1
 
 
 async def test_who_repeats_a_submission_is_told_what_a_submitter_can_do(
