@@ -23,7 +23,7 @@
 -- Keeps    reads only
 -- Repeat   harmless
 
-local FIELDS_MAX = 5000 -- names of fields after which no further bucket is read, once there are ids
+local FIELDS_MAX = 2000 -- names of fields after which no further bucket is read, once there are ids
 local ID_CHARS = 29
 local prefix, is_scored, before = ARGV[1], ARGV[4] == 'scored', ARGV[3]
 local limit, scan = tonumber(ARGV[5]), tonumber(ARGV[6])

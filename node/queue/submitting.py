@@ -25,7 +25,7 @@ from cluster.session import node_of
 from cluster.shards.answers import StoreCode
 from cluster.shards.calls import NewTask
 from cluster.shards.shards import Shards
-from cluster.shards.task import LEVELS, TERMINAL, Backoff, Claimed, Ids, Spec, State, packed, shard_of
+from cluster.shards.task import BUCKET_MS, LEVELS, TERMINAL, Backoff, Claimed, Ids, Spec, State, packed, shard_of
 from node.observe.metrics import Metrics
 from node.queue.batch_plan import Fate
 from node.queue.catalog import Catalog, TaskType
@@ -37,6 +37,7 @@ from node.queue.waiters import Waiters
 from node.schema import BackoffJson, BatchKey, IdempotencyKeys, Submission, Submitted, TaskJson, run_at_ms
 
 SLICE = 256  # tasks of a batch that are prepared in one turn of the loop
+CROWD = 512  # ids that a batch makes for one shard before it dates them later
 TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, by one script
 
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -193,7 +194,7 @@ class Submitting:
             names = self._names(item, idempotency_key)
         if task_id is None:
             shard = self._place(item.key, names.place, spec.queue, batch)
-            task_id = self._ids.next(batch.wall_ms, shard)
+            task_id = self._ids.next(batch.wall_ms if batch.size <= CROWD else batch.uncrowded_ms(shard), shard)
             may_claim = True
         elif shard is None:
             shard = self._shard_named_in(task_id)
@@ -400,6 +401,7 @@ class _Batch:
         self.has_plan = False  # whether it is under one Idempotency-Key
         self.chunk = chunk  # queue -> (shard, how many more of its tasks go there)
         self.wall_ms = wall_ms()
+        self.crowd: dict[int, int] = {}  # by shard: ids made, in a large batch
         self.results: list[Result | None] = [None] * size
         self.ids = [""] * size
         self.waiting = 1  # answers to come, and 1 until all tasks are prepared
@@ -411,6 +413,14 @@ class _Batch:
     def new(self, n: int, task: TaskJson) -> None:
         self.results[n] = Submitted(task, True)
         self.stored += 1
+
+    def uncrowded_ms(self, shard: int) -> int:
+        """The time for the shard's next id: after each CROWD ids a later one, so that no bucket gets very many tasks.
+
+        Tasks with one `key` share a shard, and lists read a whole bucket at once.
+        """
+        count = self.crowd[shard] = self.crowd.get(shard, 0) + 1
+        return self.wall_ms + BUCKET_MS * (count // CROWD)
 
     def one_less(self) -> None:
         self.waiting -= 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from cluster import keys
 from cluster.errors import BadRequest, StoreUnavailable, TooManyReads, unanswered, unread
@@ -19,7 +21,8 @@ from node.queue import search as searching
 from node.queue.engine import Engine
 from node.queue.placement import shard_of_key
 from node.queue.queries import LISTS_AT_ONCE, PAGE_BYTES_MAX, TURNS_WAITING_MAX
-from node.schema import ListQuery, TaskList
+from node.queue.submitting import CROWD
+from node.schema import ListQuery, Submission, Submitted, TaskList
 from tests.integration.conftest import RedisServer
 from tests.integration.test_engine import engine as engine
 from tests.integration.test_engine import submit
@@ -269,3 +272,15 @@ async def test_no_read_may_hold_redis_for_longer_than_a_turn(engine: Engine) -> 
         await engine.list_tasks(query)
     await asyncio.gather(engine.counts(), engine.workers(), engine.sums())
     assert max(us for _, us in reads.calls) <= TURN_US
+
+
+async def test_a_large_batch_of_one_key_makes_no_bucket_that_takes_long_to_list(engine: Engine) -> None:
+    """A list reads a whole bucket, and tasks with one key share a shard."""
+    items = [Submission(type="noop", data=Raw(b"null"), key="user:1", queue="nobody") for _ in range(3 * CROWD)]
+    results = await engine.submit(items)
+    ids = [result.task.id for result in results if isinstance(result, Submitted)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(items)
+    assert max(Counter(task_id[:9] for task_id in ids).values()) <= CROWD
+    listed = await pages(engine, key="user:1", limit=500)
+    assert ids_of(listed) == ids[::-1]
