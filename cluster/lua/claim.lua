@@ -23,12 +23,15 @@
 -- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session finds them when it compares
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
-local found = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+local all = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix, session, bytes, aging = ARGV[1], ARGV[2], tonumber(ARGV[5]), tonumber(ARGV[6])
-local all, scores = {}, {}
-for i = 1, #found / 2 do all[i], scores[i] = found[2 * i - 1], found[2 * i] end
+local scores -- only if they differ: Redis takes long to write a number
+local score = #all > 0 and redis.call('ZSCORE', KEYS[2], all[1])
+if #all > 1 and redis.call('ZSCORE', KEYS[2], all[#all]) ~= score then
+  scores = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+end
 
 local fields = fields_of(prefix, all, {'', '.'})
 local ids, tokens, bodies, flight = {}, {}, {}, {}
@@ -47,9 +50,10 @@ for i = 1, #all do
       token = string.format('%.0f %.0f %.0f %.0f %.0f', was.attempt + 1, was.delivery + 1, was.lost, queued, now - queued)
     else
       local level = level_of(stored)
-      if scores[i] ~= last_score or level ~= last_level then
-        last_score, last_level = scores[i], level
-        local queued = last_score + level * aging
+      if scores then score = scores[2 * i] end
+      if score ~= last_score or level ~= last_level then
+        last_score, last_level = score, level
+        local queued = score + level * aging
         fresh = string.format('1 1 0 %.0f %.0f', queued, now - queued)
       end
       token = fresh

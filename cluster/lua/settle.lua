@@ -40,10 +40,10 @@ local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[5], tonumber
 local node = node_of(session)
 
 local put, flush = writer(prefix)
-local codes, gone, finished, done, dead, due, queued = {}, {}, {}, {}, {}, {}, {}
+local refused, gone, finished, done, dead, due, queued = {}, {}, {}, {}, {}, {}, {}
 local taken = {} -- id -> delivery, committed by this call: one that stands twice in a batch commits once
 local became = {} -- id -> state, of those that did not succeed
-local n, is_refused = 0, false
+local n, ended, is_refused = 0, 0, false
 
 local function refuse(id, delivery, kind)
   local bucket = prefix .. bucket_of(id)
@@ -87,7 +87,8 @@ local function commit(id, kind, run, ms, payload)
   if kind == 'd' then
     state.ran = now - run.queued - run.wait
     dead[#dead + 1], dead[#dead + 2] = at, id
-    finished[#finished + 1] = id
+    ended = ended + 1
+    finished[ended] = id
   elseif state.state == 'retrying' then
     due[#due + 1], due[#due + 2] = at, id
   else
@@ -98,7 +99,7 @@ local function commit(id, kind, run, ms, payload)
   put(id, '.', state_text(state))
 end
 
-local at = 7
+local at, succeeded = 7, 0
 while at <= #ARGV do
   local kind, delivery, ms, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   at = at + HEAD
@@ -117,24 +118,28 @@ while at <= #ARGV do
     end
     n = n + 1
     if not token or not is_held or taken[id] then
-      codes[n] = refuse(id, delivery, kind)
+      refused[n] = refuse(id, delivery, kind)
       is_refused = true
     else
       if kind == 's' then
-        if #payload > APART_BYTES then
+        if payload == '' then
+          payload = head
+        elseif #payload > APART_BYTES then
           put(id, '.end', payload)
-          payload = '+'
+          payload = alike .. '+'
+        else
+          payload = alike .. payload
         end
-        put(id, '.', payload == '' and head or alike .. payload)
-        local m = #done
-        done[m + 1], done[m + 2] = till, id
-        finished[#finished + 1] = id
+        put(id, '.', payload)
+        ended = ended + 1
+        finished[ended] = id
+        succeeded = succeeded + 2
+        done[succeeded - 1], done[succeeded] = till, id
       else
         commit(id, kind, run, ms, payload)
       end
-      gone[#gone + 1] = id
+      gone[n] = id
       taken[id] = delivery
-      codes[n] = '1'
     end
   end
   at = at + 2 * count
@@ -145,6 +150,14 @@ if #done > 0 then redis.call('ZADD', KEYS[4], unpack(done)) end
 if #dead > 0 then redis.call('ZADD', KEYS[5], unpack(dead)) end
 if #due > 0 then redis.call('ZADD', KEYS[6], unpack(due)) end
 for _, row in ipairs(queued) do redis.call('ZADD', ready_prefix .. row[1], row[2], row[3]) end
+if is_refused then -- close the gaps that the refused ones left
+  local committed, codes = {}, {}
+  for i = 1, n do
+    codes[i] = refused[i] or '1'
+    if gone[i] then committed[#committed + 1] = gone[i] end
+  end
+  gone, n = committed, codes
+end
 if #gone > 0 then out_of_flight(KEYS[2], KEYS[3], session, gone) end
-if #finished > 0 then redis.call('PUBLISH', ARGV[4], table.concat(finished, ' ')) end
-return is_refused and codes or n
+if ended > 0 then redis.call('PUBLISH', ARGV[4], table.concat(finished, ' ')) end
+return n

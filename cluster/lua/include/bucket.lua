@@ -50,18 +50,19 @@ local function fields_of(prefix, ids, names)
 end
 
 local function writer(prefix)
-  local words, order, last, bucket = {}, {}, nil, nil
+  local words, order, last, bucket, n = {}, {}, nil, nil, 0
   local function put(id, name, value)
-    local of = bucket_of(id)
+    local of = string.sub(id, 1, BUCKET_CHARS)
     if of ~= last then
       last, bucket = of, words[of]
       if not bucket then
         bucket = {}
         words[of], order[#order + 1] = bucket, of
       end
+      n = #bucket
     end
-    local n = #bucket
-    bucket[n + 1], bucket[n + 2] = id .. name, value
+    n = n + 2
+    bucket[n - 1], bucket[n] = id .. name, value
   end
   local function flush(is_new)
     for _, of in ipairs(order) do
