@@ -89,6 +89,7 @@ class Lane:
         self.kick: Callable[[], None] = self._has_work.set  # asks `collect`, although there is no call to add
         self._task: asyncio.Task[None] | None = None
         self._is_busy = False
+        self.is_talking = False  # whether a group is under way: what is added now waits for its answer
         self.is_up = True  # whether Redis answered the last group, or the last look for it
         self.groups = 0  # answered groups
         self.last_answer_s = 0.0  # loop time at the end of the last answered group
@@ -135,7 +136,9 @@ class Lane:
             calls.extend(self._collect())
             if calls:
                 self._is_busy = True
+                self.is_talking = True
                 await self._exchange(calls)
+                self.is_talking = False
                 # The loop first runs what the answers began: short tasks end in this turn, and all their outcomes leave
                 # with the next group. It would otherwise leave with almost nothing, and they would wait for its answer.
                 await asyncio.sleep(0)

@@ -134,6 +134,10 @@ class Shards:
         """Whether that lane is up: Redis answered its last group."""
         return self._lanes[lane].is_up
 
+    def can_leave(self, lane: int) -> bool:
+        """Whether that lane's next group can leave at once: none is under way, and Redis answers."""
+        return self._lanes[lane].is_up and not self._lanes[lane].is_talking
+
     @property
     def is_idle(self) -> bool:
         """Whether no group is under way and none waits."""

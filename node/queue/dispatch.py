@@ -98,6 +98,7 @@ class Dispatcher:
         self._steals: list[dict[tuple[int, str], int]] = [{} for _ in shards.lanes]  # (shard, queue) -> limit
         self.settling = 0  # outcomes that Redis has not answered yet
         self._is_kicked = False  # whether every lane is to ask for the outcomes that came since one last did
+        self._is_first = [False for _ in shards.lanes]  # whether a lane was woken alone, before the others
         self._note_run = metrics.run_s.add
         self._retention_ms = _retention_ms(config.retention_s)
 
@@ -211,15 +212,21 @@ class Dispatcher:
         else:
             waiting.append(ended)
         self.settling += 1
-        if not self._is_kicked:
+        if self._is_kicked or self._is_first[lane]:
+            return
+        if self._shards.can_leave(lane):  # it claims for the free slot too: one group does both
+            self._is_first[lane] = True
+            self._shards.kick(lane)
+        else:
             self._is_kicked = True
-            self._shards.kick_all()  # a slot is free: the lane with the best head may claim for it
+            self._shards.kick_all()
 
     # ---- one group
 
     def _collect(self, lane: int) -> list[Call[Any]]:
         """The calls that go with the group that leaves now: outcomes, new tasks, then claims for the free slots."""
         self._is_kicked = False
+        is_first, self._is_first[lane] = self._is_first[lane], False
         calls: list[Call[Any]] = []
         is_up = self._shards.is_lane_up(lane)
         if is_up and self._settles[lane]:
@@ -230,7 +237,7 @@ class Dispatcher:
             # A task that a fenced session claims is reaped, but that costs it an attempt.
             self.is_held_back = not self.is_sure()
             if not self.is_held_back:
-                self._collect_claims(lane, calls)
+                self._collect_claims(lane, calls, is_first)
         return calls
 
     def _collect_settles(self, lane: int, calls: list[Call[Any]]) -> None:
@@ -291,7 +298,7 @@ class Dispatcher:
         if stores:
             self._shards.kick(lane)
 
-    def _collect_claims(self, lane: int, calls: list[Call[Any]]) -> None:
+    def _collect_claims(self, lane: int, calls: list[Call[Any]], is_first: bool) -> None:
         steals, self._steals[lane] = self._steals[lane], {}
         for (shard, queue), limit in steals.items():
             limit = min(limit, self.free(queue), BATCH_MAX)
@@ -302,7 +309,7 @@ class Dispatcher:
             picks = self.backlog.plan(queue, self.free(queue), mine, theirs)
             for pick in picks:
                 self._claim(calls, pick.shard, queue, pick.limit, pick.highest, "owned")
-            if picks and self.free(queue) > 0:
+            if (picks or is_first) and self.free(queue) > 0:
                 self._shards.kick_others(lane)  # slots were left to them, or what they had to wait for is claimed
 
     def _claim(
