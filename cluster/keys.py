@@ -90,7 +90,7 @@ def waiting(shard: int) -> str:
 
 
 def inflight(shard: int, session: str) -> str:
-    """Hash: task id -> token (attempt, delivery, …; `lua/include/state.lua`) of what the session runs: the fence.
+    """Hash: task id -> token (attempt, delivery, …; `lua/include/token.lua`) of what the session runs: the fence.
 
     Exists while something is in flight.
     """

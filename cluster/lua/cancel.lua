@@ -14,7 +14,9 @@
 -- ARGV[7]  least ms                   the shortest time that a task stays, whatever its own retention
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/stored.lua
 -- Uses     include/spec.lua
+-- Uses     include/token.lua
 -- Uses     include/state.lua
 -- Uses     include/history.lua
 -- Uses     include/flight.lua

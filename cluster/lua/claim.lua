@@ -12,8 +12,7 @@
 -- ARGV[6]  aging_ms                   milliseconds of waiting that count as much as one level
 -- Touches  {sNN}:tasks:<bucket>       same slot
 -- Uses     include/bucket.lua
--- Uses     include/spec.lua
--- Uses     include/state.lua
+-- Uses     include/stored.lua
 -- Uses     include/flight.lua
 --
 -- Returns  {now ms, count left, head score left, {id, …}, {token, how many in a row have it, …}, {stored, …}}; what was
@@ -44,10 +43,11 @@ for i = 1, #all do
     bytes = bytes - #stored
     if bytes < 0 and n > 0 then break end
     local token
-    if text then
-      local was = state_of(id, text)
-      local queued = was.queued or now
-      token = string.format('%.0f %.0f %.0f %.0f %.0f', was.attempt + 1, was.delivery + 1, was.lost, queued, now - queued)
+    if text then -- see state.lua
+      local attempt, delivery, lost, queued = string.match(text, '^%S+ (%d+) (%d+) (%d+) (%d+)')
+      queued = queued or now
+      token = string.format('%.0f %.0f %s %.0f %.0f', (attempt or 0) + 1, (delivery or 0) + 1, lost or '0', queued,
+        now - queued)
     else
       local level = level_of(stored)
       if scores then score = scores[2 * i] end

@@ -15,8 +15,8 @@
 -- ARGV[9]  key                        keep only this key; "" any
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:inflight:<session>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/stored.lua
 -- Uses     include/spec.lua
--- Uses     include/state.lua
 --
 -- Returns  {last place looked at ("" when the shard has no more), ids looked at, {place, id, …}}; places sort as the
 --          listing does

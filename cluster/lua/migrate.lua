@@ -11,7 +11,10 @@
 -- ARGV[4]  limit                      tasks, 1 to 256; bounds the time that Redis is held
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:task:<id>, {sNN}:inflight:<session>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/bucket_write.lua
+-- Uses     include/stored.lua
 -- Uses     include/spec.lua
+-- Uses     include/token.lua
 -- Uses     include/state.lua
 --
 -- Returns  tasks that are left in the old form

@@ -8,7 +8,7 @@
 -- ARGV[4]  value                      JSON
 -- Touches  {sNN}:tasks:<bucket>       same slot
 -- Uses     include/bucket.lua
--- Uses     include/state.lua
+-- Uses     include/token.lua
 --
 -- Returns  1 kept, 0 that delivery is not in flight any more
 -- Keeps    writes nothing for a task that is gone or that the session lost

@@ -17,7 +17,9 @@
 -- ARGV[8]  channel                    {sNN}:finished, where terminal ids are published
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/stored.lua
 -- Uses     include/spec.lua
+-- Uses     include/token.lua
 -- Uses     include/state.lua
 -- Uses     include/history.lua
 -- Uses     include/heads.lua

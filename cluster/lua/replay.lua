@@ -11,7 +11,9 @@
 -- ARGV[5…] ids                        at most 256
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/stored.lua
 -- Uses     include/spec.lua
+-- Uses     include/token.lua
 -- Uses     include/state.lua
 -- Uses     include/history.lua
 -- Uses     include/heads.lua

@@ -18,7 +18,10 @@
 --          due, 0 at once)
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/bucket_write.lua
+-- Uses     include/stored.lua
 -- Uses     include/spec.lua
+-- Uses     include/token.lua
 -- Uses     include/state.lua
 -- Uses     include/history.lua
 -- Uses     include/flight.lua
@@ -107,13 +110,13 @@ while at <= #ARGV do
   for i = 1, count do ids[i] = ARGV[at + 2 * (i - 1)] end
   local held = redis.call('HMGET', KEYS[2], unpack(ids))
   local till = string.format('%.0f', now + ms)
-  local last, run, is_held, head, alike -- tasks that were claimed together have one token
+  local last, is_held, head, alike -- tasks that were claimed together have one token
   for i = 1, count do
     local id, token, payload = ids[i], held[i], ARGV[at + 2 * i - 1]
     if token and token ~= last then
-      last, run = token, token_of(token)
-      is_held = run.delivery == tonumber(delivery)
-      head = 'succeeded ' .. token .. string.format(' %.0f ', now - run.queued - run.wait) .. delivery .. ' ' .. node
+      local held_delivery, queued, wait = string.match(token, '^%S+ (%S+) %S+ (%S+) (%S+)$')
+      last, is_held = token, held_delivery == delivery
+      head = 'succeeded ' .. token .. ' ' .. string.format('%.0f', now - queued - wait) .. ' ' .. delivery .. ' ' .. node
       alike = head .. ' '
     end
     n = n + 1
@@ -136,7 +139,7 @@ while at <= #ARGV do
         succeeded = succeeded + 2
         done[succeeded - 1], done[succeeded] = till, id
       else
-        commit(id, kind, run, ms, payload)
+        commit(id, kind, token_of(token), ms, payload)
       end
       gone[n] = id
       taken[id] = delivery

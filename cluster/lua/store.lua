@@ -13,13 +13,14 @@
 -- ARGV[5]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[6]  queue limit                tasks that may be ready in one queue of one shard
 -- ARGV[7…] runs of tasks that are stored alike: queue, level, due (0 now, < 0 in that many ms, > 0 at that ms), kind,
---          count, then the words of each task. The kind's letters say which words: always id, stored (see spec.lua);
+--          count, then the words of each task. The kind's letters say which words: always id, stored (see stored.lua);
 --          "d" data too, as it has a field of its own; "k" idempotency key, lifetime of the key in ms, fingerprint of
 --          the submission too; "c" claims the tasks, "q" does not.
 --          If a submission has a unique name too, the lifetime is "<ms of the key> <ms of the name> <unique name>"; a
 --          unique name alone stands as the key
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/bucket_write.lua
 -- Uses     include/heads.lua
 -- Uses     include/flight.lua
 --

@@ -16,7 +16,11 @@
 --                                     before their time; else -1
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
 -- Uses     include/bucket.lua
+-- Uses     include/bucket_write.lua
+-- Uses     include/bucket_drop.lua
+-- Uses     include/stored.lua
 -- Uses     include/spec.lua
+-- Uses     include/token.lua
 -- Uses     include/state.lua
 -- Uses     include/heads.lua
 --

@@ -50,7 +50,7 @@ def _state(raw: bytes) -> State | None:
 
 
 def deliveries(flat: Sequence[bytes]) -> dict[str, int]:
-    """id -> delivery, of an in-flight hash: `attempt delivery …` (`lua/include/state.lua`)."""
+    """id -> delivery, of an in-flight hash: `attempt delivery …` (`lua/include/token.lua`)."""
     return {flat[n].decode(): int(flat[n + 1].split(b" ", 2)[1]) for n in range(0, len(flat), 2)}
 
 

@@ -63,7 +63,7 @@ class Spec(msgspec.Struct, array_like=True, frozen=True):
 _HEAD = 3  # bytes before a stored spec: its length in two, its level in one
 _APART = 0x8000  # bit of the length: the data has a field of its own
 BUCKET_MS = 32  # ids made within that time begin alike, and their tasks share a bucket (`lua/include/bucket.lua`)
-APART_BYTES = 512  # largest data that stands behind its spec, as in `lua/include/bucket.lua`
+APART_BYTES = 512  # largest data that stands behind its spec, as in `lua/include/bucket_write.lua`
 _USUAL = (None, None, None, *Spec.__struct_defaults__)  # by position from the end; the first three have no default
 _SPECS_MAX = 4_096  # specs that are kept decoded
 _decode_spec = msgspec.msgpack.Decoder(Spec).decode
@@ -71,7 +71,7 @@ _specs: dict[bytes, Spec] = {}  # packed -> decoded: the tasks of one type have 
 
 
 def packed(spec: Spec) -> bytes:
-    """A spec as it is stored: its length, its level, then msgpack. `lua/include/spec.lua` reads it.
+    """A spec as it is stored: its length, its level, then msgpack. `lua/include/stored.lua` reads it.
 
     Every task has one, so it is short: no fields at the end that have their usual value, no fractions that are none.
     """

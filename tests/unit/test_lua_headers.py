@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.shards.task import Backoff, Spec
+from cluster.shards.task import APART_BYTES, Backoff, Spec
 
 SCRIPTS = sorted((Path(__file__).resolve().parent.parent.parent / "cluster" / "lua").glob("*.lua"))
 ONE = re.compile(r"\b(KEYS|ARGV)\[(\d+)\]")
@@ -93,6 +93,11 @@ def test_lua_fills_in_what_python_leaves_out_of_a_spec() -> None:
     attempts, timeout_s, backoff = row
     assert (int(attempts), float(timeout_s), Backoff(*map(float, backoff.split(", ")))) == Spec.__struct_defaults__[:3]
     assert set(Spec.__struct_defaults__[3:]) == {None}
+
+
+def test_lua_and_python_agree_on_what_is_apart() -> None:
+    text = (SCRIPTS[0].parent / "include" / "bucket_write.lua").read_text("utf-8")
+    assert re.findall(r"^local APART_BYTES = (\d+)", text, re.M) == [str(APART_BYTES)]
 
 
 def test_only_one_place_in_lua_counts_the_fields_of_a_spec() -> None:

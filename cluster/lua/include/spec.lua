@@ -1,12 +1,8 @@
 -- spec: read the fields of a task's spec by name. Python's `Spec` (cluster/shards/task.py) sets the positions; a test
 -- compares them.
 --
--- What was submitted is one string: the spec's length in two bytes (lower first; APART in the second: the data has a
--- field of its own), the level in one, the spec as msgpack, the data as JSON. Python's `pack` writes it.
---
--- spec_of(stored)    the fields of the spec, by these positions; raises for anything else
--- level_of(stored)   the level, without unpacking the spec
--- is_apart(stored)   whether the data has a field of its own
+-- spec_of(stored)    the fields of the spec in what was submitted, by these positions; raises for anything else. Needs
+--                    stored.lua
 --
 -- Keeps    reads only
 -- Repeat   harmless
@@ -14,7 +10,6 @@
 local TYPE, QUEUE, LEVEL, MAX_ATTEMPTS, TIMEOUT_S, BACKOFF, KEY, RETENTION_S, TRACE = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local BASE_S, FACTOR, MAX_S = 1, 2, 3 -- positions in a backoff
 local USUAL = {[MAX_ATTEMPTS] = 5, [TIMEOUT_S] = 3600, [BACKOFF] = {1, 2, 300}} -- left out at the end of a spec
-local HEAD_BYTES, APART = 3, 128
 
 local function spec_of(stored)
   local low, high = string.byte(stored, 1, 2)
@@ -23,13 +18,5 @@ local function spec_of(stored)
     if spec[field] == nil then spec[field] = value end
   end
   return spec
-end
-
-local function level_of(stored)
-  return string.byte(stored, HEAD_BYTES) or 0
-end
-
-local function is_apart(stored)
-  return (string.byte(stored, 2) or 0) >= APART
 end
 

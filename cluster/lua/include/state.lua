@@ -1,4 +1,4 @@
--- state: read and write the state of a task, and find the session that runs it.
+-- state: read and write the state of a task, and find the session that runs it. Needs token.lua.
 --
 -- The field `<id>.` of a bucket holds
 --   <state> <attempt> <delivery> <lost> <queued ms> <wait ms> <ran ms> <settled> <node> <payload>
@@ -6,15 +6,11 @@
 -- `ran` on from there to its end. `settled` is the delivery that was committed last, `node` the one that ran it last,
 -- and `payload` the result or the last error ("+": it has a field of its own, `<id>.end`). When a task is due,
 -- {sNN}:scheduled alone says.
--- A running task stands in an in-flight set, with a token, and its state stays as it was before:
---   <attempt> <delivery> <lost> <queued ms> <wait ms>
--- So whoever finds a state that is not terminal asks `holder` whether the task runs.
+-- A running task stands in an in-flight set, with a token (see token.lua), and its state stays as it was before. So whoever finds a state that is not terminal asks `holder` whether the task runs.
 --
 -- state_of(id, text)                       the state as a table; `text` false: queued, or running, for the first time
 -- state_text(state)                        the table as text again
--- token_of(text)                           a token as a table with the same names
 -- holder(sessions, inflight_prefix, id)    session and token of the run; nil if the task does not run
--- node_of(session)                         the node's name in the session's
 -- ended_ms(state)                          when a terminal task ended
 --
 -- Keeps    reads only
@@ -27,12 +23,6 @@ local function made_ms(id)
   local ms = 0
   for at = 1, 10 do ms = ms * 32 + (string.find(DIGITS, string.sub(id, at, at), 1, true) or 1) - 1 end
   return ms
-end
-
-local function token_of(text)
-  local attempt, delivery, lost, queued, wait = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-  return {attempt = tonumber(attempt) or 0, delivery = tonumber(delivery) or 0, lost = tonumber(lost) or 0,
-    queued = tonumber(queued), wait = tonumber(wait)}
 end
 
 local function state_of(id, text)
@@ -58,10 +48,6 @@ end
 
 local function ended_ms(s)
   return (s.queued or 0) + (s.wait or 0) + (s.ran or 0)
-end
-
-local function node_of(session)
-  return string.match(session, '^(.*)/') or session
 end
 
 local function holder(sessions, inflight_prefix, id)
