@@ -11,7 +11,7 @@ may have carried it out. The lane then connects anew, since it could take the la
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,7 @@ import structlog
 from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from cluster.deadline import ends_within
+from cluster.deadline import Deadline
 from cluster.errors import TaskUnreadable, away, unanswered
 from cluster.refusal import refusal
 from cluster.scripts import UNANSWERED, Arg, script
@@ -164,7 +164,8 @@ class Lane:
             return replies
 
         try:
-            replies = await self._within_deadline(talk())
+            async with Deadline(self._timeout_s):
+                replies = await talk()
         except Exception as error:
             if not isinstance(error, UNANSWERED):  # a call that cannot be encoded must not end the lane for the others
                 log.exception("group_not_sent", scripts=sorted({call.script for call in calls}))
@@ -184,18 +185,6 @@ class Lane:
         for call, reply in zip(calls, replies, strict=True):
             _answer(call, reply)
 
-    async def _within_deadline(self, talk: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
-        """What `talk` returns. Raises TimeoutError at the deadline, once `talk` uses the connection no more."""
-        task = asyncio.get_running_loop().create_task(talk)
-        try:
-            if not await ends_within(task, self._timeout_s):
-                raise TimeoutError
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-
     async def _talk(self, commands: list[tuple[Arg, ...]]) -> list[Reply]:
         packed = b"".join(pack_command(command) for command in commands)  # type: ignore[arg-type]
         await self._connection.send_packed_command(packed, check_health=False)
@@ -214,7 +203,9 @@ class Lane:
             _answer(call, away())
         while not self.is_up:
             try:
-                reply = (await self._within_deadline(self._ping()))[0]
+                async with Deadline(self._timeout_s):
+                    await self._connection.connect()
+                    (reply,) = await self._talk([("PING",)])
                 # A Redis that refuses all writes may refuse even a PING, and can be read: the lane is up.
                 if isinstance(reply, ResponseError) and not refusal(str(reply)).is_of_all:
                     raise reply
@@ -222,10 +213,6 @@ class Lane:
             except UNANSWERED:
                 await self._connection.disconnect(nowait=True)
                 await asyncio.sleep(PROBE_INTERVAL_S)
-
-    async def _ping(self) -> list[Reply]:
-        await self._connection.connect()
-        return await self._talk([("PING",)])
 
     def _set_up(self, is_up: bool) -> None:
         if is_up != self.is_up:
