@@ -53,7 +53,7 @@ for i = 1, #all do
       if scores then score = scores[2 * i] end
       if score ~= last_score or level ~= last_level then
         last_score, last_level = score, level
-        local queued = score + level * aging
+        local queued = math.min(now, score + level * aging) -- aging may have been less when it was queued
         fresh = string.format('1 1 0 %.0f %.0f', queued, now - queued)
       end
       token = fresh

@@ -134,10 +134,13 @@ class Backlog:
 def _left_to(
     rivals: Sequence[tuple[int, int]], best: int, free: int, asked: Mapping[int, int], theirs: Container[int]
 ) -> int:
-    """Of `free` slots, how many a lane whose best head is `best` leaves to the others: they have (score, count)."""
-    pool = free + sum(asked.values())
+    """Of `free` slots, how many a lane whose best head is `best` leaves to the others: they have (score, count).
+
+    Never more than half of them: what this lane has just asked for, to steal it, is not shared.
+    """
+    promised = sum(limit for shard, limit in asked.items() if shard in theirs)
+    pool = free + promised
     if not rivals or pool < SHARE_MIN:
         return 0
     wanted = sum(count for score, count in rivals if score <= best + SLACK_MS)
-    promised = sum(limit for shard, limit in asked.items() if shard in theirs)
     return min(wanted, max(0, pool // 2 - promised))

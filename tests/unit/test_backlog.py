@@ -265,3 +265,10 @@ def test_what_was_heard_of_shards_that_moved_away_is_forgotten() -> None:
     backlog.set("default", 2, 5, 100)
     backlog.keep_only([2])
     assert [pick.shard for pick in backlog.plan("default", 10, range(64), NO_LANE)] == [2]
+
+
+def test_what_a_lane_has_just_asked_for_to_steal_it_makes_no_room_for_the_other() -> None:
+    """A limit below 0 would mean to Redis: the whole queue."""
+    backlog = backlog_of({2: (NORMAL, 10), 1: (NORMAL, 100)})
+    backlog.ask("q", 0, 16)
+    assert plan(backlog, 4, 0) == [Pick(2, 4, NORMAL + SLACK_MS)]
