@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 from enum import StrEnum
 from random import Random
-from typing import Any
 
 import msgspec
 
@@ -64,7 +63,8 @@ _HEAD = 3  # bytes before a stored spec: its length in two, its level in one
 _APART = 0x8000  # bit of the length: the data has a field of its own
 BUCKET_MS = 32  # ids made within that time begin alike, and their tasks share a bucket (`lua/include/bucket.lua`)
 APART_BYTES = 512  # largest data that stands behind its spec, as in `lua/include/bucket_write.lua`
-_USUAL = (None, None, None, *Spec.__struct_defaults__)  # by position from the end; the first three have no default
+_USUAL_ATTEMPTS, _USUAL_TIMEOUT_S, _USUAL_BACKOFF = Spec.__struct_defaults__[:3]
+_encode = msgspec.msgpack.Encoder().encode
 _SPECS_MAX = 4_096  # specs that are kept decoded
 _decode_spec = msgspec.msgpack.Decoder(Spec).decode
 _specs: dict[bytes, Spec] = {}  # packed -> decoded: the tasks of one type have the same bytes
@@ -73,19 +73,20 @@ _specs: dict[bytes, Spec] = {}  # packed -> decoded: the tasks of one type have 
 def packed(spec: Spec) -> bytes:
     """A spec as it is stored: its length, its level, then msgpack. `lua/include/stored.lua` reads it.
 
-    Every task has one, so it is short: no fields at the end that have their usual value, no fractions that are none.
+    Every task has one, so the usual fields at its end are left out.
     """
-    fields = list(msgspec.structs.astuple(spec))
-    while fields[-1] == _USUAL[len(fields) - len(Spec.__struct_fields__) - 1]:
-        fields.pop()
-    body = msgspec.msgpack.encode([_short(value) for value in fields])
+    plain = (spec.type, spec.queue, spec.level)
+    if spec.key is not None or spec.retention_s is not None or spec.trace is not None:
+        body = _encode(spec)
+    elif spec.backoff != _USUAL_BACKOFF:
+        body = _encode((*plain, spec.max_attempts, spec.timeout_s, spec.backoff))
+    elif spec.timeout_s != _USUAL_TIMEOUT_S:
+        body = _encode((*plain, spec.max_attempts, spec.timeout_s))
+    elif spec.max_attempts != _USUAL_ATTEMPTS:
+        body = _encode((*plain, spec.max_attempts))
+    else:
+        body = _encode(plain)
     return len(body).to_bytes(2, "little") + bytes((spec.level,)) + body
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, Backoff):
-        return [_short(part) for part in (value.base_s, value.factor, value.max_s)]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def apart(packed: bytes) -> bytes:
