@@ -19,6 +19,8 @@ from cluster.errors import UnknownType
 from cluster.shards.task import LEVELS, Backoff, Spec, packed
 from node.tasks import Handler
 
+OWN_MAX = 256  # specs of one type that are kept made
+
 
 class TypeEntry(msgspec.Struct, array_like=True, frozen=True):
     """What a gateway must know of a type. Add fields at the end only, and remove none: other versions read them."""
@@ -34,12 +36,23 @@ class TypeEntry(msgspec.Struct, array_like=True, frozen=True):
 class TaskType:
     """A type's entry, and the spec that all its plain submissions share, made and packed once."""
 
-    __slots__ = ("entry", "packed", "spec")
+    __slots__ = ("_own", "entry", "packed", "spec")
 
     def __init__(self, name: str, entry: TypeEntry) -> None:
         self.entry = entry
         self.spec = Spec(name, entry.queue, entry.level, entry.max_attempts, entry.timeout_s, entry.backoff)
         self.packed = packed(self.spec)  # as Redis stores it
+        self._own: dict[tuple[Any, ...], tuple[Spec, bytes]] = {}
+
+    def own(self, *options: Any) -> tuple[Spec, bytes]:
+        """The spec of submissions with these options of their own (queue, level, …), and as Redis stores it."""
+        made = self._own.get(options)
+        if made is None:
+            spec = Spec(self.spec.type, *options)
+            if len(self._own) >= OWN_MAX:
+                self._own.clear()
+            made = self._own[options] = spec, packed(spec)
+        return made
 
 
 def entry_of(handler: Handler, config: Config) -> TypeEntry:

@@ -288,17 +288,16 @@ class Submitting:
         level = entry.level
         if item.priority is not None:
             level = LEVELS[item.priority] if isinstance(item.priority, str) else item.priority
-        spec = Spec(
-            item.type,
+        options = (
             item.queue or entry.queue,
             level,
             entry.max_attempts if item.max_attempts is None else item.max_attempts,
             entry.timeout_s if item.timeout_s is None else item.timeout_s,
             entry.backoff if item.backoff is None else _backoff(entry.backoff, item.backoff),
-            item.key,
-            item.retention_s,
-            trace,
         )
+        if item.key is None and item.retention_s is None and trace is None:
+            return task_type.own(*options)
+        spec = Spec(item.type, *options, item.key, item.retention_s, trace)
         return spec, packed(spec)
 
     def _on_code(self, new: NewTask, code: StoreCode | Exception, now_ms: int, first: str) -> None:
