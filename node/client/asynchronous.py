@@ -30,7 +30,9 @@ from node.client.nodes import WITHIN_S, bearer, nodes_from
 from node.client.stream import SILENCE_S, Event, Follower, Parser
 from node.client.task import Page, Task, result_of
 
-CONNECTIONS_MAX = 100
+# No limit of connections: a call that waits for a task's end holds one for seconds. Under a limit, further calls would
+# wait for a connection until their time is up, and their errors would blame nodes that were never asked.
+CONNECTIONS_MAX = 0
 
 T = TypeVar("T")
 Results = list[Result]

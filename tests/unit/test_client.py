@@ -201,6 +201,16 @@ async def test_run_and_submit_raise_or_tell_when_the_time_is_up(use: Callable[..
         await call("run", "no such type")
 
 
+async def test_no_call_waits_for_the_connection_of_another(url: str, engine: FakeEngine) -> None:
+    """Each call that waits for a task's end holds a connection; however many they are, all reach the node."""
+    async with Client(url, within_s=30.0) as client:
+        calls = [asyncio.create_task(client.run("noop")) for _ in range(150)]
+        await wait_until_async(lambda: engine.waiting == 150, 10, "all calls wait at the node")
+        for task_id in list(engine.tasks):
+            ended(engine, task_id, "succeeded", result=b"1")
+        assert await asyncio.gather(*calls) == [1] * 150
+
+
 async def test_what_msgspec_knows_can_be_data(use: Callable[..., Used], url: str) -> None:
     call = use(url)
     task = await call("submit", "noop", Mail("a@b", datetime(2030, 1, 31, tzinfo=UTC)))
