@@ -265,6 +265,8 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         if request.writer.output_size:
             raise ConnectionError("an answer has begun; it is too late to say that it failed")
+        if isinstance(exc, ConnectionError) and request.transport is None:
+            raise exc  # The client has gone, which is its right: aiohttp ends the connection and logs nothing.
         if status == 400:
             # The parser's message has a line with nothing but a caret, which means nothing inside JSON.
             what = " ".join(line.strip() for line in (message or "malformed").splitlines() if line.strip(" ^"))

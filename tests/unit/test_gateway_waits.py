@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
+from structlog.testing import capture_logs
 
 from cluster.config import Config
 from node.gateway import app, server, waits
@@ -115,8 +116,9 @@ async def test_a_task_that_is_dropped_during_the_wait_is_expired(client: Client,
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_client_that_goes_away_ends_its_wait_and_no_other(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, method: str
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
+    """The log says nothing of it."""
     monkeypatch.setattr(waits, "LOOK_S", 0.01)
     config = Config(port=unused_port())
     runner = await server.start(app.build(engine), config)
@@ -129,15 +131,17 @@ async def test_a_client_that_goes_away_ends_its_wait_and_no_other(
         for _, writer in connections:
             writer.write(head + b'{"type": "noop"}')
         await wait_until_async(lambda: engine.waiting == 3, 5, "all wait")
-        for _, writer in connections[:2]:
-            writer.close()
-        await wait_until_async(lambda: engine.waiting == 1, 5, "two waits have ended")
+        with capture_logs() as lines:
+            for _, writer in connections[:2]:
+                writer.close()
+            await wait_until_async(lambda: engine.waiting == 1, 5, "two waits have ended")
         end_all(engine, "succeeded")
         reader, writer = connections[2]
         assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
         writer.close()
     finally:
         await runner.cleanup()
+    assert [line["event"] for line in lines] + caplog.messages == []
 
 
 async def test_a_node_that_stops_answers_202_with_the_task_as_it_is(engine: FakeEngine) -> None:
