@@ -26,6 +26,7 @@ NULL = Raw(b"null")
 
 Priority = Literal["low", "normal", "high"] | Annotated[int, Meta(ge=0, le=9)]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+Filter = Annotated[str, Meta(min_length=1, max_length=200)]  # as long as what it is compared with, which is never empty
 
 
 class BackoffJson(Struct, forbid_unknown_fields=True):
@@ -168,9 +169,9 @@ class ListQuery(Struct, kw_only=True, frozen=True):
     """`GET /tasks`: filters and page."""
 
     state: Annotated[State | None, Meta(description="Only tasks in this state.")] = None
-    type: Annotated[str | None, Meta(description="Only tasks of this type.")] = None
-    key: Annotated[str | None, Meta(description="Only tasks with this key.")] = None
-    queue: Annotated[str | None, Meta(description="With state=queued: only tasks of this queue.")] = None
+    type: Annotated[Filter | None, Meta(description="Only tasks of this type.")] = None
+    key: Annotated[Filter | None, Meta(description="Only tasks with this key.")] = None
+    queue: Annotated[Filter | None, Meta(description="With state=queued: only tasks of this queue.")] = None
     fields: Annotated[
         str | None,
         Meta(description="What each task shows beside its summary: data, result, error; with commas between them."),

@@ -52,6 +52,13 @@ def to_priority(ctx: click.Context, param: click.Parameter, value: str | None) -
     raise click.BadParameter(f"{value!r} is not one of {', '.join(LEVELS)}, or 0 to {LEVEL_MAX}.")
 
 
+def filled(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A text that is not empty, as from a variable that is not set."""
+    if value == "":
+        raise click.BadParameter("it is empty. Give it a value or leave it out.")
+    return value
+
+
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Ids of the latest tasks, for the shell; none if no node answers at once."""
     try:
@@ -167,9 +174,9 @@ def submit(
 
 @click.command()
 @click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
-@click.option("--type", "task_type", help="Only tasks of this type.")
-@click.option("--key", help="Only tasks with this key.")
-@click.option("--queue", help="With --state queued: only tasks of this queue.")
+@click.option("--type", "task_type", callback=filled, help="Only tasks of this type.")
+@click.option("--key", callback=filled, help="Only tasks with this key.")
+@click.option("--queue", callback=filled, help="With --state queued: only tasks of this queue.")
 @click.option("--fields", default="", help="With --json: what to show beside a summary: data,result,error.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
 @click.option("--cursor", help="Go on after the page that printed this cursor.")

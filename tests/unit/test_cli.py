@@ -405,6 +405,9 @@ def test_a_node_that_does_not_answer_is_status_1_with_its_address(capsys: pytest
         (["node", "--lease-s"], "requires an argument"),
         (["task", "1", "--url", "ftp://x"], "not an HTTP address"),
         (["tasks", "--state", "odd"], "'odd' is not one of"),
+        (["tasks", "--type", ""], "Invalid value for '--type': it is empty."),
+        (["tasks", "--key", ""], "Invalid value for '--key': it is empty."),
+        (["tasks", "--queue", "", "--state", "queued"], "Invalid value for '--queue': it is empty."),
         (["submit", "noop", "--each", "--wait"], "--each does not wait"),
     ],
 )

@@ -258,6 +258,8 @@ async def test_a_list_goes_over_all_pages_or_as_far_as_wanted(use: Callable[...,
     assert await call("list", limit=0) == []
     with pytest.raises(BadRequest, match="state is"):
         await call("list", state="odd")
+    with pytest.raises(BadRequest, match='key is ""'):
+        await call("page", key="")
     page = await call("page", limit=3)
     assert ([task.id for task in page.tasks], page.searched, page.is_complete) == (newest[:3], 3, True)
 
