@@ -197,11 +197,24 @@ def away(storing: bool = False) -> StoreUnavailable:
     return StoreUnavailable(message, "Try again soon.", may_have_happened=False)
 
 
+SAME_KEY = "Send it again with the same Idempotency-Key: it cannot be stored twice."
+
+
+def without_key(error: StoreUnavailable) -> StoreUnavailable:
+    """The same error for a caller who sent no Idempotency-Key."""
+    if error.hint != SAME_KEY:
+        return error
+    hint = "Send it again in a moment."
+    if error.may_have_happened:
+        hint = "Look before you send it again. Under an Idempotency-Key, a submission can be repeated safely."
+    return StoreUnavailable(error.message, hint, error.may_have_happened, why=error.why)
+
+
 def unanswered(why: str, is_sent: bool) -> StoreUnavailable:
     """The error for a call to which Redis gave no answer; `is_sent`: whether it left this node."""
     return StoreUnavailable(
         f"Redis: {why}; the call {'may have been' if is_sent else 'was not'} carried out.",
-        "Send it again with the same Idempotency-Key: it cannot be stored twice.",
+        SAME_KEY,
         may_have_happened=is_sent,
         why=why,
     )

@@ -17,7 +17,7 @@ from typing import Protocol
 import structlog
 from aiohttp import hdrs, web
 
-from cluster.errors import BadRequest, MethodNotAllowed, NotFound, RumorError
+from cluster.errors import BadRequest, MethodNotAllowed, NotFound, RumorError, StoreUnavailable, without_key
 from node.gateway import access, parse
 from node.gateway.cluster_calls import ClusterCalls, ClusterEngine
 from node.gateway.forward import Forwarder
@@ -127,6 +127,8 @@ class Entrance:
             except RumorError as error:
                 if rejected is not None:
                     rejected.add(error.code)
+                if isinstance(error, StoreUnavailable) and "Idempotency-Key" not in request.headers:
+                    error = without_key(error)
                 response = error_response(error)
             except web.RequestPayloadError as error:
                 what = " ".join(str(error).split()).removeprefix("400, message: ")

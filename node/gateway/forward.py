@@ -19,7 +19,7 @@ import msgspec
 from msgspec import msgpack
 
 from cluster.config import Config
-from cluster.errors import RumorError, StoreUnavailable
+from cluster.errors import SAME_KEY, RumorError, StoreUnavailable
 from cluster.swim.events import MemberState
 from cluster.view import Peer, RedisWord, View
 from node import trace_context
@@ -27,7 +27,6 @@ from node.schema import BatchKey, ErrorJson, Forward, Forwarded, IdempotencyKeys
 
 FORWARDED = "Rumor-Forwarded"  # header of a forwarded read, which goes one hop only
 PATH = "/gossip/submit"
-HINT = "Send it again with the same Idempotency-Key: it cannot be stored twice."
 
 NO_ANSWER = 0  # stands in place of a status
 
@@ -79,7 +78,10 @@ class Forwarder:
                 continue
             if len(results) == len(forward.ids):
                 return [_result(result) for result in results]
-        raise StoreUnavailable(f"{error.message} No peer that reaches Redis took it over.", HINT, may_have_happened)
+        message = f"{error.message} No peer that reaches Redis took it over."
+        if may_have_happened and not error.may_have_happened:  # only a peer is in doubt; the words so far deny it
+            message = "this node cannot store it, and a peer that was to do so gave no clear answer: it may be stored."
+        raise StoreUnavailable(message, SAME_KEY, may_have_happened)
 
     async def read(self, view: View, path: str, deadline_s: float) -> tuple[int, bytes] | None:
         """Status and body of a peer's answer to GET `path`, or None when there is none."""

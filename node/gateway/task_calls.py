@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from cluster.config import Config
-from cluster.errors import BadRequest, NotFound, RumorError, StoreUnavailable, TooLarge, TooSlow
+from cluster.errors import BadRequest, NotFound, RumorError, StoreUnavailable, TooLarge, TooSlow, without_key
 from cluster.view import View
 from node import trace_context
 from node.gateway import forward, parse
@@ -182,7 +182,7 @@ class TaskCalls:
                 except StoreUnavailable as error:
                     if not response.prepared:
                         raise
-                    results = [error_json(error)] * len(items)
+                    results = [error_json(error if key else without_key(error))] * len(items)
                 if not response.prepared:
                     response.headers.update(_trace_headers(results))
                     await response.prepare(request)

@@ -118,13 +118,35 @@ async def test_a_503_does_not_say_that_nothing_was_stored_when_a_peer_gave_no_an
         answer = await client.post("/tasks", json={"type": "noop"})
         assert answer.status == 503
         assert arrived.is_set()
-        assert (await answer.json())["error"]["may_have_happened"] is True
+        error = (await answer.json())["error"]
+        assert error["may_have_happened"] is True
+        assert error["message"].endswith("a peer that was to do so gave no clear answer: it may be stored.")
         engine.view = replace(engine.view, members=(peer("n2", unused_port()),))
         answer = await client.post("/tasks", json={"type": "noop"})
-        assert (await answer.json())["error"]["may_have_happened"] is False, "it was not even sent"
+        error = (await answer.json())["error"]
+        assert error["may_have_happened"] is False, "it was not even sent"
+        assert error["message"].endswith("No peer that reaches Redis took it over.")
     finally:
         await client.close()
         silent.close()
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/batch"])
+async def test_only_who_sent_a_key_is_told_to_repeat_it(path: str) -> None:
+    engine = FakeEngine(Config(node_id="n1", port=5001))
+    engine.redis_ok = False
+    body = {"type": "noop"} if path == "/tasks" else [{"type": "noop"}]
+    async with TestClient(TestServer(app.build(engine))) as client:
+        hints = []
+        for headers, engine.maybe in (({"Idempotency-Key": "k"}, True), ({}, True), ({}, False)):
+            answer = await client.post(path, json=body, headers=headers)
+            assert answer.status == 503
+            hints.append((await answer.json())["error"]["hint"])
+    assert hints == [
+        "Send it again with the same Idempotency-Key: it cannot be stored twice.",
+        "Look before you send it again. Under an Idempotency-Key, a submission can be repeated safely.",
+        "Send it again in a moment.",
+    ]
 
 
 async def test_a_peer_that_does_not_reach_redis_either_never_forwards_again() -> None:
