@@ -59,6 +59,13 @@ def filled(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     return value
 
 
+def to_wait(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """A time to wait; refused before anything is submitted."""
+    if value is not None and not value >= 0:  # in this form, because not-a-number is neither more nor less
+        raise click.BadParameter(f"{value:g} is no time to wait: give it seconds, 0 or more.")
+    return value
+
+
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Ids of the latest tasks, for the shell; none if no node answers at once."""
     try:
@@ -130,7 +137,9 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
 @click.option("--idempotency-key", help="The same key means the same task, at whichever node.")
 @click.option("--each", is_flag=True, help="Submit a task for each line of standard input; the line is its data.")
 @click.option("--wait", is_flag=True, help="Wait for the outcome; exit status 1 if it is dead or cancelled.")
-@click.option("--wait-s", type=float, help="Wait at most this many seconds; exit status 3 if it goes on then.")
+@click.option(
+    "--wait-s", type=float, callback=to_wait, help="Wait at most this many seconds; exit status 3 if it goes on then."
+)
 @remote_options
 def submit(
     task_type: str,
@@ -219,7 +228,9 @@ def show_page(page: Page, as_json: bool) -> None:
 @click.command()
 @click.argument("task_id", metavar="ID", shell_complete=complete_id)
 @click.option("--wait", is_flag=True, help="Wait for the outcome.")
-@click.option("--wait-s", type=float, help="Wait at most this many seconds; exit status 3 if it goes on then.")
+@click.option(
+    "--wait-s", type=float, callback=to_wait, help="Wait at most this many seconds; exit status 3 if it goes on then."
+)
 @remote_options
 def task(task_id: str, wait: bool, wait_s: float | None, url: str, ca_file: str, as_json: bool) -> int:
     """Show one task, with its attempts. Exit status 1 if it is dead or cancelled."""

@@ -242,6 +242,7 @@ class Client:
         for `within_s`: then it raises Unreachable.
         """
         limit_s = self.within_s if within_s is None else within_s
+        calls.check_within(limit_s)
         follower = Follower(self.nodes, self._rng, time.monotonic(), limit_s, names, last_id)
         reason: str | RumorError
         while True:

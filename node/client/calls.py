@@ -65,6 +65,9 @@ class Asker:
     within_s: float
     insists: bool = True
 
+    def __post_init__(self) -> None:
+        check_within(self.within_s)
+
     def ask(self, request: Request) -> Steps[Any]:
         """The JSON answer."""
         answer, _ = yield from self.ask_at(request, self.now_s, self.within_s)
@@ -73,6 +76,12 @@ class Asker:
     def ask_at(self, request: Request, now_s: float, within_s: float) -> Steps[tuple[Any, float]]:
         """The JSON answer and the time, where a call of the client takes several requests."""
         return carry_out(request, self.nodes, self.rng, now_s, within_s, self.insists)
+
+
+def check_within(within_s: float) -> None:
+    """Raise BadRequest for a time in which no call can end, before anything is sent."""
+    if not within_s > 0:  # in this form, because not-a-number is neither more nor less
+        raise BadRequest(f"within_s is {within_s:g}: no call can end in that time.", "Give it seconds, more than 0.")
 
 
 def submit(

@@ -201,6 +201,21 @@ async def test_run_and_submit_raise_or_tell_when_the_time_is_up(use: Callable[..
         await call("run", "no such type")
 
 
+@pytest.mark.parametrize("within_s", [0, -1, float("nan")])
+async def test_a_time_in_which_nothing_can_end_is_refused_before_anything_is_sent(
+    use: Callable[..., Used], url: str, engine: FakeEngine, within_s: float
+) -> None:
+    call = use(url)
+    for name, argument in (("run", "noop"), ("submit", "noop"), ("submit_many", [("noop", 1)]), ("result", "x")):
+        with pytest.raises(BadRequest, match=f"within_s is {within_s:g}"):
+            await call(name, argument, within_s=within_s)
+    with pytest.raises(BadRequest, match=f"within_s is {within_s:g}"):
+        await use(url, within_s=within_s)("run", "noop")
+    with pytest.raises(BadRequest, match="wait_s"):
+        await call("submit", "noop", wait_s=within_s or -1)
+    assert engine.calls == []
+
+
 async def test_no_call_waits_for_the_connection_of_another(url: str, engine: FakeEngine) -> None:
     """Each call that waits for a task's end holds a connection; however many they are, all reach the node."""
     async with Client(url, within_s=30.0) as client:
