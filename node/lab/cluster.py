@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -209,7 +210,7 @@ class Cluster:
             return not any(self.why_not_ready(observer, [node, *others]) for observer in (node, *others))
 
         if not wait_for(all_see_all, SEEN_LIMIT_S, POLL_S):
-            say(f"Note: some nodes do not see each other yet; `{program()} status` shows each.")
+            say(f"Note: some nodes do not see each other yet; `{program(self.folder)} status` shows each.")
         say(f"{node.label} is ready: {node.url} (pid {node.pid})")
 
     def _wait_ready(self, nodes: Sequence[NodeRecord], limit_s: float, check: Callable[[], None]) -> None:
@@ -317,15 +318,23 @@ def refuse_busy_port(config: Config) -> None:
         raise LaunchFailed(f"{problem}.", hint)
 
 
-def program() -> str:
-    """The launcher as the user called it; for messages."""
-    return os.environ.get(LAUNCHER) or "rumor launch"
+def program(folder: Path | None = None) -> str:
+    """The launcher as the user called it, for messages; with the variable by which it acts on the cluster there."""
+    return _in_folder(folder) + (os.environ.get(LAUNCHER) or "rumor launch")
 
 
-def partition_program() -> str:
+def partition_program(folder: Path | None = None) -> str:
     """The command for cuts that belongs to the launcher that the user called."""
     launcher = os.environ.get(LAUNCHER, "")
-    return str(Path(launcher).parent / "partition.sh") if launcher.endswith(".sh") else "rumor partition"
+    cuts = str(Path(launcher).parent / "partition.sh") if launcher.endswith(".sh") else "rumor partition"
+    return _in_folder(folder) + cuts
+
+
+def _in_folder(folder: Path | None) -> str:
+    """The variable that names this folder: it may have been set for one command only."""
+    if folder is None or folder == records.folder_of(str(records.default_folder())):
+        return ""
+    return f"RUMOR_DATA_DIR={shlex.quote(str(folder))} "
 
 
 def indent(text: str) -> str:

@@ -117,7 +117,8 @@ def act(cluster: Cluster, word: str, rest: Sequence[str], flags: Mapping[str, st
         number, state, done = SIGNALS[word]
         if not target.process.signal(number):
             raise LaunchFailed(
-                f"{target.label} is not running.", f"{program()} restart {target.number or 'redis'} starts it."
+                f"{target.label} is not running.",
+                f"{program(cluster.folder)} restart {target.number or 'redis'} starts it.",
             )
         wait_for(lambda target=target, state=state: target.process.state == state, STOP_GRACE_S)  # type: ignore[misc]
         say(f"{target.label} {done} (pid {target.pid})")
@@ -128,7 +129,7 @@ def running(folder: Path) -> Record:
     """The folder's record. Raises LaunchFailed if there is none."""
     record = load(folder)
     if record is None:
-        raise LaunchFailed(f"No cluster runs in {folder}.", f"Start one with `{program()}`.")
+        raise LaunchFailed(f"No cluster runs in {folder}.", f"Start one with `{program(folder)}`.")
     return record
 
 
@@ -234,7 +235,8 @@ def refuse_running(old: Record | None, folder: Path) -> None:
         alive = [node.url for node in old.nodes if node.process.is_alive]
         raise LaunchFailed(
             f"A cluster is already running in {folder}: {', '.join(alive) or 'only its Redis'}.",
-            f"Show it with `{program()} status`, end it with `{program()} stop`, or set RUMOR_DATA_DIR for another.",
+            f"Show it with `{program(folder)} status`, end it with `{program(folder)} stop`, "
+            "or set RUMOR_DATA_DIR for another.",
         )
 
 
@@ -269,7 +271,7 @@ def status(folder: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps(status_json(record)))
     if record is None:
-        say(f"No cluster runs in {folder}.\n  Start one with `{program()}`.")
+        say(f"No cluster runs in {folder}.\n  Start one with `{program(folder)}`.")
         return 1
     if not as_json:
         cluster = Cluster(folder, record)
@@ -303,6 +305,7 @@ def status_json(record: Record | None) -> dict[str, object]:
 def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
     """The text for the user when the cluster is ready."""
     record = cluster.record
+    launcher, cuts = program(cluster.folder), partition_program(cluster.folder)
     first, second = record.nodes[0], record.nodes[min(1, len(record.nodes) - 1)]
     token = ' -H "Authorization: Bearer $RUMOR_API_TOKEN"' if record.told.get("api_token") else ""
     lines = [f"Rumor is ready: {counted(len(record.nodes), 'node')}, {took_s:.1f} s.", ""]
@@ -323,11 +326,11 @@ def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
         f"  curl{token} {second.url}/cluster",
     ]
     if len(record.nodes) > 1:
-        lines += [f"  {program()} kill 2       # the others take over; then: {program()} restart 2"]
+        lines += [f"  {launcher} kill 2       # the others take over; then: {launcher} restart 2"]
     if record.network is not None:
         lines += [
-            f"  {partition_program()} watch         # what each node believes; in a second terminal:",
-            f"  {partition_program()} no-gossip 1   # or no-redis, isolate, split, …; then: heal",
+            f"  {cuts} watch         # what each node believes; in a second terminal:",
+            f"  {cuts} no-gossip 1   # or no-redis, isolate, split, …; then: heal",
         ]
-    lines += ["", f"Stop with {'' if detach else 'Ctrl-C, or '}{program()} stop"]
+    lines += ["", f"Stop with {'' if detach else 'Ctrl-C, or '}{launcher} stop"]
     return "\n".join(lines)
