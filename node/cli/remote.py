@@ -407,7 +407,11 @@ def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json:
                     raise
             tell(output.in_words(task))
     if not task.is_finished:
-        click.echo(f"not_finished: task {task.id} is {task.state} after {wait_s:g} s.\n  It goes on.", err=True)
+        click.echo(
+            f"not_finished: task {task.id} is {task.state} after {wait_s:g} s.\n"
+            f"  It goes on; wait again with `rumor task {task.id} --wait`, or cancel it.",
+            err=True,
+        )
         show_task(task, as_json)
         return TIME_IS_UP
     return show_task(task, as_json)

@@ -89,8 +89,11 @@ def query(kind: type[T], pairs: Mapping[str, str]) -> T:
         what, path = _split(error)
         name = path.removeprefix("$.")
         hint = f"Change {name} or leave it out."
+        choices = _choices(kind, name)
         if what.startswith("Invalid enum value"):
-            hint = f"Use one of {', '.join(_choices(kind, name))}, or none."
+            hint = f"Use one of {', '.join(choices)}, or none."
+        elif choices:
+            hint = f"Use {'seconds, from ' * name.endswith('_s')}{choices[0]}, or leave {name} out."
         raise BadRequest(f"{name} is {_shown(pairs.get(name, ''))}: {_lower(what)}.", hint) from None
 
 
@@ -236,8 +239,10 @@ def _choices(kind: type[Struct], field: str) -> list[str]:
                 choices.extend(map(str, taken.values))
             case inspect.EnumType():
                 choices.extend(str(member.value) for member in taken.cls)
-            case inspect.IntType(ge=int(), le=int()):
-                choices.append(f"{taken.ge} to {taken.le}")
+            case inspect.IntType(ge=int() as low, le=int() as high):
+                choices.append(f"{low} to {high}")
+            case inspect.FloatType(ge=int() | float() as low, le=int() | float() as high):
+                choices.append(f"{low:g} to {high:g}")
             case inspect.UnionType():
                 for part in taken.types:
                     collect(part)

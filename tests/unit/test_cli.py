@@ -190,7 +190,10 @@ def test_a_wait_whose_time_is_up_is_status_3_and_shows_the_task(
     assert asked[-1]["query"].startswith("wait_s=")
     told = capsys.readouterr()
     assert "state         running" in told.out
-    assert told.err == "not_finished: task 01R-1f is running after 0.5 s.\n  It goes on.\n"
+    assert told.err == (
+        "not_finished: task 01R-1f is running after 0.5 s.\n"
+        "  It goes on; wait again with `rumor task 01R-1f --wait`, or cancel it.\n"
+    )
 
 
 def test_each_line_of_standard_input_can_be_a_task(

@@ -69,6 +69,12 @@ async def test_wait_s_waits_until_the_task_is_finished(client: Client, engine: F
 async def test_wait_s_is_0_to_60(client: Client, value: str) -> None:
     error = await error_of(client, "GET", f"/tasks/x?wait_s={value}", 400)
     assert f'wait_s is "{value}"' in error["message"]
+    assert error["hint"] == "Use seconds, from 0 to 60, or leave wait_s out."
+
+
+async def test_a_number_that_does_not_fit_is_told_its_range(client: Client) -> None:
+    error = await error_of(client, "GET", "/tasks?limit=ten", 400)
+    assert error["hint"] == "Use 1 to 500, or leave limit out."
 
 
 async def test_a_list_is_paged_newest_first(client: Client) -> None:
