@@ -29,7 +29,7 @@ BATCH_TASKS = 1_000
 BATCH_BYTES = 4_194_304
 BATCH_ATTEMPT_S = 20.0
 LONG_ATTEMPT_S = 60.0
-PAGE_TASKS = 100
+PAGE_TASKS = 500  # the most that a page may have: each page is a search of its own, where a list is filtered
 NO_QUERY: Mapping[str, Any] = {}
 
 T = TypeVar("T")

@@ -29,10 +29,11 @@ from cluster.errors import (
     UnknownType,
 )
 from node import Client, NotFinished, SyncClient, TaskCancelled, TaskFailed, Unreachable
+from node.client import calls
 from node.client.errors import BadResult
 from node.client.task import Task
 from node.gateway import app
-from node.schema import ListQuery, TaskList
+from node.schema import LIST_MAX, ListQuery, TaskList
 from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
 
@@ -265,7 +266,11 @@ async def test_cancel_retry_replay_and_purge(use: Callable[..., Used], url: str,
         await call("get", "no such/task")
 
 
-async def test_a_list_goes_over_all_pages_or_as_far_as_wanted(use: Callable[..., Used], url: str) -> None:
+async def test_a_list_goes_over_all_pages_or_as_far_as_wanted(
+    use: Callable[..., Used], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calls.PAGE_TASKS == LIST_MAX, "no node serves a longer page"
+    monkeypatch.setattr(calls, "PAGE_TASKS", 100)
     call = use(url)
     newest = [(await call("submit", "noop")).id for _ in range(250)][::-1]
     assert [task.id for task in await call("list")] == newest
