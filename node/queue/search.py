@@ -83,6 +83,7 @@ async def search(
 def order(place: str) -> Order:
     """A sort key for a place: by id alone, or by score and then id. Raises ValueError if it is neither."""
     score, space, task_id = place.rpartition(" ")
-    if space and not (score.isascii() and score.isdigit()):
+    digits = score.removeprefix("-")  # strict priorities (a very large priority_aging_s) make scores below 0
+    if space and not (digits.isascii() and digits.isdigit()):
         raise ValueError(place)
     return (int(score), task_id) if space else (0, task_id)

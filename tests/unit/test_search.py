@@ -128,3 +128,11 @@ async def test_nothing_to_look_at_is_an_empty_page(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(searching, "SEARCH_MAX", 40)
     page = await shelf(1, 5_000, 64, False, keeps=lambda _: False).page("", 10, True)
     assert page.searched == 64, "more shards than tasks to look at: one in each"
+
+
+def test_a_place_may_have_a_score_below_zero() -> None:
+    places = ["-20 b", "-3 a", "-3 b", "0 a", "7 a"]
+    assert sorted(reversed(places), key=order) == places
+    for place in ("- a", "--3 a", "-3.5 a", "3- a", "\u00b2 a"):
+        with pytest.raises(ValueError, match=place):
+            order(place)
