@@ -54,13 +54,21 @@ else
   while #ids < scan and not is_all and (read < FIELDS_MAX or #ids == 0) do
     local of = redis.call('ZREVRANGEBYLEX', KEYS[2], from, '-', 'LIMIT', 0, 1)[1]
     if of then
-      local here = {}
+      -- A batch makes a bucket of thousands: keep the newest that are wanted, and sort few at a time.
+      local here, want, least = {}, scan - #ids, nil
       local names = redis.pcall('HKEYS', prefix .. of) -- no names, if it is a key of another type
       for _, name in ipairs(names) do
-        if #name == ID_CHARS and (before == '' or name < before) then here[#here + 1] = name end
+        if #name == ID_CHARS and (before == '' or name < before) and (not least or name > least) then
+          here[#here + 1] = name
+          if #here >= 4 * want then
+            table.sort(here, function(one, other) return one > other end)
+            for i = #here, want + 1, -1 do here[i] = nil end
+            least = here[want]
+          end
+        end
       end
       table.sort(here, function(one, other) return one > other end)
-      for i = 1, math.min(#here, scan - #ids) do
+      for i = 1, math.min(#here, want) do
         ids[#ids + 1] = here[i]
       end
       read = read + #names

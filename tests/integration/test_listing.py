@@ -137,6 +137,29 @@ async def test_the_tasks_of_one_state_are_found_without_looking_at_others(engine
         await engine.list_tasks(ListQuery(queue="other"))
 
 
+async def test_a_batch_that_fills_large_buckets_is_listed_whole_and_in_order(engine: Engine) -> None:
+    """Tasks of one moment are in one bucket, and many more are in it than one script looks at."""
+    sent = [Submission(type="noop", queue="other", key="user:1") for _ in range(3_000)]
+    made = [answer.task.id for answer in await engine.submit(sent) if isinstance(answer, Submitted)]
+    shard = shard_of_key("user:1", engine.config.shards)
+    names = [keys.bucket_prefix(shard) + task_id[:9] for task_id in made]
+    assert max(Counter(names).values()) > 4 * searching.SCAN_MAX
+    newest = sorted(made, reverse=True)
+    assert len(newest) == len(sent)
+    for limit in (7, 100, 500):
+        assert ids_of([await engine.list_tasks(ListQuery(key="user:1", limit=limit))]) == newest[:limit]
+    assert ids_of(await pages(engine, key="user:1", limit=500)) == newest
+    assert ids_of(await pages(engine, limit=500)) == newest
+
+
+async def test_queued_tasks_are_listed_where_strict_priorities_make_negative_scores(engine: Engine) -> None:
+    engine.shards.calls._aging_ms = int(1e12)  # as with `priority_aging_s` 1e9
+    levels = ("low", "high", "low", "high")
+    made = {(await submit(engine, "noop", queue="other", priority=level)).id for level in levels}
+    shown = ids_of(await pages(engine, state=State.QUEUED, limit=1))
+    assert (set(shown), len(shown)) == (made, len(made))
+
+
 async def test_a_list_shows_a_summary_and_more_on_request(engine: Engine) -> None:
     (broken,) = await make(engine, 1, outcome=SettleKind.DEAD, payload=FAILURE, data=b'{"big":1}')
     done = await engine.wait((await submit(engine, "process", "Hello")).id, 5)
