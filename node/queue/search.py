@@ -1,11 +1,15 @@
 """Search: one page of a listing, merged from several sources, with bounded work.
 
 A source is a shard; where queues are listed, one queue of a shard. It lists its tasks newest first, and each time it is
-asked it says how far it looked. The *frontier* is the newest of these places: beyond it a source may have more. A page
-holds only rows up to the frontier, so it lacks none. Each round asks the sources that hold the frontier up.
+asked it says how far it looked. The *bound* is the newest of these places: beyond it a source may have more. A page
+holds only rows up to the bound, so it lacks none.
+
+What a source answered is kept to the end of the page, and each look goes on where the one before ended. Once enough
+rows are known, only sources that may have a newer one than the last of them are asked again.
 
 A search that finds little ends after SEARCH_MAX tasks or when its time is up. Its page is then short, and the caller
-may go on from `next`.
+may go on from `next`. Looks become small before that end, so that all sources end near the same place: the next page
+looks again at what this one saw beyond it.
 
 Does not know: Redis, what a filter keeps.
 """
@@ -22,7 +26,7 @@ from cluster.shards.answers import Listed
 
 SEARCH_MAX = 20_000  # tasks that one page looks at, at most
 SCAN_MAX = 100  # tasks that one script looks at: some 0.7 ms where each is in a bucket of its own
-ROUND_SOURCES = 4  # sources that one round asks, after the first round has asked all
+SCAN_MIN = 4  # tasks that one script looks at, at least: fewer cost as much as the call itself
 
 S = TypeVar("S")
 Order = tuple[int, str]
@@ -35,7 +39,7 @@ class Found:
 
     rows: Sequence[tuple[str, str]]
     next: str  # the place after which the listing goes on; "" at its end
-    searched: int  # tasks looked at
+    searched: int  # tasks that this page looked at, each counted once; some may lie beyond `next`
     is_complete: bool  # whether the page is full, or holds the last of the listing
 
 
@@ -46,36 +50,44 @@ async def search(
     if not sources:
         return Found((), "", 0, True)
     places = dict.fromkeys(range(len(sources)), before)  # of each source that may have more: the place to go on after
-    frontier: dict[int, Order] = {}
-    rows: list[tuple[Order, str, str]] = []
-    searched = 0
-    scan = min(SCAN_MAX, max(1, SEARCH_MAX // len(sources)))
-    # Tasks spread evenly. An even share and half as much again, or a few, nearly always makes a page in one round.
-    wanted = limit if is_filtered else min(limit, 2 * limit // len(sources) + 4, SCAN_MAX)
+    reached: dict[int, Order] = {}  # the same places, to compare
+    rows: list[tuple[Order, str, str]] = []  # the newest known, one more than the page holds
+    searched = matched = 0
+    # Tasks spread evenly. An even share and as much again, and a few, nearly always makes a plain page in one round.
+    share = 2 * limit // len(sources) + SCAN_MIN
+    scan = min(limit, share, SCAN_MAX, max(1, SEARCH_MAX // len(sources)))
+    missing = limit
     asked: Sequence[int] = tuple(places)
     while True:
-        parts = await asyncio.gather(
-            *(look(sources[n], places[n], wanted, scan if is_filtered else wanted) for n in asked)
-        )
+        parts = await asyncio.gather(*(look(sources[n], places[n], missing, scan) for n in asked))
         for n, part in zip(asked, parts, strict=True):
             searched += part.searched
+            matched += len(part.rows)
             rows += [(order(place), place, task_id) for place, task_id in part.rows]
             if part.reached:
-                places[n], frontier[n] = part.reached, order(part.reached)
+                places[n], reached[n] = part.reached, order(part.reached)
             else:
                 del places[n]
-                frontier.pop(n, None)
-        newest = max(frontier, key=frontier.__getitem__, default=None)
-        bound = None if newest is None else frontier[newest]
-        ready = [row for row in rows if bound is None or row[0] >= bound]
-        is_bounded = is_filtered and searched + ROUND_SOURCES * scan > SEARCH_MAX
-        if newest is None or len(ready) >= limit or is_bounded or is_late():
+                reached.pop(n, None)
+        rows.sort(reverse=True)
+        del rows[limit + 1 :]
+        newest = max(reached, key=reached.__getitem__, default=None)
+        ready = [row for row in rows if newest is None or row[0] >= reached[newest]][:limit]
+        missing = limit - len(ready)
+        if newest is None or not missing or is_late():
             break
-        asked = heapq.nlargest(ROUND_SOURCES, frontier, key=frontier.__getitem__)
-        wanted = min(limit - len(ready), SCAN_MAX)
-    ready.sort(reverse=True)
-    page = [(place, task_id) for _, place, task_id in ready[:limit]]
-    if len(page) == limit and (newest is not None or len(ready) > limit):
+        if len(rows) >= limit:  # only what is newer than the last of these rows may change the page
+            asked = among = [n for n, place in reached.items() if place > rows[limit - 1][0]]
+        else:
+            asked, among = heapq.nlargest((len(reached) + 1) // 2, reached, key=reached.__getitem__), list(reached)
+        expected = missing * searched // max(1, matched)  # tasks that hold the rows that are missing
+        scan = min(expected // len(among) + SCAN_MIN, SCAN_MAX)
+        if is_filtered:
+            scan = min(scan, (SEARCH_MAX - searched) // (2 * len(asked)))
+            if scan < SCAN_MIN:
+                break
+    page = [(place, task_id) for _, place, task_id in ready]
+    if not missing and (newest is not None or len(rows) > limit):
         return Found(page, page[-1][0], searched, True)
     return Found(page, "" if newest is None else places[newest], searched, newest is None)
 
