@@ -88,7 +88,7 @@ def task_json(task_id: str, fields: TaskFields) -> TaskJson:
         attempt=fields.attempt,
         max_attempts=spec.max_attempts,
         delivery=fields.delivery,
-        submitted_at_ms=made_at_ms(task_id),
+        submitted_at_ms=_submitted_at_ms(task_id, fields),
         queued_at_ms=fields.queued_at,
         run_at_ms=fields.due if state in (State.SCHEDULED, State.RETRYING) else None,
         started_at_ms=fields.started_at,
@@ -197,7 +197,7 @@ class Queries:
         if query.state is not None and query.state not in tuple(State):
             raise BadRequest(f"state is {query.state!r}.", f"Use one of {', '.join(State)}.")
         if query.queue is not None and query.state != State.QUEUED:
-            raise BadRequest(f"queue is {query.queue!r} without state=queued.", "Only queued tasks are kept by queue.")
+            raise BadRequest(f"queue is {query.queue!r} without state=queued.", "Add state=queued, or leave queue out.")
         fields = _fields_of(query)
         mark = _mark(query)
         before = _place(query.cursor, mark)
@@ -383,11 +383,21 @@ class Queries:
         return [task_json(task_id, row) for task_id, row in zip(ids, rows, strict=True) if row is not None]
 
 
+def _submitted_at_ms(task_id: str, fields: TaskFields) -> int:
+    """From the id; a large batch dates some ids later than it came, but none is queued before it is submitted."""
+    made_ms = made_at_ms(task_id)
+    is_first = fields.queued_at is not None and fields.delivery <= 1
+    return min(made_ms, fields.queued_at or made_ms) if is_first else made_ms
+
+
 def _fields_of(query: ListQuery) -> Collection[str]:
     fields = [name.strip() for name in (query.fields or "").split(",") if name.strip()]
     for name in fields:
         if name not in FIELDS:
-            raise BadRequest(f"fields names {name!r}.", f"Use {', '.join(FIELDS)}, with commas between them.")
+            raise BadRequest(
+                f"fields is {name[:80]!r}: there is no such field.",
+                f"Use {', '.join(FIELDS)}, with commas between them.",
+            )
     return fields
 
 
