@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Raw
 
 from cluster import keys, session
-from cluster.config import TRACE_ID, Config
+from cluster.config import SHARDS_MAX, TRACE_ID, Config
 from cluster.errors import BadRequest, NotFound, StoreUnavailable, unread
 from cluster.shards.answers import Listed, TaskFields
 from cluster.shards.lane import Call, OnReply
@@ -423,8 +423,8 @@ def _place(cursor: str | None, mark: str) -> str:
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         place = text[1:]
-        order(place)
-        if text[:1] != mark or not place.isascii() or not place:
+        _, task_id = order(place)
+        if text[:1] != mark or shard_of(task_id, SHARDS_MAX) is None:
             raise ValueError(cursor)
     except ValueError:
         raise BadRequest(
