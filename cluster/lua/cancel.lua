@@ -45,7 +45,6 @@ if session then
     run.attempt, run.delivery, run.lost, run.queued, run.wait
 end
 remember(bucket, id, 'cancelled', now, state, session or (state.node ~= '-' and state.node or ''), '', 'it was ' .. was)
-if was == 'scheduled' or was == 'waiting' then state.queued, state.wait = nil, nil end
 state.state, state.ran = 'cancelled', nil
 state.ran = now - ended_ms(state)
 redis.call('HSET', bucket, id .. '.', state_text(state))

@@ -82,7 +82,6 @@ class Settled:
 
     codes: Sequence[SettleCode]
     refused: Mapping[int, str]  # of REFUSED: the state of the task, or "gone"
-    are_all_committed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

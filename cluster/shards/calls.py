@@ -302,13 +302,9 @@ class Calls:
         args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "1"]
         return Call("counts", _counts_keys(shard), args, on_reply, replies.running)
 
-    def read(
-        self, shard: int, task_id: str, on_reply: OnReply[TaskFields | None], with_history: bool = False
-    ) -> Call[TaskFields | None]:
-        """read.lua for one task, with all that it has but its history, and that on request; None if there is none."""
-        return self._read(
-            shard, (task_id,), True, on_reply, partial(replies.fields_of_one, self._aging_ms, with_history)
-        )
+    def read(self, shard: int, task_id: str, on_reply: OnReply[TaskFields | None]) -> Call[TaskFields | None]:
+        """read.lua for one task, with all that it has; None if there is none."""
+        return self._read(shard, (task_id,), True, on_reply, partial(replies.fields_of_one, self._aging_ms))
 
     def read_rows(
         self, shard: int, ids: Sequence[str], whole: bool, on_reply: OnReply[list[TaskFields | None]]

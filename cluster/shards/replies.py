@@ -27,13 +27,12 @@ from cluster.shards.answers import (
     Swept,
     TaskFields,
 )
-from cluster.shards.task import Backoff, Claimed, Lost, Spec, State, is_apart, spec_of, unpack
+from cluster.shards.task import NO_SPEC, Claimed, Lost, State, is_apart, spec_of, unpack
 
 _STORE_CODES = {code.value.encode(): code for code in StoreCode}
 _NAMES_FIRST = StoreCode.REPEAT  # stands for REPEAT and MISMATCH until their letter is read
 _COMMITTED, _REFUSED = SettleCode.COMMITTED, SettleCode.REFUSED
 _SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not _REFUSED}
-_ANY_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))
 _COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
 
 
@@ -71,7 +70,7 @@ def claims(shard: int, session: str, reply: Any) -> Claims:
     tasks: list[Claimed] = []
     waits: list[tuple[int, float]] = []
     unreadable: list[tuple[str, str]] = []
-    spec, head, size = _ANY_SPEC, b"", 0  # of the task before: most of a claim have the same
+    spec, head, size = NO_SPEC, b"", 0  # of the task before: most of a claim have the same
     first = 0
     for n in range(0, len(tokens), 2):
         attempt, delivery, lost, _, wait_ms = map(int, tokens[n].split())
@@ -93,7 +92,7 @@ def claims(shard: int, session: str, reply: Any) -> Claims:
 
 def settled(reply: int | Sequence[bytes]) -> Settled:
     if isinstance(reply, int):  # so many, all of them committed
-        return Settled([_COMMITTED] * reply, {}, are_all_committed=True)
+        return Settled([_COMMITTED] * reply, {})
     codes = [_SETTLE_CODES.get(raw, _REFUSED) for raw in reply]
     refused: dict[int, str] = {}
     if _REFUSED in codes:
@@ -166,11 +165,10 @@ def fields_of_rows(aging_ms: int, reply: Sequence[Sequence[bytes]]) -> list[Task
     return rows
 
 
-def fields_of_one(aging_ms: int, with_history: bool, reply: Sequence[Sequence[bytes]]) -> TaskFields | None:
+def fields_of_one(aging_ms: int, reply: Sequence[Sequence[bytes]]) -> TaskFields | None:
     """One task. Raises TaskUnreadable for a task that cannot be read."""
     (row,) = reply
-    task = fields(row, aging_ms) if row else None
-    return task if task is None or with_history else task._replace(history=b"")
+    return fields(row, aging_ms) if row else None
 
 
 def fields(row: Sequence[bytes], aging_ms: int) -> TaskFields:

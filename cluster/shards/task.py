@@ -61,6 +61,7 @@ class Spec(msgspec.Struct, array_like=True, frozen=True):
 
 _HEAD = 3  # bytes before a stored spec: its length in two, its level in one
 _APART = 0x8000  # bit of the length: the data has a field of its own
+NO_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # stands where the spec of a task is not known
 BUCKET_MS = 32  # ids made within that time begin alike, and their tasks share a bucket (`lua/include/bucket.lua`)
 APART_BYTES = 512  # largest data that stands behind its spec, as in `lua/include/bucket_write.lua`
 _USUAL_ATTEMPTS, _USUAL_TIMEOUT_S, _USUAL_BACKOFF = Spec.__struct_defaults__[:3]

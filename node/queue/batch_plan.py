@@ -7,7 +7,7 @@ the plan before it answers the client. A repeat stores no marked place again, al
 
 A place of the request is in the plan, or it is on its own: its item then has an Idempotency-Key of its own. That too is
 decided once, by the plan that stands: a place is on its own if its item could not be accepted then, has a `key` or a
-unique name, which choose its shard, or is kept too briefly (`RETENTION_MIN_S`).
+unique name, which choose its shard, or is kept too briefly (`KEPT_MIN_S`).
 
 Does not know: Redis, which shard is a good one.
 """
@@ -29,7 +29,7 @@ from node.schema import Submission
 
 # The shortest retention of a task in a plan: three times as long as a client waits for a gateway before it repeats the
 # batch at another. If the first one died before it marked the plan, only the stored tasks themselves stop the other.
-RETENTION_MIN_S = 60.0
+KEPT_MIN_S = 60.0
 # The time for which a gateway that has read a plan may store by it. A gateway that was stopped for longer might store
 # again what another stored, marked and saw ending meanwhile.
 HOLDS_S = 20.0

@@ -28,7 +28,7 @@ from cluster.shards.answers import Claims, QueueHead, SettleCode, Settled, Settl
 from cluster.shards.calls import BATCH_MAX, RETENTION_MIN_S, NewTask, Settlement
 from cluster.shards.lane import Call
 from cluster.shards.shards import Shards
-from cluster.shards.task import Backoff, Claimed, Failure, Kind, Outcome, Spec, backoff_s
+from cluster.shards.task import NO_SPEC, Claimed, Failure, Kind, Outcome, backoff_s
 from node.observe import logs
 from node.observe.metrics import Metrics
 from node.observe.tracing import OFF, Tracing
@@ -46,7 +46,7 @@ _encode_failure = msgspec.json.Encoder().encode
 
 # Enum members that every task needs, bound once: `Enum.MEMBER` costs 0.1 us each time in Python 3.11.
 _CLAIMED, _QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
-_COMMITTED, _ALREADY_YOURS = SettleCode.COMMITTED, SettleCode.ALREADY_YOURS
+_COMMITTED = SettleCode.COMMITTED
 _SUCCEEDED, _DEAD, _RETRYING, _RELEASED = SettleKind
 _WELL_ENDED = Kind.SUCCEEDED
 
@@ -276,7 +276,7 @@ class Dispatcher:
                 if size > READ_BYTES_MAX:
                     break
                 on_reply = partial(self._on_read, claimed.id)
-                calls.append(self._shards.calls.read(shard, claimed.id, on_reply, with_history=True))
+                calls.append(self._shards.calls.read(shard, claimed.id, on_reply))
         return size
 
     def _collect_stores(self, lane: int, calls: list[Call[Any]]) -> None:
@@ -380,17 +380,15 @@ class Dispatcher:
         held = self.held[shard]
         finished: list[str] = []
         commits: dict[tuple[str, SettleKind], int] = {}
-        if answer.are_all_committed:
-            committed: Sequence[Settlement] = part
-        else:
-            committed = [ended for ended, code in zip(part, answer.codes, strict=True) if code is _COMMITTED]
-            for n, reason in answer.refused.items():
-                self._outcome_refused(part[n].claimed, reason)
+        for n, reason in answer.refused.items():
+            self._outcome_refused(part[n].claimed, reason)
         for ended in part:
             claimed = ended.claimed
             if held.get(claimed.id) == claimed.delivery:
                 del held[claimed.id]
-        for ended in committed:
+        for ended, code in zip(part, answer.codes, strict=True):
+            if code is not _COMMITTED:
+                continue
             claimed, kind = ended.claimed, ended.kind
             counter = (claimed.spec.type, kind)
             commits[counter] = commits.get(counter, 0) + 1
@@ -450,7 +448,7 @@ class Dispatcher:
         for task_id, delivery in in_redis.items():
             if held.get(task_id) != delivery:  # the answer to its claim was lost: it never started here
                 log.warning("claim_recovered", task=task_id, delivery=delivery)
-                stub = Claimed(task_id, shard, delivery, 0, _NO_SPEC, b"null", session)
+                stub = Claimed(task_id, shard, delivery, 0, NO_SPEC, b"null", session)
                 self._settle(Settlement(stub, _RELEASED, b"", 0))
         settles = self._settles[self._shards.lane_of[shard]]
         unsettled = {ended.claimed.id for waiting in settles.values() for ended in waiting}
@@ -487,4 +485,3 @@ def _retention_ms(retention_s: float) -> int:
 
 
 _OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released"}
-_NO_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # stands in for the spec of a delivery that only Redis knew of

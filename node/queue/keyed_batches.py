@@ -16,17 +16,17 @@ from functools import partial
 from typing import TypeVar
 
 from cluster.config import Config
-from cluster.errors import BadRequest, Invalid, RumorError, StoreUnavailable, away
+from cluster.errors import SAME_KEY, BadRequest, Invalid, RumorError, StoreUnavailable, away
 from cluster.shards.lane import Call, OnReply
 from cluster.shards.shards import Shards
 from cluster.shards.task import Ids
 from node.queue import batch_plan
-from node.queue.batch_plan import ALONE, HOLDS_S, RETENTION_MIN_S, Fate, Plan, beside, digest, start_of
+from node.queue.batch_plan import ALONE, HOLDS_S, KEPT_MIN_S, Fate, Plan, beside, digest, start_of
 from node.queue.catalog import Catalog
 from node.queue.placement import shard_of_key
 from node.schema import BatchKey, Submission, run_at_ms
 
-SLICE = 256  # items that are looked at in one turn of the loop
+SLICE = 256  # items of a batch that are looked at, or prepared, in one turn of the loop
 
 _ALONE, _STORE = Fate.ALONE, Fate.STORE
 
@@ -132,7 +132,7 @@ class KeyedBatches:
             return None
         return StoreUnavailable(
             f"the tasks are stored, but Redis did not note it: {answer}",
-            "Send it again with the same Idempotency-Key: it cannot be stored twice.",
+            SAME_KEY,
         )
 
     async def _propose(
@@ -178,7 +178,7 @@ class KeyedBatches:
             return ""
         retention_s = self._config.retention_s if item.retention_s is None else item.retention_s
         task_type = self._catalog.get(item.type)
-        if retention_s < RETENTION_MIN_S or task_type is None:
+        if retention_s < KEPT_MIN_S or task_type is None:
             return ""
         if item.run_at is not None:
             try:

@@ -30,13 +30,12 @@ from node.observe.metrics import Metrics
 from node.queue.batch_plan import Fate
 from node.queue.catalog import Catalog, TaskType
 from node.queue.dispatch import Dispatcher
-from node.queue.keyed_batches import Keyed, KeyedBatches
+from node.queue.keyed_batches import SLICE, Keyed, KeyedBatches
 from node.queue.placement import Placement, shard_of_key
 from node.queue.queries import Queries, carry
 from node.queue.waiters import Waiters
 from node.schema import BackoffJson, BatchKey, IdempotencyKeys, Submission, Submitted, TaskJson, run_at_ms
 
-SLICE = 256  # tasks of a batch that are prepared in one turn of the loop
 CROWD = 512  # ids that a batch makes for one shard before it dates them later
 TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, by one script
 

@@ -568,7 +568,7 @@ class ShardPair:
             assert row == expected
 
     def _read(self, ids: Sequence[str]) -> list[TaskFields | None]:
-        reads = [self._calls.read(SHARD, task_id, _nobody, with_history=True) for task_id in ids]
+        reads = [self._calls.read(SHARD, task_id, _nobody) for task_id in ids]
         replies = self._talk([call.command() for call in reads])
         return [call.decode(reply) for call, reply in zip(reads, replies, strict=True)]
 

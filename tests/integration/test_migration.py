@@ -56,7 +56,7 @@ async def client(redis_server: RedisServer) -> AsyncIterator[redis.asyncio.Redis
 
 async def shown(client: redis.asyncio.Redis, task_id: str) -> dict[str, Any]:
     """A task as GET /tasks/{id} shows it."""
-    call = CALLS.read(shard_of(task_id, 64) or 0, task_id, nobody, with_history=True)
+    call = CALLS.read(shard_of(task_id, 64) or 0, task_id, nobody)
     fields = call.decode(await client.execute_command(*call.command(by_text=True)))
     assert fields is not None
     task = task_json(task_id, fields)

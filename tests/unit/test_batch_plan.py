@@ -11,7 +11,7 @@ retention. Invariants:
 - a repeat that meets no fault accepts every item.
 
 Assumed: a task is kept while a gateway works at the batch, and until a client that got no answer has one to a later
-request. `RETENTION_MIN_S` and `HOLDS_S` are made for that.
+request. `KEPT_MIN_S` and `HOLDS_S` are made for that.
 """
 
 from __future__ import annotations
