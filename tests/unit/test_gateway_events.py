@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 from aiohttp import ClientResponse
-from aiohttp.test_utils import TestClient, TestServer, unused_port
+from aiohttp.test_utils import TestClient, unused_port
 
 from cluster.config import Config
 from node.gateway import app, server, sse
@@ -17,17 +15,6 @@ from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
 
 Client = TestClient[Any, Any]
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-async def client(engine: FakeEngine) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(app.build(engine))) as client:
-        yield client
 
 
 def died(at_ms: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,17 +20,6 @@ from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until_async
 
 Client = TestClient[Any, Any]
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-async def client(engine: FakeEngine) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(app.build(engine))) as client:
-        yield client
 
 
 async def submitted(client: Client) -> dict[str, Any]:

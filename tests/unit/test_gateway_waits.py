@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,17 +16,6 @@ from tests.waiting import wait_until_async
 
 Client = TestClient[Any, Any]
 NOOP = {"type": "noop"}
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-async def client(engine: FakeEngine) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(app.build(engine))) as client:
-        yield client
 
 
 async def waiting(client: Client, engine: FakeEngine, **more: Any) -> asyncio.Task[Any]:
