@@ -2,10 +2,12 @@
 
     python tests/stress_test.py --url http://127.0.0.1:5000 --tasks 2000
 
-Kill, pause and restart nodes while it runs. It compares four counts: the accepted tasks, how each of them ended, how
-often each was delivered, and what the nodes report on `/metrics`. Exit status: 0 when nothing was lost, stored twice or
-committed twice and every task ended as it should; 1 otherwise; 2 when there was nothing to test (no node answers, or
-the command line makes no sense).
+Kill, pause and restart nodes while it runs, and let others use the cluster: it counts its own tasks alone, which carry
+a tag of this run in their data. It compares the accepted tasks, those that the cluster's lists show under the tag, how
+each of them ended at two readings, and what became of each delivery. With --alone it also compares the nodes' counters
+on `/metrics`, which count everybody's tasks. Exit status: 0 when nothing was lost, stored twice or committed twice and
+every task ended as it should; 1 otherwise; 2 when there was nothing to test (no node answers, or the command line makes
+no sense).
 
 A failed submission is of one of two kinds. *Definite*: it certainly did not happen (the connection was refused, the
 node said no); the client sends it again to any node. *Indefinite*: it may have happened (the connection broke, no
@@ -54,6 +56,9 @@ PASSING = {
     "queue_full": False,
     "store_unavailable": True,
 }  # errors that pass -> whether the submission may have happened
+LIST_LIMIT = 500  # tasks on a page of the cluster's lists
+LIST_SLACK_MS = 60_000  # how far the gateways' clocks may differ
+HISTORY_MAX = 20  # lines of history after which a task forgets its oldest attempts
 COUNTED = ("rumor_tasks_accepted_total", "rumor_task_commits_total", "rumor_task_refused_total")
 SAMPLE = re.compile(r'^(\w+)(?:\{\w+="([^"]*)"\})? (\S+)$')
 
@@ -72,10 +77,11 @@ class Plan:
     batch: int = 50  # tasks in a batch
     batch_share: float = 0.5  # share of the tasks that go in batches
     idempotency: bool = True
-    is_shared: bool = False  # others use the cluster, too: its counters say nothing about this run
+    is_alone: bool = False  # nobody else uses the cluster: its counters must say the same as this run
     limit_s: float = 300.0  # for the whole run
     seed: int = 0
     token: str = ""
+    run: str = field(default_factory=lambda: f"stress-{uuid.uuid4().hex[:12]}")  # the tag of its tasks
 
 
 # ---- the tasks
@@ -88,12 +94,14 @@ class PlannedTask:
     body: dict[str, Any]
     end: str
     deliveries: int
-    ids: set[str] = field(default_factory=set)  # more than one: stored twice
+    ids: set[str] = field(default_factory=set)  # that the nodes answered; more than one: stored twice
+    listed: set[str] = field(default_factory=set)  # that the cluster's lists show
     queued_at_ms: int | None = None  # time of its first queueing
     is_unknown: bool = False  # after an indefinite failure without a key
     refusal: str = ""
     last: dict[str, Any] | None = None  # the task as last read
     is_missing: bool = False  # accepted, but later no node knew it
+    untraced: set[int] = field(default_factory=set)  # deliveries of which its history says nothing
 
     @property
     def is_accepted(self) -> bool:
@@ -104,18 +112,23 @@ class PlannedTask:
         return self.last is not None and self.last["state"] in TERMINAL
 
 
-KINDS: tuple[tuple[int, Callable[[random.Random, int], PlannedTask]], ...] = (  # (share in percent, maker)
-    (50, lambda rng, n: PlannedTask({"type": "noop", "data": {"n": n}}, "succeeded", 1)),
-    (25, lambda rng, n: PlannedTask({"type": "process", "data": f"stress {n}"}, "succeeded", 1)),
-    (15, lambda rng, n: PlannedTask({"type": "sleep", "data": round(rng.uniform(0.005, 0.2), 3)}, "succeeded", 1)),
-    (7, lambda rng, n: PlannedTask(failing(n, 1, 5), "succeeded", 2)),
-    (3, lambda rng, n: PlannedTask(failing(n, None, 2), "dead", 2)),
+KINDS: tuple[tuple[int, Callable[[random.Random, str], PlannedTask]], ...] = (  # (share in percent, maker)
+    (50, lambda rng, tag: PlannedTask({"type": "noop", "data": {"tag": tag}}, "succeeded", 1)),
+    (25, lambda rng, tag: PlannedTask({"type": "process", "data": tag}, "succeeded", 1)),
+    (15, lambda rng, tag: PlannedTask(sleeping(tag, round(rng.uniform(0.005, 0.2), 3)), "succeeded", 1)),
+    (7, lambda rng, tag: PlannedTask(failing(tag, 1, 5), "succeeded", 2)),
+    (3, lambda rng, tag: PlannedTask(failing(tag, None, 2), "dead", 2)),
 )
+TYPES = ("noop", "process", "sleep", "fail")
 
 
-def failing(n: int, times: int | None, max_attempts: int) -> dict[str, Any]:
+def sleeping(tag: str, seconds: float) -> dict[str, Any]:
+    return {"type": "sleep", "data": {"seconds": seconds, "tag": tag}}
+
+
+def failing(tag: str, times: int | None, max_attempts: int) -> dict[str, Any]:
     """A task that fails the first `times` attempts (None: always)."""
-    data = {"message": f"stress {n} fails as asked", "times": times}
+    data = {"message": f"{tag} fails as asked", "times": times}
     return {"type": "fail", "data": data, "max_attempts": max_attempts, "backoff": {"base_s": 0.1, "max_s": 0.5}}
 
 
@@ -128,21 +141,25 @@ class Parcel:
     key: str | None
 
 
-def parcels(plan: Plan) -> list[Parcel]:
-    """The whole workload, singles and batches mixed; the same seed gives the same workload, but new keys."""
+def planned(plan: Plan) -> list[PlannedTask]:
+    """The whole workload in the order of its tags; the same seed gives the same workload under another tag."""
     rng = random.Random(plan.seed)
     shares = [share for share, _ in KINDS]
     makers = rng.choices([make for _, make in KINDS], shares, k=plan.tasks)
-    tasks = [make(rng, n) for n, make in enumerate(makers)]
+    return [make(rng, f"{plan.run}-{n}") for n, make in enumerate(makers)]
+
+
+def parcels(plan: Plan, tasks: Sequence[PlannedTask]) -> list[Parcel]:
+    """The same tasks in singles and batches, mixed."""
+    rng = random.Random(plan.seed)
     in_batches = int(plan.tasks * plan.batch_share)
-    run = uuid.uuid4().hex[:12]
     groups = [tasks[at : min(at + plan.batch, in_batches)] for at in range(0, in_batches, plan.batch)]
     mixed = [Parcel(group, True, None) for group in groups]
     mixed += [Parcel([task], False, None) for task in tasks[in_batches:]]
     rng.shuffle(mixed)
     if plan.idempotency:
         for n, parcel in enumerate(mixed):
-            parcel.key = f"stress-{run}-{n}"
+            parcel.key = f"{plan.run}-{n}"
     return mixed
 
 
@@ -220,8 +237,8 @@ class Storm:
     def __init__(self, plan: Plan, http: aiohttp.ClientSession, show: Callable[[str, int, int], None]) -> None:
         self.plan = plan
         self.nodes = Nodes(http, plan.url)
-        self.parcels = parcels(plan)
-        self.tasks = [task for parcel in self.parcels for task in parcel.items]
+        self.tasks = planned(plan)
+        self.parcels = parcels(plan, self.tasks)
         self.failures: Counter[str] = Counter()  # failed submissions by kind
         self.call_s: list[float] = []  # durations of answered submissions
         self.submit_s = 0.0
@@ -242,10 +259,10 @@ class Storm:
             self.submit_s = time.monotonic() - began_s
             accepted = [task for task in self.tasks if task.is_accepted]
             await self._each("waiting for the end", accepted, self._watch, lambda task: 1, len(accepted))
-            # Read tasks that ran again once more: a second commit would have changed how they ended.
-            ended = [task for task in accepted if task.has_ended and task.last]
-            again = [task for task in ended if task.last and task.last["delivery"] > task.deliveries]
-            await self._each("reading again", again, self._read_again, lambda task: 1, len(again))
+            # Read all of them once more: a second commit would have changed how they ended.
+            ended = [task for task in accepted if task.has_ended]
+            await self._each("reading again", ended, self._read_again, lambda task: 1, len(ended))
+            await self._each("listing", TYPES, self._list, lambda kind: 1, len(TYPES))
             await self._read_counters(before)
         finally:
             looking.cancel()
@@ -372,23 +389,45 @@ class Storm:
         row = await self._read(before["id"], 0.0)
         if row is None:
             task.is_missing = True
-        elif any(row[name] != before[name] for name in ("state", "finished_at_ms", "node_id", "result")):
+            return
+        if any(row[name] != before[name] for name in ("state", "delivery", "finished_at_ms", "node_id", "result")):
             self.failures["ended twice"] += 1
+        task.untraced = untraced(row)
+
+    async def _list(self, kind: str) -> None:
+        """Note which tasks of this run the cluster's lists show, as far back as its first."""
+        times = [task.last["submitted_at_ms"] for task in self.tasks if task.last]
+        if not times:
+            return
+        cursor: str | None = ""
+        while cursor is not None:
+            answer = await self._ask(
+                "/tasks", 0.0, {"type": kind, "fields": "data", "limit": str(LIST_LIMIT), "cursor": cursor}
+            )
+            rows = answer["tasks"] if answer else []
+            for row in rows:
+                found = re.search(rf"{self.plan.run}-(\d+)", json.dumps(row["data"]))
+                if found:
+                    self.tasks[int(found[1])].listed.add(row["id"])
+            is_past = bool(rows) and rows[-1]["submitted_at_ms"] < min(times) - LIST_SLACK_MS
+            cursor = answer["cursor"] if answer and not is_past else None
 
     async def _read(self, task_id: str, wait_s: float) -> dict[str, Any] | None:
         """The task, from any node that answers; None if there is no such task."""
+        return await self._ask(f"/tasks/{task_id}", wait_s, {"wait_s": f"{wait_s:.1f}"})
+
+    async def _ask(self, path: str, wait_s: float, params: dict[str, str]) -> dict[str, Any] | None:
+        """What any node answers to this call; None for 404."""
         while True:
             url = self.nodes.next()
             try:
-                status, answer = await call(
-                    self._http, "GET", f"{url}/tasks/{task_id}", wait_s, params={"wait_s": f"{wait_s:.1f}"}
-                )
+                status, answer = await call(self._http, "GET", f"{url}{path}", wait_s, params=params)
             except (aiohttp.ClientError, TimeoutError):
                 self.nodes.avoid(url)
             else:
                 if status == 200:
-                    task: dict[str, Any] = answer
-                    return task
+                    body: dict[str, Any] = answer
+                    return body
                 if status == 404:
                     return None
             if self.left_s <= 0:
@@ -401,10 +440,20 @@ class Storm:
         end_s = time.monotonic() + COUNTERS_LIMIT_S
         while True:
             self.counters = Counters.between(before, await read_counters(self.nodes))
-            enough = all(self.counters.commits[state] >= ended[state] for state in ("succeeded", "dead"))
+            enough = not self.plan.is_alone or all(
+                self.counters.commits[state] >= ended[state] for state in ("succeeded", "dead")
+            )
             if enough or self.counters.is_partial or time.monotonic() > end_s:
                 return
             await asyncio.sleep(PAUSE_S)
+
+
+def untraced(row: dict[str, Any]) -> set[int]:
+    """The deliveries before the last of which the task's history says nothing: one of them may have been committed."""
+    history = row.get("history", ())
+    if len(history) >= HISTORY_MAX:
+        return set()
+    return set(range(1, row["delivery"])) - {line["delivery"] for line in history}
 
 
 # ---- the nodes' counters
@@ -496,7 +545,7 @@ def reckon(storm: Storm) -> Report:
         ended_otherwise=len(ended) - len(as_intended),
         lost=sum(task.is_missing for task in accepted),
         unfinished=sum(not task.has_ended and not task.is_missing for task in accepted),
-        stored_twice=sum(len(task.ids) > 1 for task in accepted),
+        stored_twice=sum(len(task.ids | task.listed) > 1 for task in tasks),
         run_again=sum(last["delivery"] > task.deliveries for task, last in ended),
         by_node=dict(sorted(Counter(str(last["node_id"]) for _, last in ended).items())),
         failures=dict(storm.failures),
@@ -528,7 +577,7 @@ def find_problems(report: Report, storm: Storm, otherwise: Sequence[PlannedTask]
         left = (task.ids for task in storm.tasks if task.is_accepted and not task.has_ended and not task.is_missing)
         say(f"{report.unfinished} accepted tasks have not ended within {storm.plan.limit_s:g} s: {some(left)}")
     if report.stored_twice:
-        twice = (task.ids for task in storm.tasks if len(task.ids) > 1)
+        twice = (task.ids | task.listed for task in storm.tasks if len(task.ids | task.listed) > 1)
         say(f"{report.stored_twice} tasks were stored twice: {some(twice)}")
     if otherwise:
         what = Counter(f"{task.body['type']} is {task.last and task.last['state']}" for task in otherwise)
@@ -538,13 +587,20 @@ def find_problems(report: Report, storm: Storm, otherwise: Sequence[PlannedTask]
         say(f"{report.refused} tasks were refused: {dict(reasons.most_common(3))}")
     if report.failures.get("ended twice"):
         say(f"{report.failures['ended twice']} tasks were committed again after they had ended")
-    counted = storm.counters
-    if counted is None:
-        return
+    hidden = [task for task in storm.tasks if task.untraced]
+    if hidden:
+        say(
+            f"{len(hidden)} tasks do not say how a delivery ended, so it may have been committed twice: "
+            f"{some(task.ids for task in hidden)}"
+        )
+    if storm.counters is not None and storm.plan.is_alone:
+        compare_counters(report, storm, storm.counters)
+
+
+def compare_counters(report: Report, storm: Storm, counted: Counters) -> None:
+    """Compare with what the nodes counted. They count all tasks of the cluster: there must be no others."""
+    say = report.problems.append
     report.counted = {name: dict(of) if isinstance(of, Counter) else of for name, of in vars(counted).items()}
-    if storm.plan.is_shared:
-        report.notes.append("others use this cluster, too: its counters are not compared with this run")
-        return
     # A gateway that died during a call counted nothing: the counters may show fewer tasks, but never more.
     if counted.accepted > report.accepted + report.unknown:
         say(f"the gateways stored {counted.accepted} tasks, but accepted {report.accepted} from here")
@@ -684,7 +740,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Plan, Path | None]:
         default=Plan.idempotency,
         help="send an Idempotency-Key with each call, so that the client may repeat it after any failure",
     )
-    parser.add_argument("--shared", action="store_true", help="others use the cluster, too: do not check its counters")
+    parser.add_argument("--alone", action="store_true", help="nobody else uses the cluster: compare its counters, too")
     parser.add_argument("--limit-s", type=float, default=Plan.limit_s, help="limit of the whole run (%(default)s)")
     parser.add_argument("--seed", type=int, default=Plan.seed, help="seed of the mix (%(default)s)")
     parser.add_argument("--token", default=os.environ.get("RUMOR_API_TOKEN", ""), help="[env: RUMOR_API_TOKEN]")
@@ -700,7 +756,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Plan, Path | None]:
             batch=options.batch,
             batch_share=options.batch_share,
             idempotency=options.idempotency,
-            is_shared=options.shared,
+            is_alone=options.alone,
             limit_s=options.limit_s,
             seed=options.seed,
             token=options.token,
@@ -733,7 +789,7 @@ async def test_a_storm_through_all_nodes_loses_nothing_and_commits_once(
     cluster: Callable[..., LaunchedCluster],
 ) -> None:
     nodes = cluster(nodes=3, drain_s=1)
-    report = await stress(Plan(url=nodes.url(2), tasks=300, clients=16, batch=20, limit_s=60))
+    report = await stress(Plan(url=nodes.url(2), tasks=300, clients=16, batch=20, limit_s=60, is_alone=True))
     assert report.problems == [], report
     assert report.accepted == 300, report
     assert report.counted["accepted"] == 300, report
@@ -754,10 +810,52 @@ async def test_a_node_that_is_killed_in_the_storm_takes_nothing_along(cluster: C
         await asyncio.to_thread(nodes.kill, 2)
 
     killing = asyncio.create_task(kill())
-    report = await stress(Plan(url=nodes.url(1), tasks=1000, clients=16, batch=20, limit_s=60), show)
+    plan = Plan(url=nodes.url(1), tasks=1000, clients=16, batch=20, limit_s=60, is_alone=True)
+    report = await stress(plan, show)
     await killing
     assert report.problems == [], report
     assert report.accepted == 1000, report
+
+
+async def test_tasks_of_others_do_not_count(cluster: Callable[..., LaunchedCluster]) -> None:
+    nodes = cluster(nodes=2, drain_s=1)
+    is_over = asyncio.Event()
+
+    async def others(http: aiohttp.ClientSession) -> None:
+        """Submit tasks of every outcome for as long as the storm blows."""
+        for n in itertools.count():
+            kinds = [{"type": "noop", "data": n}, {"type": "sleep", "data": 0.01}, failing("theirs", None, 1)]
+            await call(http, "POST", f"{nodes.url(1 + n % 2)}/tasks/batch", json=kinds * 10)
+            if is_over.is_set():
+                return
+
+    async with aiohttp.ClientSession() as http:
+        busy = asyncio.create_task(others(http))
+        report = await stress(Plan(url=nodes.url(1), tasks=300, clients=16, batch=20, limit_s=60))
+        is_over.set()
+        await busy
+    assert report.problems == [], report
+    assert report.accepted == 300, report
+
+
+def test_what_was_stored_or_committed_twice_is_told() -> None:
+    plan = Plan(tasks=4)
+    storm = Storm(plan, None, lambda what, done, total: None)  # type: ignore[arg-type]
+    for n, task in enumerate(storm.tasks):
+        task.ids = {f"id-{n}"}
+        task.last = {"id": f"id-{n}", "state": task.end, "delivery": 1, "node_id": "n1"}
+        task.last |= {"queued_at_ms": 1, "started_at_ms": 2, "finished_at_ms": 3}
+    assert reckon(storm).problems == []
+    storm.tasks[0].listed = {"id-0", "id-9"}  # nobody was told of the second
+    storm.tasks[1].untraced = untraced({"delivery": 3, "history": [{"delivery": 2}]})
+    storm.failures["ended twice"] += 1
+    problems = "; ".join(reckon(storm).problems)
+    for words in (
+        "1 tasks were stored twice: id-0 = id-9",
+        "1 tasks do not say how a delivery",
+        "after they had ended",
+    ):
+        assert words in problems, problems
 
 
 async def test_without_a_node_that_answers_there_is_a_clear_error() -> None:
