@@ -7,9 +7,12 @@ the caller may simply try again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from cluster.refusal import Refusal, refusal
+
+AIRPLAY_PORTS = (5000, 7000)  # TCP ports of the AirPlay Receiver, which a Mac runs unless told otherwise
 
 
 class RumorError(Exception):
@@ -244,3 +247,13 @@ class StoreUnsafe(RumorError):
 
     code = "store_unsafe"
     status = 503
+
+
+def likely_holder(port: int) -> str:
+    """A sentence for the hint about a port that cannot be bound: who holds it, where that is known beforehand."""
+    if sys.platform != "darwin" or port not in AIRPLAY_PORTS:
+        return ""
+    return (
+        f" On macOS the AirPlay Receiver holds {port}: use another port,"
+        " or switch it off in System Settings, General, AirDrop & Handoff."
+    )

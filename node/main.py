@@ -15,7 +15,7 @@ import structlog
 
 from cluster import __version__
 from cluster.config import Config, strangers
-from cluster.errors import ConfigError, RumorError
+from cluster.errors import ConfigError, RumorError, likely_holder
 from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
 from cluster.shards.calls import connect
@@ -82,7 +82,7 @@ def bind(config: Config) -> socket.socket:
         sock.close()
         raise ConfigError(
             f"port is {config.port}, and {config.host}:{config.port} cannot be bound: {error.strerror}.",
-            "Is another node running there? Choose another --port.",
+            "Is another node running there? Choose another --port." + likely_holder(config.port),
         ) from None
     return sock
 

@@ -26,7 +26,7 @@ from typing import cast
 from cluster import session
 from cluster.clock import wall_ms
 from cluster.config import Config
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, likely_holder
 from cluster.gossip import http1, watch_token
 from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import GossipDriver
@@ -99,7 +99,7 @@ class Agent:
         except OSError as error:
             raise ConfigError(
                 f"TCP {self.config.host}:{self.config.port} cannot be bound: {error.strerror or error}.",
-                "Another agent may run there; choose another port or stop it.",
+                "Another agent may run there; choose another port or stop it." + likely_holder(self.config.port),
             ) from error
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
