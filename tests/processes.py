@@ -64,7 +64,9 @@ class LaunchedCluster:
 
     @property
     def redis_url(self) -> str:
-        return str(self.status()["redis"])
+        """With the password, which `status` leaves out."""
+        record: dict[str, Any] = json.loads((self.folder / "cluster.json").read_text("utf-8"))
+        return str(record["redis"]["url"])
 
     def remote(self, number: int, timeout_s: float = 10.0) -> Remote:
         """Node `number` over HTTP: `cluster.remote(1).call("GET", "/cluster")`."""

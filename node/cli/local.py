@@ -19,7 +19,7 @@ from node.cli import config_options
 from node.cli.config_options import given, with_settings
 from node.lab import commands as launcher
 from node.lab import partition as partitions
-from node.lab.record import write_private
+from node.lab.ownership import write_new
 
 AGENT_SETTINGS = (
     *("cluster", "host", "advertise_host", "gossip_keys", "gossip_key_file", "insecure", "log_level", "log_format"),
@@ -124,7 +124,7 @@ def keygen(path: str | None) -> int:
         click.echo(key)
         return 0
     try:
-        write_private(Path(path), key + "\n")
+        write_new(Path(path), key + "\n")
     except FileExistsError:
         raise ConfigError(
             f"{path} exists.", "Choose another name. To rotate keys, add a line to the file by hand."

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.config import Config
-from cluster.errors import RumorError
+from cluster.errors import RumorError, likely_holder
 from node.client.asking import decoded
 from node.client.errors import Unreachable
 from node.client.one_node import Remote
-from node.lab import private_redis
+from node.lab import ownership, private_redis
 from node.lab import record as records
 from node.lab.process import port_problem, spawn, wait_for, with_variable
 from node.lab.record import LAUNCH_ID, LAUNCHER, LaunchFailed, NodeRecord, Record, RedisRecord, Usage
@@ -159,23 +159,18 @@ class Cluster:
             refuse_busy_port(config)
 
     def _make_key(self) -> None:
-        """Make the cluster's gossip key, once for a folder; only its owner may read it."""
-        path = records.key_path(self.folder)
-        if not path.exists():
-            records.write_private(path, base64.b64encode(secrets.token_bytes(32)).decode("ascii") + "\n")
+        """Make the cluster's gossip key, once for a folder."""
+        ownership.secret(records.key_path(self.folder), base64.b64encode(secrets.token_bytes(32)).decode("ascii"))
 
     def _make_token(self) -> str:
-        """The cluster's API token; made once for a folder, and only its owner may read it."""
-        path = records.token_path(self.folder)
-        if not path.exists():
-            records.write_private(path, secrets.token_urlsafe(24) + "\n")
-        return path.read_text("ascii").strip()
+        """The cluster's API token; made once for a folder."""
+        return ownership.secret(records.token_path(self.folder), secrets.token_urlsafe(24))
 
     def _start_redis(self, port: int) -> None:
         network = self.record.network
         host, inside = (network.address(NETNS_REDIS), network.inside(NETNS_REDIS)) if network else ("127.0.0.1", ())
         mark = {LAUNCH_ID: self.record.launch_id}
-        process, child, url = private_redis.start(self.folder / "redis", port, mark, host, inside)
+        process, child, url = private_redis.start(records.redis_folder(self.folder), port, mark, host, inside)
         self._children[child.pid] = child
         redis = self.record.redis
         redis.url, redis.port, redis.pid, redis.began = url, port, process.pid, process.began
@@ -313,9 +308,7 @@ def refuse_busy_port(config: Config) -> None:
     problem = port_problem(config.host, config.port)
     if problem is not None:
         hint = "End the process that holds it, or choose other ports: RUMOR_BASE_PORT=5100."
-        if sys.platform == "darwin" and config.port == BASE_PORT:
-            hint += " On macOS the AirPlay Receiver holds 5000 (System Settings, General, AirDrop & Handoff)."
-        raise LaunchFailed(f"{problem}.", hint)
+        raise LaunchFailed(f"{problem}.", hint + likely_holder(config.port))
 
 
 def program(folder: Path | None = None) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cluster import config as settings
 from cluster.config import variable
@@ -285,7 +287,17 @@ def status(folder: Path, as_json: bool) -> int:
             else "not started by the launcher"
         )
         print(f"{'redis':<8} {private_redis.without_secret(record.redis.url):<28} {own}")
+        if record.redis.is_own:
+            print(f"{'':<8} {redis_cli(folder, record)}")
     return 0
+
+
+def redis_cli(folder: Path, record: Record) -> str:
+    """The command that opens the cluster's own Redis."""
+    password = private_redis.password_path(records.redis_folder(folder))
+    host = urlsplit(record.redis.url).hostname
+    where = "" if host == "127.0.0.1" else f"-h {host} "
+    return f"REDISCLI_AUTH=$(cat {shlex.quote(str(password))}) redis-cli {where}-p {record.redis.port}"
 
 
 def status_json(record: Record | None) -> dict[str, object]:

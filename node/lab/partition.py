@@ -30,6 +30,7 @@ from node.lab import beliefs_table, cuts, network
 from node.lab import record as records
 from node.lab.cluster import NETNS_REDIS, indent, partition_program
 from node.lab.cuts import CHAIN, REDIS, Chain, Cut
+from node.lab.process import wait_for
 from node.lab.record import LAUNCHER, ROOT, Record
 from node.plural import counted
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 ASK_LIMIT_S = 1.0
 COMMAND_LIMIT_S = 20.0
+ALONE_LIMIT_S = 60.0  # wait for another command that cuts; every user who may read the program can hold its lock
 EVERY_S = 0.5
 PROJECT, FOLDER, SERVICE = (f"com.docker.compose.{name}" for name in ("project", "project.working_dir", "service"))
 
@@ -154,11 +156,25 @@ def alone() -> Iterator[None]:
     """Let one command change cuts at a time: of two at once, each would write its own cut and lose the other's."""
     folder = os.open(ROOT, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot lock a folder
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        if not wait_for(lambda: is_locked(folder), ALONE_LIMIT_S):
+            raise CutFailed(
+                f"Another command has locked {ROOT} for {ALONE_LIMIT_S:.0f} s.",
+                f"`fuser {ROOT}` names it: another command that cuts, or another user's program.",
+            )
         yield
     finally:
         os.close(folder)
+
+
+def is_locked(folder: int) -> bool:
+    """Whether this command holds the lock now. Some network file systems cannot lock a folder: then nobody waits."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def without(in_force: Sequence[Cut], words: Sequence[str], site: Site) -> list[Cut]:

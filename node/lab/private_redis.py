@@ -1,7 +1,8 @@
 """The Redis that a launched cluster starts for itself: finds a server, configures it, waits until it answers.
 
 The server keeps what it acknowledges: it writes an append-only file and evicts nothing. It listens on loopback only, or
-on the one address of a network namespace, which only this machine and its nodes can reach.
+on the one address of a network namespace, which only this machine and its nodes can reach. Every user of this machine
+can reach that, so the server has a password, which stands in files of its folder and in its URL alone.
 
 Does not know: nodes, tasks, or any other Redis.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -19,7 +21,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from cluster.errors import ConfigError, RumorError
-from node.lab import process
+from node.lab import ownership, process
 
 PORT_OFFSET = 11_379  # gives a cluster on 5000 a Redis on 16379, not on 6379, which another Redis may hold
 START_LIMIT_S = 30.0  # long enough to read a long append-only file, which precedes the first answer
@@ -28,8 +30,8 @@ STOP_LIMIT_S = 15.0
 CONF = """\
 # The launcher writes this file at each start.
 bind {host}
-protected-mode {protected}
 port {port}
+requirepass {password}
 dir {folder}
 daemonize no
 appendonly yes
@@ -73,7 +75,9 @@ def find_server() -> str:
 def start(
     folder: Path, port: int, mark: Mapping[str, str], host: str = "127.0.0.1", inside: Sequence[str] = ()
 ) -> tuple[process.Process, subprocess.Popen[bytes], str]:
-    """Start a server with its data in `folder`; return it with its URL once it answers. Raises RedisFailed.
+    """Start a server with its data in `folder`; return it with its URL, password included, once it answers.
+
+    Raises RedisFailed. The caller has seen to it that the folder above is this user's alone (see `ownership`).
 
     `mark` joins its environment: by it the caller can find the process again. `inside`: the words that run a command in
     the network that `host` belongs to.
@@ -81,17 +85,18 @@ def start(
     server = find_server()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     conf, log = folder / "redis.conf", folder / "redis.log"
-    protected = "yes" if host == "127.0.0.1" else "no"  # "yes" without a password refuses all other addresses
+    password = ownership.secret(password_path(folder), secrets.token_urlsafe(32))  # the same for each start
     # Quotes allow blanks in the path; within them Redis reads backslashes as escapes.
     quoted = '"' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    conf.write_text(CONF.format(host=host, protected=protected, port=port, folder=quoted), "utf-8")
+    conf.unlink(missing_ok=True)
+    ownership.write_new(conf, CONF.format(host=host, port=port, password=password, folder=quoted))
     log_from = log.stat().st_size if log.exists() else 0
-    started, child = process.spawn([*inside, server, str(conf)], {**os.environ, **mark}, log, folder)
+    started, child = process.spawn([*inside, server, str(conf)], {**os.environ, **mark}, log, folder, umask=0o077)
     if (
-        process.wait_for(lambda: child.poll() is not None or answers(host, port), START_LIMIT_S)
+        process.wait_for(lambda: child.poll() is not None or answers(host, port, password), START_LIMIT_S)
         and child.poll() is None
     ):
-        return started, child, f"redis://{host}:{port}/0"
+        return started, child, f"redis://:{password}@{host}:{port}/0"
     started.signal(signal.SIGKILL)
     child.wait()
     raise RedisFailed(
@@ -100,12 +105,16 @@ def start(
     )
 
 
-def answers(host: str, port: int) -> bool:
-    """Whether a server at this address has loaded its data and takes commands."""
+def password_path(folder: Path) -> Path:
+    return folder / "password"
+
+
+def answers(host: str, port: int, password: str) -> bool:
+    """Whether the server with this password has loaded its data and takes commands at this address."""
     try:
-        with socket.create_connection((host, port), timeout=1.0) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")
+        with socket.create_connection((host, port), timeout=1.0) as connection, connection.makefile("rb") as lines:
+            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode("ascii"))
+            return (lines.readline(), lines.readline()) == (b"+OK\r\n", b"+PONG\r\n")
     except OSError:
         return False
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from node.lab import ownership
+
 PROC = Path("/proc")
 
 
@@ -75,13 +77,14 @@ def of_pid(pid: int) -> Process:
 
 
 def spawn(
-    command: Sequence[str], environ: Mapping[str, str], log: Path, cwd: Path | str
+    command: Sequence[str], environ: Mapping[str, str], log: Path, cwd: Path | str, umask: int = -1
 ) -> tuple[Process, subprocess.Popen[bytes]]:
     """Start a process in a session of its own, its output appended to `log`.
 
-    A Ctrl-C at the terminal does not reach that session: the caller decides in which order its processes end.
+    A Ctrl-C at the terminal does not reach that session: the caller decides in which order its processes end. `umask`:
+    that of the process, -1 for ours.
     """
-    with log.open("ab") as output:
+    with open(log, "ab", opener=ownership.opener) as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -90,6 +93,7 @@ def spawn(
             env=dict(environ),
             cwd=cwd,
             start_new_session=True,
+            umask=umask,
         )
     return of_pid(child.pid), child
 

@@ -2,7 +2,8 @@
 
 One file of the data directory, `cluster.json`, holds it all, so that any later command finds what runs. A process is
 identified by its pid and the moment it began, so that the launcher never signals another process to which the kernel
-has given the pid. The file holds secrets, so only its owner may read it. Whoever changes it holds the folder's lock.
+has given the pid. The file holds secrets, so only its owner may read it, and a folder that is not this user's alone is
+not used (`ownership`). Whoever changes the file holds the folder's lock.
 
 A node's configuration follows from the record and the node's number alone: `node_config` decides it.
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from cluster import config as settings
 from cluster.config import Config, as_text, variable
 from cluster.errors import ConfigError, RumorError
+from node.lab import ownership
 from node.lab.network import Network
 from node.lab.process import Process, wait_for
 
@@ -133,11 +135,11 @@ def load(folder: Path) -> Record | None:
     """The record of the cluster in this folder, None if there is none. Raises LaunchFailed if it cannot be read."""
     path = record_path(folder)
     try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return None
+        text = ownership.read(path) if ownership.check(folder) else None
     except PermissionError:
         raise not_yours(path) from None
+    if text is None:
+        return None
     try:
         values = json.loads(text)
         redis = RedisRecord(**values.pop("redis"))
@@ -156,18 +158,12 @@ def save(folder: Path, record: Record) -> None:
     path = record_path(folder)
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
-    write_private(temporary, json.dumps(dataclasses.asdict(record), indent=1))
+    ownership.write_new(temporary, json.dumps(dataclasses.asdict(record), indent=1))
     temporary.replace(path)
 
 
 def remove(folder: Path) -> None:
     record_path(folder).unlink(missing_ok=True)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a new file that only its owner may read."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
 
 
 def not_yours(path: Path) -> LaunchFailed:
@@ -187,6 +183,10 @@ def folder_of(data_dir: str | None) -> Path:
 def default_folder() -> Path:
     """`.rumor` in the project when run from its source tree, else in the working directory."""
     return (ROOT if (ROOT / "setup.cfg").exists() else Path.cwd()) / ".rumor"
+
+
+def redis_folder(folder: Path) -> Path:
+    return folder / "redis"
 
 
 def record_path(folder: Path) -> Path:
@@ -210,8 +210,8 @@ def log_path(folder: Path, number: int) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for one command at a time; the kernel frees it when the command ends, however it ends."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")
+        ownership.make(folder)
+        file = os.fdopen(ownership.opener(str(folder / "lock"), os.O_WRONLY | os.O_CREAT), "w")
     except PermissionError:
         raise not_yours(folder) from None
     except OSError as error:

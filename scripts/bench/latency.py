@@ -156,6 +156,9 @@ def latency_round(tree: Tree, options: argparse.Namespace) -> Figures:
             bare.close()
         parts = urlsplit(bed.redis_url)
         with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
+            if parts.password:
+                connection.sendall(f"AUTH {parts.password}\r\n".encode())
+                connection.recv(64)
             times |= each(options.tasks, lambda: redis_round(connection))
     figures = {name: p50_and_p99(ms) for name, ms in times.items()}
     one, two = figures.get("result, one request"), figures["result, two requests"]

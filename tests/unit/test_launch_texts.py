@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cluster.config import Config
+from cluster.errors import AIRPLAY_PORTS, ConfigError, likely_holder
 from node.lab import record as records
-from node.lab.cluster import Cluster
-from node.lab.commands import running, summary
+from node.lab.cluster import Cluster, refuse_busy_port
+from node.lab.commands import redis_cli, running, summary
 from node.lab.network import Network
+from node.lab.private_redis import without_secret
 from node.lab.record import LAUNCHER, LaunchFailed, NodeRecord, Record, RedisRecord
+from node.main import bind
 
 RECORD = Record(
     launch_id="1",
@@ -47,3 +53,31 @@ def test_the_default_folder_needs_no_name() -> None:
     text = summary(cluster, 1.0, detach=False)
     assert "RUMOR_DATA_DIR" not in text
     assert text.endswith("Stop with Ctrl-C, or scripts/launch_cluster.sh stop")
+
+
+def test_the_command_that_opens_the_clusters_redis_names_the_file_of_the_password_and_not_the_password(
+    tmp_path: Path,
+) -> None:
+    record = replace(RECORD, redis=RedisRecord("redis://:secret@127.0.0.1:16379/0", 16379, 1, "0"))
+    folder = tmp_path / "an other"
+    command = f"REDISCLI_AUTH=$(cat '{folder}/redis/password') redis-cli -p 16379"
+    assert redis_cli(folder, record) == command
+    assert without_secret(record.redis.url) == "redis://127.0.0.1:16379/0"
+    elsewhere = replace(record, redis=RedisRecord("redis://:secret@10.0.0.1:6379/0", 6379, 1, "0"))
+    assert redis_cli(folder, elsewhere).endswith(" redis-cli -h 10.0.0.1 -p 6379")
+
+
+def test_on_a_mac_a_busy_port_of_airplay_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert likely_holder(5000) == ""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        monkeypatch.setattr("cluster.errors.AIRPLAY_PORTS", (*AIRPLAY_PORTS, port))
+        monkeypatch.setattr(sys, "platform", "darwin")
+        config = Config(port=port)
+        for act in (refuse_busy_port, bind):
+            with pytest.raises((LaunchFailed, ConfigError)) as told:
+                act(config)
+            assert f"AirPlay Receiver holds {port}" in told.value.hint
+        assert likely_holder(port + 1) == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +31,19 @@ def test_heal_reaches_all_others_where_one_node_cannot_be_met(
         partition.partition(["heal"])
     for number in (1, 3):
         assert (tmp_path / f"ran-{number}").read_text().strip() == partition.HEAL.strip()
+
+
+def test_a_lock_that_another_user_holds_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "ALONE_LIMIT_S", 0.1)
+    other = os.open(partition.ROOT, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(CutFailed, match=f"has locked {partition.ROOT}"), partition.alone():
+            pass
+    finally:
+        os.close(other)
+    with partition.alone():
+        pass
 
 
 @pytest.mark.parametrize(("environ", "service"), [(["RUMOR_REDIS_URL=redis://redis2:6379/0"], "redis2"), ([], "redis")])
