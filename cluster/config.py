@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_type_hints
 
+from cluster import redis_address
 from cluster.errors import ConfigError
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
@@ -34,7 +35,7 @@ SHARDS_MAX = 256
 
 def option(default: Any, text: str, *, secret: bool = False) -> Any:
     """A configuration field: its default, and the one sentence that explains it everywhere."""
-    return field(default=default, metadata={"help": text, "secret": secret})
+    return field(default=default, repr=not secret, metadata={"help": text, "secret": secret})
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ class Config:
     )
 
     # How it finds the others
-    redis_url: str = option("redis://127.0.0.1:6379/0", "Redis or Valkey server that holds the queues.", secret=True)
+    redis_url: str = option(
+        redis_address.EXAMPLE,
+        "Redis or Valkey server that holds the queues: redis://, rediss:// (TLS) or unix://.",
+        secret=True,
+    )
     seeds: tuple[str, ...] = option(
         (), "Comma-separated HOST:PORT of members to join through; nodes also use the list in Redis."
     )
@@ -281,6 +286,7 @@ def _names_and_addresses(c: Config) -> Rules:
         f"public_url is {c.public_url!r}: not http://HOST[:PORT] or https://HOST[:PORT], at most 120 long.",
         "Give the node's origin as browsers show it, without a path.",
     )
+    redis_address.parse(c.redis_url)  # raises by itself, in words that hold no secret
     for seed in c.seeds:
         yield not _is_seed(seed), f"seeds has {seed!r}: not HOST:PORT.", "For example: 10.0.0.1:5000 or [fd00::1]:5000"
 

@@ -18,7 +18,7 @@ from cluster.config import Config, strangers
 from cluster.errors import ConfigError, RumorError, likely_holder
 from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
-from cluster.shards.calls import connect
+from cluster.redis_client import connect
 from cluster.vitals.thread import Vitals
 from cluster.vitals.told import GivingUp, Happened, NameTaken, NewView, Told, Woken
 from node.gateway import server

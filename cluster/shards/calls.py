@@ -12,13 +12,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from cluster import keys
-from cluster.errors import ConfigError
 from cluster.scripts import Arg
 from cluster.shards import replies
 from cluster.shards.answers import (
@@ -71,17 +66,6 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     kind: SettleKind
     payload: bytes  # the result or the error as JSON
     ms: int  # retention of a terminal task; else the time until it is due again, 0 for at once
-
-
-def connect(url: str) -> redis.asyncio.Redis:
-    """A client that repeats no call by itself: a repeated claim claims more. Raises ConfigError for a bad URL."""
-    try:
-        client: redis.asyncio.Redis = redis.asyncio.from_url(
-            url, socket_timeout=None, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2
-        )
-    except (ValueError, RedisError) as error:
-        raise ConfigError(f"redis_url cannot be used: {error}.", "Write it like redis://host:6379/0") from None
-    return client
 
 
 class Calls:

@@ -17,15 +17,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-import redis.asyncio
-from redis.asyncio.connection import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
 from cluster import keys, scripts, session
 from cluster.deadline import ends_within
 from cluster.errors import StoreUnavailable, refused
+from cluster.redis_client import connect
 from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term, Wish
 from cluster.vitals.witness import Fence
 
@@ -213,19 +210,8 @@ class Pulse:
 
 
 def _client(url: str, **more: Any) -> Client:
-    """A pool without retries, deadlines or reconnections behind our back: this module decides on those."""
-    pools: Any = ConnectionPool
-    pool = pools.from_url(
-        url,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=None,
-        socket_connect_timeout=None,
-        socket_keepalive=True,
-        **more,
-    )
-    clients: Any = redis.asyncio.Redis
-    return clients.from_pool(pool)
+    """A client whose only deadlines are those of this module."""
+    return connect(url, connect_within_s=None, **more)
 
 
 async def _subscribe(connection: Connection, channel: str) -> None:

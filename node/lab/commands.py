@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster import config as settings
+from cluster import redis_address
 from cluster.config import variable
 from node.lab import network, private_redis
 from node.lab import record as records
@@ -286,7 +287,7 @@ def status(folder: Path, as_json: bool) -> int:
             if record.redis.is_own
             else "not started by the launcher"
         )
-        print(f"{'redis':<8} {private_redis.without_secret(record.redis.url):<28} {own}")
+        print(f"{'redis':<8} {redis_address.shown(record.redis.url):<28} {own}")
         if record.redis.is_own:
             print(f"{'':<8} {redis_cli(folder, record)}")
     return 0
@@ -311,7 +312,7 @@ def status_json(record: Record | None) -> dict[str, object]:
         }
         for node in (record.nodes if record else ())
     ]
-    return {"redis": private_redis.without_secret(record.redis.url) if record else None, "nodes": nodes}
+    return {"redis": redis_address.shown(record.redis.url) if record else None, "nodes": nodes}
 
 
 def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
@@ -323,7 +324,7 @@ def summary(cluster: Cluster, took_s: float, detach: bool) -> str:
     lines = [f"Rumor is ready: {counted(len(record.nodes), 'node')}, {took_s:.1f} s.", ""]
     lines += [f"  {node.label:<8} {node.url}  (pid {node.pid})" for node in record.nodes]
     owner = f"  (pid {record.redis.pid})" if record.redis.is_own else ""
-    lines += [f"  redis    {private_redis.without_secret(record.redis.url)}{owner}", f"  data     {cluster.folder}", ""]
+    lines += [f"  redis    {redis_address.shown(record.redis.url)}{owner}", f"  data     {cluster.folder}", ""]
     if record.network is not None and not cluster.has_given_token:
         lines += [
             "Every call must carry the token:",

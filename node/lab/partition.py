@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from cluster import redis_address
 from cluster.errors import ConfigError, RumorError
 from node.lab import beliefs_table, cuts, network
 from node.lab import record as records
@@ -264,7 +264,7 @@ def site_of_compose() -> Site | None:
 def redis_host(containers: Sequence[Mapping[str, Any]]) -> str:
     """The service to which the nodes' Redis URL points."""
     urls = (environ_of(container).get("RUMOR_REDIS_URL") for container in containers)
-    return next((urlsplit(url).hostname or "" for url in urls if url), "redis")
+    return next((redis_address.parse(url).host for url in urls if url), "redis")
 
 
 def environ_of(container: Mapping[str, Any]) -> dict[str, str]:

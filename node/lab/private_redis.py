@@ -18,7 +18,6 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from cluster.errors import ConfigError, RumorError
 from node.lab import ownership, process
@@ -138,15 +137,3 @@ def tail(log: Path, since: int = 0, lines: int = 20) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
-
-
-def without_secret(url: str) -> str:
-    """A Redis URL without its password, for people; a password in the query is left out, too."""
-    parts = urlsplit(url)
-    location = parts.netloc
-    if "@" in location:
-        user, _, server = location.rpartition("@")
-        name = user.partition(":")[0]
-        location = f"{name}@{server}" if name else server
-    query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if "password" not in key])
-    return urlunsplit((parts.scheme, location, parts.path, query, ""))

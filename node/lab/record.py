@@ -267,6 +267,8 @@ def node_config(record: Record, folder: Path, number: int, over: Mapping[str, st
         texts["advertise_host"] = "127.0.0.1"
     if record.redis.url:
         texts["redis_url"] = record.redis.url
+    elif not texts.get("redis_url"):
+        texts.pop("redis_url", None)  # an empty variable asks for a Redis of the launcher's own
     port = record.base_port + number - 1
     if record.network is not None:
         # Each node has an address of its own, so all have one port, as machines of a real cluster would.

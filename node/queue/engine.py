@@ -21,9 +21,10 @@ import structlog
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable, unanswered
+from cluster.redis_client import connect
 from cluster.session import node_of
 from cluster.shards.answers import QueueHead
-from cluster.shards.calls import Calls, connect
+from cluster.shards.calls import Calls
 from cluster.shards.shards import Shards
 from cluster.shards.task import Claimed, Lost
 from cluster.view import View

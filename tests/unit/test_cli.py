@@ -20,7 +20,6 @@ import pytest
 from cluster.errors import refused
 from node import cli
 from node.cli import hints
-from node.lab.private_redis import without_secret
 from node.schema import Submission
 
 TASK = {"id": "01A-1f", "type": "noop", "state": "succeeded", "attempt": 1, "max_attempts": 5, "result": {"n": 1}}
@@ -448,17 +447,3 @@ def test_config_never_shows_a_secret(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "7.5" in told
     assert "t0ken" not in told
     assert "pa55" not in told
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
-        ("redis://:secret@h:1/2", "redis://h:1/2"),
-        ("rediss://user:secret@h:1/2?ssl_cert_reqs=none", "rediss://user@h:1/2?ssl_cert_reqs=none"),
-        ("redis://h?password=secret&db=1", "redis://h?db=1"),
-        ("redis://u:p@ss@h/0", "redis://u@h/0"),
-    ],
-)
-def test_a_url_is_shown_without_its_secret(url: str, shown: str) -> None:
-    assert without_secret(url) == shown

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("node/client", "node/lab", "node/observe", "node/plural", "node/main"),
     },
     "node/main": {
-        *("cluster/gossip", "cluster/shards", "cluster/vitals"),
+        *("cluster/gossip", "cluster/vitals"),
         *("node/gateway", "node/queue", "node/work", "node/observe", "node/tasks"),
     },
     "node/__main__": {"node/cli"},

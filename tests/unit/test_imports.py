@@ -11,7 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DECIDES = (
-    *("cluster/swim/core.py", "cluster/ring.py", "cluster/session.py", "cluster/load.py", "cluster/refusal.py"),
+    *(
+        "cluster/swim/core.py",
+        "cluster/ring.py",
+        "cluster/session.py",
+        "cluster/load.py",
+        "cluster/refusal.py",
+        "cluster/redis_address.py",
+    ),
     *(
         "cluster/shards/task.py",
         "cluster/shards/answers.py",

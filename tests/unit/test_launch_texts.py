@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster import redis_address
 from cluster.config import Config
 from cluster.errors import AIRPLAY_PORTS, ConfigError, likely_holder
 from node.lab import record as records
 from node.lab.cluster import Cluster, refuse_busy_port
 from node.lab.commands import redis_cli, running, summary
 from node.lab.network import Network
-from node.lab.private_redis import without_secret
 from node.lab.record import LAUNCHER, LaunchFailed, NodeRecord, Record, RedisRecord
 from node.main import bind
 
@@ -62,7 +62,7 @@ def test_the_command_that_opens_the_clusters_redis_names_the_file_of_the_passwor
     folder = tmp_path / "an other"
     command = f"REDISCLI_AUTH=$(cat '{folder}/redis/password') redis-cli -p 16379"
     assert redis_cli(folder, record) == command
-    assert without_secret(record.redis.url) == "redis://127.0.0.1:16379/0"
+    assert redis_address.shown(record.redis.url) == "redis://127.0.0.1:16379/0"
     elsewhere = replace(record, redis=RedisRecord("redis://:secret@10.0.0.1:6379/0", 6379, 1, "0"))
     assert redis_cli(folder, elsewhere).endswith(" redis-cli -h 10.0.0.1 -p 6379")
 
