@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cluster.refusal import Refusal, refusal
+from cluster.refusal import Refusal, refusal_in
 
 AIRPLAY_PORTS = (5000, 7000)  # TCP ports of the AirPlay Receiver, which a Mac runs unless told otherwise
 
@@ -190,12 +190,20 @@ class StoreUnavailable(RumorError):
 
 def refused(error: Exception) -> StoreUnavailable:
     """The error for a refusal that Redis answered: Redis did nothing."""
-    why = refusal(str(error))
+    return _refused(refusal_in(error))
+
+
+def _refused(why: Refusal) -> StoreUnavailable:
     return StoreUnavailable(f"Redis refuses: {why.words}.", why.hint, may_have_happened=False, refusal=why)
 
 
-def away(storing: bool = False) -> StoreUnavailable:
-    """The error while this node knows that Redis is away, and sends it nothing: nothing happened."""
+def away(storing: bool = False, why: Refusal | None = None) -> StoreUnavailable:
+    """The error while this node knows that Redis is away, and sends it nothing: nothing happened.
+
+    `why`: Redis answers, and lets this node do nothing, for this reason.
+    """
+    if why is not None:
+        return _refused(why)
     message = "Redis does not answer; nothing was stored." if storing else "Redis does not answer."
     return StoreUnavailable(message, "Try again soon.", may_have_happened=False)
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, RedisError, ResponseError
 
 USES = re.compile(r"^-- Uses +include/(\w+\.lua)$", re.M)
 Arg = str | bytes | int | float
@@ -41,6 +41,12 @@ def script(name: str) -> Script:
     text = folder.joinpath(f"{name}.lua").read_text("utf-8")
     text = "".join(folder.joinpath("include", file).read_text("utf-8") for file in USES.findall(text)) + text
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether Redis itself answered this error. redis-py takes some refusals for errors of the connection."""
+    kinds = (ResponseError, AuthenticationError, BusyLoadingError)
+    return isinstance(error, kinds) or getattr(error, "status_code", None) is not None
 
 
 async def call(client: Any, name: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:

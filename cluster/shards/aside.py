@@ -67,7 +67,7 @@ class Aside:
         `on_reply` is called exactly once, later than this. While Redis is away, every call fails.
         """
         if not self._lane.is_up:
-            asyncio.get_running_loop().call_soon(call.on_reply, away())
+            asyncio.get_running_loop().call_soon(call.on_reply, away(why=self._lane.refusal))
             return
         self._waiting.append((us, call))
         if not self._has_turn:
@@ -101,4 +101,4 @@ class Aside:
             self._has_turn = False
             waiting, self._waiting = self._waiting, deque()
             for _, call in waiting:
-                asyncio.get_running_loop().call_soon(call.on_reply, away())
+                asyncio.get_running_loop().call_soon(call.on_reply, away(why=self._lane.refusal))

@@ -21,9 +21,9 @@ from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from cluster.deadline import Deadline
-from cluster.errors import TaskUnreadable, away, unanswered
-from cluster.refusal import refusal
-from cluster.scripts import UNANSWERED, Arg, script
+from cluster.errors import TaskUnreadable, away, refused, unanswered
+from cluster.refusal import Refusal, lacks_rights, refusal_in
+from cluster.scripts import UNANSWERED, Arg, is_answer, script
 
 T = TypeVar("T")
 OnReply = Callable[[T | Exception], None]  # takes the answer, or the exception that this call met
@@ -91,6 +91,7 @@ class Lane:
         self._is_busy = False
         self.is_talking = False  # whether a group is under way: what is added now waits for its answer
         self.is_up = True  # whether Redis answered the last group, or the last look for it
+        self.refusal: Refusal | None = None  # why Redis, which answers, lets this lane do nothing
         self.groups = 0  # answered groups
         self.last_answer_s = 0.0  # loop time at the end of the last answered group
         self.latency_s = 0.0  # seconds that the last answered group took
@@ -108,7 +109,7 @@ class Lane:
             self._calls.append(call)
             self._has_work.set()
         else:
-            asyncio.get_running_loop().call_soon(_answer, call, away())
+            asyncio.get_running_loop().call_soon(_answer, call, away(why=self.refusal))
 
     def doubt(self) -> None:
         """Look for Redis before the next group. A lane at rest does not notice that its connection is gone."""
@@ -170,12 +171,21 @@ class Lane:
             if not isinstance(error, UNANSWERED):  # a call that cannot be encoded must not end the lane for the others
                 log.exception("group_not_sent", scripts=sorted({call.script for call in calls}))
             await self._connection.disconnect(nowait=True)
+            self.refusal = refusal_in(error) if is_answer(error) else None
             self._set_up(False)
-            what = str(error).rstrip(".") or f"no answer within {self._timeout_s} s"
-            replies = [unanswered(what, sent)] * len(calls)
+            if is_answer(error) and not sent:
+                replies = [refused(error)] * len(calls)
+            else:
+                what = str(error).rstrip(".") or f"no answer within {self._timeout_s} s"
+                replies = [unanswered(what, sent)] * len(calls)
         else:
-            if any(isinstance(reply, ReadOnlyError) for reply in replies):
-                await self._connection.disconnect(nowait=True)  # a demoted master: the address may lead to the new one
+            denied = None
+            for reply in replies:
+                if isinstance(reply, ReadOnlyError):
+                    await self._connection.disconnect(nowait=True)  # a demoted master: its address may lead to another
+                elif isinstance(reply, ResponseError) and lacks_rights(why := refusal_in(reply)):
+                    denied = why
+            self.refusal = denied
             self.groups += 1
             self.last_answer_s = loop.time()
             self.latency_s = self.last_answer_s - began_s
@@ -200,17 +210,19 @@ class Lane:
         """Send PINGs until Redis answers. Meanwhile calls fail at once instead of piling up."""
         calls, self._calls = self._calls, []  # calls that came while the failed group was under way
         for call in calls:
-            _answer(call, away())
+            _answer(call, away(why=self.refusal))
         while not self.is_up:
             try:
                 async with Deadline(self._timeout_s):
                     await self._connection.connect()
                     (reply,) = await self._talk([("PING",)])
                 # A Redis that refuses all writes may refuse even a PING, and can be read: the lane is up.
-                if isinstance(reply, ResponseError) and not refusal(str(reply)).is_of_all:
+                if isinstance(reply, ResponseError) and not refusal_in(reply).is_of_all:
                     raise reply
+                self.refusal = None
                 self._set_up(True)
-            except UNANSWERED:
+            except UNANSWERED as error:
+                self.refusal = refusal_in(error) if is_answer(error) else None
                 await self._connection.disconnect(nowait=True)
                 await asyncio.sleep(PROBE_INTERVAL_S)
 

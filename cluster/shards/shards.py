@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from cluster import keys
 from cluster.errors import StoreUnavailable, away, refused, unanswered
+from cluster.refusal import Refusal
 from cluster.shards.aside import Aside
 from cluster.shards.calls import Calls
 from cluster.shards.lane import Call, Lane, OnReply, T
@@ -81,7 +82,7 @@ class Shards:
     async def ask(self, make: Callable[[OnReply[T]], Call[T]]) -> T:
         """Send a call and wait for its answer. Raises StoreUnavailable if Redis is away or refuses."""
         if not self.is_up:
-            raise away()
+            raise self.away()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.send(make(partial(_resolve, future)))
         return await future
@@ -129,6 +130,15 @@ class Shards:
     def is_up(self) -> bool:
         """Whether every lane is up: Redis answered its last group."""
         return all(lane.is_up for lane in self._lanes)
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why Redis, which answers, lets this node do nothing; None if it does not answer, or serves us."""
+        return next((lane.refusal for lane in self._lanes if lane.refusal is not None), None)
+
+    def away(self, storing: bool = False) -> StoreUnavailable:
+        """The error for a call that is not sent, because a lane is down."""
+        return away(storing, self.refusal)
 
     def is_lane_up(self, lane: int) -> bool:
         """Whether that lane is up: Redis answered its last group."""

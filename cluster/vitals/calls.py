@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from cluster import keys, scripts, session
 from cluster.deadline import ends_within
@@ -199,9 +199,9 @@ class Pulse:
                 return task.result()
         except NoScriptError as error:
             raise StoreUnavailable(f"Redis lost a script: {error}", may_have_happened=False) from error
-        except ResponseError as error:
-            raise refused(error) from error
         except scripts.UNANSWERED as error:
+            if scripts.is_answer(error):
+                raise refused(error) from error
             raise StoreUnavailable(f"Redis did not answer: {str(error).rstrip('.')}.") from error
         finally:
             if not task.done():

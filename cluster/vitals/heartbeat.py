@@ -74,6 +74,7 @@ class Heartbeat:
         self._listened_s = 0.0
         self._enrolled_s = -inf
         self._not_enrolled = ""  # why our row could not be written, as last logged
+        self._unheard: StoreUnavailable | None = None  # why our subscription does not stand
         self._listening, self._relisten = asyncio.Event(), asyncio.Event()
         self._beat_now = asyncio.Event()
 
@@ -193,6 +194,7 @@ class Heartbeat:
                     self._listened_s = time.monotonic()
                     self._echoed_nr = self._beat_nr
                     self._listening.set()
+                    self._unheard = None
                     self._stats["subscriptions"] += 1
                     hearing = loop.create_task(self._hear(messages))
                     waiting = loop.create_task(self._relisten.wait())
@@ -204,8 +206,9 @@ class Heartbeat:
                         hearing.cancel()
                         waiting.cancel()
                         await asyncio.gather(hearing, waiting, return_exceptions=True)
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 self._stats["subscriptions_lost"] += 1
+                self._unheard = error
                 self._listening.clear()
                 await asyncio.sleep(self._config.heartbeat_interval_s / 2)
 
@@ -223,4 +226,6 @@ class Heartbeat:
             async with asyncio.timeout(self._config.redis_timeout_s):
                 await self._listening.wait()
         except TimeoutError:
+            if self._unheard is not None and self._unheard.refusal is not None:
+                raise self._unheard from None
             raise StoreUnavailable("Redis does not take our subscription.") from None

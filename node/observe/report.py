@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.load import Load
+from cluster.refusal import Refusal
 from cluster.swim.events import MemberState
 from cluster.view import Peer, Verdict, View
 
@@ -74,26 +75,36 @@ def head_count(view: View) -> dict[str, int]:
 
 
 def problems(
-    view: View, is_redis_up: bool, waiting_queues: Iterable[str], redis_notes: Iterable[Mapping[str, str]]
+    view: View,
+    is_redis_up: bool,
+    waiting_queues: Iterable[str],
+    redis_notes: Iterable[Mapping[str, str]],
+    refusal: Refusal | None = None,
 ) -> list[dict[str, str]]:
-    """What is wrong, worst first: code, severity, message, hint."""
+    """What is wrong, worst first: code, severity, message, hint. `refusal`: why Redis refuses the work of this node."""
     return [
-        *_redis_problems(view, is_redis_up),
+        *_redis_problems(view, is_redis_up, view.refusal or refusal),
         *_member_problems(view, is_redis_up),
         *_queue_problems(view, waiting_queues),
         *({"severity": WARNING, **note} for note in redis_notes),
     ]
 
 
-def _redis_problems(view: View, is_redis_up: bool) -> Iterator[dict[str, str]]:
+def _redis_problems(view: View, is_redis_up: bool, refusal: Refusal | None) -> Iterator[dict[str, str]]:
     """Whether Redis takes what nodes write, and whether there is a leader."""
-    refusal = view.refusal
-    if refusal is not None:
+    if refusal is not None and refusal.is_of_all:
         yield _problem(
             "redis_refuses",
             FATAL,
             f"Redis answers and refuses to write: {refusal.words}.",
             f"{refusal.hint} Meanwhile no task is accepted and none starts; running tasks go on, and nothing is lost.",
+        )
+    elif refusal is not None:
+        yield _problem(
+            "redis_refuses",
+            FATAL,
+            f"Redis answers and refuses this node: {refusal.words}.",
+            f"{refusal.hint} Meanwhile this node starts no task and hands submissions to nodes that Redis serves.",
         )
     elif not is_redis_up:
         yield _problem(

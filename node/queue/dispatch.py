@@ -23,7 +23,7 @@ import msgspec
 import structlog
 
 from cluster.config import Config
-from cluster.errors import StoreUnavailable, away
+from cluster.errors import StoreUnavailable
 from cluster.shards.answers import Claims, QueueHead, SettleCode, Settled, SettleKind, StoreCode, Stored, TaskFields
 from cluster.shards.calls import BATCH_MAX, RETENTION_MIN_S, NewTask, Settlement
 from cluster.shards.lane import Call
@@ -132,7 +132,7 @@ class Dispatcher:
         """Send a new task with the next group. While its lane is down, fail it at once."""
         lane = self._shards.lane_of[new.shard]
         if not self._shards.is_lane_up(lane):
-            new.on_code(new, away(storing=True), 0, "")
+            new.on_code(new, self._shards.away(storing=True), 0, "")
             return
         shard = self._stores[lane].get(new.shard)
         if shard is None:
@@ -472,7 +472,7 @@ class Dispatcher:
                 self._stores[lane] = {}
                 for tasks in stores.values():
                     for new in tasks:
-                        new.on_code(new, away(storing=True), 0, "")
+                        new.on_code(new, self._shards.away(storing=True), 0, "")
         self._on_redis(self._shards.is_up)
 
 

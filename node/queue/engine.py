@@ -463,8 +463,8 @@ class Engine:
         """Whether the node is ready, with the reason. Redis must have answered lately: an open socket is not enough."""
         if self.is_draining or self.is_stopping:
             return False, "draining"
-        if self.view.refusal is not None:
-            return False, f"Redis refuses: {self.view.refusal.words}"
+        if (refusal := self.view.refusal or self.shards.refusal) is not None:
+            return False, f"Redis refuses: {refusal.words}"
         if not self.shards.is_up or self.shards.silent_s() > READY_WITHIN_S:
             return False, "Redis does not answer"
         if not self.view.redis_ok:
@@ -477,7 +477,7 @@ class Engine:
         """The state of this node and of the cluster, with its problems in words, the worst first."""
         is_up = self.shards.is_up and self.view.redis_ok
         notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
-        problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes)
+        problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes, self.shards.refusal)
         is_ready, reason = self.is_ready()
         return {
             "status": report.status(problems),

@@ -113,7 +113,7 @@ class KeyedBatches:
             elif answer:
                 plan, digests = self._read(answer), None
         else:
-            failure = away(storing=True)
+            failure = self._shards.away(storing=True)
         if digests is not None:
             fates = [_ALONE if digest == ALONE else _STORE for digest in digests]
         else:

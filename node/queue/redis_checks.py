@@ -12,7 +12,8 @@ from redis.exceptions import RedisError, ResponseError
 from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
-from cluster.refusal import refusal
+from cluster.refusal import refusal_in
+from cluster.scripts import is_answer
 from node.queue import members, migration
 
 VERSIONS = {"valkey": (7, 2), "redis": (6, 2)}  # oldest versions that have the commands that the scripts use
@@ -70,7 +71,7 @@ async def agree(client: redis.asyncio.Redis, config: Config) -> None:
         await client.hsetnx(keys.LEADER_CONFIG, "min_schema", str(migration.SCHEMA))
         facts: Any = await client.hgetall(keys.LEADER_CONFIG)
     except ResponseError as error:
-        why = refusal(str(error))
+        why = refusal_in(error)
         raise StoreUnsafe(f"Redis refuses to store: {why.words}.", why.hint) from None
     shards, cluster, schema = (facts[name].decode() for name in (b"shards", b"cluster", b"min_schema"))
     if int(shards) != config.shards:
@@ -132,13 +133,16 @@ def _fingerprint(key: bytes) -> str:
 
 
 async def ready(client: redis.asyncio.Redis, config: Config, ring: Sequence[bytes]) -> list[Note]:
-    """Make all these checks; returns the problems for /health. Raises ConfigError if no server answers."""
+    """Make all these checks; returns the problems for /health. Raises ConfigError if no server serves us."""
     try:
         notes = await examine(client, config)
         await agree(client, config)
         await migration.migrate(client, config)
         await same_key(client, config, ring)
     except (RedisError, OSError, TimeoutError) as error:
+        if is_answer(error):
+            why = refusal_in(error)
+            raise ConfigError(f"Redis refuses this node at start: {why.words}.", why.hint) from None
         raise ConfigError(
             f"Redis gives no answer at start: {str(error).rstrip('.')}.",
             "Check redis_url, and that the server is running.",

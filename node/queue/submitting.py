@@ -20,7 +20,7 @@ from redis.exceptions import OutOfMemoryError
 
 from cluster.clock import wall_ms
 from cluster.config import Config
-from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, away, refused
+from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, refused
 from cluster.session import node_of
 from cluster.shards.answers import StoreCode
 from cluster.shards.calls import NewTask
@@ -95,7 +95,7 @@ class Submitting:
             batch.has_plan = True
         else:
             singly = keys
-        obstacle = None if self._shards.is_up else away(storing=True)
+        obstacle = None if self._shards.is_up else self._shards.away(storing=True)
         for n, item in enumerate(items):
             if n % SLICE == 0:
                 if n:

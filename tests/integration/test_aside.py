@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import StoreUnavailable
+from cluster.redis_client import connect
 from cluster.scripts import Arg
 from cluster.shards.aside import TURN_US, Aside
-from cluster.shards.calls import connect
 from cluster.shards.lane import Call
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
 
 from cluster.config import Config
-from cluster.shards.calls import connect
+from cluster.redis_client import connect
 from node.queue import redis_checks
 from tests.integration.conftest import find_binary, free_port
 from tests.processes import ROOT, LaunchedCluster, free_base_port

@@ -20,9 +20,10 @@ from redis.exceptions import ResponseError
 
 from cluster.deadline import GRACE_S
 from cluster.errors import StoreUnavailable
+from cluster.redis_client import connect
 from cluster.scripts import Arg
 from cluster.shards.answers import ShardCounts
-from cluster.shards.calls import Calls, connect
+from cluster.shards.calls import Calls
 from cluster.shards.lane import PROBE_INTERVAL_S, Call, Lane
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async

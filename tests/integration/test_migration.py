@@ -20,7 +20,8 @@ from msgspec import Raw
 from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.shards.calls import Calls, connect
+from cluster.redis_client import connect
+from cluster.shards.calls import Calls
 from cluster.shards.task import shard_of
 from cluster.vitals.told import SessionEnded
 from node.observe.metrics import Metrics

@@ -10,7 +10,7 @@ import pytest
 from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
-from cluster.shards.calls import connect
+from cluster.redis_client import connect
 from node.queue import redis_checks
 
 KEY, OTHER = b"k" * 32, b"o" * 32

@@ -11,9 +11,10 @@ from redis.exceptions import ResponseError
 
 from cluster import keys
 from cluster.errors import StoreUnavailable, away
+from cluster.redis_client import connect
 from cluster.shards import lane as lanes
 from cluster.shards.answers import Claims, QueueHead, SettleCode, StoreCode
-from cluster.shards.calls import Calls, connect
+from cluster.shards.calls import Calls
 from cluster.shards.lane import Call
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Spec, State, packed
