@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 from cluster import redis_address
 from cluster.errors import ConfigError
+from cluster.header_text import unfit
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
@@ -311,6 +312,11 @@ def _protection(c: Config) -> Rules:
         bool(c.tls_cert) != bool(c.tls_key),
         "tls_cert and tls_key belong together, but only one is set.",
         "Set both or neither.",
+    )
+    yield (
+        unfit(c.api_token) is not None,
+        f"no header can carry the api_token: {unfit(c.api_token)}.",
+        "Use printable characters without blanks around them.",
     )
     credentials = {
         "gossip key (gossip_keys or gossip_key_file)": c.gossip_keys or c.gossip_key_file,

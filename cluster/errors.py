@@ -20,11 +20,13 @@ class RumorError(Exception):
 
     `may_have_happened` is False where the error is a refusal: nothing was done. StoreUnavailable and the client's
     Unreachable are the two that may be raised after the thing was done; each says so by this.
+    `idempotency_key`: where a client's submission may have been stored, the key under which to repeat it; else empty.
     """
 
     code = "internal"
     status = 500
     may_have_happened = False
+    idempotency_key = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

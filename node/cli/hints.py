@@ -18,4 +18,6 @@ REFUSAL = "Redis refuses"
 def in_lines(error: RumorError) -> str:
     """A line for what happened, and one for what to do."""
     hint = error.hint if error.message.startswith(REFUSAL) else HINTS.get(error.code, error.hint)
+    if error.idempotency_key:
+        hint = f"Try again under --idempotency-key {error.idempotency_key}: what is stored is not stored twice."
     return f"{error.code}: {error.message}" + (f"\n  {hint}" if hint else "")

@@ -11,13 +11,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 import click
 
-from cluster.errors import ConfigError, RumorError
+from cluster import header_text
+from cluster.errors import BadRequest, ConfigError, Invalid, RumorError
 from node.cli import hints, output
-from node.client import calls
+from node.client import batches, calls
 from node.client.asking import WAIT_SPARE_S
 from node.client.blocking import SyncClient
 from node.client.errors import NotFinished
@@ -29,7 +31,7 @@ REPLAY_WITHIN_S = 600.0
 WAIT_STEP_S = 2.0  # the time between two looks at the progress of a task
 FIRST_WAIT_S = 0.5  # the time in which a short task ends before anything is shown about it
 SILENCE_MAX_S = 30.0  # the time for which a wait goes on while no node answers
-EACH_CHUNK = calls.BATCH_TASKS
+EACH_CHUNK = batches.BATCH_TASKS
 ENDED_BADLY = ("dead", "cancelled")
 TIME_IS_UP = 3
 STATES = ("scheduled", "waiting", "queued", "running", "retrying", "succeeded", "dead", "cancelled")
@@ -64,6 +66,14 @@ def to_wait(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     if value is not None and not value >= 0:  # in this form, because not-a-number is neither more nor less
         raise click.BadParameter(f"{value:g} is no time to wait: give it seconds, 0 or more.")
     return value
+
+
+def to_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """An Idempotency-Key that a header can carry."""
+    try:
+        return None if value is None else header_text.idempotency_key(value)
+    except BadRequest as error:
+        raise click.BadParameter(f"{error.message} {error.hint}") from None
 
 
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -134,7 +144,7 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
 @click.option("--retention-s", type=float, help="Seconds it stays readable once finished.")
 @click.option("--unique-for-s", type=float, help="Seconds within which the same type and data mean the same task.")
 @click.option("--unique-key", help="With --unique-for-s: compare this key instead of the data.")
-@click.option("--idempotency-key", help="The same key means the same task, at whichever node.")
+@click.option("--idempotency-key", callback=to_key, help="The same key means the same task, at whichever node.")
 @click.option("--each", is_flag=True, help="Submit a task for each line of standard input; the line is its data.")
 @click.option("--wait", is_flag=True, help="Wait for the outcome; exit status 1 if it is dead or cancelled.")
 @click.option(
@@ -348,24 +358,57 @@ def submit_each(
     client: SyncClient, task_type: str, options: dict[str, Any], idempotency_key: str | None, as_json: bool
 ) -> int:
     """Submit the lines of standard input; ids on stdout, errors on stderr. Status 1 if one was refused."""
-    lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    items = [{"type": task_type, "data": parse_data(line), **options} for line in lines]
-    base = idempotency_key or calls.new_key()
-    refused = 0
+    items: list[Any] = [item_of(line, task_type, options) for line in lines_of_input()]
+    base = calls.new_key() if idempotency_key is None else idempotency_key
+    header_text.idempotency_key(base, batches.key_max(EACH_CHUNK) - len(f"/{len(items)}"))
+    go_on = f"The same input under --idempotency-key {base} gives the same tasks, and adds those that are missing."
+    done = refused = 0
+    is_doubtful = False
+
+    def show(results: Sequence[calls.Result]) -> None:
+        nonlocal done, refused, is_doubtful
+        for item, result in zip(items[done:], results, strict=False):
+            if isinstance(result, RumorError):
+                result = item if isinstance(item, Invalid) else result
+                refused += 1
+                is_doubtful = is_doubtful or result.may_have_happened
+                click.echo(f"{result.code}: {result.message}", err=True)
+            else:
+                output.as_json(result.told) if as_json else click.echo(result.id)
+        done += len(results)
+
     with output.progress("submitting", len(items), quiet=as_json) as advance:
-        for first, chunk in chunks(items):
-            # The chunk's place in the input is part of its key, so that the same input means the same tasks.
-            for result in client.submit_many(chunk, idempotency_key=f"{base}/{first}"):
-                if isinstance(result, RumorError):
-                    refused += 1
-                    click.echo(f"{result.code}: {result.message}", err=True)
-                else:
-                    output.as_json(result.told) if as_json else click.echo(result.id)
-            advance(len(chunk))
+        try:
+            for first, chunk in chunks(items):
+                # The chunk's place in the input is part of its key, so that the same input means the same tasks.
+                show(client.submit_many(chunk, idempotency_key=f"{base}/{first}"))
+                advance(len(chunk))
+        except BaseException as error:  # Ctrl-C, a closed pipe: whatever it is, more may be stored than was shown
+            if done or not isinstance(error, RumorError):
+                show(getattr(error, "results", []))
+                click.echo(f"cut off after {done:,} of {len(items):,} lines.\n  {go_on}", err=True)
+            raise
+    if is_doubtful:
+        click.echo(f"some of them may be stored.\n  {go_on}", err=True)
     return 1 if refused else 0
 
 
-def chunks(items: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Sequence[dict[str, Any]]]]:
+def lines_of_input() -> list[str]:
+    """The lines of standard input that are not blank. Only a line feed ends a line: JSON may hold all other breaks."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is refused by itself
+    return [line for line in sys.stdin.read().split("\n") if line.strip()]
+
+
+def item_of(line: str, task_type: str, options: dict[str, Any]) -> dict[str, Any] | Invalid:
+    """The submission of a line, or what is wrong with it: the client refuses it then, and keeps its place."""
+    try:
+        return {"type": task_type, "data": parse_data(line), **options}
+    except Invalid as error:
+        return error
+
+
+def chunks(items: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
     for first in range(0, len(items), EACH_CHUNK):
         yield first, items[first : first + EACH_CHUNK]
 
@@ -425,5 +468,7 @@ def show_task(task: Task[Any], as_json: bool) -> int:
 def parse_data(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except json.JSONDecodeError:
         return text
+    except (ValueError, RecursionError) as error:  # JSON all the same, so it is no text
+        raise Invalid(f"this JSON is too much: {error}.", "Use shorter numbers, and nest less deeply.") from None

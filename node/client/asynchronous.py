@@ -21,9 +21,10 @@ from typing import Any, Self, TypeVar, Unpack, overload
 import aiohttp
 
 from cluster.errors import RumorError
-from node.client import calls
+from node.client import batches, calls
 from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Request, Steps, decoded
-from node.client.calls import Asker, Item, Options, Result
+from node.client.batches import Item
+from node.client.calls import Asker, Options, Result
 from node.client.connection import tls_context
 from node.client.errors import error_of
 from node.client.nodes import WITHIN_S, bearer, nodes_from
@@ -136,8 +137,13 @@ class Client:
     async def submit_many(
         self, items: Iterable[Item], *, idempotency_key: str | None = None, within_s: float | None = None
     ) -> Results:
-        """Submit many, `(type, data)` or the JSON of a submission each. One Task or error for each, in order."""
-        return await self._do(calls.submit_many(self._asker(within_s), items, idempotency_key))
+        """Submit many, `(type, data)` or the JSON of a submission each. One Task or error for each, in order.
+
+        What ends it in the middle (Ctrl-C …) carries the `results` so far, and the `idempotency_key` under which the
+        same items are the same tasks.
+        """
+        known = list(items)  # before the time begins, and before anything is stored: it may take long, or raise
+        return await self._do(batches.submit_many(self._asker(within_s), known, idempotency_key))
 
     async def get(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
         """One task with its history, as it is now."""
@@ -270,12 +276,15 @@ class Client:
         try:
             step = next(steps)
             while True:
-                match step:
-                    case Ask():
-                        outcome = await self._ask(step)
-                    case Pause(for_s):
-                        outcome = None
-                        await asyncio.sleep(for_s)
+                try:
+                    match step:
+                        case Ask():
+                            outcome = await self._ask(step)
+                        case Pause(for_s):
+                            outcome = None
+                            await asyncio.sleep(for_s)
+                except BaseException as error:  # Ctrl-C, a cancellation: the call may have something to add
+                    steps.throw(error)
                 step = steps.send((outcome, time.monotonic()))
         except StopIteration as end:
             value: T = end.value

@@ -22,9 +22,11 @@ from typing import Any, Self, TypeVar, Unpack, overload
 from urllib.parse import urlsplit
 
 from cluster.errors import RumorError
-from node.client import calls
+from cluster.header_text import as_bytes
+from node.client import batches, calls
 from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Steps, decoded
-from node.client.calls import Asker, Item, Options, Result
+from node.client.batches import Item
+from node.client.calls import Asker, Options, Result
 from node.client.connection import READ_BYTES, Connection, connect, exchange, reason_of, tls_context
 from node.client.errors import error_of
 from node.client.nodes import WITHIN_S, bearer, nodes_from
@@ -138,8 +140,13 @@ class SyncClient:
     def submit_many(
         self, items: Iterable[Item], *, idempotency_key: str | None = None, within_s: float | None = None
     ) -> Results:
-        """Submit many, `(type, data)` or the JSON of a submission each. One Task or error for each, in order."""
-        return self._do(calls.submit_many(self._asker(within_s), items, idempotency_key))
+        """Submit many, `(type, data)` or the JSON of a submission each. One Task or error for each, in order.
+
+        What ends it in the middle (Ctrl-C …) carries the `results` so far, and the `idempotency_key` under which the
+        same items are the same tasks.
+        """
+        known = list(items)  # before the time begins, and before anything is stored: it may take long, or raise
+        return self._do(batches.submit_many(self._asker(within_s), known, idempotency_key))
 
     def get(self, task_id: str, *, within_s: float | None = None) -> Task[Any]:
         """One task with its history, as it is now."""
@@ -269,12 +276,15 @@ class SyncClient:
         try:
             step = next(steps)
             while True:
-                match step:
-                    case Ask():
-                        outcome = self._ask(step)
-                    case Pause(for_s):
-                        outcome = None
-                        time.sleep(for_s)
+                try:
+                    match step:
+                        case Ask():
+                            outcome = self._ask(step)
+                        case Pause(for_s):
+                            outcome = None
+                            time.sleep(for_s)
+                except BaseException as error:  # Ctrl-C: the call may have something to add
+                    steps.throw(error)
                 step = steps.send((outcome, time.monotonic()))
         except StopIteration as end:
             value: T = end.value
@@ -320,7 +330,7 @@ class SyncClient:
             headers["Last-Event-ID"] = last_id
         with closing(self._connected(url, CONNECT_S)) as connection:
             connection.sock.settimeout(SILENCE_S)
-            connection.request("GET", urlsplit(url).path + "/events", None, headers)
+            connection.request("GET", urlsplit(url).path + "/events", None, as_bytes(headers))
             response = connection.getresponse()
             if response.status != 200:
                 raise error_of(response.status, decoded(response.read()), url)

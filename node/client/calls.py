@@ -8,32 +8,29 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from random import Random
 from typing import Any, Literal, TypedDict, TypeVar
-from urllib.parse import quote
 
-from cluster.errors import BadRequest, Forbidden, Invalid, RumorError, Unauthorized
+from cluster.errors import BadRequest, Invalid, NotFound, RumorError
+from cluster.header_text import idempotency_key
 from node import trace_context
-from node.client.asking import WAIT_SPARE_S, Pause, Request, Steps, carry_out, decoded
-from node.client.errors import NotFinished, error_of
+from node.client.asking import WAIT_SPARE_S, Pause, Request, Steps, carry_out
+from node.client.errors import NotFinished
 from node.client.nodes import Nodes
 from node.client.task import Page, Task, task_of, typed
 
 WAIT_AGAIN_S = 0.2  # the pause after an answer that came too early: a node that stops answers a wait at once
 WAIT_STEP_S = 10.0  # the longest that one request of a wait stays open
-BATCH_TASKS = 1_000
-BATCH_BYTES = 4_194_304
-BATCH_ATTEMPT_S = 20.0
 LONG_ATTEMPT_S = 60.0
 PAGE_TASKS = 500  # the most that a page may have: each page is a search of its own, where a list is filtered
 NO_QUERY: Mapping[str, Any] = {}
 
 T = TypeVar("T")
-Item = Mapping[str, Any] | tuple[str, Any]
 Result = Task[Any] | RumorError
 Which = Mapping[str, Any]
 Priority = Literal["low", "normal", "high"] | int
@@ -87,7 +84,8 @@ def check_within(within_s: float) -> None:
 def submit(
     asker: Asker, type: str, data: Any, key: str | None, options: Mapping[str, Any], wait_s: float = 0.0
 ) -> Steps[Task[Any]]:
-    return task_of((yield from asker.ask(_post(type, data, key, options, wait_s))))
+    key = new_key() if key is None else idempotency_key(key)
+    return task_of((yield from _under(key, asker.ask(_post(type, data, key, options, wait_s)))))
 
 
 def run(
@@ -99,74 +97,32 @@ def run(
     result_type: builtins.type[T] | None,
 ) -> Steps[Task[T]]:
     """Submit a task; the task once it has ended. Raises NotFinished when the time is up."""
-    return (yield from _ended(asker, _post(type, data, key, options, WAIT_STEP_S), result_type))
+    key = new_key() if key is None else idempotency_key(key)
+    return (yield from _under(key, _ended(asker, _post(type, data, key, options, WAIT_STEP_S), result_type)))
 
 
-def _post(type: str, data: Any, key: str | None, options: Mapping[str, Any], wait_s: float) -> Request:
+def _post(type: str, data: Any, key: str, options: Mapping[str, Any], wait_s: float) -> Request:
     body = encoded({"type": type, "data": data, **options})
-    return Request("POST", "/tasks", body=body, headers=_headers(key or new_key()), wait_s=wait_s or None)
+    return Request("POST", "/tasks", body=body, headers=headers_of(key), wait_s=wait_s or None)
 
 
-def submit_many(asker: Asker, items: Iterable[Item], key: str | None) -> Steps[list[Result]]:
-    """One result for each item, in order. Raises the errors that concern the caller (401, 403, 400).
-
-    Any other error that fails a whole request is the result of each of its items; the other requests go on until the
-    deadline. Each request's key names the place of its first item, and nodes add each item's place within the request:
-    so the same items under the same key are the same tasks.
-    """
-    base = key or new_key()
-    answers = _BatchAnswers()
-    now_s, deadline_s = asker.now_s, asker.now_s + asker.within_s
-    for part in _parts([_submission(item) for item in items]):
-        request = Request(
-            "POST",
-            "/tasks/batch",
-            body=b"[" + b",".join(part) + b"]",
-            headers=_headers(f"{base}/{answers.asked}"),
-            attempt_s=BATCH_ATTEMPT_S,
-            meanwhile=answers.read,
-            is_raw=True,
-        )
-        try:
-            answer, now_s = yield from asker.ask_at(request, now_s, max(0.0, deadline_s - now_s))
-            answers.add(len(part), answer)
-        except (Unauthorized, Forbidden, BadRequest):
-            raise
-        except RumorError as error:
-            answers.add(len(part), error)
-    return answers.results()
+def _under(key: str, steps: Steps[T]) -> Steps[T]:
+    """These steps of a submission; whatever ends them in the middle carries its key."""
+    try:
+        return (yield from steps)
+    except BaseException as error:
+        name_key(error, key)
+        raise
 
 
-class _BatchAnswers:
-    """The answers to the requests of one `submit_many`. Each is read while a node works at the next request."""
-
-    def __init__(self) -> None:
-        self.asked = 0  # items
-        self._results: list[Result] = []
-        self._unread: tuple[int, bytes | RumorError] | None = None
-
-    def add(self, items: int, answer: bytes | RumorError) -> None:
-        """The answer to the next request, which had so many items; a RumorError if it failed as a whole."""
-        self.read()
-        self._unread = items, answer
-        self.asked += items
-
-    def read(self) -> None:
-        """Read what is not read yet."""
-        if self._unread is None:
-            return
-        (items, answer), self._unread = self._unread, None
-        if isinstance(answer, bytes):
-            told = decoded(answer)
-            if isinstance(told, dict) and len(told.get("results", ())) == items:
-                self._results += map(_result, told["results"])
-                return
-            answer = error_of(200, None, "the batch")
-        self._results += [answer] * items
-
-    def results(self) -> list[Result]:
-        self.read()
-        return self._results
+def name_key(error: BaseException, key: str) -> None:
+    """Give the caller of a submission that may have been stored the key under which to repeat it."""
+    hint = f"Submit the same again with idempotency_key={key!r}: what is stored is not stored twice."
+    if not isinstance(error, RumorError):  # KeyboardInterrupt, CancelledError, …
+        error.idempotency_key = key  # type: ignore[attr-defined]
+        error.add_note(hint)
+    elif error.may_have_happened:
+        error.idempotency_key, error.hint = key, hint
 
 
 def get(asker: Asker, task_id: str) -> Steps[Task[Any]]:
@@ -221,6 +177,9 @@ def purge_dead(asker: Asker) -> Steps[int]:
 
 
 def page(asker: Asker, query: Mapping[str, Any]) -> Steps[Page]:
+    for name, value in query.items():
+        if isinstance(value, str):
+            check_text(name, value)
     answer = yield from asker.ask(Request("GET", "/tasks", query))
     tasks = [task_of(row) for row in answer["tasks"]]
     return Page(tasks, answer.get("cursor"), answer.get("searched"), answer.get("complete", True))
@@ -268,8 +227,20 @@ def encoded(value: Any) -> bytes:
     """JSON of plain values, and of others that msgspec knows (structs, dataclasses, datetimes …). Raises Invalid."""
     try:
         return _encode(value).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise Invalid(f"this is not JSON: {error}.", "Task data is whatever JSON can hold.") from None
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.start + 1].encode("utf-8", "backslashreplace").decode()
+        why = f"half of a surrogate pair stands in {near!r}"
+    except Exception as error:  # a value's own code may raise anything when it is asked for its parts
+        why = str(error) or type(error).__name__
+    raise Invalid(f"this is not JSON: {why}.", "Task data is whatever JSON can hold.")
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise BadRequest for a text that no request can carry."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{name} is {text!r}: half of a surrogate pair stands in it.", "Give it text.") from None
 
 
 def new_key() -> str:
@@ -283,35 +254,20 @@ def _plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain).encode
+# Text as it is, so that half of a surrogate pair fails here: with escapes it would pass, and the node would refuse it.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
 
 
-def _headers(key: str) -> dict[str, str]:
+def headers_of(key: str) -> dict[str, str]:
     """The key, and the caller's trace if it has one."""
     return {"Idempotency-Key": key, **trace_context.current()}
 
 
 def _task(task_id: str) -> str:
-    return f"/tasks/{quote(task_id, safe='')}"
+    """The path of a task. A text that no id can be would be another path, or none."""
+    if not _MAY_BE_ID.fullmatch(task_id):
+        raise NotFound(f"there is no task {task_id!r}.", "The id of a task is letters and digits with a dash in it.")
+    return f"/tasks/{task_id}"
 
 
-def _submission(item: Item) -> bytes:
-    return encoded({"type": item[0], "data": item[1]} if isinstance(item, tuple) else item)
-
-
-def _parts(items: list[bytes]) -> Iterable[list[bytes]]:
-    """The items of each request. The same items are always cut in the same places."""
-    part: list[bytes] = []
-    size = 0
-    for item in items:
-        if part and (len(part) == BATCH_TASKS or size + len(item) > BATCH_BYTES):
-            yield part
-            part, size = [], 0
-        part.append(item)
-        size += len(item)
-    if part:
-        yield part
-
-
-def _result(row: Mapping[str, Any]) -> Result:
-    return task_of(row) if "id" in row else error_of(422, row, "the batch")
+_MAY_BE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")

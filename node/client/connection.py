@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlencode, urlsplit
 
+from cluster.header_text import as_bytes
 from node.client.asking import Answer, Request
 
 READ_BYTES = 65_536
@@ -52,7 +53,7 @@ def exchange(
     target = urlsplit(url).path + request.path + (f"?{urlencode(query)}" if query else "")
     try:
         _limit(connection, deadline_s)
-        connection.request(request.method, target, request.body, headers)
+        connection.request(request.method, target, request.body, as_bytes(headers))
         if request.meanwhile is not None:
             request.meanwhile()
         _limit(connection, deadline_s)

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import ConfigError
+from cluster.header_text import unfit
 
 DEFAULT_URL = "http://127.0.0.1:5000"
 WITHIN_S = 30.0  # the deadline of a call that is given none of its own
@@ -102,6 +103,8 @@ def nodes_from(urls: str | Sequence[str], rng: Random | None, learns: bool) -> N
 
 
 def bearer(token: str | None) -> dict[str, str]:
-    """The header that carries the API token; without one, the token of RUMOR_API_TOKEN."""
+    """The header that carries the API token; without one, the token of RUMOR_API_TOKEN. Raises ConfigError."""
     token = os.environ.get("RUMOR_API_TOKEN", "") if token is None else token
+    if token and (obstacle := unfit(token)) is not None:
+        raise ConfigError(f"the API token cannot be sent: {obstacle}.", "Give it as it stands in the node's api_token.")
     return {"Authorization": f"Bearer {token}"} if token else {}

@@ -17,7 +17,8 @@ from random import Random
 from typing import Any, TypeGuard
 
 from cluster.bounded import Bounded
-from cluster.errors import RumorError
+from cluster.errors import BadRequest, RumorError
+from cluster.header_text import unfit
 from node.client.asking import PASSING
 from node.client.errors import Unreachable
 from node.client.nodes import Nodes
@@ -41,7 +42,10 @@ class Event:
 
 
 class Follower:
-    """One caller's way through the streams of several nodes: which is next, what is news, when to give up."""
+    """One caller's way through the streams of several nodes: which is next, what is news, when to give up.
+
+    Raises BadRequest for a `last_id` that no request can carry.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,8 @@ class Follower:
         names: Iterable[str] = (),
         last_id: str = "",
     ) -> None:
+        if last_id and (obstacle := unfit(last_id)) is not None:
+            raise BadRequest(f"last_id is {last_id!r}: {obstacle}.", "Give the id of an event.")
         self.last_id = last_id  # the place to go on from
         self._nodes = nodes
         self._rng = rng

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct, inspect
 
+from cluster import header_text
 from cluster.errors import BadRequest, Invalid, RumorError, TooLarge
 from node.schema import BackoffJson, Replay, Submission
 
 T = TypeVar("T", bound=Struct)
 
 SHOWN_MAX = 80  # characters of a value or of malformed JSON that an error repeats
-IDEMPOTENCY_KEY_MAX = 255
 EXAMPLE = 'Send JSON like {"type": "process", "data": "Hello World"}.'
 LINES_HINT = "Send an array of tasks. For one JSON task a line, send Content-Type: application/x-ndjson."
 EXAMPLES: dict[Any, str] = {Replay: 'Send JSON like {"type": "process", "limit": 100}, or nothing for all.'}
@@ -107,15 +107,8 @@ def no_query(pairs: Mapping[str, str]) -> None:
 
 
 def idempotency_key(text: str | None) -> str | None:
-    """The Idempotency-Key header."""
-    if text is None:
-        return None
-    if not 0 < len(text) <= IDEMPOTENCY_KEY_MAX or not text.isprintable():
-        raise BadRequest(
-            f"Idempotency-Key has {len(text)} characters or an unprintable one: {_shown(text)}.",
-            f"Use 1 to {IDEMPOTENCY_KEY_MAX} printable characters.",
-        )
-    return text
+    """The Idempotency-Key header. Bytes that are not UTF-8 arrive as lone surrogates, which are unprintable."""
+    return None if text is None else header_text.idempotency_key(text)
 
 
 def depth_is_over(text: bytes, limit: int) -> bool:

@@ -20,6 +20,7 @@ import pytest
 from cluster.errors import refused
 from node import cli
 from node.cli import hints
+from node.client.blocking import SyncClient
 from node.schema import Submission
 
 TASK = {"id": "01A-1f", "type": "noop", "state": "succeeded", "attempt": 1, "max_attempts": 5, "result": {"n": 1}}
@@ -208,6 +209,53 @@ def test_each_line_of_standard_input_can_be_a_task(
     told = capsys.readouterr()
     assert told.out == "01A-1f\n"
     assert told.err.startswith("not_found: ")
+
+
+def test_only_a_line_feed_ends_a_line_and_a_line_that_is_too_much_has_its_own_error(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ['"a\u2028b\x85c"', "[" * 100_000, "9" * 5_000, '"\\ud800"', "NaN", "1e999", "7\r"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert run("submit", "noop", "--each") == 1
+    sent = json.loads(asked[-1]["body"])
+    assert sent[0]["data"] == "a\u2028b\x85c"
+    assert sent[1:6] == [None] * 5
+    assert sent[6]["data"] == 7
+    told = capsys.readouterr().err.splitlines()
+    assert [line[:20] for line in told[1:3]] == ["invalid: this JSON i"] * 2
+
+
+@pytest.mark.parametrize("key", ["", "a\nb", " a", "k" * 256])
+def test_an_idempotency_key_that_cannot_be_is_refused_before_a_node_is_asked(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n"))
+    assert run("submit", "noop", "--idempotency-key", key) == 2
+    assert run("submit", "noop", "--each", "--idempotency-key", key) == 2
+    assert asked == []
+
+
+def test_what_is_cut_off_in_the_middle_names_the_key_to_go_on_with(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n2\n" * 1_000))
+    whole, calls = SyncClient.submit_many, 0
+
+    def once(self: SyncClient, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(SyncClient, "submit_many", once)
+    monkeypatch.setitem(ANSWERS, ("POST", "/tasks/batch"), (200, {"results": [TASK] * 1_000}))
+    assert run("submit", "noop", "--each") == 130
+    told = capsys.readouterr()
+    assert told.out == "01A-1f\n" * 1_000
+    key = asked[-1]["headers"]["Idempotency-Key"].partition("/")[0]
+    assert told.err.startswith("cut off after 1,000 of 2,000 lines.\n")
+    assert f"--idempotency-key {key} " in told.err
 
 
 def test_one_of_several_nodes_is_enough(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

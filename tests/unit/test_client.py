@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ from msgspec import Raw
 from cluster.config import Config
 from cluster.errors import (
     BadRequest,
+    ConfigError,
     Conflict,
     Invalid,
     NotFound,
@@ -31,6 +33,7 @@ from cluster.errors import (
 from node import Client, NotFinished, SyncClient, TaskCancelled, TaskFailed, Unreachable
 from node.client import calls
 from node.client.errors import BadResult
+from node.client.one_node import Remote
 from node.client.task import Task
 from node.gateway import app
 from node.schema import LIST_MAX, ListQuery, TaskList
@@ -249,6 +252,128 @@ async def test_the_same_key_is_the_same_task(use: Callable[..., Used], url: str)
     first = await call("submit", "noop", idempotency_key="k")
     assert (await call("submit", "noop", idempotency_key="k")).id == first.id
     assert (await call("submit", "noop")).id != first.id
+
+
+@pytest.mark.parametrize("key", ["é", "ключ", "e\u0301", "日本-😀", "a b", "%C3%A9", '"quoted"', "a,b;c=d", "k" * 255])
+async def test_a_key_means_the_same_in_both_clients_over_http_and_at_the_command_line(url: str, key: str) -> None:
+    async with Client(url) as client:
+        ids = {(await client.submit("noop", idempotency_key=key)).id}
+    with SyncClient(url) as blocking:
+        ids.add((await asyncio.to_thread(blocking.submit, "noop", idempotency_key=key)).id)
+    headers = {"Idempotency-Key": key}
+    answer = await asyncio.to_thread(Remote(url).call, "POST", "/tasks", {"type": "noop"}, None, headers)
+    ids.add(answer[1]["id"])
+    command = (sys.executable, "-m", "node", "submit", "noop", "--idempotency-key", key, "--url", url)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    ids.add((await process.communicate())[0].decode().strip())
+    assert len(ids) == 1
+    async with Client(url) as client:
+        assert (await client.submit("noop", idempotency_key=f"another {key}"[:255])).id not in ids
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "a ", " a", "a\nb", "a\r\nX-Header: 1", "a\0b", "\x7f", "\ud800", "k" * 256, 7]
+)
+async def test_a_key_that_no_header_can_carry_is_an_error_before_anything_is_sent(
+    use: Callable[..., Used], url: str, engine: FakeEngine, key: Any
+) -> None:
+    call = use(url)
+    for name, argument in (("submit", "noop"), ("run", "noop"), ("submit_many", [("noop", 1)])):
+        with pytest.raises(BadRequest, match="Idempotency-Key"):
+            await call(name, argument, idempotency_key=key)
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize("text", ["a\n", " a", "a\0", "\ud800"])
+async def test_other_text_that_no_header_can_carry_is_an_error_too(
+    kind: type[Client] | type[SyncClient], use: Callable[..., Used], url: str, text: str
+) -> None:
+    with pytest.raises(ConfigError, match="the API token cannot be sent") as told:
+        kind(url, token=f"{text}s3cret")
+    assert "s3cret" not in str(told.value)
+    events = use(url).client.events(last_id=text)
+    with pytest.raises(BadRequest, match="last_id"):
+        await anext(events) if not isinstance(events, Iterator) else next(events)
+
+
+async def test_text_that_is_no_text_is_an_error_of_ours_in_any_place(use: Callable[..., Used], url: str) -> None:
+    call = use(url)
+    for name, args, more in (
+        ("get", ("\ud800",), {}),
+        ("list", (), {"type": "\ud800"}),
+        ("list", (), {"key": "a\udfff"}),
+        ("replay", (), {"type": "\ud800"}),
+        ("submit", ("\ud800",), {}),
+        ("submit", ("noop",), {"key": "\ud800"}),
+    ):
+        with pytest.raises(RumorError):
+            await call(name, *args, **more)
+
+
+async def test_a_token_may_be_any_printable_text(use: Callable[..., Used]) -> None:
+    engine = FakeEngine(Config(node_id="n1", port=5001, api_token="пароль é"))
+    async with TestServer(app.build(engine)) as server:
+        url = str(server.make_url(""))
+        assert (await use(url, token="пароль é")("submit", "noop")).state == "queued"
+        with pytest.raises(Unauthorized):
+            await use(url, token="пароль e")("submit", "noop")
+
+
+async def test_a_call_that_is_cut_off_carries_the_results_so_far_and_the_key(
+    use: Callable[..., Used], url: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C for the one client, a cancellation for the other; the tasks are stored once, and found by the key."""
+    call = use(url, learn=False)
+    whole, asked = call.client._ask, 0
+    stop: BaseException = asyncio.CancelledError() if isinstance(call.client, Client) else KeyboardInterrupt()
+
+    def ask_twice(ask: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise stop
+        return whole(ask)
+
+    monkeypatch.setattr(call.client, "_ask", ask_twice)
+    items = [("noop", n) for n in range(2_500)]
+    told: Any = None
+    try:
+        await call("submit_many", items)
+    except BaseException as error:
+        told = error
+    assert told is stop
+    assert len(told.results) == len(engine.tasks) == 2_000
+    results = await call("submit_many", items, idempotency_key=told.idempotency_key)
+    assert [task.id for task in results[:2_000]] == [task.id for task in told.results]
+    assert len(engine.tasks) == 2_500
+
+
+async def test_items_that_fail_to_come_leave_nothing_behind(
+    use: Callable[..., Used], url: str, engine: FakeEngine
+) -> None:
+    def items() -> Iterator[tuple[str, int]]:
+        yield from (("noop", n) for n in range(1_200))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await use(url)("submit_many", items())
+    assert engine.tasks == {}
+
+
+async def test_a_submission_that_may_be_stored_names_the_key_to_repeat_it_with(
+    use: Callable[..., Used], url: str, engine: FakeEngine
+) -> None:
+    call = use(url)
+    engine.redis_ok = False
+    for name in ("submit", "run"):
+        with pytest.raises(StoreUnavailable) as told:
+            await call(name, "noop", within_s=0.3)
+        assert told.value.idempotency_key
+        assert repr(told.value.idempotency_key) in told.value.hint
+    engine.maybe = False
+    with pytest.raises(StoreUnavailable) as told:
+        await call("submit", "noop", within_s=0.3)
+    assert told.value.idempotency_key == ""
 
 
 async def test_cancel_retry_replay_and_purge(use: Callable[..., Used], url: str, engine: FakeEngine) -> None:

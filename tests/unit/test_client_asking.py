@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from cluster.errors import ConfigError, Conflict, NotFound, QueueFull, RumorError, StoreUnavailable, Unauthorized
-from node.client import calls
+from node.client import batches, calls
 from node.client.asking import Answer, Ask, NoAnswer, Pause, Request, Steps, carry_out
 from node.client.calls import Asker
 from node.client.errors import NotFinished, Unreachable
@@ -249,7 +249,7 @@ def test_every_attempt_of_a_submission_carries_the_same_key_and_every_submission
 def test_a_batch_is_cut_always_in_the_same_places_and_keeps_each_items_error_in_its_place() -> None:
     def says(ask: Ask) -> Answer:
         items = json.loads(ask.request.body or b"")
-        if items[0]["data"] == calls.BATCH_TASKS:
+        if items[0]["data"] == batches.BATCH_TASKS:
             return error(413, "too_large")
         bad = {"error": {"code": "unknown_type", "message": "m", "hint": "h"}}
         return Answer(
@@ -260,14 +260,16 @@ def test_a_batch_is_cut_always_in_the_same_places_and_keeps_each_items_error_in_
         )
 
     world = World(says)
-    items = [("noop", n) for n in range(2 * calls.BATCH_TASKS + 1)]
-    results = world.run(calls.submit_many(asker(world), items, "k"))
+    items = [("noop", n) for n in range(2 * batches.BATCH_TASKS + 1)]
+    results = world.run(batches.submit_many(asker(world), items, "k"))
     assert len(results) == len(items)
     failed = [n for n, result in enumerate(results) if isinstance(result, RumorError)]
-    assert failed == [3, *range(calls.BATCH_TASKS, 2 * calls.BATCH_TASKS)]
-    assert [ask.request.headers["Idempotency-Key"] for ask in world.asks] == ["k/0", "k/1000", "k/2000"]
+    assert failed == [3, batches.BATCH_TASKS], "a request too large is halved until the item at fault stands alone"
+    keys = [ask.request.headers["Idempotency-Key"] for ask in world.asks]
+    others = (1_001, 1_003, 1_007, 1_015, 1_031, 1_062, 1_125, 1_250, 1_500)
+    assert keys == ["k/0", *["k/1000"] * 10, *(f"k/{n}" for n in others), "k/2000"]
     assert not isinstance(results[-1], RumorError)
-    assert results[-1].data == 2 * calls.BATCH_TASKS
+    assert results[-1].data == 2 * batches.BATCH_TASKS
 
 
 def test_a_wait_ends_with_the_task_or_at_the_deadline_with_the_task_as_it_is() -> None:
@@ -315,9 +317,10 @@ def test_no_attempt_waits_past_the_deadline() -> None:
 
 def test_a_task_id_cannot_lead_elsewhere() -> None:
     world = World(lambda _: error(404, "not_found"))
-    with pytest.raises(NotFound):
-        world.run(calls.cancel(asker(world), "../dead"))
-    assert world.asks[0].request.path == "/tasks/..%2Fdead"
+    for text in ("../dead", "..", "", "a b", "\ud800", "ключ", "x" * 65, "a\n"):
+        with pytest.raises(NotFound, match="there is no task"):
+            world.run(calls.cancel(asker(world), text))
+    assert world.asks == []
 
 
 # ---- events
@@ -380,7 +383,7 @@ def test_each_answer_to_a_batch_is_read_while_a_node_works_at_the_next(
     monkeypatch: pytest.MonkeyPatch, is_busy: bool
 ) -> None:
     """Whether or not the driver finds time for that: each result stands in its place, and none is read twice."""
-    monkeypatch.setattr(calls, "BATCH_TASKS", 2)
+    monkeypatch.setattr(batches, "BATCH_TASKS", 2)
     asker = Asker(Nodes(["http://a:1"], learns=False), Random(1), 0.0, 60.0)
     keys: list[str] = []
 
@@ -402,6 +405,6 @@ def test_each_answer_to_a_batch_is_read_while_a_node_works_at_the_next(
             body = b"no JSON" if keys[-1] == "k/2" else json.dumps({"results": rows}).encode()
             reply = Answer(200, body), 1.0
 
-    results = carried_out(calls.submit_many(asker, [("noop", n) for n in range(7)], "k"))
+    results = carried_out(batches.submit_many(asker, [("noop", n) for n in range(7)], "k"))
     assert keys == ["k/0", "k/2", "k/4", "k/6"]
     assert [getattr(result, "id", None) for result in results] == ["0", "1", None, None, "4", "5", "6"]

@@ -80,6 +80,7 @@ BREAKING = [  # for each rule of `check`, in order, settings that break it and n
     {"log_level": "loud"},
     {"log_format": "xml"},
     {"tls_key": "only-one.pem"},
+    {"api_token": "a\tb"},
     {"host": "10.0.0.1"},
 ]
 
@@ -229,3 +230,10 @@ def test_every_requirement_is_pinned() -> None:
     pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {line.partition("==")[0].lower() for line in pins if "==" in line}
     assert {name.replace("_", "-") for name in required} <= {name.replace("_", "-") for name in pinned}
+
+
+@pytest.mark.parametrize("token", ["a\n", " a", "a ", "a\tb", "\udcff"])
+def test_a_token_that_no_header_can_carry_is_refused_without_showing_it(token: str) -> None:
+    message = refused(lambda: Config(api_token=f"{token}s3cret{token}"))
+    assert message.startswith("no header can carry the api_token")
+    assert "s3cret" not in message

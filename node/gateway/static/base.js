@@ -59,6 +59,9 @@ const base = (() => {
 
   const shorten = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
+  // The text of a header as UTF-8: fetch takes a character for each byte.
+  const asBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+
   // "a, b and c"
   function list(words) {
     return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
@@ -87,5 +90,5 @@ const base = (() => {
     },
   };
 
-  return { $, el, svg, say, mark, many, count, pad, clock, span, shorten, list, names, hues };
+  return { $, el, svg, say, mark, many, count, pad, clock, span, shorten, asBytes, list, names, hues };
 })();

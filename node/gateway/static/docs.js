@@ -17,11 +17,14 @@ function make(tag, props = {}, ...children) {
 }
 
 const access = () => ($("token").value ? { Authorization: `Bearer ${$("token").value}` } : {});
+// The text of each header as UTF-8: fetch takes a character for each byte.
+const asBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+const asSent = (headers) => Object.fromEntries(Object.entries(headers).map(([name, value]) => [name, asBytes(value)]));
 
 async function load() {
   const where = $("calls");
   try {
-    const response = await fetch("/openapi.json", { headers: access() });
+    const response = await fetch("/openapi.json", { headers: asSent(access()) });
     const answer = await response.json();
     if (!response.ok) throw new Error(`${answer.error.message} ${response.status === 401 ? "Enter it above." : answer.error.hint}`);
     api = answer;
@@ -160,7 +163,8 @@ function tryIt(path, method, call, body) {
     answer.hidden = true;
     control = new AbortController();
     [send.disabled, stop.hidden] = [true, false];
-    const options = { method: method.toUpperCase(), headers, body: text?.value.trim() ? text.value : undefined, signal: control.signal };
+    const sent = text?.value.trim() ? text.value : undefined;
+    const options = { method: method.toUpperCase(), headers: asSent(headers), body: sent, signal: control.signal };
     await ask(target, options, line, answer);
     [send.disabled, stop.hidden] = [false, true];
   };

@@ -6,7 +6,7 @@
 // the token.
 
 const net = (() => {
-  const { $, say } = base;
+  const { $, say, asBytes } = base;
 
   const HOME = location.origin;
   const SILENT_MS = 8000; // a stream that is silent for this long is dead: a node sends a comment every 5 s
@@ -41,7 +41,7 @@ const net = (() => {
   };
 
   function headers(more) {
-    return net.token ? { ...more, Authorization: `Bearer ${net.token}` } : { ...more };
+    return net.token ? { ...more, Authorization: asBytes(`Bearer ${net.token}`) } : { ...more };
   }
 
   async function request(url, path, options = {}) {
