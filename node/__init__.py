@@ -4,7 +4,7 @@ use a cluster.
 Each name is imported when it is first used, so that importing `node` for one of its modules costs nothing more.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from node.client.asynchronous import Client
@@ -33,9 +33,15 @@ _WHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        import importlib
+if not TYPE_CHECKING:  # a type checker takes the names above, and no others for granted
 
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    raise AttributeError(f"module 'node' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in _WHERE:
+            import importlib
+
+            return getattr(importlib.import_module(_WHERE[name]), name)
+        raise AttributeError(f"module 'node' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

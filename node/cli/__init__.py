@@ -54,6 +54,16 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
     except RumorError as error:
         click.echo(hints.in_lines(error), err=True)
         status = 2 if isinstance(error, ConfigError) else 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "node", "cluster"):
+            raise
+        click.echo(
+            f"missing_package: this command needs the package {package}, which is not installed here.\n"
+            "  Install Rumor with all that it needs, without --no-deps.",
+            err=True,
+        )
+        status = 2
     except click.ClickException as error:
         error.show()
         status = error.exit_code

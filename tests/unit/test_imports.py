@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +119,17 @@ def test_no_production_module_imports_the_tests(path: Path) -> None:
 def test_a_module_says_what_it_decides(path: Path) -> None:
     text = path.read_text("utf-8")
     assert not text or ast.get_docstring(ast.parse(text)), "a module begins with a docstring"
+
+
+def test_the_package_shows_its_public_names_and_says_that_it_is_typed() -> None:
+    import node
+
+    assert [name for name in dir(node) if not name.startswith("__")] == sorted(node.__all__)
+    assert all(getattr(node, name) is not None for name in node.__all__)
+    with pytest.raises(AttributeError, match="module 'node' has no attribute 'Clint'"):
+        node.Clint  # type: ignore[attr-defined]  # noqa: B018
+    packaged = configparser.ConfigParser()
+    packaged.read(ROOT / "setup.cfg")
+    for package in ("node", "cluster"):
+        assert (ROOT / package / "py.typed").exists()
+        assert "py.typed" in packaged["options.package_data"][package]
