@@ -7,8 +7,8 @@ import threading
 from functools import partial
 from typing import Any
 
-from cluster.shards.answers import SettleKind
 from cluster.redis_client import connect
+from cluster.shards.answers import SettleKind
 from cluster.shards.calls import BATCH_MAX, Calls, NewTask, Settlement
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Ids, Spec, packed

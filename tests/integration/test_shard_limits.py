@@ -12,8 +12,8 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from cluster import keys
 from cluster.config import Config
-from cluster.shards.answers import SettleCode, Settled, SettleKind
 from cluster.redis_client import connect
+from cluster.shards.answers import SettleCode, Settled, SettleKind
 from cluster.shards.calls import Calls, NewTask, Settlement
 from cluster.shards.lane import Call, T
 from cluster.shards.shards import Shards
