@@ -79,8 +79,13 @@ class Config:
     backoff_factor: float = option(2.0, "Factor of the exponential backoff.")
     backoff_max_s: float = option(300.0, "Longest backoff, seconds.")
     priority_aging_s: float = option(60.0, "Seconds of waiting that count as much as one priority level.")
-    retention_s: float = option(86_400.0, "Seconds a finished task stays readable.")
-    dead_retention_s: float = option(604_800.0, "Seconds a dead task stays in the dead letter queue.")
+    retention_s: float = option(
+        86_400.0, "Seconds that a succeeded or cancelled task stays readable, unless its submission says otherwise."
+    )
+    dead_retention_s: float = option(
+        604_800.0,
+        "Seconds that a dead task stays in the dead letter queue, unless its submission (retention_s) says otherwise.",
+    )
     retention_max_bytes: int = option(
         1_073_741_824,
         "Memory use of Redis, in bytes, above which finished tasks are dropped before their time, oldest first (and "

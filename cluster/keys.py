@@ -15,9 +15,9 @@ LEADER_LEASE = "{leader}:lease"  # string <session>|<epoch>, PX leader_lease_s
 LEADER_EPOCH = "{leader}:epoch"  # string int, only rises; for ever
 LEADER_CONFIG = "{leader}:config"  # hash: shards, cluster, min_schema; for ever
 LEADER_CATALOG = "{leader}:catalog"  # hash: type -> msgpack of its queue, defaults, schema; for ever
-LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, written by each node itself; for ever
+LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, by each node itself; until forget.lua
 LEADER_NEVER = "{leader}:never"  # never exists: the guard of the scripts in this slot (see `never`)
-LEADER_KEYS = "{leader}:keys"  # hash: node_id -> fingerprints of its gossip keys; for ever, as members
+LEADER_KEYS = "{leader}:keys"  # hash: node_id -> fingerprints of its gossip keys; as long as the row in members
 LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; PX forget_s; nothing reads it yet
 
 TIMELINE = "{timeline}:events"  # list: the last events that nodes told the cluster, JSON; PX TIMELINE_TTL_MS
@@ -75,7 +75,7 @@ def ready_prefix(shard: int) -> str:
 
 
 def queues(shard: int) -> str:
-    """Set: names of all queues for which this shard ever held a task. For ever (bounded by the names in use)."""
+    """Set: names of the queues in which something is queued. A sweep takes out others that its node does not serve."""
     return f"{tag(shard)}:queues"
 
 

@@ -71,9 +71,9 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
         ),
     ] = None
     unique_key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    retention_s: Annotated[Seconds | None, Meta(description="Seconds it stays readable once finished; at least 5.")] = (
-        None
-    )
+    retention_s: Annotated[
+        Seconds | None, Meta(description="Seconds it stays readable once it has ended, however it ended; at least 5.")
+    ] = None
 
 
 class FailureJson(Struct, frozen=True):

@@ -1,7 +1,7 @@
 -- counts: count the tasks of one shard in each state, and those that each session runs.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is read
--- KEYS[2]  {sNN}:queues               set   names of the queues this shard ever held
+-- KEYS[2]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
 -- KEYS[3]  {sNN}:scheduled            zset  scheduled and retrying ids
 -- KEYS[4]  {sNN}:waiting              zset  ids that wait for other tasks
 -- KEYS[5]  {sNN}:sessions             set   sessions with something in flight in this shard

@@ -1,7 +1,8 @@
--- forget: take a dead session's address off the member list, unless another session of its node stands there.
+-- forget: take a dead session's node off the member list and the list of keys, unless another session of it stands there.
 --
 -- KEYS[1]  {leader}:members  hash  node_id -> msgpack [session, host, port]
 -- KEYS[2]  {leader}:never    –     guard: a moving slot answers TRYAGAIN before anything is written
+-- KEYS[3]  {leader}:keys     hash  node_id -> fingerprints of its gossip keys
 -- ARGV[1]  node_id           whose row
 -- ARGV[2]  session           the session that ended
 --
@@ -17,4 +18,5 @@ if ok and type(record) == 'table' and record[1] ~= ARGV[2] then
   return 1
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
 return 0

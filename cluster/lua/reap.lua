@@ -7,14 +7,16 @@
 -- KEYS[3]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[4]  {sNN}:scheduled            zset  ids by due time, ms
 -- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
+-- KEYS[6]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  session                    the fenced one
 -- ARGV[4]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[5]  limit                      tasks, 1 to 256; bounds the time that Redis is held
 -- ARGV[6]  jitter                     0 to 1, drawn by the caller (Redis's own random repeats itself in every script)
--- ARGV[7]  retention ms               of dead tasks
+-- ARGV[7]  retention ms               of a dead task without a retention of its own
 -- ARGV[8]  channel                    {sNN}:finished, where terminal ids are published
+-- ARGV[9]  least ms                   the shortest time that a task stays, whatever its own retention
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua
@@ -59,7 +61,8 @@ for i, id in ipairs(ids) do
       remember(bucket, id, 'dead', now, run, session, 'WorkerLost', message)
       state.state, state.ran = 'dead', now - run.queued - run.wait
       state.payload = cjson.encode({type = 'WorkerLost', message = message, session = session})
-      redis.call('ZADD', KEYS[5], now + ARGV[7], id)
+      local own = spec[RETENTION_S]
+      redis.call('ZADD', KEYS[5], now + (own and math.max(math.floor(own * 1000), ARGV[9]) or ARGV[7]), id)
       finished[#finished + 1] = id
       dead = dead + 1
     elseif lost == 1 then -- one lost worker may be chance: only from the second on the task backs off
@@ -69,6 +72,7 @@ for i, id in ipairs(ids) do
       if not queues[queue] then
         queues[queue] = true
         order[#order + 1] = queue
+        redis.call('SADD', KEYS[6], queue)
       end
       queued = queued + 1
     else

@@ -4,6 +4,7 @@
 -- KEYS[2]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
 -- KEYS[3]  {sNN}:cancelled            zset  cancelled ids by the time when they may be dropped, ms
 -- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- KEYS[5]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  inflight prefix            {sNN}:inflight:
@@ -45,6 +46,7 @@ for i = 5, #ARGV do
     if not queues[queue] then
       queues[queue] = true
       order[#order + 1] = queue
+      redis.call('SADD', KEYS[5], queue)
     end
     redis.call('ZREM', was == 'dead' and KEYS[2] or KEYS[3], id)
     codes[#codes + 1] = '1'

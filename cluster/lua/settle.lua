@@ -6,6 +6,7 @@
 -- KEYS[4]  {sNN}:done                 zset  succeeded ids by the time when they may be dropped, ms
 -- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
 -- KEYS[6]  {sNN}:scheduled            zset  ids by due time, ms
+-- KEYS[7]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  inflight prefix            {sNN}:inflight:
@@ -152,7 +153,10 @@ flush()
 if #done > 0 then redis.call('ZADD', KEYS[4], unpack(done)) end
 if #dead > 0 then redis.call('ZADD', KEYS[5], unpack(dead)) end
 if #due > 0 then redis.call('ZADD', KEYS[6], unpack(due)) end
-for _, row in ipairs(queued) do redis.call('ZADD', ready_prefix .. row[1], row[2], row[3]) end
+for _, row in ipairs(queued) do
+  redis.call('SADD', KEYS[7], row[1])
+  redis.call('ZADD', ready_prefix .. row[1], row[2], row[3])
+end
 if is_refused then -- close the gaps that the refused ones left
   local committed, codes = {}, {}
   for i = 1, n do

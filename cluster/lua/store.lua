@@ -5,7 +5,7 @@
 -- KEYS[3]  {sNN}:scheduled            zset  ids by due time, ms
 -- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[5]  {sNN}:inflight:<session>   hash  id -> token of each task that the session runs: the right to settle
--- KEYS[6]  {sNN}:queues               set   names of the queues this shard ever held
+-- KEYS[6]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  idempotency prefix         {sNN}:idem:
@@ -142,8 +142,10 @@ for i, of in ipairs(flush(true)) do names[2 * i - 1], names[2 * i] = '0', of end
 if #names > 0 then redis.call('ZADD', KEYS[2], unpack(names)) end
 if #due_args > 0 then redis.call('ZADD', KEYS[3], unpack(due_args)) end
 into_flight(KEYS[5], KEYS[4], session, flight)
-if #order > 0 then redis.call('SADD', KEYS[6], unpack(order)) end
 for _, queue in ipairs(order) do
-  if #ready[queue] > 0 then redis.call('ZADD', ready_prefix .. queue, unpack(ready[queue])) end
+  if #ready[queue] > 0 then
+    redis.call('SADD', KEYS[6], queue)
+    redis.call('ZADD', ready_prefix .. queue, unpack(ready[queue]))
+  end
 end
 return {now, is_alike and codes[1] or codes, heads_of(ready_prefix, order)}

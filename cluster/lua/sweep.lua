@@ -1,5 +1,8 @@
 -- sweep: keep house in one shard: drop tasks past their retention, queue tasks that are due, report what is there.
 --
+-- It also keeps {sNN}:queues: a script that queues a task adds the queue's name in the same step, and this one takes out
+-- names of queues in which nothing is queued. Names of queues that the caller serves stay out of it or in it, as they are.
+--
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:scheduled            zset  ids by due time, ms
 -- KEYS[3]  {sNN}:done                 zset  succeeded ids by the time when they may be dropped, ms
@@ -7,13 +10,15 @@
 -- KEYS[5]  {sNN}:cancelled            zset  cancelled ids, by the same
 -- KEYS[6]  {sNN}:buckets              zset  names of the buckets, at score 0
 -- KEYS[7]  {sNN}:sessions             set   sessions with something in flight in this shard
--- KEYS[8]  {sNN}:queues               set   names of the queues this shard ever held
+-- KEYS[8]  {sNN}:queues               set   names of the queues in which something is queued
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[4]  limit                      tasks to promote, and to drop of each state, 1 to 256
 -- ARGV[5]  age ms                     while memory is short: drop succeeded and cancelled tasks that ended so long ago
 --                                     before their time; else -1
+-- ARGV[6]  names                      queues to look at; where there are more, others at each call
+-- ARGV[7…] queues                     that the caller serves: it looks at these in any case
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
 -- Uses     include/bucket.lua
 -- Uses     include/bucket_write.lua
@@ -24,8 +29,9 @@
 -- Uses     include/state.lua
 -- Uses     include/heads.lua
 --
--- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}}; `dropped` is the
---          most of one state. Call again at once if promoted or dropped reached the limit
+-- Returns  {now ms, promoted, dropped, next due ms or 0, {session, …}, {queue, count, head score, …}, 1 if these are all
+--          queues in which something is queued, else 0}; `dropped` is the most of one state. Call again at once if promoted
+--          or dropped reached the limit
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
 -- Repeat   harmless
 
@@ -85,6 +91,23 @@ for _, queue in ipairs(names) do
 end
 if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
 
-local heads = heads_of(ARGV[2], redis.call('SMEMBERS', KEYS[8]))
+local queues, is_known, is_served = redis.call('SRANDMEMBER', KEYS[8], ARGV[6]), {}, {}
+local is_all = redis.call('SCARD', KEYS[8]) == #queues
+for _, queue in ipairs(queues) do is_known[queue] = true end
+for i = 7, #ARGV do
+  is_served[ARGV[i]] = true
+  if not is_known[ARGV[i]] then queues[#queues + 1] = ARGV[i] end
+end
+local heads, empty = heads_of(ARGV[2], queues), {}
+for i = 1, #heads, 3 do
+  local queue, count = heads[i], heads[i + 1]
+  if count == 0 and not is_served[queue] then
+    empty[#empty + 1] = queue
+  elseif count > 0 and not is_known[queue] then -- an older version's script queued it
+    redis.call('SADD', KEYS[8], queue)
+  end
+end
+if #empty > 0 then redis.call('SREM', KEYS[8], unpack(empty)) end
+
 local next_due = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
-return {now, #due, dropped, tonumber(next_due or 0), redis.call('SMEMBERS', KEYS[7]), heads}
+return {now, #due, dropped, tonumber(next_due or 0), redis.call('SMEMBERS', KEYS[7]), heads, is_all and 1 or 0}

@@ -106,6 +106,7 @@ class Swept:
     next_due_ms: int  # 0: nothing is scheduled
     sessions: Sequence[str]  # sessions with something in flight in the shard
     heads: Sequence[QueueHead]
+    has_all_heads: bool = True  # in no other queue of the shard is anything queued
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from cluster.shards.lane import Call, OnReply, T
 from cluster.shards.task import APART_BYTES, Claimed, Spec, apart
 
 BATCH_MAX = 256  # tasks that one script handles; bounds the time that Redis is held
+NAMES_MAX = 256  # queues of a shard that one sweep looks at, beside those that its node serves
 RETENTION_MIN_S = 5.0  # a repeated submission may arrive a second or two late: the first one's task must still be there
 CLAIM_BYTES_MAX = 1_048_576  # bytes of data in the answer to one claim: many claims share one group and its deadline
 
@@ -71,10 +72,11 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 class Calls:
     """Makes the calls of one node; holds the settings that go into them."""
 
-    def __init__(self, aging_s: float, queue_limit: int, dead_retention_s: float) -> None:
+    def __init__(self, aging_s: float, queue_limit: int, dead_retention_s: float, served: Iterable[str] = ()) -> None:
         self._aging_ms = int(aging_s * 1000)
         self._queue_limit = queue_limit
         self._dead_ms = int(dead_retention_s * 1000)
+        self._served = tuple(served)  # queues that this node serves
 
     def store(self, shard: int, session: str, tasks: Sequence[NewTask], on_reply: OnReply[Stored]) -> Call[Stored]:
         """store.lua for up to BATCH_MAX tasks of one shard."""
@@ -169,6 +171,7 @@ class Calls:
                 keys.sessions(shard),
                 keys.scheduled(shard),
                 keys.dead(shard),
+                keys.queues(shard),
             ),
             [
                 keys.bucket_prefix(shard),
@@ -179,6 +182,7 @@ class Calls:
                 jitter,
                 self._dead_ms,
                 keys.finished_channel(shard),
+                int(RETENTION_MIN_S * 1000),
             ],
             on_reply,
             partial(replies.reaped, shard, session),
@@ -214,7 +218,13 @@ class Calls:
         """replay.lua for up to BATCH_MAX ids."""
         return Call(
             "replay",
-            (keys.never(shard), keys.dead(shard), keys.cancelled(shard), keys.sessions(shard)),
+            (
+                keys.never(shard),
+                keys.dead(shard),
+                keys.cancelled(shard),
+                keys.sessions(shard),
+                keys.queues(shard),
+            ),
             [
                 keys.bucket_prefix(shard),
                 keys.ready_prefix(shard),
@@ -244,7 +254,15 @@ class Calls:
                 keys.sessions(shard),
                 keys.queues(shard),
             ),
-            [keys.bucket_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX, age_ms],
+            [
+                keys.bucket_prefix(shard),
+                keys.ready_prefix(shard),
+                self._aging_ms,
+                BATCH_MAX,
+                age_ms,
+                NAMES_MAX,
+                *self._served,
+            ],
             on_reply,
             replies.swept,
         )
@@ -368,6 +386,7 @@ def _settle_head(shard: int, session: str) -> tuple[tuple[str, ...], tuple[str, 
         keys.done(shard),
         keys.dead(shard),
         keys.scheduled(shard),
+        keys.queues(shard),
     )
     prefixes = (keys.bucket_prefix(shard), keys.ready_prefix(shard), keys.inflight_prefix(shard))
     return script_keys, (*prefixes, keys.finished_channel(shard), session)

@@ -113,8 +113,9 @@ def reaped(shard: int, session: str, reply: Any) -> Reaped:
 
 
 def swept(reply: Any) -> Swept:
-    now_ms, promoted, dropped, next_due_ms, sessions, heads = reply
-    return Swept(now_ms, promoted, dropped, next_due_ms, [raw.decode() for raw in sessions], _heads(heads))
+    now_ms, promoted, dropped, next_due_ms, sessions, heads, is_all = reply
+    names = [raw.decode() for raw in sessions]
+    return Swept(now_ms, promoted, dropped, next_due_ms, names, _heads(heads), bool(is_all))
 
 
 def cancellation(reply: Any) -> Cancellation:

@@ -152,9 +152,9 @@ class Pulse:
         await self._ask(pipeline.execute())
 
     async def forget(self, name: str) -> None:
-        """Take a dead session's node off both lists, unless it lives on in a newer session."""
+        """Take a dead session's node off all lists, unless it lives on in a newer session."""
         node_id = session.node_of(name)
-        slots = [keys.LEADER_MEMBERS, keys.LEADER_NEVER]
+        slots = [keys.LEADER_MEMBERS, keys.LEADER_NEVER, keys.LEADER_KEYS]
         if not await self._script(self._fences, "forget", slots, [node_id, name]):
             await self._ask(self._fences.srem(keys.WORKERS_ACTIVE, node_id))
 

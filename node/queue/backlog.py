@@ -49,12 +49,20 @@ class Backlog:
             self._queues.setdefault(queue, {})[shard] = (score, count)
         elif queue in self._queues:
             self._queues[queue].pop(shard, None)
+            if not self._queues[queue]:
+                del self._queues[queue]  # names come and go: keep those alone that have tasks
 
     def keep_only(self, shards: Iterable[int]) -> None:
         """Forget all other shards: other nodes own them now."""
         owned = frozenset(shards)
-        for queue, heads in self._queues.items():
-            self._queues[queue] = {shard: head for shard, head in heads.items() if shard in owned}
+        for queue, heads in list(self._queues.items()):
+            for shard in [shard for shard in heads if shard not in owned]:
+                self.set(queue, shard, 0, 0)
+
+    def keep_queues(self, shard: int, queues: Container[str]) -> None:
+        """Forget all other queues of this shard: nothing is queued in them."""
+        for queue in [queue for queue in self._queues if queue not in queues]:
+            self.set(queue, shard, 0, 0)
 
     def is_empty(self, queue: str) -> bool:
         """Whether this node knows of no task in that queue."""
@@ -93,6 +101,8 @@ class Backlog:
     def answered(self, queue: str, shard: int) -> None:
         """Note that the claim there is over."""
         del self._asked[queue][shard]
+        if not self._asked[queue]:
+            del self._asked[queue]
 
     def is_asking(self, queue: str, shard: int) -> bool:
         """Whether a claim is under way there."""

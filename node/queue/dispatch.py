@@ -100,7 +100,7 @@ class Dispatcher:
         self._is_kicked = False  # whether every lane is to ask for the outcomes that came since one last did
         self._is_first = [False for _ in shards.lanes]  # whether a lane was woken alone, before the others
         self._note_run = metrics.run_s.add
-        self._retention_ms = _retention_ms(config.retention_s)
+        self._retention_s = config.retention_s
 
     # ---- what the other parts call
 
@@ -177,8 +177,7 @@ class Dispatcher:
         kind = outcome.kind
         self._note_run(outcome.run_s)
         if kind is _WELL_ENDED:
-            retention_s = claimed.spec.retention_s
-            ms = self._retention_ms if retention_s is None else _retention_ms(retention_s)
+            ms = _retention_ms(claimed, self._retention_s)
             result = outcome.result
             if result is None or result == b"null":
                 result = b""  # as settle.lua writes null
@@ -194,7 +193,7 @@ class Dispatcher:
         else:
             failure = _encode_failure(outcome.failure or Failure("Error", "no reason given"))
             if kind is Kind.REJECTED or claimed.attempt >= claimed.spec.max_attempts:
-                ended = Settlement(claimed, _DEAD, failure, int(self._config.dead_retention_s * 1000))
+                ended = Settlement(claimed, _DEAD, failure, _retention_ms(claimed, self._config.dead_retention_s))
             else:
                 wait_s = outcome.retry_after_s if kind is Kind.RETRY else None
                 if wait_s is None:
@@ -480,8 +479,10 @@ def _always() -> bool:
     return True
 
 
-def _retention_ms(retention_s: float) -> int:
-    return int(max(retention_s, RETENTION_MIN_S) * 1000)
+def _retention_ms(claimed: Claimed, usual_s: float) -> int:
+    """How long the task stays once it has ended: its own retention, else the usual one; never below the least."""
+    own_s = claimed.spec.retention_s
+    return int(max(usual_s if own_s is None else own_s, RETENTION_MIN_S) * 1000)
 
 
 _OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released"}

@@ -156,6 +156,8 @@ class Housekeeping:
         for session in answer.sessions:
             if session not in self.alive and session != self._dispatch.session:
                 self._holders.setdefault(session, set()).add(shard)
+        if answer.has_all_heads:
+            self._dispatch.backlog.keep_queues(shard, {head.queue for head in answer.heads})
         self._on_heads(shard, answer.heads)
 
     def _ask_after_strangers(self) -> None:

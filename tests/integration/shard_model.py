@@ -6,6 +6,7 @@ the model and with the invariants:
 - each id is in exactly one of ready:*, scheduled, one inflight:*, done, dead, cancelled, and read.lua names that place;
 - the buckets hold the fields of every id and no others; {sNN}:buckets is exactly the names of the buckets;
 - {sNN}:sessions is exactly the sessions with a non-empty inflight hash;
+- {sNN}:queues has each queue in which something is queued, and after a sweep no other but what the sweeper serves;
 - attempts and deliveries are as in the model; a delivery is committed once at most;
 - there is no key that `cluster.keys` does not know, and none is left when everything was dropped.
 
@@ -38,6 +39,7 @@ SHARD = 0x1F
 SHARDS = 64
 SESSIONS = ("a/018bcfe5680-00000001", "b/018bcfe5680-00000002", "a/018bcfe5999-00000003")
 QUEUES = ("qa", "qb")
+SERVED = "qb"  # by the node that sweeps
 KEYS = ("k1", "k2", "k3")
 TERMINAL = {"succeeded": "done", "dead": "dead", "cancelled": "cancelled"}
 AGING_MS = 60_000
@@ -141,7 +143,7 @@ class ShardPair:
     def __init__(self, port: int, seed: int) -> None:
         self._redis = Connection(host="127.0.0.1", port=port, protocol=2)
         self._listener = Connection(host="127.0.0.1", port=port, protocol=2)
-        self._calls = Calls(AGING_MS / 1000, QUEUE_LIMIT, LONG_MS / 1000)
+        self._calls = Calls(AGING_MS / 1000, QUEUE_LIMIT, LONG_MS / 1000, [SERVED])
         self._ids = Ids(seed)
         self._dropped: list[str] = []
         self._finished: list[bytes] = []
@@ -315,7 +317,8 @@ class ShardPair:
             task.remember("dead" if task.attempt >= task.spec.max_attempts else "lost")
             if task.attempt >= task.spec.max_attempts:
                 task.error = WORKER_LOST
-                self.model.finish(task, "dead", self._time_of("dead", task, LONG_MS), LONG_MS)
+                ms = _retention(task, LONG_MS)
+                self.model.finish(task, "dead", self._time_of("dead", task, ms), ms)
             elif task.lost == 1:
                 task.state = "queued"
             else:
@@ -343,9 +346,7 @@ class ShardPair:
         self._cancelled(task, ms)
 
     def _cancelled(self, task: Task, ms: int) -> None:
-        """The task's own retention counts, but not below the shortest stay of all tasks."""
-        if task.spec.retention_s is not None:
-            ms = max(int(1000 * task.spec.retention_s), int(1000 * RETENTION_MIN_S))
+        ms = _retention(task, ms)
         self.model.finish(task, "cancelled", self._time_of("cancelled", task, ms), ms)
 
     def replay(self, rng: Random) -> None:
@@ -379,7 +380,10 @@ class ShardPair:
         age_ms = rng.choice((-1, -1, -1, 0, 2, LONG_MS)) if age_ms is None else age_ms
         call = self._calls.sweep(SHARD, age_ms, _nobody)
         assert call.args[3] == 256
+        assert call.args[5:] == [256, SERVED]
         limit = call.args[3] = rng.choice((1, 2, 256, 256))
+        names = call.args[5] = rng.choice((1, 256, 256))
+        known = {raw.decode() for raw in self._talk([("SMEMBERS", keys.queues(SHARD))])[0]}
         answer = self._call(call)
         by_due = sorted(self.model.where("scheduled", "retrying"), key=lambda t: (t.due, t.id))
         due = [task for task in by_due if task.due is not None and task.due <= answer.now_ms][:limit]
@@ -400,7 +404,14 @@ class ShardPair:
         assert answer.next_due_ms == min((t.due or 0 for t in self.model.where("scheduled", "retrying")), default=0)
         assert sorted(answer.sessions) == sorted(s for s, held in self.model.inflight.items() if held)
         queues = {head.queue for head in answer.heads}
-        assert {task.spec.queue for task in self.model.where("queued")} <= queues
+        queued = {task.spec.queue for task in self.model.where("queued")}
+        known |= {task.spec.queue for task in due}
+        assert answer.has_all_heads == (len(known) <= names)
+        assert SERVED in queues
+        if answer.has_all_heads:
+            assert queued <= queues
+            left = {raw.decode() for raw in self._talk([("SMEMBERS", keys.queues(SHARD))])[0]}
+            assert queued <= left <= queued | {SERVED}
         self._expect_heads(answer.heads, queues)
 
     def progress(self, rng: Random) -> None:
@@ -480,7 +491,7 @@ class ShardPair:
     # ---- the end
 
     def drop_everything(self) -> None:
-        """Cancel all tasks that have not ended, and drop all: no key is left but the names of the queues."""
+        """Cancel all tasks that have not ended, and drop all: only names of queues that are served stay."""
         for task in list(self.model.tasks.values()):
             if task.state not in TERMINAL:
                 self._call(self._calls.cancel(SHARD, task.id, 0, _nobody))
@@ -492,6 +503,8 @@ class ShardPair:
         rng = Random(1)
         self.expire_dead(rng)
         while self.model.tasks:
+            self.sweep(rng, 0)
+        while self._talk([("SISMEMBER", keys.queues(SHARD), "qa")]) == [1]:
             self.sweep(rng, 0)
         self._talk([("DEL", *(keys.idempotency(SHARD, key) for key in KEYS))])
         self.model.keys.clear()
@@ -544,7 +557,7 @@ class ShardPair:
         assert inflight == {session: held for session, held in model.inflight.items() if held}
         assert sets.get("sessions", set()) == set(inflight)
         assert mappings == model.keys
-        assert sets.get("queues", set()) >= {task.spec.queue for task in model.tasks.values()}
+        assert sets.get("queues", set()) >= {task.spec.queue for task in model.where("queued")}
         for task, stored in zip(model.tasks.values(), self._read(list(model.tasks)), strict=True):
             assert stored is not None
             _compare(task, stored)
@@ -634,6 +647,12 @@ READS = {  # every kind of key that a shard may have
     "sessions": "SMEMBERS",
     **dict.fromkeys(("ready", "scheduled", "done", "dead", "cancelled", "buckets"), "ZRANGE"),
 }
+
+
+def _retention(task: Task, ms: int) -> int:
+    """The task's own retention counts, but not below the shortest stay of all tasks."""
+    own = task.spec.retention_s
+    return ms if own is None else max(int(1000 * own), int(1000 * RETENTION_MIN_S))
 
 
 def _place(task: Task) -> str:

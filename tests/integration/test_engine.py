@@ -269,7 +269,7 @@ async def test_connections_cut_in_the_middle_of_a_drain_lose_no_task_and_no_slot
 
     await wait_until_async(is_over, 20, "each is there once, and has succeeded")
     await wait_until_async(lambda: engine.dispatch.free("default") == 8, 5, "no slot stays promised")
-    assert not engine.dispatch.backlog._asked["default"]
+    assert not engine.dispatch.backlog._asked
     assert not any(engine.dispatch.held)
 
 
@@ -370,6 +370,43 @@ async def test_dead_tasks_are_listed_replayed_and_purged(engine: Engine) -> None
     async with asyncio.timeout(5):
         while (await engine.counts())["states"]["dead"]:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("own_s", "stays_s"), [(None, 604_800.0), (90.0, 90.0), (0.0, 5.0)])
+async def test_a_dead_task_stays_for_its_own_retention_else_for_that_of_the_dead(
+    engine: Engine, own_s: float | None, stays_s: float
+) -> None:
+    task = await submit(engine, "fail", "no", max_attempts=1, retention_s=own_s)
+    dead = await engine.wait(task.id, 5)
+    assert dead.state == "dead"
+    till_ms = await engine.client.zscore(keys.dead(engine.queries.shard(task.id)), task.id)
+    assert till_ms is not None
+    assert dead.finished_at_ms is not None
+    assert abs(till_ms - dead.finished_at_ms - stays_s * 1000) < 1000
+
+
+async def test_names_of_queues_vanish_from_redis_and_from_here_once_nothing_is_queued_in_them(engine: Engine) -> None:
+    items = [Submission(type="noop", queue=f"once-{n}") for n in range(500)]
+    tasks = [result.task for result in await engine.submit(items) if isinstance(result, Submitted)]
+    assert len(tasks) == 500
+
+    async def names() -> set[str]:
+        found: set[str] = set()
+        for shard in range(engine.config.shards):
+            found |= {raw.decode() for raw in await engine.client.smembers(keys.queues(shard))}  # type: ignore[misc]
+        return found
+
+    await wait_until_async(lambda: len(engine.dispatch.backlog.queues()) == 500, 5, "all are known here")
+    assert await names() >= {f"once-{n}" for n in range(500)}
+    for task in tasks:
+        await engine.cancel(task.id)
+    for shard in range(engine.config.shards):
+        engine.housekeeping.look(shard)
+    await wait_until_async(lambda: not engine.dispatch.backlog.queues(), 10, "none is known here")
+    assert await names() <= {"default", "sync"}
+    assert engine.dispatch.backlog._queues == {}
+    counts = await engine.queries.counts()
+    assert set(counts["queues"]) <= {"default", "sync"}
 
 
 async def test_replaying_everything_ends_although_the_replayed_die_again(engine: Engine, monkeypatch: Any) -> None:

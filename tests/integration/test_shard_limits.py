@@ -14,7 +14,7 @@ from cluster import keys
 from cluster.config import Config
 from cluster.redis_client import connect
 from cluster.shards.answers import SettleCode, Settled, SettleKind
-from cluster.shards.calls import Calls, NewTask, Settlement
+from cluster.shards.calls import BATCH_MAX, Calls, NewTask, Settlement
 from cluster.shards.lane import Call, T
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Claimed, Ids, Spec, packed
@@ -48,10 +48,13 @@ async def state_of(client: redis.asyncio.Redis, task: NewTask) -> str | None:
     return fields.state if fields else None
 
 
-def new(due: int = 0, data: bytes = b"1", at: int = 0) -> NewTask:
-    """A task; those with another `at` lie in another bucket."""
+def new(due: int = 0, data: bytes = b"1", at: int = 0, **over: Any) -> NewTask:
+    """A task; those with another `at` lie in another bucket. `over`: fields of its spec."""
     task_id = IDS.next(1_700_000_000_000 + 32 * at, SHARD)
-    return NewTask(task_id, SHARD, "default", 5, due, SPEC, packed(SPEC), data, False, "", 0, "", lambda *_: None, None)
+    spec = msgspec.structs.replace(SPEC, **over)
+    return NewTask(
+        task_id, SHARD, spec.queue, 5, due, spec, packed(spec), data, False, "", 0, "", lambda *_: None, None
+    )
 
 
 async def do(client: redis.asyncio.Redis, call: Call[T]) -> T:
@@ -228,7 +231,82 @@ async def test_a_bucket_of_many_tasks_is_no_compact_hash_and_leaves_nothing_behi
     listed = await do(client, CALLS.listing(SHARD, None, "", 100, 100, ("", "", ""), nobody))
     assert len(listed.rows) == 40
     assert (await do(client, CALLS.sweep(SHARD, -1, nobody))).dropped == 40
-    assert [raw.decode() for raw in await client.keys("*")] == [keys.queues(SHARD)]
+    assert await client.keys("*") == []
+
+
+async def test_names_of_queues_that_were_used_once_vanish(client: redis.asyncio.Redis) -> None:
+    """Also where a shard has more of them than one sweep looks at; those that have a task stay."""
+    kept = [new(queue=f"kept-{n}") for n in range(3)]
+    passing = [new(queue=f"once-{n}") for n in range(10_000)]
+    for first in range(0, len(passing), BATCH_MAX):
+        await do(client, CALLS.store(SHARD, SESSION, [*passing[first : first + BATCH_MAX]], nobody))
+    await do(client, CALLS.store(SHARD, SESSION, kept, nobody))
+    assert await client.scard(keys.queues(SHARD)) == 10_003  # type: ignore[misc]
+    answer = await do(client, CALLS.sweep(SHARD, -1, nobody))
+    assert not answer.has_all_heads
+    assert len(answer.heads) == 256
+    for first in range(0, len(passing), 500):
+        pipeline = client.pipeline(transaction=False)
+        for task in passing[first : first + 500]:
+            pipeline.execute_command(*CALLS.cancel(SHARD, task.id, 0, nobody).command(by_text=True))
+        await pipeline.execute()
+    sweeps = 1
+    while not (answer := await do(client, CALLS.sweep(SHARD, -1, nobody))).has_all_heads:
+        sweeps += 1
+        assert sweeps < 100
+    await do(client, CALLS.sweep(SHARD, -1, nobody))
+    names = {raw.decode() for raw in await client.smembers(keys.queues(SHARD))}  # type: ignore[misc]
+    assert names == {task.spec.queue for task in kept}
+
+
+@pytest.mark.parametrize("way", ["reap", "settle", "replay", "promote"])
+async def test_a_task_that_is_queued_again_is_in_sight_also_after_its_queues_name_had_gone(
+    client: redis.asyncio.Redis, way: str
+) -> None:
+    task = new(queue="rare")
+    await do(client, CALLS.store(SHARD, SESSION, [task], nobody))
+    await do(client, CALLS.claim(SHARD, "rare", SESSION, 1, None, nobody))
+    if way in ("replay", "promote"):
+        kind, ms = (SettleKind.DEAD, 10**6) if way == "replay" else (SettleKind.RETRYING, 0)
+        await do(client, CALLS.settle(SHARD, SESSION, [ended(task, kind, b"{}", ms)], nobody))
+    if way != "promote":
+        await do(client, CALLS.sweep(SHARD, -1, nobody))
+        assert await client.smembers(keys.queues(SHARD)) == set()  # type: ignore[misc]
+    if way == "reap":
+        await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody))
+    elif way == "settle":
+        await do(client, CALLS.settle(SHARD, SESSION, [ended(task, SettleKind.RELEASED, b"", 0)], nobody))
+    elif way == "replay":
+        await do(client, CALLS.replay(SHARD, [task.id], nobody))
+    (head,) = (await do(client, CALLS.sweep(SHARD, -1, nobody))).heads
+    assert (head.queue, head.count) == ("rare", 1)
+
+
+async def test_what_an_older_script_queued_without_the_queues_name_is_found_by_those_who_serve_it(
+    client: redis.asyncio.Redis,
+) -> None:
+    await do(client, CALLS.store(SHARD, SESSION, [new(queue="rare")], nobody))
+    await client.delete(keys.queues(SHARD))
+    assert (await do(client, CALLS.sweep(SHARD, -1, nobody))).heads == []
+    serving = Calls(60.0, 1000, 60.0, ["rare"])
+    (head,) = (await do(client, serving.sweep(SHARD, -1, nobody))).heads
+    assert head.count == 1
+    (head,) = (await do(client, CALLS.sweep(SHARD, -1, nobody))).heads
+    assert head.queue == "rare"
+
+
+@pytest.mark.parametrize(("own_s", "stays_ms"), [(None, 60_000), (7.5, 7_500), (0.0, 5_000)])
+async def test_a_task_that_its_workers_death_ends_stays_for_its_own_retention(
+    client: redis.asyncio.Redis, own_s: float | None, stays_ms: int
+) -> None:
+    task = new(retention_s=own_s, max_attempts=1)
+    await do(client, CALLS.store(SHARD, SESSION, [task], nobody))
+    await do(client, CALLS.claim(SHARD, "default", SESSION, 1, None, nobody))
+    assert (await do(client, CALLS.reap(SHARD, SESSION, 0.5, nobody))).dead == 1
+    now_s, now_us = await client.time()
+    till = await client.zscore(keys.dead(SHARD), task.id)
+    assert till is not None
+    assert 0 <= now_s * 1000 + now_us / 1000 + stays_ms - till < 2000
 
 
 async def test_however_short_memory_is_a_task_stays_for_as_long_as_somebody_may_ask(

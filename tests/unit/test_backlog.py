@@ -267,6 +267,22 @@ def test_what_was_heard_of_shards_that_moved_away_is_forgotten() -> None:
     assert [pick.shard for pick in backlog.plan("default", 10, range(64), NO_LANE)] == [2]
 
 
+def test_a_queue_in_which_nothing_is_queued_leaves_no_name_behind() -> None:
+    backlog = Backlog()
+    for n in range(100):
+        backlog.set(f"once-{n}", n % 2, 1, 100)
+        backlog.ask(f"once-{n}", n % 2, 1)
+    backlog.keep_queues(0, {"once-0"})
+    assert backlog.queued("once-0", [0]) == (1, 1, 100)
+    assert set(backlog.queues()) == {"once-0", *(f"once-{n}" for n in range(1, 100, 2))}
+    backlog.keep_only([0])
+    assert backlog.queues() == ["once-0"]
+    for n in range(100):
+        backlog.answered(f"once-{n}", n % 2)
+    backlog.set("once-0", 0, 0, 0)
+    assert (backlog._queues, backlog._asked) == ({}, {})
+
+
 def test_what_a_lane_has_just_asked_for_to_steal_it_makes_no_room_for_the_other() -> None:
     """A limit below 0 would mean to Redis: the whole queue."""
     backlog = backlog_of({2: (NORMAL, 10), 1: (NORMAL, 100)})
