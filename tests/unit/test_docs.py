@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import from_text
 from node.observe import report
 from scripts import docs_reference
 
@@ -67,6 +68,36 @@ def test_nothing_is_claimed_that_is_not_so(path: Path) -> None:
         for words in NEVER:
             if words in sentence.lower():
                 assert DENIAL.search(sentence.lower().replace(words, "")), sentence
+
+
+def handlers_queues(text: str) -> set[str]:
+    """The queues in which the handlers of a page wait."""
+    return {"default", "sync", *re.findall(r"^@task\([^)]*queue=\"(\w+)\"", text, re.MULTILINE)}
+
+
+DEPLOYED = {  # configuration -> where it says which queues its nodes serve
+    "docker-compose.yml": r"RUMOR_QUEUES: \$\{RUMOR_QUEUES:-([^}]*)\}",
+    "deploy/kubernetes/statefulset.yaml": r"name: RUMOR_QUEUES\n +value: (\S+)",
+    "deploy/systemd/rumor.env.example": r"^RUMOR_QUEUES=(\S+)",
+}
+
+
+@pytest.mark.parametrize("file", DEPLOYED)
+def test_every_handler_of_the_readme_runs_under_every_configuration(file: str) -> None:
+    (queues,) = re.findall(DEPLOYED[file], (ROOT / file).read_text("utf-8"), re.MULTILINE)
+    served = from_text({"queues": queues}).queue_slots
+    shown = handlers_queues((ROOT / "README.md").read_text("utf-8"))
+    assert len(shown) > 2, "the README shows a handler with a queue of its own"
+    assert shown <= served.keys()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_a_page_serves_the_queues_of_the_handlers_that_it_shows(path: Path) -> None:
+    text = path.read_text("utf-8")
+    commands = re.findall(r"(?:--queues |RUMOR_QUEUES=)([a-z]+:\d+(?:,[a-z]+:\d+)*)", text)
+    served = [set(from_text({"queues": queues}).queue_slots) for queues in commands]
+    shown = handlers_queues(text) - {"default", "sync"}
+    assert all(any(queue in one for one in served) for queue in shown), f"{shown} of {served}"
 
 
 def test_the_index_names_every_page() -> None:
