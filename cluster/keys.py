@@ -84,6 +84,11 @@ def scheduled(shard: int) -> str:
     return f"{tag(shard)}:scheduled"
 
 
+def retrying(shard: int) -> str:
+    """Set: the ids in `scheduled` that wait for a retry. It is only counted: a task's state says which it is."""
+    return f"{tag(shard)}:retrying"
+
+
 def waiting(shard: int) -> str:
     """Sorted set: ids that wait for other tasks, by creation time, ms. No script adds to it yet: it is always empty."""
     return f"{tag(shard)}:waiting"

@@ -126,6 +126,8 @@ async def run(config: Config) -> int:
     fork_guard.guard(client, config.port)
     relay = Relay(stop)
     metrics = Metrics()
+    for handler in registry:  # a first death shows as a rise only if 0 was told before it
+        metrics.commits_by_type.add((handler.name, "dead"), 0)
     spans = tracing.start(config.name)
     engine = Engine(config, registry, metrics, notes, spans)
     vitals = Vitals(config, keys, meta, relay.hear, loop)

@@ -251,7 +251,7 @@ def metrics() -> str:
         f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels) or '–'} | {_cell(help)} |"
         for name, kind, labels, help in registry.described()
     ]
-    return "\n".join([METRICS_HEAD.format(made=MADE), *rows, METRICS_TAIL])
+    return "\n".join([METRICS_HEAD.format(made=MADE, queues=gauges.QUEUES_MAX), *rows, METRICS_TAIL])
 
 
 METRICS_HEAD = """\
@@ -270,10 +270,16 @@ scrape_configs:
 [`deploy/prometheus/`](../deploy/prometheus/prometheus.yml) has a configuration and alerts,
 [`deploy/grafana/`](../deploy/grafana/dashboard.json) a dashboard; a test asks a live node for every name in them.
 
-Most metrics describe one node: add them up over all nodes (`sum`). Some describe the whole cluster, and every node
-reports the same value (`rumor_tasks`, `rumor_queued_tasks`, `rumor_leader_epoch`, `rumor_redis_memory_…`): take their
-`max`. The values of labels are bounded: no label ever holds a task, a session or a key; the label `type` holds task
-types up to a number, and `other` beyond.
+Most metrics describe one node: add them up over all nodes (`sum`). What describes the whole cluster (`rumor_tasks`,
+`rumor_queued_tasks`, …) the leader tells alone, so that `sum` and `max` say the same; while the lead changes hands,
+two nodes may tell it for one scrape, and `max` is right then too. A `curl` by hand has to ask all nodes, or the one
+whose `rumor_is_leader` is 1. `rumor_members`, `rumor_problems` and `rumor_leader_epoch` are each node's own view: take
+their `max`.
+
+The values of labels are bounded: no label ever holds a task, a session or a key. The label `type` holds task types up
+to a number, and `other` beyond. The label `queue` of the cluster's numbers holds the queues that live nodes serve, and
+those in which something is queued: a name that was used once goes with its last task, and beyond {queues} names the
+rest is `other`.
 
 | name | kind | labels | what it is |
 | --- | --- | --- | --- |"""
@@ -286,7 +292,9 @@ Questions, and the queries that answer them:
 
 | question | query |
 | --- | --- |
-| Do tasks wait, and how long? | `histogram_quantile(0.95, sum by (le) (rate(rumor_task_wait_seconds_bucket[5m])))` |
+| How long does the oldest task wait? | `max by (queue) (rumor_oldest_queued_seconds)`: also when nothing starts |
+| How long did others wait? | `histogram_quantile(0.95, sum by (le) (rate(rumor_task_wait_seconds_bucket[5m])))` |
+| Which queue lacks slots? | `sum by (queue) (rumor_slots_taken) / sum by (queue) (rumor_slots)` |
 | How much is there to do? | `max(rumor_tasks{state="queued"}) + max(rumor_tasks{state="running"})` |
 | Which type fails? | `sum by (type) (rate(rumor_task_commits_by_type_total{outcome="dead"}[5m]))` |
 | Who died, and of what? | `sum by (cause) (increase(rumor_fences_total[1h]))` |

@@ -178,6 +178,9 @@ class FakeEngine:
     async def counts(self) -> dict[str, Any]:
         return {"states": {"queued": len(self.tasks)}, "queues": {"default": {"queued": len(self.tasks)}}}
 
+    def slots_taken(self) -> dict[str, int]:
+        return {"default": 3}
+
     async def sums(self) -> dict[str, Any]:
         return {"sums": []}
 

@@ -5,6 +5,7 @@
 -- KEYS[3]  {sNN}:waiting              zset  ids that wait for other tasks
 -- KEYS[4]  {sNN}:cancelled            zset  cancelled ids by the time when they may be dropped, ms
 -- KEYS[5]  {sNN}:sessions             set   sessions with something in flight in this shard
+-- KEYS[6]  {sNN}:retrying             set   ids of {sNN}:scheduled that wait for a retry; counted, never read by id
 -- ARGV[1]  id                         of the task
 -- ARGV[2]  bucket prefix              {sNN}:tasks:
 -- ARGV[3]  ready prefix               {sNN}:ready:
@@ -58,6 +59,7 @@ elseif was == 'waiting' then
   redis.call('ZREM', KEYS[3], id)
 else
   redis.call('ZREM', KEYS[2], id)
+  redis.call('SREM', KEYS[6], id)
 end
 redis.call('PUBLISH', ARGV[6], id)
 return {was, session or '', state.delivery}

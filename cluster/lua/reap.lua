@@ -8,6 +8,7 @@
 -- KEYS[4]  {sNN}:scheduled            zset  ids by due time, ms
 -- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
 -- KEYS[6]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
+-- KEYS[7]  {sNN}:retrying             set   ids of {sNN}:scheduled that wait for a retry; counted, never read by id
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  session                    the fenced one
@@ -27,7 +28,7 @@
 -- Uses     include/heads.lua
 -- Uses     include/flight.lua
 --
--- Returns  {left in flight, queued, scheduled, dead, {queue, count, head score, …},
+-- Returns  {left in flight, queued, scheduled, {type of each dead task, …}, {queue, count, head score, …},
 --          {id, delivery, attempt, ms since its claim, stored, outcome, … of tasks with a trace context}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; attempts stay
 --          counted: a task that kills its workers ends in dead
@@ -46,7 +47,7 @@ local ids, tokens = {}, {}
 for i = 1, math.min(#all / 2, limit) do ids[i], tokens[i] = all[2 * i - 1], all[2 * i] end
 local fields = fields_of(prefix, ids, {'', '.'})
 local finished, queues, order, traced = {}, {}, {}, {}
-local queued, scheduled, dead = 0, 0, 0
+local queued, scheduled, dead = 0, 0, {}
 for i, id in ipairs(ids) do
   local stored, run = fields[2 * i - 1], token_of(tokens[i])
   local is_read, spec = pcall(spec_of, stored)
@@ -64,7 +65,7 @@ for i, id in ipairs(ids) do
       local own = spec[RETENTION_S]
       redis.call('ZADD', KEYS[5], now + (own and math.max(math.floor(own * 1000), ARGV[9]) or ARGV[7]), id)
       finished[#finished + 1] = id
-      dead = dead + 1
+      dead[#dead + 1] = spec[TYPE]
     elseif lost == 1 then -- one lost worker may be chance: only from the second on the task backs off
       local queue = spec[QUEUE]
       remember(bucket, id, 'lost', now, run, session, '', '')
@@ -82,6 +83,7 @@ for i, id in ipairs(ids) do
       remember(bucket, id, 'lost', now, run, session, '', '')
       state.state = 'retrying'
       redis.call('ZADD', KEYS[4], now + math.floor(1000 * jitter * ceiling), id)
+      redis.call('SADD', KEYS[7], id)
       scheduled = scheduled + 1
     end
     redis.call('HSET', bucket, id .. '.', state_text(state))

@@ -7,6 +7,7 @@
 -- KEYS[5]  {sNN}:dead                 zset  dead ids by the time when they may be dropped, ms
 -- KEYS[6]  {sNN}:scheduled            zset  ids by due time, ms
 -- KEYS[7]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
+-- KEYS[8]  {sNN}:retrying             set   ids of {sNN}:scheduled that wait for a retry; counted, never read by id
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  inflight prefix            {sNN}:inflight:
@@ -95,6 +96,7 @@ local function commit(id, kind, run, ms, payload)
     finished[ended] = id
   elseif state.state == 'retrying' then
     due[#due + 1], due[#due + 2] = at, id
+    redis.call('SADD', KEYS[8], id)
   else
     local spec = spec_of(was[1])
     queued[#queued + 1] = {spec[QUEUE], string.format('%.0f', state.queued - spec[LEVEL] * aging), id}

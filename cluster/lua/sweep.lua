@@ -11,6 +11,7 @@
 -- KEYS[6]  {sNN}:buckets              zset  names of the buckets, at score 0
 -- KEYS[7]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[8]  {sNN}:queues               set   names of the queues in which something is queued
+-- KEYS[9]  {sNN}:retrying             set   ids of {sNN}:scheduled that wait for a retry; counted, never read by id
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:
 -- ARGV[3]  aging_ms                   milliseconds of waiting that count as much as one level
@@ -36,6 +37,7 @@
 -- Repeat   harmless
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
+local ODD_MAX = 4 -- retrying ids to check at each sweep
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local age = tonumber(ARGV[5])
@@ -89,7 +91,14 @@ for _, queue in ipairs(names) do
   redis.call('ZADD', ARGV[2] .. queue, unpack(ready[queue]))
   redis.call('SADD', KEYS[8], queue)
 end
-if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
+if #due > 0 then
+  redis.call('ZREM', KEYS[2], unpack(due))
+  redis.call('SREM', KEYS[9], unpack(due))
+end
+local retrying = redis.call('SRANDMEMBER', KEYS[9], ODD_MAX)
+for _, id in ipairs(retrying) do -- an older version's scripts do not know this set
+  if not redis.call('ZSCORE', KEYS[2], id) then redis.call('SREM', KEYS[9], id) end
+end
 
 local queues, is_known, is_served = redis.call('SRANDMEMBER', KEYS[8], ARGV[6]), {}, {}
 local is_all = redis.call('SCARD', KEYS[8]) == #queues

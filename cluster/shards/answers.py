@@ -91,7 +91,7 @@ class Reaped:
     left: int  # tasks still in flight: ask again
     queued: int
     scheduled: int
-    dead: int
+    dead: Sequence[str]  # the type of each
     heads: Sequence[QueueHead]
     lost: Sequence[Lost]  # the deliveries with a trace context
 
@@ -129,10 +129,11 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class ShardCounts:
-    """counts.lua's answer for one shard. `states` holds all but queued; retrying counts as scheduled."""
+    """counts.lua's answer for one shard. `states` holds all but queued."""
 
     states: Mapping[State, int]
     queues: Mapping[str, int]  # queue -> queued tasks
+    oldest_s: Mapping[str, float]  # queue -> how long the oldest of them waits
 
 
 @dataclass(frozen=True, slots=True)

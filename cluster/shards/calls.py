@@ -172,6 +172,7 @@ class Calls:
                 keys.scheduled(shard),
                 keys.dead(shard),
                 keys.queues(shard),
+                keys.retrying(shard),
             ),
             [
                 keys.bucket_prefix(shard),
@@ -200,6 +201,7 @@ class Calls:
                 keys.waiting(shard),
                 keys.cancelled(shard),
                 keys.sessions(shard),
+                keys.retrying(shard),
             ),
             [
                 task_id,
@@ -253,6 +255,7 @@ class Calls:
                 keys.buckets(shard),
                 keys.sessions(shard),
                 keys.queues(shard),
+                keys.retrying(shard),
             ),
             [
                 keys.bucket_prefix(shard),
@@ -296,13 +299,15 @@ class Calls:
 
     def counts(self, shard: int, on_reply: OnReply[ShardCounts]) -> Call[ShardCounts]:
         """counts.lua: how many tasks of the shard are in each state and queue."""
-        args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "0"]
-        return Call("counts", _counts_keys(shard), args, on_reply, replies.counts)
+        return Call("counts", _counts_keys(shard), self._counts_args(shard, "0"), on_reply, replies.counts)
 
     def running(self, shard: int, on_reply: OnReply[dict[str, list[str]]]) -> Call[dict[str, list[str]]]:
         """counts.lua: the ids in flight in the shard, by session."""
-        args: list[Arg] = [keys.ready_prefix(shard), keys.inflight_prefix(shard), "1"]
-        return Call("counts", _counts_keys(shard), args, on_reply, replies.running)
+        return Call("counts", _counts_keys(shard), self._counts_args(shard, "1"), on_reply, replies.running)
+
+    def _counts_args(self, shard: int, ids: str) -> list[Arg]:
+        prefixes = [keys.ready_prefix(shard), keys.inflight_prefix(shard), ids, keys.bucket_prefix(shard)]
+        return [*prefixes, self._aging_ms]
 
     def read(self, shard: int, task_id: str, on_reply: OnReply[TaskFields | None]) -> Call[TaskFields | None]:
         """read.lua for one task, with all that it has; None if there is none."""
@@ -387,6 +392,7 @@ def _settle_head(shard: int, session: str) -> tuple[tuple[str, ...], tuple[str, 
         keys.dead(shard),
         keys.scheduled(shard),
         keys.queues(shard),
+        keys.retrying(shard),
     )
     prefixes = (keys.bucket_prefix(shard), keys.ready_prefix(shard), keys.inflight_prefix(shard))
     return script_keys, (*prefixes, keys.finished_channel(shard), session)
@@ -413,6 +419,7 @@ def _counts_keys(shard: int) -> tuple[str, ...]:
         keys.done(shard),
         keys.dead(shard),
         keys.cancelled(shard),
+        keys.retrying(shard),
     )
 
 

@@ -33,7 +33,7 @@ _STORE_CODES = {code.value.encode(): code for code in StoreCode}
 _NAMES_FIRST = StoreCode.REPEAT  # stands for REPEAT and MISMATCH until their letter is read
 _COMMITTED, _REFUSED = SettleCode.COMMITTED, SettleCode.REFUSED
 _SETTLE_CODES = {code.value.encode(): code for code in SettleCode if code is not _REFUSED}
-_COUNTED = (State.SCHEDULED, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
+_COUNTED = (State.SCHEDULED, State.RETRYING, State.WAITING, State.SUCCEEDED, State.DEAD, State.CANCELLED)
 
 
 def _heads(flat: Sequence[Any]) -> list[QueueHead]:
@@ -101,7 +101,7 @@ def settled(reply: int | Sequence[bytes]) -> Settled:
 
 
 def reaped(shard: int, session: str, reply: Any) -> Reaped:
-    left, queued, scheduled, dead, heads, rows = reply
+    left, queued, scheduled, dead_types, heads, rows = reply
     lost: list[Lost] = []
     for n in range(0, len(rows), 6):
         task_id, delivery, attempt, ran_ms, stored, outcome = rows[n : n + 6]
@@ -109,6 +109,7 @@ def reaped(shard: int, session: str, reply: Any) -> Reaped:
         with contextlib.suppress(msgspec.DecodeError):
             claimed = Claimed(task_id.decode(), shard, delivery, attempt, unpack(stored)[0], b"null", session)
             lost.append(Lost(claimed, ran_ms / 1000, State(outcome.decode())))
+    dead = [raw.decode() for raw in dead_types]
     return Reaped(left, queued, scheduled, dead, _heads(heads), lost)
 
 
@@ -133,7 +134,9 @@ def counts(reply: Any) -> ShardCounts:
     *numbers, queues, flights = reply
     states = dict(zip(_COUNTED, numbers, strict=True))
     states[State.RUNNING] = sum(flights[1::2])
-    return ShardCounts(states, {queues[n].decode(): queues[n + 1] for n in range(0, len(queues), 2)})
+    names = [raw.decode() for raw in queues[0::3]]
+    waits = {name: ms / 1000 for name, ms in zip(names, queues[2::3], strict=True)}
+    return ShardCounts(states, dict(zip(names, queues[1::3], strict=True)), waits)
 
 
 def running(reply: Any) -> dict[str, list[str]]:

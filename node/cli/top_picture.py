@@ -31,8 +31,8 @@ EVENTS_MIN = 3
 SUMS_FRESH_S = 3.0
 BAR = 10
 BLOCKS = "▁▂▃▄▅▆▇█"
-STATES = ("queued", "running", "scheduled", "waiting", "succeeded", "dead", "cancelled")
-SILENT_AT_ZERO = ("scheduled", "waiting", "cancelled")
+STATES = ("queued", "running", "scheduled", "retrying", "waiting", "succeeded", "dead", "cancelled")
+SILENT_AT_ZERO = ("scheduled", "retrying", "waiting", "cancelled")
 REDIS_SAYS = {"live": "live", "stale": "silent", "gone": "gone", "unknown": "unknown"}
 VERDICTS = {
     "healthy": "healthy",

@@ -5,6 +5,7 @@ Does not know: Redis, tasks; how the engine comes by what it reports.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from cluster.view import View
 from node.gateway import access, openapi, page, parse, sse
 from node.gateway.responses import JSON_HEADERS, as_json, encode
 from node.gateway.waits import OpenWaits
-from node.observe.gauges import Counted
+from node.observe.gauges import Counted, leads, served_by
 from node.observe.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.observe.metrics import Metrics
 from node.observe.timeline import Listener
@@ -89,10 +90,10 @@ class ClusterCalls:
         return as_json({"ready": ready, "reason": reason}, 200 if ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        try:
-            self._counted.keep(await self._engine.counts())
-        except StoreUnavailable:
-            self._counted.forget()  # rumor_redis_ok says why
+        self._counted.forget()
+        if leads(self._engine.view):
+            with contextlib.suppress(StoreUnavailable):  # rumor_redis_ok says why there are no counts
+                self._counted.keep(await self._engine.counts(), served_by(self._engine.view, self._engine.config))
         return web.Response(body=self._engine.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
 
     async def openapi(self, request: web.Request) -> web.Response:

@@ -1,6 +1,9 @@
 """What `/metrics` says of states: members, queues, the node itself. Each is read at a scrape; nothing counts it.
 
-GAUGES is the table of them. Does not know: how the engine and vitals come by their figures.
+GAUGES is the table of them. What describes the whole cluster, the leader alone tells: repeated by every node, it would
+invite `sum`.
+
+Does not know: how the engine and vitals come by their figures.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any, Protocol
 from cluster import __version__
 from cluster.config import Config
 from cluster.view import View
-from node.observe.metrics import Labels, Metrics
+from node.observe.metrics import OTHER, Labels, Metrics
 from node.observe.redis_memory import Memory
 
 Labelled = Mapping[Labels, float]
@@ -61,6 +64,7 @@ VITALS: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 NAMED = {name for _, _, names in VITALS.values() for name in names.values()}
 FENCE = "fences_"
+QUEUES_MAX = 100  # names of queues that are told one by one; the user's code makes them up, so they need a bound
 CAUSES = ("refused", "silent", "stalled", "superseded", "lease", "left", "unknown")
 
 
@@ -83,23 +87,30 @@ class Watched(Protocol):
     @property
     def memory(self) -> Memory: ...
     def health(self) -> dict[str, Any]: ...
+    def slots_taken(self) -> Mapping[str, int]: ...
 
 
 class Counted:
     """The cluster's counts at the latest scrape; empty while Redis is away, since no number beats an old one."""
 
-    def __init__(self, queues: Iterable[str]) -> None:
-        self._served = tuple(queues)  # shown at 0, too: a query cannot use a series that comes and goes
+    def __init__(self) -> None:
         self.states: dict[Labels, float] = {}
         self.queued: dict[Labels, float] = {}
+        self.oldest_s: dict[Labels, float] = {}
 
-    def keep(self, counts: Mapping[str, Any]) -> None:
+    def keep(self, counts: Mapping[str, Any], served: Iterable[str]) -> None:
+        """Take over the counts. `served`: queues told at 0, too: a query cannot use a series that comes and goes."""
         self.states = {(name,): float(n) for name, n in counts.get("states", {}).items()}
-        self.queued = {(name,): 0.0 for name in self._served}
-        self.queued.update({(name,): float(queue["queued"]) for name, queue in counts.get("queues", {}).items()})
+        self.queued = {(name,): 0.0 for name in served}
+        self.oldest_s = dict(self.queued)
+        rows = sorted(counts.get("queues", {}).items(), key=lambda row: (-row[1]["queued"], row[0]))
+        for name, row in rows:
+            label = (name,) if (name,) in self.queued or len(self.queued) < QUEUES_MAX else (OTHER,)
+            self.queued[label] = self.queued.get(label, 0.0) + row["queued"]
+            self.oldest_s[label] = max(self.oldest_s.get(label, 0.0), row.get("oldest_s", 0.0))
 
     def forget(self) -> None:
-        self.states, self.queued = {}, {}
+        self.states, self.queued, self.oldest_s = {}, {}, {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,7 @@ class Sources:
 
 def register(metrics: Metrics, engine: Watched, answers: Labelled) -> Counted:
     """Export every row of GAUGES; returns the place for the cluster's counts, which the caller fills at each scrape."""
-    sources = Sources(engine, Counted(engine.config.queue_slots), answers)
+    sources = Sources(engine, Counted(), answers)
     for name, help, labels, read in GAUGES:
         metrics.gauge(name, help, labels, partial(read, sources))
     return sources.counted
@@ -155,9 +166,20 @@ def _problems(of: Sources) -> Labelled:
     return {code: float(n) for code, n in codes.items()}
 
 
-def _leads(of: Sources) -> Labelled:
-    view = of.engine.view
-    return {(): float(view.leader is not None and view.leader.session == view.session)}
+def leads(view: View) -> bool:
+    """Whether the node with this view tells what describes the whole cluster."""
+    return view.leader is not None and view.leader.session == view.session
+
+
+def served_by(view: View, config: Config) -> list[str]:
+    """The queues that some member serves, this node's own first."""
+    metas = (peer.meta for peer in view.members if peer.is_able and peer.meta is not None)
+    return list(dict.fromkeys([*config.queue_slots, *(queue for meta in metas for queue in sorted(meta.queues))]))
+
+
+def _of_cluster(read: Callable[[Sources], Labelled]) -> Callable[[Sources], Labelled]:
+    """The same reader, for the leader alone."""
+    return lambda of: read(of) if leads(of.engine.view) else {}
 
 
 GAUGES: tuple[tuple[str, str, Labels, Callable[[Sources], Labelled]], ...] = (
@@ -171,17 +193,22 @@ GAUGES: tuple[tuple[str, str, Labels, Callable[[Sources], Labelled]], ...] = (
     ("rumor_redis_ok", "1 while this node reaches Redis.", (), lambda of: {(): float(of.engine.view.redis_ok)}),
     (
         "rumor_redis_memory_used_bytes",
-        "Memory that Redis uses by its own count (used_memory), up to a second old.",
+        "Memory that Redis uses by its own count (used_memory), up to a second old. The leader tells it.",
         (),
-        lambda of: {(): float(of.engine.memory.used_bytes)},
+        _of_cluster(lambda of: {(): float(of.engine.memory.used_bytes)}),
     ),
     (
         "rumor_redis_memory_limit_bytes",
-        "Redis's maxmemory; 0 when none is set.",
+        "Redis's maxmemory; 0 when none is set. The leader tells it.",
         (),
-        lambda of: {(): float(of.engine.memory.limit_bytes)},
+        _of_cluster(lambda of: {(): float(of.engine.memory.limit_bytes)}),
     ),
-    ("rumor_is_leader", "1 while this node's session leads.", (), _leads),
+    (
+        "rumor_is_leader",
+        "1 while this node's session leads.",
+        (),
+        lambda of: {(): float(leads(of.engine.view))},
+    ),
     (
         "rumor_leader_epoch",
         "Highest epoch that this node has heard of.",
@@ -202,25 +229,41 @@ GAUGES: tuple[tuple[str, str, Labels, Callable[[Sources], Labelled]], ...] = (
         ("queue",),
         lambda of: {(name,): float(n) for name, n in of.engine.config.queue_slots.items()},
     ),
-    ("rumor_slots_taken", "Tasks that this node runs.", (), _health("running")),
+    (
+        "rumor_slots_taken",
+        "Slots of a queue in which this node runs a task.",
+        ("queue",),
+        lambda of: {(name,): float(n) for name, n in of.engine.slots_taken().items()},
+    ),
     (
         "rumor_lingering_runs",
         "Runs that were stopped but whose thread goes on: they hold their slot and may not commit.",
         (),
         _health("lingering"),
     ),
-    ("rumor_running_tasks", "Tasks that a member says it runs.", ("node_id",), _running),
+    (
+        "rumor_running_tasks",
+        "Tasks that a member says it runs. The leader tells it.",
+        ("node_id",),
+        _of_cluster(_running),
+    ),
     (
         "rumor_tasks",
-        "Tasks of the whole cluster by state, from Redis, up to a second old; every node says the same.",
+        "Tasks of the whole cluster by state, from Redis, up to a second old. The leader tells it.",
         ("state",),
         lambda of: of.counted.states,
     ),
     (
         "rumor_queued_tasks",
-        "Tasks waiting for a slot in the whole cluster, from Redis; every node says the same.",
+        "Tasks waiting for a slot in the whole cluster, from Redis. The leader tells it.",
         ("queue",),
         lambda of: of.counted.queued,
+    ),
+    (
+        "rumor_oldest_queued_seconds",
+        "Wait of the oldest task of a queue, of the first eight in each shard, for a slot. The leader tells it.",
+        ("queue",),
+        lambda of: of.counted.oldest_s,
     ),
     ("rumor_http_requests_total", "Requests answered.", ("operation", "status"), lambda of: of.answers),
     ("rumor_fences_total", "Sessions that this node fenced.", ("cause",), _fences),

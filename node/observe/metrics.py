@@ -21,14 +21,14 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Bounds from a loopback round trip to the longest run that is not yet a stuck task.
 SECONDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
 )
 # Bounds from a killed process to a lease that ran out.
 RECOVERY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0)
 TASKS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0, 10_000.0)
 
 OTHER = "other"
-TYPES_MAX = 500  # pairs of type and outcome; the user's code makes up the types, so their number needs a bound
+TYPES_MAX = 1000  # pairs of type and outcome; the user's code makes up the types, so their number needs a bound
 
 Labels = tuple[str, ...]
 Gauge = Callable[[], Mapping[Labels, float]]

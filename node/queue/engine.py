@@ -108,6 +108,7 @@ class Engine:
         self.catalog = Catalog(registry, config)
         self._make_moving_parts()
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
+        self.slots_taken = self.worker.taken  # by queue
         self.queries = Queries(config, self.shards)
         self.submitting = Submitting(
             *(config, self.shards, self.dispatch, self.catalog, self.placement, metrics), self.waiters, self.queries

@@ -178,7 +178,10 @@ class Housekeeping:
     def _reaped(self, shard: int, session: str, answer: Reaped | Exception) -> None:
         left, tasks = self._reaping.pop(session)
         if not isinstance(answer, Exception):
-            moved = answer.queued + answer.scheduled + answer.dead
+            moved = answer.queued + answer.scheduled + len(answer.dead)
+            for kind in answer.dead:
+                self._metrics.commits.add("dead")
+                self._metrics.commits_by_type.add((kind, "dead"))
             tasks += moved
             if moved:
                 self._metrics.reaped.add(moved)

@@ -45,13 +45,14 @@ WHOLE_AT_ONCE = 4  # the same with data and result, which may be 2 MiB of each t
 ERROR_SHOWN = 1_000  # characters of an error's message in a summary
 COUNTS_FRESH_S = 0.25  # age up to which counts are answered again
 # Microseconds for which a call holds Redis, as measured where each task is in a bucket of its own.
-COUNT_US = 20
+COUNT_US = 30
 LIST_US = 20
 LISTED_US = 4  # for each task in the order of the listing
 LOOKED_AT_US = 7  # the same where it is read, too, to filter
 READ_US = 20
 ROW_US = 5
 WHOLE_US = 250
+STATES = ("scheduled", "retrying", "waiting", "succeeded", "dead", "cancelled", "queued", "running")
 SCORED: dict[str, Callable[[int], str]] = {  # state -> key of the sorted set that holds its tasks
     State.DEAD: keys.dead,
     State.CANCELLED: keys.cancelled,
@@ -222,7 +223,7 @@ class Queries:
         return [task_id for _, task_id in found.rows], _cursor(mark, found.next) if found.next else None
 
     async def counts(self) -> dict[str, Any]:
-        """The whole cluster's tasks by state and queue, up to COUNTS_FRESH_S old. Retrying tasks count as scheduled."""
+        """The whole cluster's tasks by state and queue, up to COUNTS_FRESH_S old."""
         now_s = asyncio.get_running_loop().time()
         if self._counts is not None and now_s - self._counts[0] <= COUNTS_FRESH_S:
             return self._counts[1]
@@ -230,15 +231,18 @@ class Queries:
 
     async def _count(self) -> dict[str, Any]:
         now_s = asyncio.get_running_loop().time()
-        states = dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "queued", "running"), 0)
+        states = dict.fromkeys(STATES, 0)
         queues: dict[str, int] = {}
+        oldest_s: dict[str, float] = {}
         for counts in await self._of_each(range(self._config.shards), self._shards.calls.counts):
             for state, count in counts.states.items():
                 states[state] += count
             for queue, count in counts.queues.items():
                 queues[queue] = queues.get(queue, 0) + count
+                oldest_s[queue] = max(oldest_s.get(queue, 0.0), counts.oldest_s[queue])
         states["queued"] = sum(queues.values())
-        summary = {"states": states, "queues": {q: {"queued": n} for q, n in sorted(queues.items())}}
+        rows = {queue: {"queued": queues[queue], "oldest_s": oldest_s[queue]} for queue in sorted(queues)}
+        summary = {"states": states, "queues": rows}
         self._counts = (now_s, summary)
         return summary
 

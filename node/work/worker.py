@@ -85,7 +85,8 @@ class Worker:
         self._context = contextvars.copy_context()  # each attempt gets a copy: no handler sees what another sets
         self._tracing = tracing
         tracing.shield(self._context)
-        self._free = dict(config.queue_slots)
+        self._slots = config.queue_slots
+        self._free = dict(self._slots)
         self._running: dict[str, Running] = {}
         self._lingering: dict[Running, None] = {}
         # Attempts that begin once their submissions are answered:
@@ -95,6 +96,10 @@ class Worker:
         self._wake_at_s = _NEVER
         self._swept_at_s = -_NEVER
         self.running: Mapping[str, Running] = MappingProxyType(self._running)
+
+    def taken(self) -> dict[str, int]:
+        """Slots of each queue that are not free."""
+        return {queue: slots - self._free[queue] for queue, slots in self._slots.items()}
 
     def free(self, queue: str) -> int:
         """Free slots of this queue."""

@@ -325,7 +325,8 @@ class ShardPair:
                 most_ms = int(1000 * task.spec.backoff.base_s * 2.0 ** (task.lost - 2))
                 task.state, task.due = "retrying", self._time_of("scheduled", task, 0, most_ms)
             moved[task.state] += 1
-        assert (answer.queued, answer.scheduled, answer.dead) == tuple(moved.values())
+        assert (answer.queued, answer.scheduled, len(answer.dead)) == tuple(moved.values())
+        assert sorted(answer.dead) == sorted(task.spec.type for task in taken if task.state == "dead")
         self._expect_heads(answer.heads, {task.spec.queue for task in taken if task.state == "queued"})
 
     def cancel(self, rng: Random) -> None:
@@ -434,13 +435,20 @@ class ShardPair:
             return
         answer = self._call(self._calls.counts(SHARD, _nobody))
         assert answer.states == {
-            "scheduled": len(self.model.where("scheduled", "retrying")),
-            **{state: len(self.model.where(state)) for state in ("waiting", "succeeded", "dead", "cancelled")},
+            **{
+                state: len(self.model.where(state))
+                for state in ("scheduled", "retrying", "waiting", "succeeded", "dead", "cancelled")
+            },
             "running": sum(map(len, held.values())),
         }
         assert {queue: count for queue, count in answer.queues.items() if count} == {
             queue: len(self.model.ready(queue)) for queue in QUEUES if self.model.ready(queue)
         }
+        for queue, ready in ((queue, self.model.ready(queue)) for queue in QUEUES):
+            if len(ready) <= 8:
+                oldest_ms = min((task.queued_at or 0 for task in ready), default=None)
+                ages = [0.0 if oldest_ms is None else (at - oldest_ms) / 1000 for at in self._times]
+                assert ages[0] <= answer.oldest_s.get(queue, 0.0) <= ages[1]
 
     def list(self, rng: Random) -> None:
         """Page through everything, or through one state, one type, one key."""
@@ -556,6 +564,7 @@ class ShardPair:
         assert {name[:ID_CHARS] for of in buckets.values() for name in of} == set(model.tasks)
         assert inflight == {session: held for session, held in model.inflight.items() if held}
         assert sets.get("sessions", set()) == set(inflight)
+        assert sets.get("retrying", set()) == {task.id for task in model.where("retrying")}
         assert mappings == model.keys
         assert sets.get("queues", set()) >= {task.spec.queue for task in model.where("queued")}
         for task, stored in zip(model.tasks.values(), self._read(list(model.tasks)), strict=True):
@@ -644,6 +653,7 @@ READS = {  # every kind of key that a shard may have
     "inflight": "HGETALL",
     "idem": "GET",
     "queues": "SMEMBERS",
+    "retrying": "SMEMBERS",
     "sessions": "SMEMBERS",
     **dict.fromkeys(("ready", "scheduled", "done", "dead", "cancelled", "buckets"), "ZRANGE"),
 }

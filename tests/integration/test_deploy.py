@@ -140,6 +140,37 @@ def test_alerts_and_dashboard_query_what_a_node_tells(cluster: Make) -> None:
             assert asked <= told[name] | described.get(name, set()) | set(SCRAPED), f"{name} in: {expression}"
 
 
+def test_what_describes_the_cluster_is_told_once_and_a_wait_is_seen_while_nothing_starts(cluster: Make) -> None:
+    one = cluster(nodes=3)
+    bodies: list[dict[str, Any]] = [{"type": "noop", "queue": "nobodys"}] * 3
+    bodies += [{"type": "fail", "max_attempts": 9, "backoff": {"base_s": 9000, "max_s": 9000}}] * 2
+    bodies += [{"type": "noop", "delay_s": 9000}] * 4 + [{"type": "sleep", "data": 60}] * 5
+    one.remote(2).call("POST", "/tasks/batch", bodies)
+
+    def summed(name: str) -> dict[str, float]:
+        """A metric with one label, added up over all nodes, as `sum by (label)` does."""
+        sums: dict[str, float] = {}
+        for number in (1, 2, 3):
+            _, text = one.remote(number).request("GET", "/metrics")
+            for family in text_string_to_metric_families(text.decode()):
+                for sample in family.samples:
+                    if sample.name == name:
+                        label = ",".join(sample.labels.values())
+                        sums[label] = sums.get(label, 0.0) + sample.value
+        return sums
+
+    def states() -> dict[str, float]:
+        return {state: n for state, n in summed("rumor_tasks").items() if n}
+
+    expected = {"queued": 3, "retrying": 2, "scheduled": 4, "running": 5}
+    wait_until(lambda: states() == expected, 10, "each task is counted once, in its state")
+    assert summed("rumor_queued_tasks") == {"default": 0, "sync": 0, "nobodys": 3}
+    wait_until(lambda: summed("rumor_oldest_queued_seconds")["nobodys"] > 2, 10, "the wait grows")
+    assert summed("rumor_oldest_queued_seconds")["default"] == 0
+    assert summed("rumor_slots_taken") == {"default": 5, "sync": 0}
+    assert summed("rumor_task_commits_by_type_total")["fail,dead"] == 0
+
+
 @contextmanager
 def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Callable[..., Any]]:
     """A Prometheus with deploy/'s configuration, for these targets; yields a caller of its API."""

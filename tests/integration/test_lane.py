@@ -69,7 +69,8 @@ async def bench(redis_server: RedisServer) -> AsyncIterator[Bench]:
     await client.aclose()
 
 
-EMPTY = ShardCounts(dict.fromkeys(("scheduled", "waiting", "succeeded", "dead", "cancelled", "running"), 0), {})
+STATES = ("scheduled", "retrying", "waiting", "succeeded", "dead", "cancelled", "running")
+EMPTY = ShardCounts(dict.fromkeys(STATES, 0), {}, {})
 
 
 async def test_what_the_answers_began_is_sent_with_the_next_group(bench: Bench) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
+from cluster.view import Leader
 from node.gateway import app, server
 from node.gateway.cluster_calls import ClusterCalls
 from node.gateway.openapi import document
@@ -160,6 +162,7 @@ async def test_health_is_503_when_the_node_is_not_usable_and_livez_still_200(
 async def test_metrics_name_what_outsiders_count_with(client: Client, engine: FakeEngine) -> None:
     await submitted(client)
     engine.metrics.commits.add("succeeded", 2)
+    engine.view = dataclasses.replace(engine.view, leader=Leader("n1", engine.view.session, 1))
     response = await client.get("/metrics")
     text = await response.text()
     assert response.content_type == "text/plain"

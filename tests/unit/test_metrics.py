@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.view import Leader
 from node.gateway.app import build
+from node.observe.gauges import QUEUES_MAX, Counted
 from node.observe.metrics import Metrics, Pairs, Spread
 from node.observe.recovery_time import SESSIONS_MAX, Signs
 from tests.fake_engine import FakeEngine
@@ -62,6 +67,49 @@ def test_a_gauge_is_read_at_each_scrape() -> None:
     state["b",] = 2.0
     exported = samples(metrics)
     assert (exported["rumor_thing", (("of", "a"),)], exported["rumor_thing", (("of", "b"),)]) == (5, 2)
+
+
+def labelled(metrics: Metrics, name: str) -> dict[str, float]:
+    """The samples of a metric with one label."""
+    return {labels[0][1]: value for (of, labels), value in samples(metrics).items() if of == name}
+
+
+def test_what_describes_the_cluster_is_told_by_its_leader_alone() -> None:
+    """Repeated by every node it would invite `sum`."""
+    cluster_wide = ("rumor_running_tasks", "rumor_redis_memory_used_bytes", "rumor_redis_memory_limit_bytes")
+    cluster_wide += ("rumor_tasks", "rumor_queued_tasks", "rumor_oldest_queued_seconds")
+    engine = FakeEngine()
+    build(engine)
+    counted = next(read.args[0].counted for *_, read in engine.metrics._gauges if isinstance(read, partial))
+    assert not {name for name, _ in samples(engine.metrics)} & set(cluster_wide)
+    engine.view = replace(engine.view, leader=Leader("n1", engine.view.session, 1))
+    counted.keep({"states": {"queued": 1}, "queues": {"default": {"queued": 1, "oldest_s": 2.5}}}, ["default", "mail"])
+    told = {name for name, _ in samples(engine.metrics)}
+    assert {name for name in cluster_wide if name not in told} <= {"rumor_running_tasks"}  # no member has told a load
+    assert labelled(engine.metrics, "rumor_oldest_queued_seconds") == {"default": 2.5, "mail": 0.0}
+    described = {name: help for name, _, _, help in engine.metrics.described()}
+    assert all(described[name].endswith("The leader tells it.") for name in cluster_wide)
+
+
+def test_queues_beyond_the_bound_are_told_together_and_served_ones_always() -> None:
+    counted = Counted()
+    queues = {f"q{n}": {"queued": n, "oldest_s": float(n)} for n in range(1, 301)}
+    counted.keep({"queues": queues | {"mail": {"queued": 1, "oldest_s": 9.0}}}, ["mail", "default"])
+    assert len(counted.queued) == QUEUES_MAX + 1
+    assert counted.queued["mail",] == 1
+    assert counted.queued["default",] == 0
+    assert counted.queued["q300",] == 300
+    assert sum(counted.queued.values()) == sum(range(301)) + 1
+    assert counted.queued["other",] == sum(range(1, 203))
+    assert counted.oldest_s["other",] == 202
+    counted.forget()
+    assert (counted.states, counted.queued, counted.oldest_s) == ({}, {}, {})
+
+
+def test_slots_are_told_by_queue() -> None:
+    engine = FakeEngine()
+    build(engine)
+    assert labelled(engine.metrics, "rumor_slots_taken") == {"default": 3.0}
 
 
 def test_past_the_bound_a_type_counts_as_other() -> None:

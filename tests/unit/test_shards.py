@@ -109,8 +109,8 @@ def test_an_unreadable_spec_spoils_no_other_task_of_a_claim() -> None:
 
 def test_an_unreadable_spec_spoils_nothing_else_of_a_reap() -> None:
     rows = [b"a", 1, 1, 2500, b"\1\0\5\xc1", b"queued", b"b", 2, 1, 2500, packed(SPEC), b"dead"]
-    answer = CALLS.reap(3, SESSION, 0.5, ignore).decode([7, 5, 0, 1, [b"default", 2, b"17"], rows])
-    assert (answer.left, answer.queued, answer.dead, answer.heads) == (7, 5, 1, [QueueHead("default", 2, 17)])
+    answer = CALLS.reap(3, SESSION, 0.5, ignore).decode([7, 5, 0, [b"mail"], [b"default", 2, b"17"], rows])
+    assert (answer.left, answer.queued, answer.dead, answer.heads) == (7, 5, ["mail"], [QueueHead("default", 2, 17)])
     (lost,) = answer.lost
     assert (lost.claimed.id, lost.ran_s, lost.outcome) == ("b", 2.5, State.DEAD)
 

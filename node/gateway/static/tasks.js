@@ -76,7 +76,8 @@ const tasks = (() => {
     if (!box.children.length) box.append(...STATES.map(stateItem));
     for (const item of box.children) {
       const state = item.firstChild.getAttribute("data-state");
-      say(item.querySelector("b"), states ? count(states[state]) : "–");
+      const sum = states && (state === "scheduled" ? states.scheduled + (states.retrying || 0) : states[state]);
+      say(item.querySelector("b"), states ? count(sum) : "–");
       mark(item.firstChild, "aria-pressed", String(filter.state === state));
     }
     const queues = last && last.queues ? Object.entries(last.queues) : [];
