@@ -6,17 +6,16 @@ FROM ${BASE_IMAGE} AS build
 WORKDIR /src
 RUN python3 -m venv /opt/rumor
 # Dependencies first: Docker builds this layer again only when they change.
-COPY setup.cfg setup.py constraints.txt ./
-RUN mkdir cluster node \
-    && touch README.md LICENSE node/__init__.py && echo '__version__ = "0"' >cluster/__init__.py \
-    && /opt/rumor/bin/pip install --no-cache-dir --constraint constraints.txt . \
-    && /opt/rumor/bin/pip uninstall --yes rumor \
-    && rm -rf build ./*.egg-info cluster node
-COPY README.md LICENSE ./
+# Each file must have a hash that stands in requirements.txt (scripts/lock_image.py makes it).
+COPY requirements.txt ./
+RUN /opt/rumor/bin/pip install --no-cache-dir --require-hashes --requirement requirements.txt
+COPY setup.cfg setup.py README.md LICENSE ./
 COPY cluster cluster
 COPY node node
-# pip stays, for images built FROM this one.
-RUN /opt/rumor/bin/pip install --no-cache-dir --no-deps . && /opt/rumor/bin/pip uninstall --yes setuptools
+# Without isolation, the setuptools that was just installed builds it, and nothing is fetched. pip stays, for images built
+# FROM this one.
+RUN /opt/rumor/bin/pip install --no-cache-dir --no-deps --no-build-isolation --no-index . \
+    && /opt/rumor/bin/pip uninstall --yes setuptools
 
 FROM ${BASE_IMAGE}
 # For scripts/partition.sh, which cuts off a node by its own firewall. docker-compose.yml sets it; production does not.
