@@ -130,6 +130,7 @@ async def test_a_batch_larger_than_the_slots_runs_whole(engine: Engine) -> None:
         counts = await engine.counts()
     assert counts["states"] == {
         "scheduled": 0,
+        "retrying": 0,
         "waiting": 0,
         "succeeded": 2000,
         "dead": 0,
