@@ -101,7 +101,9 @@ class Balance:
             self._dispatch.steal(shards, queue, -(-limit // max(1, len(shards))))
 
     def offer_all(self, session_of: Mapping[str, str]) -> None:
-        """Offer the waiting tasks of every queue that has no free slot here."""
+        """Offer the waiting tasks of every queue that has no free slot here; forget queues of which none was lately."""
+        old_s = time.monotonic() - STEAL_INTERVAL_S
+        self._offered_s = {queue: at_s for queue, at_s in self._offered_s.items() if at_s > old_s}
         for queue in self._dispatch.backlog.queues():
             self.offer(queue, session_of)
 

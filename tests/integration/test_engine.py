@@ -406,6 +406,7 @@ async def test_names_of_queues_vanish_from_redis_and_from_here_once_nothing_is_q
     await wait_until_async(lambda: not engine.dispatch.backlog.queues(), 10, "none is known here")
     assert await names() <= {"default", "sync"}
     assert engine.dispatch.backlog._queues == {}
+    await wait_until_async(lambda: not engine.balance._offered_s, 5, "no offer is remembered")
     counts = await engine.queries.counts()
     assert set(counts["queues"]) <= {"default", "sync"}
 

@@ -234,6 +234,22 @@ async def test_a_bucket_of_many_tasks_is_no_compact_hash_and_leaves_nothing_behi
     assert await client.keys("*") == []
 
 
+async def test_a_dead_node_leaves_no_row_behind_and_one_that_lives_on_keeps_both(
+    redis_server: RedisServer, client: redis.asyncio.Redis
+) -> None:
+    pulse = Pulse(redis_server.url, 1.0, lambda: None)
+    gone, came_back = "gone/018bcfe5680-00000001", "back/018bcfe5680-00000001"
+    for name, session in (("gone", gone), ("back", "back/018bcfe5999-00000002")):
+        row = msgspec.msgpack.encode([session, "127.0.0.1", 5000])
+        await client.hset(keys.LEADER_MEMBERS, name, row)  # type: ignore[misc,arg-type]
+        await client.hset(keys.LEADER_KEYS, name, "none")  # type: ignore[misc]
+    await pulse.forget(gone)
+    await pulse.forget(came_back)
+    for key in (keys.LEADER_MEMBERS, keys.LEADER_KEYS):
+        assert await client.hkeys(key) == [b"back"]  # type: ignore[misc]
+    await pulse.close()
+
+
 async def test_names_of_queues_that_were_used_once_vanish(client: redis.asyncio.Redis) -> None:
     """Also where a shard has more of them than one sweep looks at; those that have a task stay."""
     kept = [new(queue=f"kept-{n}") for n in range(3)]
