@@ -29,6 +29,7 @@ from cluster.shards.shards import Shards
 from cluster.shards.task import State, made_at_ms, shard_of
 from node import trace_context
 from node.observe import task_rates
+from node.observe.metrics import OTHER
 from node.queue.placement import shard_of_key
 from node.queue.search import SEARCH_MAX, Found, order, search
 from node.queue.turns import Shared, Turns
@@ -52,6 +53,7 @@ LOOKED_AT_US = 7  # the same where it is read, too, to filter
 READ_US = 20
 ROW_US = 5
 WHOLE_US = 250
+QUEUES_MAX = 200  # queues in the counts by name: the user's code makes them up, so their number needs a bound
 STATES = ("scheduled", "retrying", "waiting", "succeeded", "dead", "cancelled", "queued", "running")
 SCORED: dict[str, Callable[[int], str]] = {  # state -> key of the sorted set that holds its tasks
     State.DEAD: keys.dead,
@@ -241,8 +243,7 @@ class Queries:
                 queues[queue] = queues.get(queue, 0) + count
                 oldest_s[queue] = max(oldest_s.get(queue, 0.0), counts.oldest_s[queue])
         states["queued"] = sum(queues.values())
-        rows = {queue: {"queued": queues[queue], "oldest_s": oldest_s[queue]} for queue in sorted(queues)}
-        summary = {"states": states, "queues": rows}
+        summary = {"states": states, "queues": queue_rows(queues, oldest_s, self._config.queue_slots)}
         self._counts = (now_s, summary)
         return summary
 
@@ -385,6 +386,19 @@ class Queries:
         read = partial(self._shards.calls.read_rows, self.shard(ids[0]), ids, is_whole)
         rows = await self._look(read, WHOLE_US if is_whole else READ_US + ROW_US * len(ids))
         return [task_json(task_id, row) for task_id, row in zip(ids, rows, strict=True) if row is not None]
+
+
+def queue_rows(
+    queued: Mapping[str, int], oldest_s: Mapping[str, float], served: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """The counts of each queue by name: of those served here and the fullest ones; the others together are "other"."""
+    ranked = sorted(queued, key=lambda queue: (queue not in served, -queued[queue], queue))
+    rows = {queue: {"queued": queued[queue], "oldest_s": oldest_s[queue]} for queue in sorted(ranked[:QUEUES_MAX])}
+    for queue in ranked[QUEUES_MAX:]:
+        rest = rows.setdefault(OTHER, {"queued": 0, "oldest_s": 0.0})
+        rest["queued"] += queued[queue]
+        rest["oldest_s"] = max(rest["oldest_s"], oldest_s[queue])
+    return rows
 
 
 def _submitted_at_ms(task_id: str, fields: TaskFields) -> int:

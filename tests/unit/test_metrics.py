@@ -14,6 +14,8 @@ from node.gateway.app import build
 from node.observe.gauges import QUEUES_MAX, Counted
 from node.observe.metrics import Metrics, Pairs, Spread
 from node.observe.recovery_time import SESSIONS_MAX, Signs
+from node.queue.queries import QUEUES_MAX as QUEUES_MAX_COUNTED
+from node.queue.queries import queue_rows
 from tests.fake_engine import FakeEngine
 
 
@@ -104,6 +106,16 @@ def test_queues_beyond_the_bound_are_told_together_and_served_ones_always() -> N
     assert counted.oldest_s["other",] == 202
     counted.forget()
     assert (counted.states, counted.queued, counted.oldest_s) == ({}, {}, {})
+
+
+def test_counts_name_a_bounded_number_of_queues_and_lose_no_task() -> None:
+    queued = {f"q{n}": n for n in range(1, 1001)}
+    rows = queue_rows(queued, {queue: float(n) for queue, n in queued.items()}, ["q1", "idle"])
+    assert len(rows) == QUEUES_MAX_COUNTED + 1
+    assert sum(row["queued"] for row in rows.values()) == sum(queued.values())
+    assert rows["q1"] == {"queued": 1, "oldest_s": 1.0}, "served here, however few wait"
+    assert rows["q1000"] == {"queued": 1000, "oldest_s": 1000.0}
+    assert rows["other"]["oldest_s"] == 801.0
 
 
 def test_slots_are_told_by_queue() -> None:
