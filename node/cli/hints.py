@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.errors import RumorError
+from cluster.errors import ConfigError, RumorError
+from node.escapes import lines, one_line
 
 HINTS = {  # code -> what to do at a command line
     "unauthorized": "Set RUMOR_API_TOKEN to the cluster's token.",
@@ -20,4 +21,5 @@ def in_lines(error: RumorError) -> str:
     hint = error.hint if error.message.startswith(REFUSAL) else HINTS.get(error.code, error.hint)
     if error.idempotency_key:
         hint = f"Try again under --idempotency-key {error.idempotency_key}: what is stored is not stored twice."
-    return f"{error.code}: {error.message}" + (f"\n  {hint}" if hint else "")
+    text = lines if isinstance(error, ConfigError) else one_line  # ours, which may have several lines, or a node's
+    return text(f"{error.code}: {error.message}") + (f"\n  {text(hint)}" if hint else "")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.client.task import Page, Task
+from node.escapes import lines, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -97,16 +98,17 @@ def how_far(last: Page, found: int, searched: int) -> None:
     """On stderr: how far a listing looked that ended with this page, where that matters, and how to go on."""
     if found and last.is_complete:
         if last.cursor:
-            click.echo(f"more: --cursor {last.cursor}", err=True)
+            click.echo(f"more: --cursor {one_line(last.cursor)}", err=True)
         return
     looked = "" if last.searched is None else f"searched {searched:,} task{'' if searched == 1 else 's'}"
     if not found:
         looked = f"no task found; {looked}" if looked else "no task found"
-    click.echo(looked + (f"; to go on: --all, or --cursor {last.cursor}" if last.cursor else ""), err=True)
+    click.echo(looked + (f"; to go on: --all, or --cursor {one_line(last.cursor)}" if last.cursor else ""), err=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Styles) -> None:
     """A table on a terminal; elsewhere one line a row, with tabs between its cells."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(row))
@@ -127,8 +129,8 @@ def problems(rows: Iterable[Mapping[str, Any]]) -> None:
     """The problems of `GET /health`, worst first as they come, on stderr."""
     for problem in rows:
         colour = {"fatal": "red", "error": "red"}.get(str(problem.get("severity")), "yellow")
-        head = click.style(f"{problem.get('code')}:", fg=colour, bold=True)
-        click.echo(f"{head} {problem.get('message')}\n  {problem.get('hint', '')}", err=True)
+        head = click.style(f"{one_line(problem.get('code'))}:", fg=colour, bold=True)
+        click.echo(f"{head} {one_line(problem.get('message'))}\n  {one_line(problem.get('hint', ''))}", err=True)
 
 
 def task(shown: Task[Any]) -> None:
@@ -136,7 +138,7 @@ def task(shown: Task[Any]) -> None:
     fields = {name: value for name, value in shown.told.items() if value is not None and value != []}
     if not sys.stdout.isatty():
         for name, value in fields.items():
-            click.echo(f"{name.removesuffix('_ms'):<13} {as_text(name, value)}")
+            click.echo(f"{one_line(name.removesuffix('_ms')):<13} {as_text(name, value)}")
         return
     from rich.console import Console, Group
 
@@ -145,7 +147,7 @@ def task(shown: Task[Any]) -> None:
 
 def _task_parts(shown: Task[Any], fields: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The short fields side by side, then each long one under a head of its own."""
-    from rich.json import JSON
+    from rich.highlighter import JSONHighlighter
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -154,16 +156,17 @@ def _task_parts(shown: Task[Any], fields: Mapping[str, Any]) -> Iterator[Rendera
     for name, value in fields.items():
         if name not in LONG_FIELDS:
             style = STATE_STYLES.get(shown.state, "") if name == "state" else ""
-            grid.add_row(Text(name.removesuffix("_ms"), "dim"), Text(as_text(name, value), style))
+            grid.add_row(Text(one_line(name.removesuffix("_ms")), "dim"), Text(as_text(name, value), style))
     yield grid
     for name in ("data", "result"):
         if fields.get(name) is not None:
             yield Text(f"\n{name}", "bold")
-            yield Padding(JSON(json.dumps(fields[name])), (0, 0, 0, 2))
+            text = lines(json.dumps(fields[name], indent=2, ensure_ascii=False))
+            yield Padding(JSONHighlighter()(text), (0, 0, 0, 2))
     if shown.error is not None:
-        yield Text(f"\n{shown.error.type}: {shown.error.message}", "bold red")
+        yield Text(f"\n{one_line(shown.error.type)}: {lines(shown.error.message)}", "bold red")
         if shown.error.traceback:
-            yield Padding(Text(shown.error.traceback.rstrip(), "dim"), (0, 0, 0, 2))
+            yield Padding(Text(lines(shown.error.traceback.rstrip()), "dim"), (0, 0, 0, 2))
     if shown.history:
         yield Text("\nattempts that did not succeed", "bold")
         yield _attempts(shown.history)
@@ -178,22 +181,22 @@ def _attempts(history: Iterable[Mapping[str, Any]]) -> RenderableType:
         grid.add_column(head, no_wrap=head != "error")
     for attempt in history:
         error = attempt.get("error") or {}
-        outcome = str(attempt.get("outcome"))
+        outcome = one_line(attempt.get("outcome"))
         grid.add_row(
             when(attempt["at_ms"]),
-            str(attempt.get("attempt") or ""),
+            Text(one_line(attempt.get("attempt") or "")),
             Text(outcome, STATE_STYLES.get(outcome, "yellow")),
-            attempt.get("node_id") or "",
-            Text(f"{error['type']}: {error['message']}" if error else ""),
+            Text(one_line(attempt.get("node_id") or "")),
+            Text(f"{one_line(error['type'])}: {lines(error['message'])}" if error else ""),
         )
     return grid
 
 
 def as_text(name: str, value: Any) -> str:
-    """A field of a task as text."""
+    """A field of a task as text in a line."""
     if name.endswith("_at_ms"):
         return when(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    return one_line(value) if isinstance(value, str) else json.dumps(value)
 
 
 def when(at_ms: int) -> str:
@@ -215,7 +218,7 @@ def in_words(task: Task[Any]) -> str:
     attempt = f", attempt {task.attempt} of {task.max_attempts}" if task.attempt else ""
     share = task.progress
     percent = f", {share:.0%}" if isinstance(share, int | float) and 0 <= share <= 1 else ""
-    return f"{task.id} {task.state}{where}{attempt}{percent}"
+    return one_line(f"{task.id} {task.state}{where}{attempt}{percent}")
 
 
 @contextmanager
@@ -225,9 +228,10 @@ def waiting(text: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
         yield lambda _: None
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(text) as line:
-        yield line.update
+    with Console(stderr=True).status(Text(text)) as line:
+        yield lambda words: line.update(Text(words))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from node.client.blocking import SyncClient
 from node.client.errors import NotFinished
 from node.client.nodes import DEFAULT_URL, addresses
 from node.client.task import Page, Task
+from node.escapes import one_line
 
 WITHIN_S = 10.0
 REPLAY_WITHIN_S = 600.0
@@ -80,7 +81,8 @@ def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     """Ids of the latest tasks, for the shell; none if no node answers at once."""
     try:
         with connect(ctx.params.get("url") or "", within_s=COMPLETE_WITHIN_S) as client:
-            return [task.id for task in client.list(limit=COMPLETE_TASKS) if task.id.startswith(incomplete)]
+            ids = [one_line(task.id) for task in client.list(limit=COMPLETE_TASKS)]
+            return [task_id for task_id in ids if task_id.startswith(incomplete)]
     except RumorError:
         return []
 
@@ -123,7 +125,7 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
     output.problems(health.get("problems", ()))
     leader = view.get("leader")
     epoch = f", epoch {leader['epoch']}" if leader and "epoch" in leader else ""
-    click.echo(f"seen by {view['node_id']}, leader {leader['node_id'] if leader else 'none'}{epoch}")
+    click.echo(one_line(f"seen by {view['node_id']}, leader {leader['node_id'] if leader else 'none'}{epoch}"))
     output.table(output.MEMBER_HEAD, output.member_rows(view), output.MEMBER_STYLES)
     return 1 if health.get("status") == "unavailable" else 0
 
@@ -187,7 +189,7 @@ def submit(
         )
         if waits:
             return wait_for(client, task, wait_s, as_json, began_s)
-    output.as_json(task.told) if as_json else click.echo(task.id)
+    output.as_json(task.told) if as_json else click.echo(one_line(task.id))
     return 0
 
 
@@ -372,9 +374,9 @@ def submit_each(
                 result = item if isinstance(item, Invalid) else result
                 refused += 1
                 is_doubtful = is_doubtful or result.may_have_happened
-                click.echo(f"{result.code}: {result.message}", err=True)
+                click.echo(one_line(f"{result.code}: {result.message}"), err=True)
             else:
-                output.as_json(result.told) if as_json else click.echo(result.id)
+                output.as_json(result.told) if as_json else click.echo(one_line(result.id))
         done += len(results)
 
     with output.progress("submitting", len(items), quiet=as_json) as advance:
@@ -427,7 +429,7 @@ def for_each(call: Callable[[str], Task[Any]], task_ids: Sequence[str], as_json:
             failed += 1
             click.echo(f"{task_id} {hints.in_lines(error)}", err=True)
         else:
-            output.as_json(task.told) if as_json else click.echo(f"{task_id} {task.state}")
+            output.as_json(task.told) if as_json else click.echo(one_line(f"{task_id} {task.state}"))
     return 1 if failed else 0
 
 
@@ -451,8 +453,9 @@ def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json:
             tell(output.in_words(task))
     if not task.is_finished:
         click.echo(
-            f"not_finished: task {task.id} is {task.state} after {wait_s:g} s.\n"
-            f"  It goes on; wait again with `rumor task {task.id} --wait`, or cancel it.",
+            one_line(f"not_finished: task {task.id} is {task.state} after {wait_s:g} s.")
+            + "\n"
+            + one_line(f"  It goes on; wait again with `rumor task {task.id} --wait`, or cancel it."),
             err=True,
         )
         show_task(task, as_json)

@@ -14,6 +14,7 @@ import time
 import tty
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from rich.console import Console, ConsoleRenderable
 from rich.live import Live
@@ -21,6 +22,7 @@ from rich.live import Live
 from cluster.errors import ConfigError, RumorError, Unauthorized
 from node.cli.top_picture import EVENTS_KEPT, Board
 from node.client.asynchronous import Client
+from node.escapes import harmless, one_line
 
 DRAW_MIN_S = 0.1  # the time between two pictures, however much happens
 ASK_WITHIN_S = 3.0
@@ -92,7 +94,7 @@ class Top:
     async def _begin(self) -> None:
         await self._ask()
         with suppress(RumorError):  # while Redis is away, no node knows the sums
-            self._board.begin(await self._client.sums())
+            self._board.begin(harmless(await self._client.sums()))
 
     async def _keep_asking(self) -> None:
         while True:
@@ -101,14 +103,13 @@ class Top:
                 await self._ask()
                 self._board.trouble = ""
             except RumorError as error:
-                self._board.trouble = error.message
+                self._board.trouble = one_line(error.message)
             self._news.set()
 
     async def _ask(self) -> None:
         client, board = self._client, self._board
-        board.view, board.health, workers = await asyncio.gather(
-            client.cluster(events=0), client.health(), client.workers()
-        )
+        answers = await asyncio.gather(client.cluster(events=0), client.health(), client.workers())
+        board.view, board.health, workers = map(harmless, answers)
         board.slots = {row["node_id"]: row.get("queues", {}) for row in workers}
         board.url = client.nodes.first
 
@@ -116,7 +117,7 @@ class Top:
         while True:
             try:
                 async for event in self._client.events(within_s=float("inf")):
-                    self._board.take(event, time.monotonic())
+                    self._board.take(replace(event, data=harmless(event.data)), time.monotonic())
                     self._news.set()
             except Unauthorized:
                 raise

@@ -63,10 +63,11 @@ SENTENCES = {  # kind of event -> (sentence, style)
     "session_renewed": ("{node} goes on under a new session", "yellow"),
     "leader_elected": ("{node} leads, epoch {epoch}", "bold"),
     "leader_lost": ("there is no leader", "red"),
-    "shards_moved": ("{shards} shards moved to {to}", ""),
+    "shards_moved": ("{shards} moved to {to}", ""),
     "main_stalled": ("{node}'s event loop does not tick", "red"),
     "main_recovered": ("{node}'s event loop ticks again", "green"),
 }
+NO_OWNER = ("{shards} without an owner: no node is able to serve", "red")
 UNKNOWN_EVENT = ("{kind} {node}", "")  # from a node of a later version
 
 
@@ -317,6 +318,9 @@ def in_words(event: Mapping[str, Any]) -> Text:
     sentence, style = SENTENCES.get(str(event.get("kind")), UNKNOWN_EVENT)
     if event.get("kind") == "session_reaped" and not tasks:
         style = ""
+    to = event.get("to") or {}
+    if event.get("kind") == "shards_moved" and not to:
+        sentence, style = NO_OWNER
     text = sentence.format(
         kind=event.get("kind"),
         node=node,
@@ -324,8 +328,8 @@ def in_words(event: Mapping[str, Any]) -> Text:
         because=f": {because}" if because else "",
         tasks=f"{counted(tasks, 'task')} of {node} {'is' if tasks == 1 else 'are'}",
         epoch=event.get("epoch"),
-        shards=event.get("shards"),
-        to=", ".join(f"{owner} ({count})" for owner, count in (event.get("to") or {}).items()) or "no node",
+        shards=counted(event.get("shards", 0), "shard"),
+        to=", ".join(f"{owner} ({count})" for owner, count in to.items()),
     )
     return Text(text, style)
 

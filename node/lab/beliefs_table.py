@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from node.escapes import one_line
+
 NO_ANSWER = "no answer"
 GREEN, YELLOW, RED, OFF = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 COLOUR = {"healthy": GREEN, "cut_from_redis": YELLOW, "cut_from_peers": YELLOW, "dead": RED}
@@ -40,12 +42,14 @@ def belief(member: Mapping[str, Any] | None) -> str:
     if member is None:
         return "unknown"
     redis = {"unknown": "?"}.get(member["redis"], member["redis"])
-    return f"{member['state']}/{redis}"
+    return one_line(f"{member['state']}/{redis}")
 
 
 def led(view: Mapping[str, Any], numbers: Mapping[str, int]) -> str:
     leader = view.get("leader")
-    return f"{numbers.get(leader['node_id'], leader['node_id'])} (epoch {leader['epoch']})" if leader else "none"
+    return (
+        one_line(f"{numbers.get(leader['node_id'], leader['node_id'])} (epoch {leader['epoch']})") if leader else "none"
+    )
 
 
 def in_row(counts: Iterable[int]) -> str:

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster/shards": set(),
     "cluster/vitals": {"cluster/swim", "cluster/gossip"},
     "node/plural": set(),
+    "node/escapes": set(),
     "node/trace_context": set(),
     "node/schema": {"cluster/shards"},
     "node/tasks": {"cluster/shards", "node/trace_context", "node/observe"},  # a handler's own log
@@ -37,10 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("node/schema", "node/trace_context", "node/tasks", "node/observe", "node/work"),
     },
     "node/client": {"node/trace_context"},
-    "node/lab": {"node/client", "node/plural"},
+    "node/lab": {"node/client", "node/escapes", "node/plural"},
     "node/cli": {
         *("cluster/gossip", "cluster/shards"),
-        *("node/client", "node/lab", "node/observe", "node/plural", "node/main"),
+        *("node/client", "node/escapes", "node/lab", "node/observe", "node/plural", "node/main"),
     },
     "node/main": {
         *("cluster/gossip", "cluster/vitals"),

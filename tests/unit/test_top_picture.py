@@ -150,6 +150,11 @@ def test_events_are_told_newest_first_once_and_fill_the_height() -> None:
         ({"kind": "session_reaped", "node_id": "n4", "by": "n1", "tasks": 3}, "3 tasks of n4 are queued again, by n1"),
         ({"kind": "session_reaped", "node_id": "n4", "by": "n1", "tasks": 1}, "1 task of n4 is queued again, by n1"),
         ({"kind": "shards_moved", "node_id": "n1", "shards": 3, "to": {"n1": 3}}, "3 shards moved to n1 (3)"),
+        ({"kind": "shards_moved", "node_id": "n1", "shards": 1, "to": {"n2": 1}}, "1 shard moved to n2 (1)"),
+        (
+            {"kind": "shards_moved", "node_id": "n1", "shards": 64, "to": {}},
+            "64 shards without an owner: no node is able to serve",
+        ),
         ({"kind": "something_new", "node_id": "n1"}, "something_new n1"),
     ],
 )
