@@ -179,7 +179,8 @@ def command_line() -> str:
         "`RUMOR_API_TOKEN`. An error is two lines on stderr: what happened, and what to do. Exit status 0: done; 1: "
         "the command failed, or the task that you asked for is dead or cancelled; 2: the command line or the "
         "configuration is wrong, and nothing was done; 3: the task that `--wait-s` waited for still goes on. "
-        "`python -m node` is the same as `rumor`.\n",
+        "`python -m node` is the same as `rumor`. A command that concerns tasks which it does not name (`rumor purge`, "
+        "`rumor replay` without ids) asks first; without a terminal it needs `--yes`.\n",
         "| command | does |",
         "| --- | --- |",
     ]

@@ -10,33 +10,33 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from io import TextIOWrapper
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from cluster import header_text
-from cluster.errors import BadRequest, ConfigError, Invalid, RumorError
+from cluster.errors import BadRequest, ConfigError, RumorError
 from node.cli import hints, output
-from node.client import batches, calls
+from node.cli.each import parse_data, submit_each
 from node.client.asking import WAIT_SPARE_S
 from node.client.blocking import SyncClient
 from node.client.errors import NotFinished
 from node.client.nodes import DEFAULT_URL, addresses
 from node.client.task import Page, Task
 from node.escapes import one_line
+from node.plural import counted
 
 WITHIN_S = 10.0
 REPLAY_WITHIN_S = 600.0
 WAIT_STEP_S = 2.0  # the time between two looks at the progress of a task
 FIRST_WAIT_S = 0.5  # the time in which a short task ends before anything is shown about it
 SILENCE_MAX_S = 30.0  # the time for which a wait goes on while no node answers
-EACH_CHUNK = batches.BATCH_TASKS
 ENDED_BADLY = ("dead", "cancelled")
 TIME_IS_UP = 3
 STATES = ("scheduled", "waiting", "queued", "running", "retrying", "succeeded", "dead", "cancelled")
 EVENT_NAMES = ("member", "leader", "shards", "fence", "task")
+COUNTED_MAX = 500  # dead tasks that are counted before the question; of more it says at least so many
 COMPLETE_WITHIN_S = 1.0
 COMPLETE_TASKS = 50
 SHELLS = ("bash", "zsh", "fish")
@@ -263,18 +263,30 @@ def cancel(task_ids: tuple[str, ...], url: str, ca_file: str, as_json: bool) -> 
 
 @click.command()
 @click.argument("task_ids", nargs=-1, metavar="[ID…]", shell_complete=complete_id)
-@click.option("--type", "task_type", help="Only tasks of this type.")
-@click.option("--limit", type=int, help="At most this many.")
+@click.option("--type", "task_type", callback=filled, help="Only tasks of this type.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many.")
+@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
 @remote_options
 def replay(
-    task_ids: tuple[str, ...], task_type: str | None, limit: int | None, url: str, ca_file: str, as_json: bool
+    task_ids: tuple[str, ...],
+    task_type: str | None,
+    limit: int | None,
+    is_sure: bool,
+    url: str,
+    ca_file: str,
+    as_json: bool,
 ) -> int:
-    """Run dead tasks again: those named, else all in the dead letter queue."""
+    """Run dead tasks again: those named, else all in the dead letter queue.
+
+    Asks first unless the tasks are named; without a terminal it needs --yes.
+    """
     with connect(url, ca_file) as client:
         if task_ids:
             return for_each(client.retry, task_ids, as_json)
-        with output.waiting("replaying the dead letter queue", quiet=as_json):
-            replayed = client.replay(type=task_type, limit=limit, within_s=REPLAY_WITHIN_S)
+        replayed = 0
+        if is_sure or ask(client, "Run {tasks} again?", task_type, limit):
+            with output.waiting("replaying the dead letter queue", quiet=as_json):
+                replayed = client.replay(type=task_type, limit=limit, within_s=REPLAY_WITHIN_S)
     output.as_json({"replayed": replayed}) if as_json else click.echo(f"replayed {replayed}")
     return 0
 
@@ -284,16 +296,30 @@ def replay(
 @remote_options
 def purge(is_sure: bool, url: str, ca_file: str, as_json: bool) -> int:
     """Remove all dead tasks, with their data and errors. Asks first; without a terminal it needs --yes."""
-    if not is_sure:
-        if not sys.stdin.isatty():
-            raise click.UsageError(
-                "This removes all dead tasks for good, and nobody is there to confirm it: add --yes."
-            )
-        click.confirm("Remove all dead tasks, their data and errors?", abort=True, err=True)
     with connect(url, ca_file) as client:
-        removed = client.purge_dead()
+        removed = 0
+        if is_sure or ask(client, "Remove {tasks}, their data and errors?"):
+            removed = client.purge_dead()
     output.as_json({"removed": removed}) if as_json else click.echo(f"removed {removed}")
     return 0
+
+
+def ask(client: SyncClient, question: str, task_type: str | None = None, limit: int | None = None) -> bool:
+    """Ask before dead tasks are changed that the command line does not name; False if there are none.
+
+    Raises Abort for a no, and UsageError without a terminal.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError("This concerns all dead tasks, and nobody is there to confirm it: add --yes.")
+    page = client.page(state="dead", type=task_type, limit=min(limit or COUNTED_MAX, COUNTED_MAX))
+    known = len(page.tasks)
+    is_all = page.cursor is None or known == limit
+    if not known and is_all:
+        return False
+    tasks = counted(known, "dead task") if is_all else f"at least {counted(known, 'dead task')}"
+    if task_type is not None:
+        tasks += f" of type {one_line(task_type)}"
+    return click.confirm(question.format(tasks=tasks), abort=True, err=True)
 
 
 @click.command()
@@ -356,65 +382,6 @@ def completion(shell: str) -> int:
     return 0
 
 
-def submit_each(
-    client: SyncClient, task_type: str, options: dict[str, Any], idempotency_key: str | None, as_json: bool
-) -> int:
-    """Submit the lines of standard input; ids on stdout, errors on stderr. Status 1 if one was refused."""
-    items: list[Any] = [item_of(line, task_type, options) for line in lines_of_input()]
-    base = calls.new_key() if idempotency_key is None else idempotency_key
-    header_text.idempotency_key(base, batches.key_max(EACH_CHUNK) - len(f"/{len(items)}"))
-    go_on = f"The same input under --idempotency-key {base} gives the same tasks, and adds those that are missing."
-    done = refused = 0
-    is_doubtful = False
-
-    def show(results: Sequence[calls.Result]) -> None:
-        nonlocal done, refused, is_doubtful
-        for item, result in zip(items[done:], results, strict=False):
-            if isinstance(result, RumorError):
-                result = item if isinstance(item, Invalid) else result
-                refused += 1
-                is_doubtful = is_doubtful or result.may_have_happened
-                click.echo(one_line(f"{result.code}: {result.message}"), err=True)
-            else:
-                output.as_json(result.told) if as_json else click.echo(one_line(result.id))
-        done += len(results)
-
-    with output.progress("submitting", len(items), quiet=as_json) as advance:
-        try:
-            for first, chunk in chunks(items):
-                # The chunk's place in the input is part of its key, so that the same input means the same tasks.
-                show(client.submit_many(chunk, idempotency_key=f"{base}/{first}"))
-                advance(len(chunk))
-        except BaseException as error:  # Ctrl-C, a closed pipe: whatever it is, more may be stored than was shown
-            if done or not isinstance(error, RumorError):
-                show(getattr(error, "results", []))
-                click.echo(f"cut off after {done:,} of {len(items):,} lines.\n  {go_on}", err=True)
-            raise
-    if is_doubtful:
-        click.echo(f"some of them may be stored.\n  {go_on}", err=True)
-    return 1 if refused else 0
-
-
-def lines_of_input() -> list[str]:
-    """The lines of standard input that are not blank. Only a line feed ends a line: JSON may hold all other breaks."""
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is refused by itself
-    return [line for line in sys.stdin.read().split("\n") if line.strip()]
-
-
-def item_of(line: str, task_type: str, options: dict[str, Any]) -> dict[str, Any] | Invalid:
-    """The submission of a line, or what is wrong with it: the client refuses it then, and keeps its place."""
-    try:
-        return {"type": task_type, "data": parse_data(line), **options}
-    except Invalid as error:
-        return error
-
-
-def chunks(items: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
-    for first in range(0, len(items), EACH_CHUNK):
-        yield first, items[first : first + EACH_CHUNK]
-
-
 def for_each(call: Callable[[str], Task[Any]], task_ids: Sequence[str], as_json: bool) -> int:
     """Make the call for each id, also after it failed for another."""
     failed = 0
@@ -466,12 +433,3 @@ def wait_for(client: SyncClient, task: Task[Any], wait_s: float | None, as_json:
 def show_task(task: Task[Any], as_json: bool) -> int:
     output.as_json(task.told) if as_json else output.task(task)
     return 1 if task.state in ENDED_BADLY else 0
-
-
-def parse_data(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    except (ValueError, RecursionError) as error:  # JSON all the same, so it is no text
-        raise Invalid(f"this JSON is too much: {error}.", "Use shorter numbers, and nest less deeply.") from None

@@ -189,7 +189,13 @@ def test_dead_letters_are_replayed_one_by_one_and_all_at_once(steady: LaunchedCl
     page.page.get_by_role("button", name="Replay 1 selected").click()
     page.until("document.getElementById('dead-note').textContent.includes('1 task queued again')")
     assert deliveries() == [2, 1, 1]
-    page.page.get_by_role("button", name="Replay all").click()
+    page.until("(tasks.sums.at(-1)?.states ?? {}).dead === 3")
+    page.page.get_by_role("button", name="Replay all…").click()
+    assert page.text("#sure-text") == "Run 3 dead tasks again? Each gets its full number of attempts."
+    page.page.locator("#sure").get_by_role("button", name="Cancel").click()
+    assert deliveries() == [2, 1, 1]
+    page.page.get_by_role("button", name="Replay all…").click()
+    page.page.locator("#sure").get_by_role("button", name="Replay all").click()
     page.until("document.getElementById('dead-note').textContent.includes('3 tasks queued again')")
     assert deliveries() == [3, 2, 2]
     page.page.get_by_role("button", name="Remove all…").click()
@@ -270,6 +276,8 @@ CONTRAST = """
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const [a, b] = [light(name), light(ground)].sort((x, y) => y - x);
+    page.until("(tasks.sums.at(-1)?.states ?? {}).dead === 3")
   return (a + 0.05) / (b + 0.05);
 }
+    assert page.text("#sure-text") == "Remove 3 dead tasks? Nobody can restore their data and errors."
 """

@@ -413,7 +413,7 @@ def test_all_pages_of_a_list_are_printed_one_after_the_other(
 def test_cancel_and_replay(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cancel", "01A-1f") == 0
     assert run("replay", "01B-1f") == 0
-    assert run("replay", "--type", "noop", "--limit", "9") == 0
+    assert run("replay", "--type", "noop", "--limit", "9", "--yes") == 0
     assert [one["call"] for one in asked] == [
         ("DELETE", "/tasks/01A-1f"),
         ("POST", "/tasks/01B-1f/retry"),
@@ -421,6 +421,53 @@ def test_cancel_and_replay(asked: list[dict[str, Any]], capsys: pytest.CaptureFi
     ]
     assert json.loads(asked[-1]["body"]) == {"type": "noop", "limit": 9}
     assert capsys.readouterr().out.splitlines() == ["01A-1f cancelled", "01B-1f queued", "replayed 3"]
+
+
+class Terminal(io.StringIO):
+    """A standard input at which somebody sits."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("words", "question", "call"),
+    [
+        (["replay"], "Run 2 dead tasks again?", ("POST", "/dead/replay")),
+        (["replay", "--type", "noop"], "Run 2 dead tasks of type noop again?", ("POST", "/dead/replay")),
+        (["replay", "--limit", "2"], "Run 2 dead tasks again?", ("POST", "/dead/replay")),
+        (["replay", "--limit", "9"], "Run at least 2 dead tasks again?", ("POST", "/dead/replay")),
+        (["purge"], "Remove 2 dead tasks, their data and errors?", ("DELETE", "/dead")),
+    ],
+)
+def test_what_names_no_task_asks_and_without_a_terminal_wants_yes(
+    asked: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    question: str,
+    call: tuple[str, str],
+) -> None:
+    rows = ANSWERS["GET", "/tasks"][1]["tasks"]
+    cursor = "c2" if "at least" in question else None
+    monkeypatch.setitem(ANSWERS, ("GET", "/tasks"), (200, {"tasks": rows, "cursor": cursor}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert run(*words) == 2
+    assert "add --yes" in capsys.readouterr().err
+    assert asked == []
+    for said, status in (("n\n", 130), ("", 130), ("y\n", 0)):
+        monkeypatch.setattr("sys.stdin", Terminal(said))
+        assert run(*words) == status
+        assert question in capsys.readouterr().err
+        assert (asked[-1]["call"] == call) == (status == 0)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    asked.clear()
+    assert run(*words, "--yes") == 0
+    assert [one["call"] for one in asked] == [call]
+    monkeypatch.setitem(ANSWERS, ("GET", "/tasks"), (200, {"tasks": [], "cursor": None}))
+    monkeypatch.setattr("sys.stdin", Terminal(""))
+    assert run(*words) == 0, "nothing to ask about"
+    assert asked[-1]["call"] == ("GET", "/tasks")
 
 
 def test_status_shows_both_witnesses_and_the_shards(

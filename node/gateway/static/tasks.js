@@ -332,14 +332,17 @@ const tasks = (() => {
     setTimeout(loadDead, 50);
     return `${many(ids.length - failed.length, "task")} queued again.${failed.length ? ` ${failed[0].reason.message}` : ""}`;
   }));
-  $("replay-all").addEventListener("click", () => acting($("replay-all"), $("dead-note"), async () => {
-    const { replayed } = await net.change("POST", "/dead/replay", {});
-    dead.page = 0;
-    setTimeout(loadDead, 50);
-    return `${many(replayed, "task")} queued again.`;
-  }));
+  $("replay-all").addEventListener("click", async () => {
+    if (!(await isSure(`Run ${deadWords()} again? Each gets its full number of attempts.`, "Replay all", "main"))) return;
+    acting($("replay-all"), $("dead-note"), async () => {
+      const { replayed } = await net.change("POST", "/dead/replay", {});
+      dead.page = 0;
+      setTimeout(loadDead, 50);
+      return `${many(replayed, "task")} queued again.`;
+    });
+  });
   $("purge").addEventListener("click", async () => {
-    if (!(await isSure("Remove all dead letters? Nobody can restore their data and errors.", "Remove all"))) return;
+    if (!(await isSure(`Remove ${deadWords()}? Nobody can restore their data and errors.`, "Remove all", "bad"))) return;
     acting($("purge"), $("dead-note"), async () => {
       const { removed } = await net.change("DELETE", "/dead");
       setTimeout(loadDead, 300);
@@ -347,12 +350,21 @@ const tasks = (() => {
     });
   });
 
-  function isSure(question, yes) {
+  // How many dead tasks there are, as the cluster counted last; until it has, as many as the list shows.
+  function deadWords() {
+    const last = tasks.sums.at(-1);
+    if (last && last.states) return many(last.states.dead, "dead task");
+    const isAll = !dead.cursor && dead.page === 0;
+    return `${isAll ? "" : "more than "}${many(dead.rows.length, "dead task")}`;
+  }
+
+  function isSure(question, yes, tone) {
     const dialog = $("sure");
     say($("sure-text"), question);
     say($("sure-yes"), yes);
     dialog.returnValue = "";
     dialog.showModal();
+    mark($("sure-yes"), "class", tone);
     return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
   }
 
