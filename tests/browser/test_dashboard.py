@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -139,6 +140,84 @@ def test_bad_data_is_told_beside_the_form_and_nothing_is_submitted(steady: Launc
     assert [task["id"] for task in remote.call("GET", "/tasks")[1]["tasks"]] == [task["id"] for task in before]
 
 
+NUMBERS = (
+    *("9007199254740993", "-9007199254740993", "123456789012345678901234567890", "1.10", "-0", "-0.0", "0.1000", "1e2"),
+    *("1E+2", "1e-7", "1.7976931348623157e308", "5e-324", "0.30000000000000004", "18446744073709551615"),
+)
+
+
+def test_numbers_are_submitted_and_shown_as_they_are_written(steady: LaunchedCluster, open_page: Open) -> None:
+    text = '{"2": [' + ", ".join(NUMBERS) + '], "1": {"deep": 9007199254740993}, "2": 1.10, "s": "1.10 \\u00e9"}'
+    lines = ["{", '  "2": [', *(f"    {number}," for number in NUMBERS[:-1]), f"    {NUMBERS[-1]}", "  ],"]
+    lines += ['  "1": {', '    "deep": 9007199254740993', "  },", '  "2": 1.10,', '  "s": "1.10 é"', "}"]
+    page = open_page(steady.url(1) + "/#/tasks")
+    for many in ("1", "3"):
+        page.page.get_by_role("button", name="Submit a task").click()
+        page.page.get_by_label("Type", exact=True).last.fill("noop")
+        page.page.get_by_label("Data, as JSON").fill(text)
+        page.page.get_by_label("How many").fill(many)
+        page.page.get_by_role("button", name="Submit", exact=True).click()
+        page.until("!document.getElementById('submit').open")
+        (newest,) = steady.remote(1).call("GET", "/tasks?limit=1&type=noop")[1]["tasks"]
+        raw = steady.remote(1).request("GET", f"/tasks/{newest['id']}")[1].decode()
+        assert text in raw, "the node has the digits that were typed"
+        page.go(f"#/tasks/{newest['id']}")
+        page.until("document.querySelector('#task h1')?.textContent.includes('succeeded')")
+        assert page.page.locator("#task pre").first.inner_text().splitlines() == lines
+        page.go("#/tasks")
+
+
+def test_what_is_no_number_of_json_is_told_beside_the_form(steady: LaunchedCluster, open_page: Open) -> None:
+    page = open_page(steady.url(1) + "/#/tasks")
+    page.page.get_by_role("button", name="Submit a task").click()
+    for text, why in (("1e400", "number out of range"), ("01", "not JSON"), ("NaN", "not JSON"), ("+1", "not JSON")):
+        page.page.get_by_label("Data, as JSON").fill(text)
+        page.page.get_by_role("button", name="Submit", exact=True).click()
+        page.until(f"document.getElementById('submit-note').textContent.includes({why!r})")
+
+
+def test_json_is_laid_out_as_javascript_would_but_for_its_digits(steady: LaunchedCluster, open_page: Open) -> None:
+    page = open_page(steady.url(1))
+    values: list[Any] = [None, {}, [], [[]], [{}], {"a": {}}, "", '"', "\\", '\\"', "{[,:]}", "\n\u2028\x7f", 0, True]
+    values += [
+        {"a": [1, "x", {"b": None}], "": {"c": [[], {}]}},
+        ["a\\", {'\\"': 1}],
+        "é😀",
+        "x" * 1_000_000,
+        [[1]] * 99,
+    ]
+    for value in values:
+        for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=3)):
+            laid_out = page.page.evaluate("text => exact.laidOut(text)", text)
+            assert laid_out == page.page.evaluate("text => JSON.stringify(JSON.parse(text), null, 2)", text)
+    fields = page.page.evaluate(
+        "text => exact.fieldsOf(text)", '{"a" : 1.10 ,"b":{"c":[1,{"d":2}],"e":"}"}, "f\\"":"x,\\":", "g":[]}'
+    )
+    assert fields == {"a": "1.10", "b": '{"c":[1,{"d":2}],"e":"}"}', 'f"': '"x,\\":"', "g": "[]"}
+    assert page.page.evaluate("exact.fieldsOf('{}')") == {}
+    assert page.page.evaluate("exact.withField({}, 'data', '1.10')") == '{"data":1.10}'
+
+
+def test_the_docs_page_shows_the_digits_of_an_answer(steady: LaunchedCluster, one_browser: Any) -> None:
+    from scripts.screenshots import until
+
+    context = one_browser.new_context()
+    page = context.new_page()
+    page.goto(steady.url(1) + "/docs#submit")
+    call = page.locator("#submit")
+    call.get_by_label("Body", exact=True).fill('{"type": "noop", "data": [9007199254740993, 1.10]}')
+    call.get_by_label("Idempotency-Key").fill("ключ é")
+    call.get_by_role("button", name="Send").click()
+    call.locator("[role=status] .status[data-kind='2']").wait_for()
+    shown = "[...document.querySelectorAll('#submit pre')].at(-1).textContent"
+    until(page, shown + ".includes('9007199254740993,\\n    1.10\\n')")
+    submission = {"type": "noop", "data": [9007199254740993, 1.1]}
+    headers = {"Idempotency-Key": "ключ é"}
+    status, _ = steady.remote(1).request("POST", "/tasks", submission, headers=headers)
+    assert status == 200, "the same key from another client"
+    context.close()
+
+
 def test_a_search_says_how_far_it_looked_goes_on_and_is_not_repeated_by_itself(
     cluster: Cluster, open_page: Open
 ) -> None:
@@ -198,7 +277,9 @@ def test_dead_letters_are_replayed_one_by_one_and_all_at_once(steady: LaunchedCl
     page.page.locator("#sure").get_by_role("button", name="Replay all").click()
     page.until("document.getElementById('dead-note').textContent.includes('3 tasks queued again')")
     assert deliveries() == [3, 2, 2]
+    page.until("(tasks.sums.at(-1)?.states ?? {}).dead === 3")
     page.page.get_by_role("button", name="Remove all…").click()
+    assert page.text("#sure-text") == "Remove 3 dead tasks? Nobody can restore their data and errors."
     page.page.locator("#sure").get_by_role("button", name="Remove all").click()
     page.until("document.querySelectorAll('#dead-rows tr').length === 0")
 
@@ -276,8 +357,6 @@ CONTRAST = """
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const [a, b] = [light(name), light(ground)].sort((x, y) => y - x);
-    page.until("(tasks.sums.at(-1)?.states ?? {}).dead === 3")
   return (a + 0.05) / (b + 0.05);
 }
-    assert page.text("#sure-text") == "Remove 3 dead tasks? Nobody can restore their data and errors."
 """

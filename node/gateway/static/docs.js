@@ -215,7 +215,11 @@ async function pour(response, where) {
     where.textContent = text.length > SHOWN_MAX ? `…${text.slice(-SHOWN_MAX)}` : text;
     if (done) break;
   }
-  if (isJson && text.length <= SHOWN_MAX) try { where.textContent = pretty(JSON.parse(text)); } catch { /* NDJSON stays as it is */ }
+  if (!isJson || text.length > SHOWN_MAX) return;
+  try {
+    JSON.parse(text); // NDJSON is no JSON, and stays as it is
+    where.textContent = exact.laidOut(text);
+  } catch { /* as it is */ }
 }
 
 function asCurl(method, target, headers, body) {

@@ -36,6 +36,7 @@ const net = (() => {
     Refused,
     headers,
     read,
+    readAsText,
     change,
     follow,
   };
@@ -49,13 +50,19 @@ const net = (() => {
     const sent = { method: options.method || "GET", headers: headers(options.headers), body: options.body, signal };
     const response = await fetch(url + path, sent);
     if (response.status === 401) askToken();
-    const body = await response.json();
+    const text = await response.text();
+    const body = JSON.parse(text);
     if (!response.ok && body.error) throw new Refused(response.status, body.error);
-    return body;
+    return { body, text };
   }
 
   // Reads from the current node. If it does not answer, the page moves on to another node and asks that one.
   async function read(path) {
+    return (await readAsText(path)).body;
+  }
+
+  // The same, with the text of the answer beside its value.
+  async function readAsText(path) {
     try {
       return await request(net.base, path, { timeoutMs: 4000 });
     } catch (error) {
@@ -67,17 +74,18 @@ const net = (() => {
     }
   }
 
+  // `body`: a value, or the text of one.
   async function change(method, path, body) {
     if (net.base !== HOME) {
       throw new Error(`This page's own node does not answer. To change something, open the page of ${net.base.split("//")[1]}.`);
     }
     const options = { method, timeoutMs: 20000 };
     if (body !== undefined) {
-      options.body = JSON.stringify(body);
+      options.body = typeof body === "string" ? body : JSON.stringify(body);
       options.headers = { "Content-Type": "application/json" };
     }
     try {
-      return await request(HOME, path, options);
+      return (await request(HOME, path, options)).body;
     } catch (error) {
       if (error instanceof Refused) throw error;
       throw new Error("The node did not answer, but it may have done what you asked for. Look before you try again.");

@@ -362,9 +362,9 @@ const tasks = (() => {
     const dialog = $("sure");
     say($("sure-text"), question);
     say($("sure-yes"), yes);
+    mark($("sure-yes"), "class", tone);
     dialog.returnValue = "";
     dialog.showModal();
-    mark($("sure-yes"), "class", tone);
     return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
   }
 
@@ -387,8 +387,9 @@ const tasks = (() => {
     clearTimeout(taskTimer);
     shownId = id;
     let task = null;
+    let text = "";
     try {
-      task = await net.read(`/tasks/${encodeURIComponent(id)}`);
+      ({ body: task, text } = await net.readAsText(`/tasks/${encodeURIComponent(id)}`));
     } catch (error) {
       if (shownId !== id) return;
       $("task").replaceChildren(back(), el("h1", {}, "This task cannot be shown"), el("p", { class: "note wide" }, error.message));
@@ -396,17 +397,17 @@ const tasks = (() => {
       return;
     }
     if (shownId !== id || $("view-task").hidden) return;
-    const text = JSON.stringify(task);
     if (text !== shownText) {
       shownText = text;
-      showTask(task);
+      showTask(task, exact.fieldsOf(text));
     }
     if (!TERMINAL.includes(task.state)) taskTimer = setTimeout(() => loadTask(id), document.hidden ? 4000 : 700);
   }
 
   const back = () => el("p", { class: "note" }, el("a", { href: "#/tasks" }, "All tasks"));
 
-  function showTask(task) {
+  // `texts`: each field of the task as the node wrote it, for what must be shown to the last digit.
+  function showTask(task, texts) {
     const box = $("task");
     const focused = document.activeElement && box.contains(document.activeElement) ? document.activeElement.id : "";
     const isOver = TERMINAL.includes(task.state);
@@ -416,13 +417,13 @@ const tasks = (() => {
         el("h1", {}, `${task.type}: `, el("span", { class: TONE[task.state] }, task.state)),
         el("p", { class: "actions" }, ...actions(task))),
       el("p", { class: "mono dim" }, task.id),
-      task.progress === null || isOver ? "" : progressBar(task.progress),
+      task.progress === null || isOver ? "" : progressBar(task.progress, texts.progress),
       el("dl", { class: "facts" }, ...facts(task)),
       el("div", { class: "blocks" },
         el("div", {}, el("h2", {}, "History"), el("ol", { class: "history", id: "history" }, ...historyOf(task))),
-        el("div", {}, el("h2", {}, "Data"), pre(task.data),
-          ...(task.error === null ? [] : [el("h2", {}, "Error"), errorBlock(task.error)]),
-          ...(task.state === "succeeded" ? [el("h2", {}, "Result"), pre(task.result)] : []))));
+        el("div", {}, el("h2", {}, "Data"), pre(texts.data),
+          ...(task.error === null ? [] : [el("h2", {}, "Error"), errorBlock(task.error, texts.error)]),
+          ...(task.state === "succeeded" ? [el("h2", {}, "Result"), pre(texts.result)] : []))));
     if (focused && $(focused)) $(focused).focus();
   }
 
@@ -467,18 +468,18 @@ const tasks = (() => {
     return task.trace_url ? el("a", { href: task.trace_url, target: "_blank", rel: "noopener" }, id) : id;
   }
 
-  function progressBar(progress) {
+  function progressBar(progress, text) {
     const isCounted = progress && typeof progress.done === "number" && progress.total;
     const share = isCounted ? progress.done / progress.total : progress;
-    if (typeof share !== "number") return el("p", {}, `Progress: ${JSON.stringify(progress)}`);
+    if (typeof share !== "number") return el("p", {}, `Progress: ${text}`);
     return el("p", {}, el("progress", { max: 1, value: share, "aria-label": "Progress" }), ` ${Math.round(share * 100)} %`);
   }
 
-  const pre = (value) => el("pre", { tabindex: "0" }, JSON.stringify(value, null, 2));
+  const pre = (text = "null") => el("pre", { tabindex: "0" }, exact.laidOut(text));
 
-  function errorBlock(error) {
+  function errorBlock(error, whole) {
     const trace = error && error.traceback ? `\n\n${error.traceback}` : "";
-    const text = typeof error === "object" && error ? `${error.type}: ${error.message}${trace}` : JSON.stringify(error, null, 2);
+    const text = typeof error === "object" && error ? `${error.type}: ${error.message}${trace}` : exact.laidOut(whole);
     return el("pre", { tabindex: "0", id: "error" }, text);
   }
 
@@ -555,9 +556,9 @@ const tasks = (() => {
 
   $("submit-form").addEventListener("submit", async (event) => {
     event.preventDefault();
-    let data;
+    const data = $("s-data").value.trim() || "null";
     try {
-      data = JSON.parse($("s-data").value.trim() || "null");
+      JSON.parse(data); // the node gets the text, to the last digit
     } catch (error) {
       say($("submit-note"), `The data is not JSON: ${error.message}`);
       return;
@@ -572,10 +573,11 @@ const tasks = (() => {
   });
 
   async function submit(data) {
-    const body = { type: $("s-type").value.trim(), data };
-    if ($("s-priority").value) body.priority = $("s-priority").value;
-    if ($("s-delay").value) body.delay_s = Number($("s-delay").value);
-    if ($("s-attempts").value) body.max_attempts = Number($("s-attempts").value);
+    const options = { type: $("s-type").value.trim() };
+    if ($("s-priority").value) options.priority = $("s-priority").value;
+    if ($("s-delay").value) options.delay_s = Number($("s-delay").value);
+    if ($("s-attempts").value) options.max_attempts = Number($("s-attempts").value);
+    const body = exact.withField(options, "data", data);
     const times = Math.max(1, Math.min(10000, Number($("s-count").value) || 1));
     if (times === 1) {
       const task = await net.change("POST", "/tasks", body);
@@ -583,7 +585,7 @@ const tasks = (() => {
       location.hash = `#/tasks/${task.id}`;
       return;
     }
-    const answer = await net.change("POST", "/tasks/batch", Array(times).fill(body));
+    const answer = await net.change("POST", "/tasks/batch", `[${Array(times).fill(body)}]`);
     if (answer.rejected) {
       const { message } = answer.results.find((result) => result.error).error;
       throw new Error(`${count(answer.accepted)} accepted, ${count(answer.rejected)} rejected: ${message}`);
