@@ -168,10 +168,10 @@ def _leave(error: BaseException, results: list[Result], items: int, base: str) -
 
 
 def _submission(item: Item) -> bytes:
-    if isinstance(item, Mapping):
-        return encoded(item if isinstance(item, dict) else dict(item))
     if isinstance(item, tuple) and len(item) == 2:
         return encoded({"type": item[0], "data": item[1]})
+    if isinstance(item, Mapping):
+        return encoded(item if isinstance(item, dict) else dict(item))
     what = f"a tuple of {len(item)}" if isinstance(item, tuple) else f"of type {type(item).__name__}"
     raise Invalid(f"this item is {what}.", "Give a pair (type, data), or a mapping with the fields of a submission.")
 

@@ -228,3 +228,12 @@ def test_the_command_line_submits_with_click_and_says_what_a_node_lacks(
             told.stderr,
         ), (command, told.stderr)
         assert told.returncode == 2
+
+
+def test_other_values_need_msgspec_and_a_picture_needs_rich(installed: Callable[..., Path], tmp_path: Path) -> None:
+    python = installed("msgspec", "click", "rich", "aiohttp")
+    use = "from datetime import date; print(SyncClient(url).submit('noop', date(2030, 1, 31)).id)"
+    told = run(python, "-c", SUBMIT + use, at=tmp_path)
+    assert (told.stdout, told.stderr) == ("1-1f\n", "")
+    told = run(python, "-m", "node", "top", "--once", "--url", "http://127.0.0.1:1", at=tmp_path)
+    assert told.stderr.startswith("unreachable: http://127.0.0.1:1 does not answer")
