@@ -18,7 +18,14 @@ LEADER_CATALOG = "{leader}:catalog"  # hash: type -> msgpack of its queue, defau
 LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, by each node itself; until forget.lua
 LEADER_NEVER = "{leader}:never"  # never exists: the guard of the scripts in this slot (see `never`)
 LEADER_KEYS = "{leader}:keys"  # hash: node_id -> fingerprints of its gossip keys; as long as the row in members
+PARKED = "@"  # begins the name of the queue in which tasks wait for a handler of their type; no other queue's name does
 LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; PX forget_s; nothing reads it yet
+
+
+def handlers(node_id: str) -> str:
+    """String: the types for which this node has handlers, msgpack; the node writes it again and again. PX."""
+    return f"{{leader}}:handlers:{node_id}"
+
 
 TIMELINE = "{timeline}:events"  # list: the last events that nodes told the cluster, JSON; PX TIMELINE_TTL_MS
 TIMELINE_NEVER = "{timeline}:never"  # never exists: the guard of the script in this slot
@@ -72,6 +79,11 @@ def ready(shard: int, queue: str) -> str:
 def ready_prefix(shard: int) -> str:
     """Prefix to which scripts append a queue's name."""
     return f"{tag(shard)}:ready:"
+
+
+def parked(type_: str) -> str:
+    """Name of the queue of tasks whose type no live node has a handler for; by the time at which they began to wait."""
+    return PARKED + type_
 
 
 def queues(shard: int) -> str:

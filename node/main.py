@@ -103,6 +103,14 @@ async def _ask_redis(client: redis.asyncio.Redis, config: Config, keys: Sequence
     return notes
 
 
+def _no_tasks_in(module: str) -> dict[str, str]:
+    """The note for /health on a module of `tasks` that gives this node nothing to run, logged too."""
+    message = f"tasks names {module!r}, which was imported and declares no task: this node runs no type of it."
+    hint = "Decorate its functions with @task, or name the module that has them."
+    log.warning("no_tasks_in_module", module=module, message=message, hint=hint)
+    return {"code": "no_tasks_in_module", "message": message, "hint": hint}
+
+
 async def run(config: Config) -> int:
     """Run one node until a signal; the exit status. Raises RumorError when it cannot start."""
     loop = asyncio.get_running_loop()
@@ -122,7 +130,7 @@ async def run(config: Config) -> int:
     meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, scheme, config.public_url))
     sock = bind(config)
     client = connect(config.redis_url)
-    notes = await _ask_redis(client, config, keys)
+    notes = [*map(_no_tasks_in, registry.empty), *await _ask_redis(client, config, keys)]
     fork_guard.guard(client, config.port)
     relay = Relay(stop)
     metrics = Metrics()
@@ -142,6 +150,7 @@ async def run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
 
+    await engine.upkeep.announce()
     await vitals.start()
     await engine.start(vitals)
     relay.attach(engine)

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, get_type_hints, overload
 
 import msgspec
@@ -189,18 +190,23 @@ class Handler:
     origin: str
 
 
+NONE_REPLACED: Mapping[str, str] = MappingProxyType({})
+
+
 class Registry:
     """The handlers of this process by name. A child process that imports `modules` has the same ones.
 
     `replaced`: name of a built-in handler that gave way to one of those modules -> the place of that one.
+    `empty`: those of the modules that declare no task.
     """
 
     def __init__(
-        self, handlers: Iterable[Handler] = (), modules: Sequence[str] = (), replaced: Mapping[str, str] | None = None
+        self, handlers: Iterable[Handler] = (), modules: Sequence[str] = (), replaced: Mapping[str, str] = NONE_REPLACED
     ) -> None:
         self._handlers = {handler.name: handler for handler in handlers}
         self.modules = tuple(modules)
-        self.replaced = replaced or {}
+        self.replaced = replaced
+        self.empty: Sequence[str] = ()
         self.get: Callable[[str], Handler | None] = self._handlers.get
 
     def __iter__(self) -> Iterator[Handler]:
@@ -325,8 +331,14 @@ def load(modules: Sequence[str]) -> Registry:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)  # `python -m` has it there; a console script has not
-    for module in (BUILTIN, *modules):
+    _import(BUILTIN)
+    empty = []
+    for module in modules:
+        before = len(declared)
         _import(module)
+        homes = (f"{declaration.function.__module__}." for declaration in declared.values())
+        if len(declared) == before and not any(home.startswith(f"{module}.") for home in homes):
+            empty.append(module)
     chosen: dict[str, Declaration] = {}
     for declaration in declared.values():
         other = chosen.get(declaration.name)
@@ -342,7 +354,9 @@ def load(modules: Sequence[str]) -> Registry:
         for builtin in declared.values()
         if builtin.function.__module__ == BUILTIN and chosen[builtin.name] is not builtin
     }
-    return Registry((bind(declaration) for declaration in chosen.values()), modules, replaced)
+    registry = Registry((bind(declaration) for declaration in chosen.values()), modules, replaced)
+    registry.empty = tuple(empty)
+    return registry
 
 
 def _import(module: str) -> None:

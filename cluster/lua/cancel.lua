@@ -13,7 +13,7 @@
 -- ARGV[5]  retention ms               of a task without a retention of its own
 -- ARGV[6]  channel                    {sNN}:finished, where terminal ids are published
 -- ARGV[7]  least ms                   the shortest time that a task stays, whatever its own retention
--- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
+-- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:ready:@<type>, {sNN}:inflight:<session>   same slot
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua
 -- Uses     include/spec.lua
@@ -54,7 +54,7 @@ redis.call('ZADD', KEYS[4], now + (own and math.max(math.floor(own * 1000), ARGV
 if session then
   out_of_flight(ARGV[4] .. session, KEYS[5], session, {id})
 elseif was == 'queued' then
-  redis.call('ZREM', ARGV[3] .. spec[QUEUE], id)
+  if redis.call('ZREM', ARGV[3] .. spec[QUEUE], id) == 0 then redis.call('ZREM', ARGV[3] .. PARKED .. spec[TYPE], id) end
 elseif was == 'waiting' then
   redis.call('ZREM', KEYS[3], id)
 else

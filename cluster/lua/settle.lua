@@ -17,7 +17,7 @@
 -- ARGV[7…] runs of outcomes that are alike: kind, delivery, ms, count, then id and payload of each. Kinds:
 --          "s" succeeded (payload result, "" for null; ms retention), "d" dead (payload error, ms retention),
 --          "r" retrying (payload error, ms until due), "g" handed back, the attempt not counted (payload "", ms until
---          due, 0 at once)
+--          due, 0 at once), "p" parked: handed back in the same way, to wait for a handler of its type
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
 -- Uses     include/bucket.lua
 -- Uses     include/bucket_write.lua
@@ -36,9 +36,9 @@
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local HEAD = 4 -- words before a run's outcomes
-local REPORTED = {s = 'a success', d = 'its last failure', r = 'a failure', g = 'that it was given back'}
+local REPORTED = {s = 'a success', d = 'its last failure', r = 'a failure', g = 'that it was given back', p = 'that it was given back'}
 local STATES = {s = 'succeeded', d = 'dead', r = 'retrying'}
-local OUTCOMES = {d = 'dead', r = 'retrying', g = 'released'}
+local OUTCOMES = {d = 'dead', r = 'retrying', g = 'released', p = 'released'}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local prefix, ready_prefix, session, aging = ARGV[1], ARGV[2], ARGV[5], tonumber(ARGV[6])
@@ -80,9 +80,9 @@ local function commit(id, kind, run, ms, payload)
   state.attempt, state.delivery, state.lost, state.queued, state.wait =
     run.attempt, run.delivery, run.lost, run.queued, run.wait
   state.ran, state.settled = nil, run.delivery
-  if kind == 'g' then
+  if kind == 'g' or kind == 'p' then
     state.attempt = state.attempt - 1
-    state.state = ms > 0 and 'retrying' or 'queued'
+    state.state = kind == 'g' and ms > 0 and 'retrying' or 'queued'
   elseif #payload > APART_BYTES then
     put(id, '.end', payload)
     state.payload = '+'
@@ -97,6 +97,8 @@ local function commit(id, kind, run, ms, payload)
   elseif state.state == 'retrying' then
     due[#due + 1], due[#due + 2] = at, id
     redis.call('SADD', KEYS[8], id)
+  elseif kind == 'p' then
+    queued[#queued + 1] = {PARKED .. spec_of(was[1])[TYPE], string.format('%.0f', now), id}
   else
     local spec = spec_of(was[1])
     queued[#queued + 1] = {spec[QUEUE], string.format('%.0f', state.queued - spec[LEVEL] * aging), id}

@@ -35,6 +35,7 @@ class SettleKind(StrEnum):
     DEAD = "d"
     RETRYING = "r"
     RELEASED = "g"  # handed back; the attempt does not count
+    PARKED = "p"  # the same, because no live node has a handler for its type
 
 
 class SettleCode(StrEnum):
@@ -116,6 +117,14 @@ class Cancellation:
     was: State | None  # None: there is no such task
     session: str  # the session that ran it; "" if it did not run
     delivery: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unparked:
+    """unpark.lua's answer."""
+
+    left: int
+    heads: Sequence[QueueHead]
 
 
 @dataclass(frozen=True, slots=True)

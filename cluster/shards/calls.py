@@ -29,6 +29,7 @@ from cluster.shards.answers import (
     Stored,
     Swept,
     TaskFields,
+    Unparked,
 )
 from cluster.shards.lane import Call, OnReply, T
 from cluster.shards.task import APART_BYTES, Claimed, Spec, apart
@@ -236,6 +237,16 @@ class Calls:
             ],
             on_reply,
             replies.requeued,
+        )
+
+    def unpark(self, shard: int, type_: str, on_reply: OnReply[Unparked]) -> Call[Unparked]:
+        """unpark.lua for up to BATCH_MAX tasks of a type."""
+        return Call(
+            "unpark",
+            (keys.never(shard), keys.ready(shard, keys.parked(type_)), keys.queues(shard)),
+            [keys.bucket_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX],
+            on_reply,
+            replies.unparked,
         )
 
     def expire_dead(self, shard: int, on_reply: OnReply[int]) -> Call[int]:

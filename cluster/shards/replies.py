@@ -26,6 +26,7 @@ from cluster.shards.answers import (
     Stored,
     Swept,
     TaskFields,
+    Unparked,
 )
 from cluster.shards.task import NO_SPEC, Claimed, Lost, State, is_apart, spec_of, unpack
 
@@ -128,6 +129,11 @@ def requeued(reply: Any) -> Requeued:
     codes, heads = reply
     refused = {n: _state(code) for n, code in enumerate(codes) if code != b"1"}
     return Requeued(len(codes) - len(refused), refused, _heads(heads))
+
+
+def unparked(reply: Any) -> Unparked:
+    left, heads = reply
+    return Unparked(left, _heads(heads))
 
 
 def counts(reply: Any) -> ShardCounts:

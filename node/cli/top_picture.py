@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cluster.keys import PARKED
 from node.cli.output import MEMBER_STYLES, SEVERITY_STYLES, STATE_STYLES
 from node.client.stream import Event
 from node.plural import counted
@@ -284,7 +285,7 @@ class Board:
         for name in sorted({*nodes, *waiting}):
             queued = waiting.get(name, {}).get("queued", 0)
             table.add_row(
-                Text(name),
+                Text(f"no handler for {name[1:]}" if name.startswith(PARKED) else name),
                 Text(f"{queued:,}", "bold cyan" if queued else "dim"),
                 str(running[name]),
                 str(slots[name]),

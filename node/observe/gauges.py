@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from cluster import __version__
 from cluster.config import Config
+from cluster.keys import PARKED
 from cluster.view import View
 from node.observe.metrics import OTHER, Labels, Metrics
 from node.observe.redis_memory import Memory
@@ -97,20 +98,26 @@ class Counted:
         self.states: dict[Labels, float] = {}
         self.queued: dict[Labels, float] = {}
         self.oldest_s: dict[Labels, float] = {}
+        self.unhandled: dict[Labels, float] = {}  # by type: tasks that wait for a node with a handler
 
     def keep(self, counts: Mapping[str, Any], served: Iterable[str]) -> None:
         """Take over the counts. `served`: queues told at 0, too: a query cannot use a series that comes and goes."""
         self.states = {(name,): float(n) for name, n in counts.get("states", {}).items()}
         self.queued = {(name,): 0.0 for name in served}
         self.oldest_s = dict(self.queued)
-        rows = sorted(counts.get("queues", {}).items(), key=lambda row: (-row[1]["queued"], row[0]))
+        queues = counts.get("queues", {})
+        parked = {name: row["queued"] for name, row in queues.items() if name.startswith(PARKED) and row["queued"]}
+        self.unhandled = {(name.removeprefix(PARKED),): float(queued) for name, queued in parked.items()}
+        rows = sorted(queues.items(), key=lambda row: (-row[1]["queued"], row[0]))
         for name, row in rows:
+            if name.startswith(PARKED):
+                continue
             label = (name,) if (name,) in self.queued or len(self.queued) < QUEUES_MAX else (OTHER,)
             self.queued[label] = self.queued.get(label, 0.0) + row["queued"]
             self.oldest_s[label] = max(self.oldest_s.get(label, 0.0), row.get("oldest_s", 0.0))
 
     def forget(self) -> None:
-        self.states, self.queued, self.oldest_s = {}, {}, {}
+        self.states, self.queued, self.oldest_s, self.unhandled = {}, {}, {}, {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +271,12 @@ GAUGES: tuple[tuple[str, str, Labels, Callable[[Sources], Labelled]], ...] = (
         "Wait of the oldest task of a queue, of the first eight in each shard, for a slot. The leader tells it.",
         ("queue",),
         lambda of: of.counted.oldest_s,
+    ),
+    (
+        "rumor_unhandled_tasks",
+        "Tasks waiting because no live node has a handler for their type, from Redis. The leader tells it.",
+        ("type",),
+        lambda of: of.counted.unhandled,
     ),
     ("rumor_http_requests_total", "Requests answered.", ("operation", "status"), lambda of: of.answers),
     ("rumor_fences_total", "Sessions that this node fenced.", ("cause",), _fences),

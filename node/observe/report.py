@@ -5,9 +5,14 @@ Pure: all of it is made from one view. Does not know: HTTP, Redis, how the view 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
+from cluster.keys import PARKED
 from cluster.load import Load
 from cluster.refusal import Refusal
 from cluster.swim.events import MemberState
@@ -16,6 +21,7 @@ from cluster.view import Peer, Verdict, View
 GONE = (MemberState.DEAD, MemberState.LEFT)
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
 STATUS = {None: "ok", WARNING: "ok", ERROR: "degraded", FATAL: "unavailable"}  # severity of the worst problem -> status
+NOTHING_PARKED: Mapping[str, tuple[int, int]] = MappingProxyType({})
 CUT = {
     Verdict.CUT_FROM_REDIS: "cut off from Redis: its peers hold it alive, and its heartbeat in Redis does not move",
     Verdict.CUT_FROM_PEERS: "cut off from its peers: gossip holds it dead, and Redis holds it live",
@@ -80,12 +86,17 @@ def problems(
     waiting_queues: Iterable[str],
     redis_notes: Iterable[Mapping[str, str]],
     refusal: Refusal | None = None,
-) -> list[dict[str, str]]:
-    """What is wrong, worst first: code, severity, message, hint. `refusal`: why Redis refuses the work of this node."""
+    parked: Mapping[str, tuple[int, int]] = NOTHING_PARKED,
+) -> list[dict[str, Any]]:
+    """What is wrong, worst first: code, severity, message, hint.
+
+    `refusal`: why Redis refuses the work of this node. `parked`: see `without_handler`.
+    """
     return [
         *_redis_problems(view, is_redis_up, view.refusal or refusal),
         *_member_problems(view, is_redis_up),
         *_queue_problems(view, waiting_queues),
+        *map(_handler_problem, without_handler(view, parked)),
         *({"severity": WARNING, **note} for note in redis_notes),
     ]
 
@@ -133,12 +144,49 @@ def _member_problems(view: View, is_redis_up: bool) -> Iterator[dict[str, str]]:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Unhandled:
+    """Tasks of a type that wait because no live node has a handler for it; the first began to wait at `since_ms`."""
+
+    type: str
+    count: int
+    since_ms: int
+
+
+def without_handler(view: View, parked: Mapping[str, tuple[int, int]]) -> list[Unhandled]:
+    """Over the whole cluster, as gossip tells it. `parked`: those in this node's own shards, by type (count, since)."""
+    rows = [(type_, count, since_ms) for type_, (count, since_ms) in parked.items()]
+    for peer in view.members:
+        if peer.node_id != view.node_id and peer.load is not None and peer.state not in GONE:
+            there = ((name, load) for name, load in peer.load.queues.items() if name.startswith(PARKED))
+            rows += ((name.removeprefix(PARKED), load.queued, load.head) for name, load in there if load.queued)
+    counts, since = Counter[str](), dict[str, int]()
+    for type_, count, since_ms in rows:
+        counts[type_] += count
+        since[type_] = min(since_ms, since.get(type_, since_ms))
+    return [Unhandled(type_, counts[type_], since[type_]) for type_ in sorted(counts)]
+
+
+def _handler_problem(unhandled: Unhandled) -> dict[str, Any]:
+    type_, count = unhandled.type, unhandled.count
+    since = datetime.fromtimestamp(unhandled.since_ms / 1000, UTC).isoformat(timespec="seconds")
+    wait = f"{count:,} tasks of type {type_!r} wait" if count > 1 else f"1 task of type {type_!r} waits"
+    problem = _problem(
+        "type_unhandled",
+        ERROR,
+        f"{wait} since {since}: no live node has a handler for it.",
+        f"Start a node with --tasks and the module that has it, or cancel them (rumor tasks --type {type_}).",
+    )
+    return {**problem, "type": type_, "count": count, "since_ms": unhandled.since_ms}
+
+
 def _queue_problems(view: View, waiting_queues: Iterable[str]) -> Iterator[dict[str, str]]:
     """Queues in which tasks wait and which no live node serves."""
-    served = {queue for peer in view.members if peer.is_able and peer.meta for queue in peer.meta.queues}
+    peers = [peer for peer in view.members if peer.is_able and peer.meta is not None]
+    served = {queue for peer in peers if peer.meta for queue, slots in peer.meta.queues.items() if slots > 0}
     waiting = {name for peer in view.members if peer.load for name, load in peer.load.queues.items() if load.queued}
     for queue in sorted(waiting.union(waiting_queues)):
-        if queue not in served:
+        if queue not in served and not queue.startswith(PARKED):
             yield _problem(
                 "queue_unserved",
                 ERROR,
@@ -151,7 +199,7 @@ def _problem(code: str, severity: str, message: str, hint: str) -> dict[str, str
     return {"code": code, "severity": severity, "message": message, "hint": hint}
 
 
-def status(problems: Iterable[Mapping[str, str]]) -> str:
+def status(problems: Iterable[Mapping[str, Any]]) -> str:
     """One word for all problems."""
     severities = (problem["severity"] for problem in problems)
     return STATUS[max(severities, key=[WARNING, ERROR, FATAL].index, default=None)]

@@ -77,6 +77,11 @@ class Catalog:
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._types))
 
+    @property
+    def own(self) -> Iterable[str]:
+        """The types for which this node has handlers."""
+        return self._own.keys()
+
     def entries(self) -> dict[str, TypeEntry]:
         """All types by name."""
         return {name: self._types[name].entry for name in self}

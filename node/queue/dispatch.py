@@ -47,7 +47,7 @@ _encode_failure = msgspec.json.Encoder().encode
 # Enum members that every task needs, bound once: `Enum.MEMBER` costs 0.1 us each time in Python 3.11.
 _CLAIMED, _QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
 _COMMITTED = SettleCode.COMMITTED
-_SUCCEEDED, _DEAD, _RETRYING, _RELEASED = SettleKind
+_SUCCEEDED, _DEAD, _RETRYING, _RELEASED, _PARKED = SettleKind
 _WELL_ENDED = Kind.SUCCEEDED
 
 
@@ -83,6 +83,7 @@ class Dispatcher:
         self.worker: Worker
         self.session = ""
         self.is_claiming = False
+        self.lacks_type: Callable[[str], bool] = _never  # whether no live node has a handler for a type
         self.is_sure: Callable[[], bool] = _always  # whether this session is certainly not fenced
         self.is_held_back = False  # the last group made no claims, since that was not sure
         self.backlog = Backlog()
@@ -189,7 +190,10 @@ class Dispatcher:
             self.kick()
             return
         elif kind is Kind.RELEASED:
-            ended = Settlement(claimed, _RELEASED, b"", int((outcome.retry_after_s or 0.0) * 1000))
+            if outcome.retry_after_s and self.lacks_type(claimed.spec.type):
+                ended = Settlement(claimed, _PARKED, b"", 0)
+            else:
+                ended = Settlement(claimed, _RELEASED, b"", int((outcome.retry_after_s or 0.0) * 1000))
         else:
             failure = _encode_failure(outcome.failure or Failure("Error", "no reason given"))
             if kind is Kind.REJECTED or claimed.attempt >= claimed.spec.max_attempts:
@@ -479,10 +483,14 @@ def _always() -> bool:
     return True
 
 
+def _never(_: str) -> bool:
+    return False
+
+
 def _retention_ms(claimed: Claimed, usual_s: float) -> int:
     """How long the task stays once it has ended: its own retention, else the usual one; never below the least."""
     own_s = claimed.spec.retention_s
     return int(max(usual_s if own_s is None else own_s, RETENTION_MIN_S) * 1000)
 
 
-_OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released"}
+_OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released", _PARKED: "released"}

@@ -53,6 +53,7 @@ from node.queue.amending import Amending
 from node.queue.balance import Balance
 from node.queue.catalog import Catalog
 from node.queue.dispatch import Dispatcher
+from node.queue.handlers import Handlers
 from node.queue.housekeeping import Housekeeping
 from node.queue.own_lease import OwnLease
 from node.queue.ownership import Ownership
@@ -124,7 +125,7 @@ class Engine:
             on_cancelled=self._on_cancelled,
             on_expired=self.housekeeping.look,
         )
-        self.upkeep = Upkeep(config, self.client, self.catalog, self._on_memory)
+        self.upkeep = Upkeep(config, self.client, self.catalog, self.handlers, self._on_memory)
         rates = Summing(config.name, metrics)
         self.bulletin = Bulletin(config.name, self.shards, self.client, self.timeline, self.queries.counts, rates)
 
@@ -164,6 +165,10 @@ class Engine:
         self.balance = Balance(config, *parts, on_load=lambda load: self.vitals.set_load(load))
         neighbours = (self.dispatch, self.housekeeping, self.balance, self.wakes)
         self.ownership = Ownership(config, *neighbours, on_moved=self._on_moved)
+        self.handlers = Handlers(
+            config, self.catalog.own, self.shards, self.dispatch.backlog, on_heads, self.wakes.work
+        )
+        self.dispatch.lacks_type = self.handlers.lacks
 
     # ---- life
 
@@ -179,13 +184,8 @@ class Engine:
         self._note("node_started", self.config.name, session=vitals.session)
         self.publish_load()
         self._on_view(vitals.view)
-        for run in (
-            self.housekeeping.run(),
-            self._report_load(),
-            self.upkeep.keep_catalog(),
-            self.upkeep.watch_memory(),
-        ):
-            self._tasks.append(asyncio.get_running_loop().create_task(run))
+        jobs = (self.housekeeping.run(), self._report_load(), self.upkeep.keep_catalog(), self.upkeep.watch_memory())
+        self._tasks += map(asyncio.get_running_loop().create_task, jobs)
 
     async def drain(self) -> None:
         """Stop claiming, let running tasks finish for drain_s, hand back the rest, and settle every outcome."""
@@ -247,6 +247,8 @@ class Engine:
         self.ownership.see(view)
         self.placement.see(view, self.ownership.owners)
         self.balance.see(view)
+        if self.handlers.see(view):
+            self.upkeep.look_soon()
         self.balance.steal()
 
     def _on_moved(self, shards: int, gained: dict[str, int]) -> None:
@@ -343,6 +345,7 @@ class Engine:
             self.publish_load()
             self.balance.offer_all(self.ownership.session_of)
             self.balance.claim_what_was_missed()
+            self.handlers.unpark(self.housekeeping.owned)
             self._mind_the_lease(time.monotonic())
             if now_s >= fade_s:
                 self.placement.fade()
@@ -478,7 +481,8 @@ class Engine:
         """The state of this node and of the cluster, with its problems in words, the worst first."""
         is_up = self.shards.is_up and self.view.redis_ok
         notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
-        problems = report.problems(self.view, is_up, self.dispatch.backlog.queues(), notes, self.shards.refusal)
+        waiting, parked = self.dispatch.backlog.queues(), self.handlers.parked(self.housekeeping.owned)
+        problems = report.problems(self.view, is_up, waiting, notes, self.shards.refusal, parked)
         is_ready, reason = self.is_ready()
         return {
             "status": report.status(problems),

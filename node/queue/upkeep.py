@@ -21,6 +21,7 @@ from node.observe import redis_memory
 from node.observe.redis_memory import Memory
 from node.queue import redis_checks
 from node.queue.catalog import Catalog
+from node.queue.handlers import Handlers
 
 CATALOG_INTERVAL_S = 5.0  # between two looks at the catalog
 MEMORY_INTERVAL_S = 1.0  # between two looks at Redis's memory
@@ -32,11 +33,18 @@ class Upkeep:
     """One node's upkeep of what it shares with the cluster in Redis."""
 
     def __init__(
-        self, config: Config, client: redis.asyncio.Redis, catalog: Catalog, on_memory: Callable[[Memory], None]
+        self,
+        config: Config,
+        client: redis.asyncio.Redis,
+        catalog: Catalog,
+        handlers: Handlers,
+        on_memory: Callable[[Memory], None],
     ) -> None:
         self._config = config
         self._client = client
         self._catalog = catalog
+        self._handlers = handlers
+        self._is_news = asyncio.Event()  # a node is new: its types are to be read before the interval is over
         self._on_memory = on_memory
         self._keys = gossip_keys(config)
 
@@ -62,11 +70,30 @@ class Upkeep:
                         await redis_checks.sign(self._client, self._config, self._keys)
                         await self._catalog.publish(self._client)
                     is_published = await self._catalog.refresh(self._client)
+                    await self._handlers.publish(self._client)
+                    await self._handlers.refresh(self._client)
             except UNANSWERED as error:
                 log.debug("catalog_unread", error=str(error))
             except RumorError as error:
                 log.error("cluster_facts_differ", error=str(error))
-            await asyncio.sleep(CATALOG_INTERVAL_S)
+            try:
+                async with asyncio.timeout(CATALOG_INTERVAL_S):
+                    await self._is_news.wait()
+            except TimeoutError:
+                pass
+            self._is_news.clear()
+
+    async def announce(self) -> None:
+        """Say which types this node runs before other nodes hear of it, so that none of them has to guess."""
+        try:
+            async with asyncio.timeout(self._config.redis_timeout_s):
+                await self._handlers.publish(self._client)
+        except UNANSWERED as error:
+            log.debug("handlers_unsaid", error=str(error))
+
+    def look_soon(self) -> None:
+        """Read the other nodes' types now, and not only when it is time again."""
+        self._is_news.set()
 
     async def refresh_catalog(self) -> None:
         """Read the other nodes' types now. If Redis does not answer, the catalog stays as it is."""

@@ -454,6 +454,15 @@ def test_annotations_may_name_types_that_stand_further_down(tmp_path: Path, monk
     assert handler.schema is not None
 
 
+def test_a_module_that_declares_no_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _module(tmp_path, "shop_e.plain", "async def send_e(data): ...\n")
+    _module(tmp_path, "shop_e.mail", "from node import task\n@task\nasync def send_e(data): ...\n")
+    _module(tmp_path, "shop_f", "import shop_e.mail\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(["shop_e.plain", "shop_f", "shop_e.mail", "shop_e"]).empty == ("shop_e.plain",)
+    assert load([]).empty == ()
+
+
 def test_a_users_handler_may_take_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _module(tmp_path, "shop_c", "from node import task\n@task\nasync def process(data): ...\n")
     monkeypatch.chdir(tmp_path)

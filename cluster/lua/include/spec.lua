@@ -8,6 +8,7 @@
 -- Repeat   harmless
 
 local TYPE, QUEUE, LEVEL, MAX_ATTEMPTS, TIMEOUT_S, BACKOFF, KEY, RETENTION_S, TRACE = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local PARKED = '@' -- begins the name of the queue in which tasks wait for a handler of their type (keys.parked)
 local BASE_S, FACTOR, MAX_S = 1, 2, 3 -- positions in a backoff
 local USUAL = {[MAX_ATTEMPTS] = 5, [TIMEOUT_S] = 3600, [BACKOFF] = {1, 2, 300}} -- left out at the end of a spec
 
