@@ -233,6 +233,13 @@ def unanswered(why: str, is_sent: bool) -> StoreUnavailable:
     )
 
 
+def too_late() -> StoreUnavailable:
+    """The error for a call that Redis refused, again and again, as too late by its clock: nothing happened."""
+    return StoreUnavailable(
+        "Redis holds this call late: its clock jumps.", "Send it again in a moment.", may_have_happened=False
+    )
+
+
 def unread(error: StoreUnavailable) -> StoreUnavailable:
     """The same error in a reader's words: a read changes nothing, so nothing may have happened."""
     if error.refusal is not None:

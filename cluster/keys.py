@@ -174,12 +174,22 @@ def session_never(session: str) -> str:
     return f"{{{session}}}:never"
 
 
+UNDATED_MS = 1 << 53  # stands for the time of a tombstone that names none: later than all that was ever claimed
 FENCED = "fenced "  # first characters of a tombstone
 
 
 def is_tombstone(value: bytes | None) -> bool:
     """Whether this value of a heartbeat says that its session was fenced."""
     return value is not None and value.startswith(FENCED.encode())
+
+
+def fenced_ms(value: bytes | None) -> int | None:
+    """When the tombstone was written, by Redis's clock; None if this value of a heartbeat is no tombstone."""
+    if not is_tombstone(value):
+        return None
+    assert value is not None
+    _, _, at_ms, *_ = [*value.split(b" "), b"", b""]
+    return int(at_ms) if at_ms.isdigit() else UNDATED_MS
 
 
 def tombstone(value: bytes) -> tuple[str, str]:

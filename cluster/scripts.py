@@ -19,6 +19,7 @@ from typing import Any
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, RedisError, ResponseError
 
 USES = re.compile(r"^-- Uses +include/(\w+\.lua)$", re.M)
+NOT_AFTER = "not_after.lua"  # a script that uses this file takes the last moment for it before its arguments
 Arg = str | bytes | int | float
 # Exceptions that a call to Redis raises if no answer comes. uvloop raises RuntimeError for a write to a connection
 # that was reset while it was idle.
@@ -32,6 +33,7 @@ class Script:
     name: str
     text: str
     sha: str
+    is_dated: bool  # whether it refuses to be carried out late: its first argument says until when
 
 
 @cache
@@ -39,8 +41,9 @@ def script(name: str) -> Script:
     """The script of this name. Raises FileNotFoundError if there is no such file."""
     folder = resources.files("cluster").joinpath("lua")
     text = folder.joinpath(f"{name}.lua").read_text("utf-8")
-    text = "".join(folder.joinpath("include", file).read_text("utf-8") for file in USES.findall(text)) + text
-    return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
+    uses = USES.findall(text)
+    text = "".join(folder.joinpath("include", file).read_text("utf-8") for file in uses) + text
+    return Script(name, text, hashlib.sha1(text.encode()).hexdigest(), NOT_AFTER in uses)
 
 
 def is_answer(error: BaseException) -> bool:

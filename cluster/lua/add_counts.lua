@@ -7,6 +7,7 @@
 --
 -- Returns  1
 -- Keeps    a step holds the sums over the nodes that lived then
+-- Late     harmless: a chart of the past shows a little more; the sums expire as ever
 -- Repeat   not harmless: it counts twice. Charts alone use the sums; nobody decides by them
 
 for n = 2, #ARGV, 2 do

@@ -4,13 +4,15 @@
 -- KEYS[2]  {sNN}:ready:<queue>        zset  queued ids, lowest score first
 -- KEYS[3]  {sNN}:inflight:<session>   hash  id -> token of each task that the session runs: the right to settle
 -- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
--- ARGV[1]  bucket prefix              {sNN}:tasks:
--- ARGV[2]  session                    the claimant
--- ARGV[3]  limit                      tasks, 1 to 256; bounds the time that Redis is held
--- ARGV[4]  highest score              the worst score to take ("+inf": any)
--- ARGV[5]  bytes                      of data that the answer may hold; the first task is taken whatever its size
--- ARGV[6]  aging_ms                   milliseconds of waiting that count as much as one level
+-- ARGV[1]  not after                  ms of Redis's clock; see include/not_after.lua
+-- ARGV[2]  bucket prefix              {sNN}:tasks:
+-- ARGV[3]  session                    the claimant
+-- ARGV[4]  limit                      tasks, 1 to 256; bounds the time that Redis is held
+-- ARGV[5]  highest score              the worst score to take ("+inf": any)
+-- ARGV[6]  bytes                      of data that the answer may hold; the first task is taken whatever its size
+-- ARGV[7]  aging_ms                   milliseconds of waiting that count as much as one level
 -- Touches  {sNN}:tasks:<bucket>       same slot
+-- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua
 -- Uses     include/flight.lua
@@ -19,17 +21,18 @@
 --          stored has its data at the end, also if that has a field of its own
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; an attempt is
 --          counted before its handler can start
+-- Late     refused: nobody would run what it claims until its session compares, or is reaped
 -- Repeat   not harmless: it claims more. A lost reply leaves ids in flight; the session finds them when it compares
 
+local now = now_ms()
+if now > tonumber(ARGV[1]) then return late(now) end
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
-local all = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local prefix, session, bytes, aging = ARGV[1], ARGV[2], tonumber(ARGV[5]), tonumber(ARGV[6])
+local all = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[5], 'LIMIT', 0, ARGV[4])
+local prefix, session, bytes, aging = ARGV[2], ARGV[3], tonumber(ARGV[6]), tonumber(ARGV[7])
 local scores -- only if they differ: Redis takes long to write a number
 local score = #all > 0 and redis.call('ZSCORE', KEYS[2], all[1])
 if #all > 1 and redis.call('ZSCORE', KEYS[2], all[#all]) ~= score then
-  scores = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+  scores = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[5], 'WITHSCORES', 'LIMIT', 0, ARGV[4])
 end
 
 local fields = fields_of(prefix, all, {'', '.'})

@@ -21,6 +21,7 @@
 -- Returns  {scheduled, retrying, waiting, succeeded, dead, cancelled, {queue, count, ms that the oldest waits, …},
 --          {session, count or {id, …}, …}}. The oldest is that of the first FIRST: of tasks of one level, of all
 -- Keeps    reads only
+-- Late     harmless: it reads
 -- Repeat   harmless
 
 local FIRST = 8

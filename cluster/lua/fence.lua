@@ -12,6 +12,8 @@
 --
 -- Returns  {1, tombstone} written now; {2, tombstone} it stood there before; {0, counter or ''} Redis does not agree
 -- Keeps    a tombstone is never overwritten; it is written only when Redis and the caller agree that the session ended
+-- Late     harmless: 'slow' names a counter that moves with each beat, 'own' a session that has ended itself. A 'fast' one
+--          may fence a session that lost its subscription for a moment, as it may in time
 -- Repeat   harmless: fencing a fenced session succeeds
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local value = redis.call('GET', KEYS[1])

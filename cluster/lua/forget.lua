@@ -8,6 +8,7 @@
 --
 -- Returns  1 the row names another session of the node, 0 the node has no row any more
 -- Keeps    a row that names another session stays
+-- Late     harmless: it names a session that has ended, and a session never comes back
 -- Repeat   harmless
 local row = redis.call('HGET', KEYS[1], ARGV[1])
 if not row then

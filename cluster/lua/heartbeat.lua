@@ -9,6 +9,8 @@
 --
 -- Returns  {'ok', subscribers of the channel} or {the tombstone, subscribers of the channel}
 -- Keeps    a tombstone is never overwritten: a fenced session cannot come back
+-- Late     harmless: behind a tombstone it writes nothing. Otherwise a session that ended looks alive for one more
+--          `heartbeat_stale_s` to who watches it, and its counter expires; nobody claims by a heartbeat
 -- Repeat   harmless
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local value = redis.call('GET', KEYS[1])

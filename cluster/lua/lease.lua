@@ -11,6 +11,8 @@
 --
 -- Returns  {1, session, epoch} the caller leads; {0, session, epoch} another does; {0, '', epoch} the named term ended
 -- Keeps    an epoch is given out once, and is higher than every epoch that Redis or the caller knew before
+-- Late     harmless: it gives a session that gave up, or has ended, one lease, which runs out or is taken over; a term
+--          that the same session got meanwhile ends, and it asks again
 -- Repeat   harmless: if the reply to an acquisition is lost, nobody renews that term; it runs out, or the same session
 --          asks again and gets a new epoch
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script

@@ -21,6 +21,7 @@
 -- Returns  {last place looked at ("" when the shard has no more), ids looked at, {place, id, …}}; places sort as the
 --          listing does
 -- Keeps    reads only
+-- Late     harmless: it reads
 -- Repeat   harmless
 
 local FIELDS_MAX = 2000 -- names of fields after which no further bucket is read, once there are ids

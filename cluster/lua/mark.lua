@@ -7,6 +7,7 @@
 --
 -- Returns  1 marked, 0 that plan is gone: its lifetime is over
 -- Keeps    a mark is only ever set; the plan keeps its length and its lifetime
+-- Late     harmless: what was stored stays stored, and it names the plan that it means
 -- Repeat   harmless
 
 if redis.call('GETRANGE', KEYS[2], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end

@@ -19,6 +19,7 @@
 --
 -- Returns  tasks that are left in the old form
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
+-- Late     harmless: what is left in the old form is still to be moved
 -- Repeat   harmless
 
 local prefix, old_prefix = ARGV[1], ARGV[2]

@@ -2,14 +2,19 @@
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:batch:<key>          string  the plan: the first id, a mark per place, then what this script never reads
--- ARGV[1]  plan                       the caller's proposal
--- ARGV[2]  lifetime                   of the plan, ms
+-- ARGV[1]  not after                  ms of Redis's clock; see include/not_after.lua
+-- ARGV[2]  plan                       the caller's proposal
+-- ARGV[3]  lifetime                   of the plan, ms
+-- Uses     include/not_after.lua
 --
 -- Returns  the plan that stood there before, '' if the proposal stands now
 -- Keeps    a plan is written once; from then on only its marks change
+-- Late     refused: it would stand for a key whose lifetime is over
 -- Repeat   harmless: it answers with the plan that the first call wrote
 
+local now = now_ms()
+if now > tonumber(ARGV[1]) then return late(now) end
 local stands = redis.call('GET', KEYS[2])
 if stands then return stands end
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return ''

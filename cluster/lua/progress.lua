@@ -2,19 +2,24 @@
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:inflight:<session>   hash  id -> token
--- ARGV[1]  bucket prefix              {sNN}:tasks:
--- ARGV[2]  id                         of the task
--- ARGV[3]  delivery                   the one that reports
--- ARGV[4]  value                      JSON
+-- ARGV[1]  not after                  ms of Redis's clock; see include/not_after.lua
+-- ARGV[2]  bucket prefix              {sNN}:tasks:
+-- ARGV[3]  id                         of the task
+-- ARGV[4]  delivery                   the one that reports
+-- ARGV[5]  value                      JSON
 -- Touches  {sNN}:tasks:<bucket>       same slot
+-- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/token.lua
 --
 -- Returns  1 kept, 0 that delivery is not in flight any more
 -- Keeps    writes nothing for a task that is gone or that the session lost
+-- Late     refused: it would overwrite what the same delivery reported since
 -- Repeat   harmless
 
-local token = redis.call('HGET', KEYS[2], ARGV[2])
-if not token or token_of(token).delivery ~= tonumber(ARGV[3]) then return 0 end
-redis.call('HSET', ARGV[1] .. bucket_of(ARGV[2]), ARGV[2] .. '.progress', ARGV[4])
+local now = now_ms()
+if now > tonumber(ARGV[1]) then return late(now) end
+local token = redis.call('HGET', KEYS[2], ARGV[3])
+if not token or token_of(token).delivery ~= tonumber(ARGV[4]) then return 0 end
+redis.call('HSET', ARGV[2] .. bucket_of(ARGV[3]), ARGV[3] .. '.progress', ARGV[5])
 return 1

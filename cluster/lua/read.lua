@@ -20,6 +20,7 @@
 --          history} or {} if there is no such task, …}; the score is that in its queue before it first
 --          ran, and its due time if it waits for that; `data` and `end` are "" if they stand in line
 -- Keeps    reads only
+-- Late     harmless: it reads
 -- Repeat   harmless
 
 local prefix, is_whole = ARGV[1], ARGV[4] == '1'

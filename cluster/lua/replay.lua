@@ -5,12 +5,14 @@
 -- KEYS[3]  {sNN}:cancelled            zset  cancelled ids by the time when they may be dropped, ms
 -- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[5]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
--- ARGV[1]  bucket prefix              {sNN}:tasks:
--- ARGV[2]  ready prefix               {sNN}:ready:
--- ARGV[3]  inflight prefix            {sNN}:inflight:
--- ARGV[4]  aging_ms                   milliseconds of waiting that count as much as one level
--- ARGV[5…] ids                        at most 256
+-- ARGV[1]  not after                  ms of Redis's clock; see include/not_after.lua
+-- ARGV[2]  bucket prefix              {sNN}:tasks:
+-- ARGV[3]  ready prefix               {sNN}:ready:
+-- ARGV[4]  inflight prefix            {sNN}:inflight:
+-- ARGV[5]  aging_ms                   milliseconds of waiting that count as much as one level
+-- ARGV[6…] ids                        at most 256
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
+-- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua
 -- Uses     include/spec.lua
@@ -21,14 +23,15 @@
 --
 -- Returns  {{code per id: "1" queued, "" no such task, else its state}, {queue, count, head score, …}}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
+-- Late     refused: it would revive a task that was cancelled, or replay one that died, after the caller gave up
 -- Repeat   harmless: a task that is queued again is left alone
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
+if now > tonumber(ARGV[1]) then return late(now) end
 local codes, queues, order = {}, {}, {}
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   local id = ARGV[i]
-  local bucket = ARGV[1] .. bucket_of(id)
+  local bucket = ARGV[2] .. bucket_of(id)
   local fields = redis.call('HMGET', bucket, id, id .. '.')
   local state = state_of(id, fields[2])
   local was = state.state
@@ -42,7 +45,7 @@ for i = 5, #ARGV do
     redis.call('HSET', bucket, id .. '.', state_text(state))
     redis.call('HDEL', bucket, id .. '.end', id .. '.progress')
     local queue = spec[QUEUE]
-    redis.call('ZADD', ARGV[2] .. queue, now - spec[LEVEL] * ARGV[4], id)
+    redis.call('ZADD', ARGV[3] .. queue, now - spec[LEVEL] * ARGV[5], id)
     if not queues[queue] then
       queues[queue] = true
       order[#order + 1] = queue
@@ -51,7 +54,7 @@ for i = 5, #ARGV do
     redis.call('ZREM', was == 'dead' and KEYS[2] or KEYS[3], id)
     codes[#codes + 1] = '1'
   else
-    codes[#codes + 1] = not TERMINAL[was] and holder(KEYS[4], ARGV[3], id) and 'running' or was
+    codes[#codes + 1] = not TERMINAL[was] and holder(KEYS[4], ARGV[4], id) and 'running' or was
   end
 end
-return {codes, heads_of(ARGV[2], order)}
+return {codes, heads_of(ARGV[3], order)}

@@ -6,6 +6,7 @@
 --
 -- Returns  1 given back, 0 the lease is for another term or for none
 -- Keeps    the lease of any other term stays
+-- Late     harmless: it names its term, and a term that is over never comes back
 -- Repeat   harmless
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0

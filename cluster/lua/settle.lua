@@ -32,6 +32,7 @@
 --          delivery was committed before, else the reason of the refusal: "gone" (no such task) or the task's state
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; one commit
 --          for each delivery, and only by the session that holds it
+-- Late     harmless: it names (id, delivery), which no other run has; a repeat has committed it, or it commits now
 -- Repeat   harmless: the code then is "y"
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script

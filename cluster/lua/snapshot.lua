@@ -10,6 +10,7 @@
 --
 -- Returns  1 written, 0 refused: a higher epoch was given out
 -- Keeps    the table of a later leader is never overwritten by an earlier one's
+-- Late     harmless: an older table of the same leader stands there until its next one; nobody decides by it
 -- Repeat   harmless
 if highest(KEYS[2]) > tonumber(ARGV[1]) then
   return 0

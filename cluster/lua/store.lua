@@ -6,19 +6,21 @@
 -- KEYS[4]  {sNN}:sessions             set   sessions with something in flight in this shard
 -- KEYS[5]  {sNN}:inflight:<session>   hash  id -> token of each task that the session runs: the right to settle
 -- KEYS[6]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
--- ARGV[1]  bucket prefix              {sNN}:tasks:
--- ARGV[2]  ready prefix               {sNN}:ready:
--- ARGV[3]  idempotency prefix         {sNN}:idem:
--- ARGV[4]  session                    the claimant of the tasks that are claimed at once
--- ARGV[5]  aging_ms                   milliseconds of waiting that count as much as one level
--- ARGV[6]  queue limit                tasks that may be ready in one queue of one shard
--- ARGV[7…] runs of tasks that are stored alike: queue, level, due (0 now, < 0 in that many ms, > 0 at that ms), kind,
+-- ARGV[1]  not after                  ms of Redis's clock; see include/not_after.lua
+-- ARGV[2]  bucket prefix              {sNN}:tasks:
+-- ARGV[3]  ready prefix               {sNN}:ready:
+-- ARGV[4]  idempotency prefix         {sNN}:idem:
+-- ARGV[5]  session                    the claimant of the tasks that are claimed at once
+-- ARGV[6]  aging_ms                   milliseconds of waiting that count as much as one level
+-- ARGV[7]  queue limit                tasks that may be ready in one queue of one shard
+-- ARGV[8…] runs of tasks that are stored alike: queue, level, due (0 now, < 0 in that many ms, > 0 at that ms), kind,
 --          count, then the words of each task. The kind's letters say which words: always id, stored (see stored.lua);
 --          "d" data too, as it has a field of its own; "k" idempotency key, lifetime of the key in ms, fingerprint of
 --          the submission too; "c" claims the tasks, "q" does not.
 --          If a submission has a unique name too, the lifetime is "<ms of the key> <ms of the name> <unique name>"; a
 --          unique name alone stands as the key
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
+-- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/bucket_write.lua
 -- Uses     include/heads.lua
@@ -29,16 +31,17 @@
 --          or same unique name), "m<id>" the key stands for that task, which has another body, "f" queue full
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled; a mapping and
 --          its task are written together
+-- Late     refused: it would store a task again that was stored by a repeat, ran and was dropped meanwhile
 -- Repeat   harmless: an id whose task is there is not stored again
 
 local HEAD = 5 -- words before a run's tasks
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local prefix, ready_prefix, idem_prefix, session = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local aging, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
+local now = now_ms()
+if now > tonumber(ARGV[1]) then return late(now) end
+local prefix, ready_prefix, idem_prefix, session = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local aging, limit = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 local runs, ids, ready, order, room = {}, {}, {}, {}, {}
-local at = 7
+local at = 8
 while at <= #ARGV do
   local queue, kind, count = ARGV[at], ARGV[at + 3], tonumber(ARGV[at + 4])
   local has_data, has_key = string.find(kind, 'd', 1, true), string.find(kind, 'k', 1, true)

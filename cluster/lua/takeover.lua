@@ -11,6 +11,7 @@
 --
 -- Returns  {1, session, epoch} the caller leads; {0, session, epoch} somebody else does; {0, '', 0} nobody does now
 -- Keeps    only the dead session loses its lease: of many callers, one succeeds
+-- Late     harmless: it replaces a session that was fenced, and that stays fenced; else as lease
 -- Repeat   harmless: the second call finds the new holder
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local owner, term = holder_of(KEYS[1])

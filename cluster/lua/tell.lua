@@ -12,6 +12,7 @@
 --
 -- Returns  how many subscribers heard it
 -- Keeps    at most `keep` events
+-- Late     harmless: readers go by the time in an event, and skip an id that they know
 -- Repeat   nearly harmless: an event stands there twice, and readers skip an id that they know
 
 redis.call('RPUSH', KEYS[1], unpack(ARGV, 4))

@@ -17,6 +17,7 @@
 --
 -- Returns  {how many still wait, {queue, count, head score, …} of the queues that they went to}
 -- Keeps    an id is in exactly one of ready, scheduled, waiting, one inflight set, done, dead, cancelled
+-- Late     harmless: whoever claims them parks them again
 -- Repeat   harmless
 
 redis.call('DEL', KEYS[1]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script

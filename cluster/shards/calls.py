@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from cluster import keys
+from cluster.config import Config
 from cluster.scripts import Arg
-from cluster.shards import replies
+from cluster.shards import redis_clock, replies
 from cluster.shards.answers import (
     Cancellation,
     Claims,
@@ -36,7 +37,10 @@ from cluster.shards.task import APART_BYTES, Claimed, Spec, apart
 
 BATCH_MAX = 256  # tasks that one script handles; bounds the time that Redis is held
 NAMES_MAX = 256  # queues of a shard that one sweep looks at, beside those that its node serves
-RETENTION_MIN_S = 5.0  # a repeated submission may arrive a second or two late: the first one's task must still be there
+# The shortest stay of a finished task. A repeated submission may arrive a second or two late, and Redis may carry out
+# the first one's call as late as `redis_clock.carried_out_within_s` says: the other's task must still be there.
+RETENTION_MIN_S = 5.0
+TIMEOUT_S = 0.8  # a lane's usual deadline
 CLAIM_BYTES_MAX = 1_048_576  # bytes of data in the answer to one claim: many claims share one group and its deadline
 
 
@@ -73,11 +77,29 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 class Calls:
     """Makes the calls of one node; holds the settings that go into them."""
 
-    def __init__(self, aging_s: float, queue_limit: int, dead_retention_s: float, served: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        aging_s: float,
+        queue_limit: int,
+        dead_retention_s: float,
+        served: Iterable[str] = (),
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.retention_min_s = max(RETENTION_MIN_S, 1.0 + redis_clock.carried_out_within_s(timeout_s))
         self._aging_ms = int(aging_s * 1000)
         self._queue_limit = queue_limit
         self._dead_ms = int(dead_retention_s * 1000)
         self._served = tuple(served)  # queues that this node serves
+
+    @classmethod
+    def of(cls, config: Config) -> Calls:
+        """The calls of a node with these settings."""
+        limits = (config.priority_aging_s, config.queue_limit, config.dead_retention_s)
+        return cls(*limits, config.queue_slots, config.redis_timeout_s)
+
+    def kept_ms(self, own_s: float | None, usual_s: float) -> int:
+        """How long a task stays once it has ended: its own retention, else the usual one; never below the least."""
+        return int(max(usual_s if own_s is None else own_s, self.retention_min_s) * 1000)
 
     def store(self, shard: int, session: str, tasks: Sequence[NewTask], on_reply: OnReply[Stored]) -> Call[Stored]:
         """store.lua for up to BATCH_MAX tasks of one shard."""
@@ -162,8 +184,10 @@ class Calls:
             replies.settled,
         )
 
-    def reap(self, shard: int, session: str, jitter: float, on_reply: OnReply[Reaped]) -> Call[Reaped]:
-        """reap.lua: one chunk of what a fenced session holds."""
+    def reap(
+        self, shard: int, session: str, jitter: float, on_reply: OnReply[Reaped], fenced_ms: int = keys.UNDATED_MS
+    ) -> Call[Reaped]:
+        """reap.lua: one chunk of what a session holds that was fenced at that ms of Redis's clock."""
         return Call(
             "reap",
             (
@@ -184,7 +208,8 @@ class Calls:
                 jitter,
                 self._dead_ms,
                 keys.finished_channel(shard),
-                int(RETENTION_MIN_S * 1000),
+                int(self.retention_min_s * 1000),
+                fenced_ms,
             ],
             on_reply,
             partial(replies.reaped, shard, session),
@@ -211,7 +236,7 @@ class Calls:
                 keys.inflight_prefix(shard),
                 retention_ms,
                 keys.finished_channel(shard),
-                int(RETENTION_MIN_S * 1000),
+                int(self.retention_min_s * 1000),
             ],
             on_reply,
             replies.cancellation,
@@ -249,9 +274,9 @@ class Calls:
             replies.unparked,
         )
 
-    def expire_dead(self, shard: int, on_reply: OnReply[int]) -> Call[int]:
-        """Set the score of every dead task of a shard to 0, so that sweep.lua drops it; answers how many there are."""
-        return Call("", ("ZUNIONSTORE", keys.dead(shard)), [1, keys.dead(shard), "WEIGHTS", 0], on_reply)
+    def purge(self, shard: int, on_reply: OnReply[int]) -> Call[int]:
+        """purge.lua: sweep.lua drops every dead task of the shard from now on; answers how many there are."""
+        return Call("purge", (keys.never(shard), keys.dead(shard)), [], on_reply)
 
     def sweep(self, shard: int, age_ms: int, on_reply: OnReply[Swept]) -> Call[Swept]:
         """sweep.lua; `age_ms`: while memory is short, drop tasks that ended so long ago before their time; else -1."""
@@ -341,9 +366,9 @@ class Calls:
         """The tasks that Redis holds in flight for a session in one shard: id -> delivery."""
         return Call("", ("HGETALL", keys.inflight(shard, session)), [], on_reply, replies.deliveries)
 
-    def is_fenced(self, session: str, on_reply: OnReply[bool]) -> Call[bool]:
-        """Whether the session's tombstone is written."""
-        return Call("", ("GET", keys.heartbeat(session)), [], on_reply, keys.is_tombstone)
+    def fenced_ms(self, session: str, on_reply: OnReply[int | None]) -> Call[int | None]:
+        """When the session's tombstone was written, by Redis's clock; None if none stands there."""
+        return Call("", ("GET", keys.heartbeat(session)), [], on_reply, keys.fenced_ms)
 
     def tell(self, events: Sequence[bytes], keep: int, ttl_ms: int, on_reply: OnReply[int]) -> Call[int]:
         """tell.lua: events for the cluster's timeline, each as JSON."""

@@ -6,12 +6,14 @@ order makes it sound to compare the in-flight set in Redis with what runs here.
 
 Every group has a deadline. A group without an answer fails as a whole with StoreUnavailable, which says whether Redis
 may have carried it out. The lane then connects anew, since it could take the late answer for that of the next group.
+The old bytes may still be on their way. So scripts that must not be carried out late get the last moment for it, by
+Redis's clock (`redis_clock`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,14 +23,19 @@ from hiredis import pack_command
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from cluster.deadline import Deadline
-from cluster.errors import TaskUnreadable, away, refused, unanswered
+from cluster.errors import TaskUnreadable, away, refused, too_late, unanswered
 from cluster.refusal import Refusal, lacks_rights, refusal_in
 from cluster.scripts import UNANSWERED, Arg, is_answer, script
+from cluster.shards.redis_clock import RedisClock
 
 T = TypeVar("T")
 OnReply = Callable[[T | Exception], None]  # takes the answer, or the exception that this call met
 Reply = Any  # Redis's own answer, or the exception that this call met
 PROBE_INTERVAL_S = 0.1  # pause between two looks of a lane that is down
+ANY_TIME_MS = 1 << 53  # later than Redis's clock will ever be
+AGAIN_MAX = 2  # times that a group sends calls again which Redis certainly did not carry out
+TIME: tuple[Arg, ...] = ("TIME",)
+LATE = "LATE "  # the beginning of a refusal by lua/include/not_after.lua; Redis's clock follows
 
 log = structlog.get_logger("rumor.lane")
 
@@ -56,12 +63,14 @@ class Call(Generic[T]):
         """The first key, which chooses the lane."""
         return self.keys[0] if self.script else self.keys[1]
 
-    def command(self, by_text: bool = False) -> tuple[Arg, ...]:
-        """The words to send to Redis."""
+    def command(self, not_after_ms: int = ANY_TIME_MS, by_text: bool = False) -> tuple[Arg, ...]:
+        """The words to send to Redis; `not_after_ms` goes to a script that must not be carried out late."""
         if not self.script:
             return (*self.keys, *self.args)
         lua = script(self.script)
         head: tuple[Arg, ...] = ("EVAL", lua.text) if by_text else ("EVALSHA", lua.sha)
+        if lua.is_dated:
+            return (*head, len(self.keys), *self.keys, not_after_ms, *self.args)
         return (*head, len(self.keys), *self.keys, *self.args)
 
 
@@ -82,6 +91,7 @@ class Lane:
         # send_packed_command(bytes, check_health=), read_response (raises a reply that is an error); run test_lane.py.
         self._connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
+        self._clock = RedisClock()
         self._collect = collect
         self._on_state = on_state
         self._calls: list[Call[Any]] = []
@@ -155,14 +165,7 @@ class Lane:
             nonlocal sent
             await self._connection.connect()
             sent = True
-            replies = await self._talk([call.command() for call in calls])
-            again = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if again:  # Redis was restarted. Send each text once: EVAL loads it.
-                first = {calls[n].script: n for n in reversed(again)}
-                texts = [calls[n].command(by_text=first[calls[n].script] == n) for n in again]
-                for n, reply in zip(again, await self._talk(texts), strict=True):
-                    replies[n] = reply
-            return replies
+            return await self._ask(calls, began_s + self._timeout_s)
 
         try:
             async with Deadline(self._timeout_s):
@@ -195,6 +198,46 @@ class Lane:
         for call, reply in zip(calls, replies, strict=True):
             _answer(call, reply)
 
+    async def _ask(self, calls: list[Call[Any]], until_s: float) -> list[Reply]:
+        """The replies to a group, which are waited for until then (loop time).
+
+        Two kinds of calls are sent again, since Redis has certainly not carried them out: those whose script it has
+        forgotten, and those that it holds late although nobody has given them up: our estimate of its clock was wrong.
+        """
+        replies = await self._talk_dated(calls, until_s)
+        for _ in range(AGAIN_MAX):
+            again = [n for n, reply in enumerate(replies) if isinstance(reply, ResponseError) and _is_undone(reply)]
+            if not again:
+                return replies
+            forgotten = {calls[n].script for n in again if isinstance(replies[n], NoScriptError)}
+            answers = await self._talk_dated([calls[n] for n in again], until_s, forgotten)
+            for n, reply in zip(again, answers, strict=True):
+                replies[n] = reply
+        return [too_late() if _is_late(reply) else reply for reply in replies]
+
+    async def _talk_dated(self, calls: list[Call[Any]], until_s: float, forgotten: Collection[str] = ()) -> list[Reply]:
+        """Send calls, each dated; the text of each `forgotten` script once, since EVAL loads it."""
+        now_s = asyncio.get_running_loop().time()
+        not_after_ms = self._clock.not_after_ms(until_s)
+        first = {call.script: call for call in reversed(calls)} if forgotten else {}
+        commands = [
+            call.command(not_after_ms, by_text=call.script in forgotten and first[call.script] is call)
+            for call in calls
+        ]
+        if self._clock.is_old(now_s):
+            time, *replies = await self._talk([TIME, *commands])
+            self._note_time(time, now_s)
+        else:
+            replies = await self._talk(commands)
+        for reply in replies:
+            if _is_late(reply):
+                self._clock.heard(int(str(reply).split()[1]), now_s)
+        return replies
+
+    def _note_time(self, reply: Reply, asked_s: float) -> None:
+        if not isinstance(reply, Exception):
+            self._clock.heard(int(reply[0]) * 1000 + int(reply[1]) // 1000, asked_s)
+
     async def _talk(self, commands: list[tuple[Arg, ...]]) -> list[Reply]:
         packed = b"".join(pack_command(command) for command in commands)  # type: ignore[arg-type]
         await self._connection.send_packed_command(packed, check_health=False)
@@ -207,7 +250,7 @@ class Lane:
         return replies
 
     async def _come_back(self) -> None:
-        """Send PINGs until Redis answers. Meanwhile calls fail at once instead of piling up."""
+        """Ask Redis for its time until it answers. Meanwhile calls fail at once instead of piling up."""
         calls, self._calls = self._calls, []  # calls that came while the failed group was under way
         for call in calls:
             _answer(call, away(why=self.refusal))
@@ -215,8 +258,10 @@ class Lane:
             try:
                 async with Deadline(self._timeout_s):
                     await self._connection.connect()
-                    (reply,) = await self._talk([("PING",)])
-                # A Redis that refuses all writes may refuse even a PING, and can be read: the lane is up.
+                    asked_s = asyncio.get_running_loop().time()
+                    (reply,) = await self._talk([TIME])
+                self._note_time(reply, asked_s)
+                # A Redis that refuses all writes can be read: the lane is up.
                 if isinstance(reply, ResponseError) and not refusal_in(reply).is_of_all:
                     raise reply
                 self.refusal = None
@@ -232,6 +277,15 @@ class Lane:
             if not is_up:
                 self._has_work.set()  # wakes the lane to look for Redis, although nobody calls
             self._on_state(is_up)
+
+
+def _is_late(reply: Reply) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith(LATE)
+
+
+def _is_undone(error: ResponseError) -> bool:
+    """Whether the call may be sent again at once: Redis has not carried it out, and would the next time."""
+    return isinstance(error, NoScriptError) or _is_late(error)
 
 
 def _answer(call: Call[Any], reply: Reply) -> None:

@@ -102,9 +102,9 @@ class Amending:
 
     async def purge_dead(self) -> int:
         """Drop the whole dead letter queue; returns how many tasks it held."""
-        expire = self._shards.calls.expire_dead
+        purge = self._shards.calls.purge
         expired = await asyncio.gather(
-            *(self._shards.ask(partial(expire, shard)) for shard in range(self._config.shards))
+            *(self._shards.ask(partial(purge, shard)) for shard in range(self._config.shards))
         )
         for shard, count in enumerate(expired):
             if count:

@@ -25,7 +25,7 @@ import structlog
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.shards.answers import Claims, QueueHead, SettleCode, Settled, SettleKind, StoreCode, Stored, TaskFields
-from cluster.shards.calls import BATCH_MAX, RETENTION_MIN_S, NewTask, Settlement
+from cluster.shards.calls import BATCH_MAX, NewTask, Settlement
 from cluster.shards.lane import Call
 from cluster.shards.shards import Shards
 from cluster.shards.task import NO_SPEC, Claimed, Failure, Kind, Outcome, backoff_s
@@ -101,7 +101,7 @@ class Dispatcher:
         self._is_kicked = False  # whether every lane is to ask for the outcomes that came since one last did
         self._is_first = [False for _ in shards.lanes]  # whether a lane was woken alone, before the others
         self._note_run = metrics.run_s.add
-        self._retention_s = config.retention_s
+        self._retention_s, self._kept_ms = config.retention_s, shards.calls.kept_ms
 
     # ---- what the other parts call
 
@@ -178,7 +178,7 @@ class Dispatcher:
         kind = outcome.kind
         self._note_run(outcome.run_s)
         if kind is _WELL_ENDED:
-            ms = _retention_ms(claimed, self._retention_s)
+            ms = self._kept_ms(claimed.spec.retention_s, self._retention_s)
             result = outcome.result
             if result is None or result == b"null":
                 result = b""  # as settle.lua writes null
@@ -197,7 +197,8 @@ class Dispatcher:
         else:
             failure = _encode_failure(outcome.failure or Failure("Error", "no reason given"))
             if kind is Kind.REJECTED or claimed.attempt >= claimed.spec.max_attempts:
-                ended = Settlement(claimed, _DEAD, failure, _retention_ms(claimed, self._config.dead_retention_s))
+                ms = self._kept_ms(claimed.spec.retention_s, self._config.dead_retention_s)
+                ended = Settlement(claimed, _DEAD, failure, ms)
             else:
                 wait_s = outcome.retry_after_s if kind is Kind.RETRY else None
                 if wait_s is None:
@@ -336,8 +337,7 @@ class Dispatcher:
             return
         self._metrics.claim_calls.add("tasks" if answer.tasks or answer.unreadable else "empty")
         self.backlog.set(queue, shard, answer.left, answer.head_score)
-        # If the session was fenced before its claim, other nodes reap the tasks within two of their sweeps.
-        if answer.tasks and session == self.session:
+        if answer.tasks and self._may_begin(shard, session):
             self._note_waits(answer)
             self._metrics.batch_tasks.of["claim"].add(len(answer.tasks))
             self._metrics.claims.add(source, len(answer.tasks))
@@ -346,6 +346,13 @@ class Dispatcher:
             log.error("task_unreadable", task=task_id, error=why)
         if not self.backlog.is_empty(queue) and self.free(queue) > 0:
             self.kick()
+
+    def _may_begin(self, shard: int, session: str) -> bool:
+        """Whether what was just claimed may start. Of a session that may be fenced, a reaper or `compare` takes it back."""
+        if session == self.session and self.is_sure():
+            return True
+        self.compare(shard)
+        return False
 
     def _note_waits(self, claims: Claims) -> None:
         first = 0
@@ -364,9 +371,10 @@ class Dispatcher:
                 new.on_code(new, answer, 0, "")
             return
         firsts = answer.firsts
+        may_begin = _CLAIMED not in answer.codes or self._may_begin(shard, session)
         for n, (new, code) in enumerate(zip(tasks, answer.codes, strict=True)):
-            if code is _CLAIMED and session != self.session:
-                code = _QUEUED  # this session was fenced meanwhile: whoever reaps it queues the task again
+            if code is _CLAIMED and not may_begin:
+                code = _QUEUED  # it will be
             new.on_code(new, code, answer.now_ms, firsts.get(n, ""))
         if answer.heads:
             self._on_heads(shard, answer.heads)
@@ -485,12 +493,6 @@ def _always() -> bool:
 
 def _never(_: str) -> bool:
     return False
-
-
-def _retention_ms(claimed: Claimed, usual_s: float) -> int:
-    """How long the task stays once it has ended: its own retention, else the usual one; never below the least."""
-    own_s = claimed.spec.retention_s
-    return int(max(usual_s if own_s is None else own_s, RETENTION_MIN_S) * 1000)
 
 
 _OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released", _PARKED: "released"}

@@ -103,8 +103,7 @@ class Engine:
         self._started_s = time.monotonic()
         self._lease = OwnLease(config.lease_s)
         self._tasks: list[asyncio.Task[None]] = []
-        calls = Calls(config.priority_aging_s, config.queue_limit, config.dead_retention_s, config.queue_slots)
-        self.shards = Shards(self.client, calls, config.shards, config.redis_timeout_s, metrics.redis_s.add)
+        self.shards = Shards(self.client, Calls.of(config), config.shards, config.redis_timeout_s, metrics.redis_s.add)
         self.waiters = Waiters(self.client)
         self.catalog = Catalog(registry, config)
         self._make_moving_parts()

@@ -16,6 +16,7 @@ from random import Random
 
 import structlog
 
+from cluster import keys
 from cluster.config import Config
 from cluster.shards.answers import QueueHead, Reaped, Swept
 from cluster.shards.calls import BATCH_MAX
@@ -97,12 +98,21 @@ class Housekeeping:
         return int(READABLE_S * 1000) if self.is_memory_short else -1
 
     def reap(self, session: str, shards: Iterable[int]) -> None:
-        """Queue again the tasks that a fenced session holds in these shards."""
+        """Queue again the tasks that a fenced session holds in these shards. Its tombstone says since when."""
+        on_reply = partial(self._found_tombstone, session, tuple(shards))
+        self._shards.send(self._shards.calls.fenced_ms(session, on_reply))
+
+    def _found_tombstone(self, session: str, shards: Sequence[int], fenced_ms: int | Exception | None) -> None:
+        if isinstance(fenced_ms, Exception):
+            return  # the sweeps find what it holds
         for shard in shards:
-            left, tasks = self._reaping.get(session, (0, 0))
-            self._reaping[session] = (left + 1, tasks)
-            on_reply = partial(self._reaped, shard, session)
-            self._shards.send(self._shards.calls.reap(shard, session, self._rng.random(), on_reply))
+            self._reap(session, shard, keys.UNDATED_MS if fenced_ms is None else fenced_ms)
+
+    def _reap(self, session: str, shard: int, fenced_ms: int) -> None:
+        left, tasks = self._reaping.get(session, (0, 0))
+        self._reaping[session] = (left + 1, tasks)
+        on_reply = partial(self._reaped, shard, session, fenced_ms)
+        self._shards.send(self._shards.calls.reap(shard, session, self._rng.random(), on_reply, fenced_ms))
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -165,17 +175,15 @@ class Housekeeping:
         holders, self._holders = self._holders, {}
         for session, shards in holders.items():
             if session not in self.alive:
-                self._shards.send(self._shards.calls.is_fenced(session, partial(self._stranger, session, shards)))
+                self._shards.send(self._shards.calls.fenced_ms(session, partial(self._stranger, session, shards)))
 
-    def _stranger(self, session: str, shards: set[int], is_fenced: bool | Exception) -> None:
-        if isinstance(is_fenced, Exception):
-            return
-        if is_fenced:
-            self.reap(session, shards)
-        else:
+    def _stranger(self, session: str, shards: set[int], fenced_ms: int | Exception | None) -> None:
+        if fenced_ms is None:
             self._on_strangers([session])
+        else:
+            self._found_tombstone(session, sorted(shards), fenced_ms)
 
-    def _reaped(self, shard: int, session: str, answer: Reaped | Exception) -> None:
+    def _reaped(self, shard: int, session: str, fenced_ms: int, answer: Reaped | Exception) -> None:
         left, tasks = self._reaping.pop(session)
         if not isinstance(answer, Exception):
             moved = answer.queued + answer.scheduled + len(answer.dead)
@@ -187,7 +195,7 @@ class Housekeeping:
                 self._metrics.reaped.add(moved)
             if answer.left:
                 self._reaping[session] = (left, tasks)
-                self.reap(session, [shard])
+                self._reap(session, shard, fenced_ms)
                 left, tasks = self._reaping.pop(session)
             if answer.scheduled:
                 self.look(shard)

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 from hiredis import pack_command
 from redis.connection import Connection
+from redis.exceptions import ResponseError
 
 from cluster import keys
 from cluster.scripts import script
@@ -49,7 +50,10 @@ HISTORY_MAX = 20
 ID_CHARS = 29
 NOTE = "?"  # the field of a bucket that began with many tasks
 WORKER_LOST = b"WorkerLost"  # stands for the error that reap.lua writes
-SCRIPTS = ("store", "claim", "settle", "reap", "cancel", "replay", "sweep", "list", "counts", "progress", "read")
+SCRIPTS = (
+    *("store", "claim", "settle", "reap", "cancel", "replay", "purge"),
+    *("sweep", "list", "counts", "progress", "read"),
+)
 OPERATIONS = (
     *("store",) * 5,
     *("claim",) * 5,
@@ -58,7 +62,7 @@ OPERATIONS = (
     *("cancel",) * 2,
     *("replay",) * 2,
     *("sweep",) * 3,
-    *("progress", "counts", "list", "read", "expire_dead", "forget_key", "rest"),
+    *("progress", "counts", "list", "read", "purge", "forget_key", "rest", "late", "late"),
 )
 ANY_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # a spec for settling, which does not read it
 
@@ -76,6 +80,7 @@ class Task:
     lost: int = 0
     settled: int | None = None  # the delivery that was committed last
     session: str = ""  # the session that claimed it last
+    claimed_at: int = 0  # when that was
     queued_at: int | None = None
     due: int | None = None
     drop_at: int | None = None  # for a terminal task
@@ -124,9 +129,9 @@ class Model:
         ready = self.ready(queue)
         return len(ready), ready[0].score if ready else 0
 
-    def take(self, task: Task, session: str) -> None:
+    def take(self, task: Task, session: str, now: int) -> None:
         """Put the task in flight for a session."""
-        task.state, task.session = "running", session
+        task.state, task.session, task.claimed_at = "running", session, now
         task.attempt += 1
         task.delivery += 1
         self.inflight[session][task.id] = task.delivery
@@ -240,7 +245,7 @@ class ShardPair:
         assert [claimed.id for claimed in answer.tasks] == [task.id for task in taken], "best first, within the limit"
         waits_s = [wait_s for tasks, wait_s in answer.waits for _ in range(tasks)]
         for task, claimed, wait_s in zip(taken, answer.tasks, waits_s, strict=True):
-            self.model.take(task, session)
+            self.model.take(task, session, answer.now_ms)
             assert (claimed.shard, claimed.session) == (SHARD, session)
             assert (claimed.delivery, claimed.attempt, claimed.lost) == (task.delivery, task.attempt, task.lost)
             assert (claimed.spec, claimed.data) == (task.spec, task.data)
@@ -299,7 +304,9 @@ class ShardPair:
     def reap(self, rng: Random) -> None:
         """Reap a session, as after a fence; it may claim again and be reaped again."""
         session, limit, jitter = rng.choice(SESSIONS), rng.choice((1, 2, 256, 256)), rng.random()
-        call = self._calls.reap(SHARD, session, jitter, _nobody)
+        claimed_at = [self.model.tasks[task_id].claimed_at for task_id in self.model.inflight[session]]
+        fenced_ms = rng.choice((keys.UNDATED_MS, *claimed_at, *(at - 1 for at in claimed_at)))
+        call = self._calls.reap(SHARD, session, jitter, _nobody, fenced_ms)
         assert call.args[4] == 256
         call.args[4] = limit
         answer = self._call(call)
@@ -313,6 +320,12 @@ class ShardPair:
         order = [raw.decode() for raw in self._published(len(self.model.published))]
         for task in sorted(taken, key=lambda t: order.index(t.id) if t.id in order else -1):
             del held[task.id]
+            if task.claimed_at > fenced_ms:  # it never started
+                task.remember("released")
+                task.state = "queued"
+                task.attempt -= 1
+                moved["queued"] += 1
+                continue
             task.lost += 1
             task.remember("dead" if task.attempt >= task.spec.max_attempts else "lost")
             if task.attempt >= task.spec.max_attempts:
@@ -479,12 +492,34 @@ class ShardPair:
             expected.sort(key=lambda t: t.id, reverse=True)
         assert listed == [task.id for task in expected], (state, kind, key, limit, scan, pages)
 
-    def expire_dead(self, _: Random) -> None:
+    def purge(self, _: Random) -> None:
         """Purge the dead letter queue: the next sweep drops its tasks."""
         dead = self.model.where("dead")
-        assert self._call(self._calls.expire_dead(SHARD, _nobody)) == len(dead)
+        assert self._call(self._calls.purge(SHARD, _nobody)) == len(dead)
         for task in dead:
             task.drop_at = 0
+
+    def late(self, rng: Random) -> None:
+        """A call that comes a moment too late is refused; `check` sees that it changed nothing."""
+        ids = [*self.model.tasks, *self._dropped, "unknown-1f"]
+        session, task_id, queue = rng.choice(SESSIONS), rng.choice(ids), rng.choice(QUEUES)
+        delivery = self.model.inflight[session].get(task_id, 1)
+        call: Call[Any] = rng.choice(
+            (
+                self._calls.store(SHARD, session, [self._new(rng)], _nobody),
+                self._calls.claim(SHARD, queue, session, 4, None, _nobody),
+                self._calls.reap(SHARD, session, 0.5, _nobody),
+                self._calls.cancel(SHARD, task_id, 1, _nobody),
+                self._calls.replay(SHARD, ids[:BATCH_MAX], _nobody),
+                self._calls.purge(SHARD, _nobody),
+                self._calls.sweep(SHARD, 0, _nobody),
+                self._calls.progress(SHARD, session, task_id, delivery, b"0", _nobody),
+            )
+        )
+        now_ms = _ms(self._talk([("TIME",)])[0])
+        time, reply = self._talk([("TIME",), call.command(now_ms - 1)])
+        assert isinstance(reply, ResponseError)
+        assert int(str(reply).removeprefix("LATE ")) >= _ms(time)
 
     def forget_key(self, rng: Random) -> None:
         """Let the time of an Idempotency-Key be up."""
@@ -509,7 +544,7 @@ class ShardPair:
                 self._cancelled(task, 0)
         self.check()
         rng = Random(1)
-        self.expire_dead(rng)
+        self.purge(rng)
         while self.model.tasks:
             self.sweep(rng, 0)
         while self._talk([("SISMEMBER", keys.queues(SHARD), "qa")]) == [1]:
@@ -620,7 +655,13 @@ class ShardPair:
 
     def _talk(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         self._redis.send_packed_command([pack_command(command) for command in commands])
-        return [self._redis.read_response() for _ in commands]
+        return [self._reply() for _ in commands]
+
+    def _reply(self) -> Any:
+        try:
+            return self._redis.read_response()
+        except ResponseError as error:
+            return error
 
 
 def _compare(task: Task, fields: TaskFields) -> None:

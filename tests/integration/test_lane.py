@@ -22,9 +22,10 @@ from cluster.deadline import GRACE_S
 from cluster.errors import StoreUnavailable
 from cluster.redis_client import connect
 from cluster.scripts import Arg
-from cluster.shards.answers import ShardCounts
+from cluster.shards.answers import ShardCounts, Swept
 from cluster.shards.calls import Calls
 from cluster.shards.lane import PROBE_INTERVAL_S, Call, Lane
+from cluster.shards.redis_clock import ASK_EVERY_S
 from tests.integration.conftest import RedisServer
 from tests.waiting import wait_until_async
 
@@ -318,3 +319,42 @@ async def test_a_call_that_cannot_be_sent_is_answered_and_does_not_end_the_lane(
     assert isinstance(await beside, StoreUnavailable)
     await wait_until_async(lambda: bench.lane.is_up, PROBE_INTERVAL_S + LATE_S, "it goes on")
     assert await bench.ask("ECHO", "after") == b"after"
+
+
+async def test_a_clock_of_redis_that_jumps_costs_no_call(bench: Bench) -> None:
+    """Forward: Redis refuses, and says what time it is. Back: the next estimate follows."""
+    clock = bench.lane._clock
+    for ahead_ms in (None, -3_600_000.0, 3_600_000.0, 0.0):
+        clock._ahead_ms = ahead_ms
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        bench.lane.add(CALLS.sweep(1, -1, answer.set_result))
+        assert isinstance(await answer, Swept), ahead_ms
+    clock._asked_s -= ASK_EVERY_S
+    await bench.ask("PING")
+    assert clock.not_after_ms(asyncio.get_running_loop().time()) / 1000 - time.time() < 5
+
+
+async def test_a_clock_that_jumps_again_and_again_makes_an_error_that_says_that_nothing_happened(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.lane._clock, "not_after_ms", lambda until_s: 1)
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    bench.lane.add(CALLS.sweep(1, -1, answer.set_result))
+    plain = bench.ask("ECHO", "beside it")
+    error = await answer
+    assert isinstance(error, StoreUnavailable)
+    assert not error.may_have_happened
+    assert await plain == b"beside it"
+    assert bench.lane.is_up
+
+
+async def test_a_redis_that_forgot_the_scripts_and_has_another_clock_is_told_both(
+    bench: Bench, redis_server: RedisServer
+) -> None:
+    bench.lane._clock._ahead_ms = 0.0
+    answers: list[asyncio.Future[Any]] = []
+    for shard in (1, 2, 1):
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        bench.lane.add(CALLS.sweep(shard, -1, answer.set_result))
+        answers.append(answer)
+    assert [type(answer) for answer in await asyncio.gather(*answers)] == [Swept] * 3

@@ -62,6 +62,16 @@ def complaints(name: str, text: str) -> list[str]:
     for word in ("Returns", "Keeps"):
         if not re.search(rf"^-- {word}\s+\S", contract, re.M):
             wrong.append(f"there is no line '-- {word}  …'")
+    late = re.search(r"^-- Late     (refused|harmless): \S", contract, re.M)
+    is_dated = "-- Uses     include/not_after.lua" in contract
+    if late is None or is_dated != (late[1] == "refused"):
+        wrong.append(
+            "there is no line '-- Late     refused: what it would do' (if it uses not_after.lua), else 'harmless: why'"
+        )
+    if is_dated and not re.search(r"^-- ARGV\[1\] +not after\b", contract, re.M):
+        wrong.append("ARGV[1] is not 'not after'")
+    if is_dated and not re.search(r"\bif now > tonumber\(ARGV\[1\]\) then return late\(now\) end", body):
+        wrong.append("the body does not refuse what comes too late")
     if ":never" not in contract:
         wrong.append("no `never` guard is declared")
     return wrong
@@ -70,6 +80,13 @@ def complaints(name: str, text: str) -> list[str]:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_does_what_its_header_says(path: Path) -> None:
     assert complaints(path.stem, path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_that_comes_too_late_looks_at_the_clock_before_it_writes(path: Path) -> None:
+    _, body = split(path.read_text("utf-8"))
+    if "late(now)" in body:
+        assert "redis.call" not in body[: body.index("late(now)")]
 
 
 def names_in(line_start: str) -> dict[str, int]:
@@ -116,6 +133,7 @@ GOOD = """\
 --
 -- Returns  what was moved
 -- Keeps    an id is in one place
+-- Late     harmless: ids are moved once
 redis.call('ZREM', KEYS[1], ARGV[1]) -- not KEYS[7]
 for i = 2, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end
 """
@@ -134,6 +152,8 @@ def test_a_good_header_is_accepted() -> None:
         ("'ZREM', KEYS[1], ARGV[1])", "'ZREM', KEYS[1], 1)", "ARGV[1] is declared and not used"),
         ("-- Returns  what was moved\n", "", "Returns"),
         ("-- Keeps    an id is in one place\n", "", "Keeps"),
+        ("-- Late     harmless: ids are moved once\n", "", "Late"),
+        ("-- Late     harmless", "-- Late     refused", "Late"),
         ("{sNN}:never", "{sNN}:other", "never"),
         ("for i = 2, #ARGV do redis.call('ZREM', KEYS[1], ARGV[i]) end", "", "no computed ARGV"),
     ],

@@ -43,7 +43,7 @@ def test_everything_about_one_shard_is_in_one_lane() -> None:
             CALLS.reap(shard, SESSION, 0.5, ignore),
             CALLS.cancel(shard, TASK, 0, ignore),
             CALLS.replay(shard, [], ignore),
-            CALLS.expire_dead(shard, ignore),
+            CALLS.purge(shard, ignore),
             CALLS.sweep(shard, -1, ignore),
             CALLS.listing(shard, None, "", 1, 1, ("", "", ""), ignore),
             CALLS.counts(shard, ignore),
@@ -61,7 +61,7 @@ def test_a_call_that_belongs_to_no_shard_has_a_lane_too() -> None:
     here = shards()
     for call in (
         CALLS.publish(SESSION, b"", ignore),
-        CALLS.is_fenced(SESSION, ignore),
+        CALLS.fenced_ms(SESSION, ignore),
         CALLS.timeline(ignore),
         CALLS.announce(b"", ignore),
         CALLS.tell([], 1, 1, ignore),
