@@ -1,5 +1,8 @@
 -- store: keep a batch of new tasks in one shard, and claim some of them for the caller in the same step.
 --
+-- It claims no task before one that is more urgent, or as urgent and older: neither before what is queued here already nor
+-- before what this call queues. Such a task is queued, although the caller has a slot for it.
+--
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:buckets              zset  names of the buckets, at score 0
 -- KEYS[3]  {sNN}:scheduled            zset  ids by due time, ms
@@ -16,7 +19,7 @@
 -- ARGV[8…] runs of tasks that are stored alike: queue, level, due (0 now, < 0 in that many ms, > 0 at that ms), kind,
 --          count, then the words of each task. The kind's letters say which words: always id, stored (see stored.lua);
 --          "d" data too, as it has a field of its own; "k" idempotency key, lifetime of the key in ms, fingerprint of
---          the submission too; "c" claims the tasks, "q" does not.
+--          the submission too; "c" claims the tasks if they are next, "q" does not.
 --          If a submission has a unique name too, the lifetime is "<ms of the key> <ms of the name> <unique name>"; a
 --          unique name alone stands as the key
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
@@ -41,20 +44,26 @@ local prefix, ready_prefix, idem_prefix, session = ARGV[2], ARGV[3], ARGV[4], AR
 local aging, limit = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 local runs, ids, ready, order, room = {}, {}, {}, {}, {}
+local count_of, head_of, highest = {}, {}, {} -- by queue: tasks and best score there; highest level that this call queues
 local at = 8
 while at <= #ARGV do
-  local queue, kind, count = ARGV[at], ARGV[at + 3], tonumber(ARGV[at + 4])
+  local queue, level, due = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local kind, count = ARGV[at + 3], tonumber(ARGV[at + 4])
+  if due < 0 then due = now - due end
   local has_data, has_key = string.find(kind, 'd', 1, true), string.find(kind, 'k', 1, true)
   local words = 2 + (has_data and 1 or 0) + (has_key and 3 or 0)
   local first = at + HEAD
-  runs[#runs + 1] = {at = at, first = first, words = words, has_data = has_data, has_key = has_key,
-    is_claimed = string.sub(kind, 1, 1) == 'c', last = first + (count - 1) * words}
+  local is_claimed = string.sub(kind, 1, 1) == 'c'
+  runs[#runs + 1] = {queue = queue, level = level, due = due, first = first, words = words, has_data = has_data,
+    has_key = has_key, is_claimed = is_claimed, last = first + (count - 1) * words}
   for i = first, first + (count - 1) * words, words do ids[#ids + 1] = ARGV[i] end
   if not ready[queue] then
     ready[queue] = {}
     order[#order + 1] = queue
-    room[queue] = limit - redis.call('ZCARD', ready_prefix .. queue)
+    count_of[queue], highest[queue] = redis.call('ZCARD', ready_prefix .. queue), -1
+    room[queue] = limit - count_of[queue]
   end
+  if due <= now and not is_claimed then highest[queue] = math.max(highest[queue], level) end
   at = first + count * words
 end
 
@@ -90,15 +99,22 @@ local function named(id, key, keep, print)
   return nil, keep, unique, unique_ms
 end
 
+-- Whether nothing in the queue goes before a new task of this level.
+local function is_next(queue, level)
+  if highest[queue] > level then return false end
+  if count_of[queue] == 0 then return true end
+  head_of[queue] = head_of[queue] or tonumber(redis.call('ZRANGE', ready_prefix .. queue, 0, 0, 'WITHSCORES')[2])
+  return now - level * aging < head_of[queue]
+end
+
 local put, flush = writer(prefix)
 local codes, due_args, flight = {}, {}, {}
 local token = string.format('1 1 0 %.0f 0', now)
 local n, is_alike = 0, true
 for _, run in ipairs(runs) do
-  local queue, due = ARGV[run.at], tonumber(ARGV[run.at + 2])
-  local score = string.format('%.0f', now - ARGV[run.at + 1] * aging)
-  local list, is_claimed = ready[queue], run.is_claimed
-  if due < 0 then due = now - due end
+  local queue, due = run.queue, run.due
+  local score = string.format('%.0f', now - run.level * aging)
+  local list, is_claimed = ready[queue], run.is_claimed and is_next(queue, run.level)
   local is_queued = due <= now and not is_claimed
   for i = run.first, run.last, run.words do
     local id = ARGV[i]

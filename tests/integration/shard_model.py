@@ -8,6 +8,8 @@ the model and with the invariants:
 - {sNN}:sessions is exactly the sessions with a non-empty inflight hash;
 - {sNN}:queues has each queue in which something is queued, and after a sweep no other but what the sweeper serves;
 - attempts and deliveries are as in the model; a delivery is committed once at most;
+- nothing is claimed before what is more urgent, or as urgent and older, in its queue;
+- a call that comes too late changes nothing;
 - there is no key that `cluster.keys` does not know, and none is left when everything was dropped.
 
 The caller hands in the randomness, so that a seed (or Hypothesis) replays a walk. Time is that of the real Redis: each
@@ -153,6 +155,7 @@ class ShardPair:
         self._dropped: list[str] = []
         self._finished: list[bytes] = []
         self._times = (0, 0)
+        self._first: dict[str, float] = {}  # by queue: the score that a new task needs to be claimed at once
         self.model = Model()
         self.trail: list[str] = []
         self._talk([("FLUSHALL",), *(("SCRIPT", "LOAD", script(name).text) for name in SCRIPTS)])
@@ -180,9 +183,19 @@ class ShardPair:
         session = rng.choice(SESSIONS)
         answer = self._call(self._calls.store(SHARD, session, news, _nobody))
         room = {queue: QUEUE_LIMIT - self.model.head(queue)[0] for queue in QUEUES}
+        self._first = {queue: self._first_in(queue, news, answer.now_ms) for queue in QUEUES}
         codes = [code + answer.firsts.get(n, "") for n, code in enumerate(answer.codes)]
         assert codes == [self._expect_stored(new, session, answer.now_ms, room) for new in news]
         self._expect_heads(answer.heads, {new.queue for new in news})
+
+    def _first_in(self, queue: str, news: Sequence[NewTask], now: int) -> float:
+        """The score that a new task must have to be claimed at once: better than all that is queued there already.
+
+        It must also be as good as what the same call queues (or would queue, if it were not stored before).
+        """
+        count, head = self.model.head(queue)
+        along = [new.level for new in news if new.queue == queue and not new.claim and -1 < new.due <= now]
+        return min(head - 1 if count else float("inf"), now - max(along) * AGING_MS if along else float("inf"))
 
     def _new(self, rng: Random) -> NewTask:
         used_ids = list(self.model.tasks) + self._dropped
@@ -216,7 +229,8 @@ class ShardPair:
             first, _ = self.model.keys[new.unique]
             self.model.keys[new.idempotency] = (first, new.fingerprint)
             return "i" + first
-        if 0 <= new.due <= now and not new.claim and room[new.queue] <= 0:
+        is_next = new.claim and now - new.level * AGING_MS <= self._first[new.queue]
+        if 0 <= new.due <= now and not is_next and room[new.queue] <= 0:
             return "f"
         if new.idempotency:
             self.model.keys[new.idempotency] = (new.id, new.fingerprint)
@@ -228,8 +242,8 @@ class ShardPair:
             task.state, task.due = "scheduled", due
             return "s"
         task.queued_at = now
-        if new.claim:
-            self.model.take(task, session)
+        if is_next:
+            self.model.take(task, session, now)
             return "c"
         room[new.queue] -= 1
         return "q"

@@ -437,6 +437,30 @@ async def test_what_redis_holds_and_this_node_does_not_run_is_given_back_uncount
     assert (done.state, done.attempt, done.delivery) == ("succeeded", 1, 2)
 
 
+@pytest.mark.parametrize(("priority", "starts_first"), [(9, False), (5, False), (4, True)])
+async def test_a_new_task_does_not_start_before_what_goes_before_it_in_its_shard(
+    engine: Engine, priority: int, starts_first: bool
+) -> None:
+    """A node has a free slot, and has not heard yet what another gateway queued there."""
+    engine.dispatch.is_claiming = False
+    before = await submit(engine, "noop", key="k", priority=priority)
+    engine.dispatch.backlog.set("default", engine.queries.shard(before.id), 0, 0)
+    engine.dispatch.is_claiming = True
+    new = await submit(engine, "noop", key="k", priority=5)
+    assert (new.state == "running") == starts_first
+    first, then = (new, before) if starts_first else (before, new)
+    starts = [(await engine.wait(task.id, 10)).started_at_ms or 0 for task in (first, then)]
+    assert starts == sorted(starts)
+
+
+async def test_a_batch_starts_its_urgent_tasks_first_however_they_are_ordered(engine: Engine) -> None:
+    items = [Submission(type="sleep", data=Raw(b"0.01"), key="k", priority=n % 10) for n in range(40)]
+    results = await engine.submit(items)
+    tasks = [await engine.wait(r.task.id, 20) for r in results if isinstance(r, Submitted)]
+    by_start = sorted(tasks, key=lambda task: task.started_at_ms or 0)
+    assert min(task.priority for task in by_start[:8]) >= 8, "eight slots, and eight tasks of levels 8 and 9"
+
+
 async def test_a_reaped_session_gives_its_tasks_back_at_once_and_its_late_outcome_is_refused(engine: Engine) -> None:
     tasks = [await submit(engine, "sleep", 0.5, backoff=BackoffJson(base_s=0)) for _ in range(4)]
     old = engine.dispatch.session
