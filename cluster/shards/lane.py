@@ -31,6 +31,7 @@ from cluster.shards.redis_clock import RedisClock
 T = TypeVar("T")
 OnReply = Callable[[T | Exception], None]  # takes the answer, or the exception that this call met
 Reply = Any  # Redis's own answer, or the exception that this call met
+BACK_WITHIN_S = 0.5  # time within which a connection that dropped is mostly there again
 PROBE_INTERVAL_S = 0.1  # pause between two looks of a lane that is down
 ANY_TIME_MS = 1 << 53  # later than Redis's clock will ever be
 AGAIN_MAX = 2  # times that a group sends calls again which Redis certainly did not carry out
@@ -102,6 +103,7 @@ class Lane:
         self.is_talking = False  # whether a group is under way: what is added now waits for its answer
         self.is_up = True  # whether Redis answered the last group, or the last look for it
         self.refusal: Refusal | None = None  # why Redis, which answers, lets this lane do nothing
+        self.back_by_s = 0.0  # loop time until when it is worth while to wait for a lane that is down
         self.groups = 0  # answered groups
         self.last_answer_s = 0.0  # loop time at the end of the last answered group
         self.latency_s = 0.0  # seconds that the last answered group took
@@ -175,6 +177,8 @@ class Lane:
                 log.exception("group_not_sent", scripts=sorted({call.script for call in calls}))
             await self._connection.disconnect(nowait=True)
             self.refusal = refusal_in(error) if is_answer(error) else None
+            # What drops a connection says so at once. Where Redis was silent for a whole deadline, it may stay so.
+            self.back_by_s = 0.0 if isinstance(error, TimeoutError) else loop.time() + BACK_WITHIN_S
             self._set_up(False)
             if is_answer(error) and not sent:
                 replies = [refused(error)] * len(calls)

@@ -11,6 +11,7 @@ Does not know: what a call says, who owns a shard.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -23,10 +24,9 @@ from cluster.errors import StoreUnavailable, away, refused, unanswered
 from cluster.refusal import Refusal
 from cluster.shards.aside import Aside
 from cluster.shards.calls import Calls
-from cluster.shards.lane import Call, Lane, OnReply, T
+from cluster.shards.lane import BACK_WITHIN_S, Call, Lane, OnReply, T
 
 LANES = 2
-BACK_WITHIN_S = 0.5  # time that a read gives its connection to come back, if the lanes reach Redis
 LOOK_WITHIN_S = 3.0  # time after which a read that still waits for its turn fails
 
 
@@ -51,6 +51,7 @@ class Shards:
             Lane(client, timeout_s, partial(self._collect_for, lane), self._lane_changed, on_latency)
             for lane in self.lanes
         ]
+        self._changed = asyncio.Event()  # set when a lane has gone up or down
         self._kicks = [lane.kick for lane in self._lanes]
         self._aside = Aside(client, timeout_s)
 
@@ -79,8 +80,33 @@ class Shards:
         """Send a call with the next group of its lane. The lane calls `on_reply` exactly once, and later than this."""
         self._lanes[self.lane_of_key(call.key)].add(call)
 
-    async def ask(self, make: Callable[[OnReply[T]], Call[T]]) -> T:
-        """Send a call and wait for its answer. Raises StoreUnavailable if Redis is away or refuses."""
+    async def ask(self, make: Callable[[OnReply[T]], Call[T]], may_repeat: bool = False) -> T:
+        """Send a call and wait for its answer. Raises StoreUnavailable if Redis is away or refuses.
+
+        `may_repeat`: whether the call does no harm twice, and answers the second time as it did the first. It is then
+        sent again if its connection drops.
+        """
+        try:
+            return await self._ask_once(make)
+        except StoreUnavailable as error:
+            if not may_repeat or error.refusal is not None or not await self.comes_back():
+                raise
+        return await self._ask_once(make)
+
+    async def comes_back(self) -> bool:
+        """Whether Redis answers on every lane, now or within the short time in which a dropped connection is back."""
+        loop = asyncio.get_running_loop()
+        while not self.is_up:
+            until_s = min(lane.back_by_s for lane in self._lanes if not lane.is_up)
+            if loop.time() >= until_s:
+                return False
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until_s):
+                    await self._changed.wait()
+        return True
+
+    async def _ask_once(self, make: Callable[[OnReply[T]], Call[T]]) -> T:
         if not self.is_up:
             raise self.away()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -180,6 +206,7 @@ class Shards:
         return self._collect(lane)
 
     def _lane_changed(self, is_up: bool) -> None:
+        self._changed.set()
         if not is_up:
             self._aside.doubt()
         self._on_state(is_up)

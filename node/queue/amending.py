@@ -50,7 +50,8 @@ class Amending:
         """Cancel a task wherever it is; returns its state before. Raises NotFound, Conflict if it ended otherwise."""
         shard = self._queries.shard(task_id)
         retention_ms = int(self._config.retention_s * 1000)
-        answer = await self._shards.ask(partial(self._shards.calls.cancel, shard, task_id, retention_ms))
+        cancel = partial(self._shards.calls.cancel, shard, task_id, retention_ms)
+        answer = await self._shards.ask(cancel, may_repeat=True)
         if answer.was is None:
             raise _no_such(task_id)
         if answer.was in TERMINAL and answer.was != State.CANCELLED:
@@ -95,6 +96,7 @@ class Amending:
         return replayed
 
     async def _replay(self, shard: int, ids: Sequence[str]) -> Requeued:
+        # Not repeated when its connection drops: the answer to the second call would deny what the first one did.
         answer = await self._shards.ask(partial(self._shards.calls.replay, shard, ids))
         if answer.heads:
             self._on_heads(shard, answer.heads)
@@ -104,7 +106,7 @@ class Amending:
         """Drop the whole dead letter queue; returns how many tasks it held."""
         purge = self._shards.calls.purge
         expired = await asyncio.gather(
-            *(self._shards.ask(partial(purge, shard)) for shard in range(self._config.shards))
+            *(self._shards.ask(partial(purge, shard), may_repeat=True) for shard in range(self._config.shards))
         )
         for shard, count in enumerate(expired):
             if count:

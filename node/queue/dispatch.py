@@ -477,6 +477,8 @@ class Dispatcher:
 
     def _lane_changed(self, is_up: bool) -> None:
         if is_up:
+            for shard in self.uncertain:  # what was claimed, and not answered, is not to wait for a sweep
+                self.compare(shard)
             self.kick()
         for lane, stores in enumerate(self._stores):
             if not self._shards.is_lane_up(lane):

@@ -179,7 +179,7 @@ class Queries:
         """One task, with its history on request. Raises NotFound."""
         shard = self.shard(task_id)
         try:
-            fields = await self._shards.ask(partial(self._shards.calls.read, shard, task_id))
+            fields = await self._shards.ask(partial(self._shards.calls.read, shard, task_id), may_repeat=True)
         except StoreUnavailable as error:
             raise unread(error) from error
         if fields is None:

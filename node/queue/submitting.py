@@ -9,6 +9,7 @@ tasks of a batch under one Idempotency-Key: `keyed_batches` has their ids.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from node.queue.waiters import Waiters
 from node.schema import BackoffJson, BatchKey, IdempotencyKeys, Submission, Submitted, TaskJson, run_at_ms
 
 CROWD = 512  # ids that a batch makes for one shard before it dates them later
+AGAIN_WITHIN_S = 0.5  # time for storing again after a connection dropped; a peer needs the rest of a second
+AGAIN_MAX = 3  # tries in that time: each lane may find anew that its connection is gone
 TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, by one script
 
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
@@ -87,6 +90,36 @@ class Submitting:
 
         `hold_s`: a single task that begins here is the result once it has ended, or as it began after that time.
         """
+        try:
+            return await self._submit_once(items, keys, ids, trace, own_load, hold_s)
+        except StoreUnavailable as error:
+            failure = error
+        if isinstance(keys, BatchKey):
+            keys = keys.going_on([True] * len(items), failure.plan)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_WITHIN_S):
+                for _ in range(AGAIN_MAX):
+                    if not await self._shards.comes_back():
+                        break
+                    # Redis may have stored it before. Under the same ids, it is stored once.
+                    was_doubtful, failure.may_have_happened = failure.may_have_happened, True
+                    try:
+                        return await self._submit_once(items, keys, failure.ids, trace, own_load, hold_s)
+                    except StoreUnavailable as error:
+                        failure = error
+                        failure.may_have_happened |= was_doubtful
+        raise failure
+
+    async def _submit_once(
+        self,
+        items: Sequence[Submission | RumorError],
+        keys: IdempotencyKeys,
+        ids: Sequence[str] | None,
+        trace: str | None,
+        own_load: dict[str, int],
+        hold_s: float,
+    ) -> list[Result]:
+        """The same without a second try."""
         batch = _Batch(len(items), own_load, trace, self._chunk(len(items)), hold_s)
         keyed: Keyed | None = None
         singly: Sequence[str] | None = None
@@ -105,7 +138,7 @@ class Submitting:
             if isinstance(item, RumorError):
                 batch.results[n] = item
                 continue
-            task_id = ids[n] if ids else None
+            task_id = ids[n] or None if ids else None
             try:
                 if keyed is not None:
                     new = self._prepare_keyed(n, item, batch, keyed, task_id)

@@ -253,7 +253,7 @@ async def test_a_call_without_an_answer_is_made_good_by_a_peer(
 
 
 async def _cut(monkeypatch: pytest.MonkeyPatch, engine: Engine, call: str, carried_out: bool) -> list[str]:
-    """End a lane's connection at the first group with this call, before or after Redis carries it out."""
+    """End a lane's connection at the first group with this call, before or after Redis carries it out; for good."""
     await engine.client.script_load(script(call).text)  # a script that Redis does not know is not carried out at once
     talk = Lane._talk
     cut: list[str] = []
@@ -268,6 +268,10 @@ async def _cut(monkeypatch: pytest.MonkeyPatch, engine: Engine, call: str, carri
             await talk(lane, commands)
         raise RedisConnectionError("cut by the test")
 
+    async def never_again() -> bool:
+        return False
+
+    monkeypatch.setattr(engine.shards, "comes_back", never_again)
     monkeypatch.setattr(Lane, "_talk", talk_until_cut)
     return cut
 
