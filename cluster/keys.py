@@ -140,7 +140,10 @@ def cancelled(shard: int) -> str:
 
 
 def idempotency(shard: int, key: str) -> str:
-    """String: `<task id> <fingerprint>` for an Idempotency-Key or `unique_for_s`. PX idempotency_s / unique_for_s."""
+    """String: `<task id> <fingerprint>` for an Idempotency-Key or `unique_for_s`. PX idempotency_s / unique_for_s.
+
+    It stands beside the task; and for an Idempotency-Key whose task or batch is elsewhere, in the key's own shard too.
+    """
     return f"{tag(shard)}:idem:{key}"
 
 

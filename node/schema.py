@@ -49,7 +49,9 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
     priority: Annotated[Priority | None, Meta(description="low, normal, high or 0 to 9 (2, 5, 8).")] = None
     key: Annotated[
         Annotated[str, Meta(min_length=1, max_length=200)] | None,
-        Meta(description="Tasks with the same key share a shard. Placement only, no order."),
+        Meta(
+            description="Tasks with the same key share a shard, unless `unique_for_s` chooses it. Placement, no order."
+        ),
     ] = None
     delay_s: Annotated[Seconds | None, Meta(description="Run no sooner than this many seconds from now.")] = None
     run_at: Annotated[
@@ -67,7 +69,7 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
         Annotated[float, Meta(gt=0, le=2_592_000)] | None,
         Meta(
             description="A repeat within this time (same type, same unique_key, else same data) is the first task, "
-            "whatever its Idempotency-Key."
+            "whatever else it says and whatever its Idempotency-Key."
         ),
     ] = None
     unique_key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
@@ -251,6 +253,7 @@ class BatchKey(Struct, frozen=True):
     key: str
     places: list[int]
     plan: bytes = b""  # what the key stands for, as the gateway before this one proposed or found it
+    is_lines: bool = False  # of a stream of lines: no two calls cut it into equal parts, so each line has its own key
 
     def of(self, n: int) -> str:
         """The Idempotency-Key of the n-th item, if that is on its own. No client's key has a line break."""
@@ -258,7 +261,8 @@ class BatchKey(Struct, frozen=True):
 
     def going_on(self, kept: Sequence[bool], plan: bytes) -> BatchKey:
         """The same key with some of its items, and their plan."""
-        return BatchKey(self.key, [place for place, is_kept in zip(self.places, kept, strict=True) if is_kept], plan)
+        places = [place for place, is_kept in zip(self.places, kept, strict=True) if is_kept]
+        return BatchKey(self.key, places, plan, self.is_lines)
 
 
 IdempotencyKeys = Sequence[str] | BatchKey | None  # one for each item, or that of the batch

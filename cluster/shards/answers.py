@@ -66,6 +66,14 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """What stands under an Idempotency-Key."""
+
+    first: str  # id under which the first submission was made
+    fingerprint: str  # of that submission, or a word for one of another kind
+
+
+@dataclass(frozen=True, slots=True)
 class Claims:
     """claim.lua's answer: the tasks, and how much stays queued behind them."""
 

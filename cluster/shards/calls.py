@@ -21,6 +21,7 @@ from cluster.shards.answers import (
     Cancellation,
     Claims,
     Listed,
+    Noted,
     Reaped,
     Requeued,
     Settled,
@@ -128,9 +129,19 @@ class Calls:
                 args += (t.idempotency, key_ms, t.fingerprint)
         return Call("store", _store_keys(shard, session), args, on_reply, partial(replies.stored, len(tasks)))
 
-    def plan(self, shard: int, key: str, plan: bytes, ttl_ms: int, on_reply: OnReply[bytes]) -> Call[bytes]:
-        """plan.lua: the plan that stood there before, b"" if this one stands now."""
-        return Call("plan", (keys.never(shard), keys.batch(shard, key)), [plan, ttl_ms], on_reply)
+    def plan(
+        self, shard: int, key: str, plan: bytes, note: str, ttl_ms: int, on_reply: OnReply[bytes | Noted]
+    ) -> Call[bytes | Noted]:
+        """plan.lua: the plan that stood there before, b"" if this one stands now, or for what else the key stands."""
+        script_keys = (keys.never(shard), keys.batch(shard, key), keys.idempotency(shard, key))
+        return Call("plan", script_keys, [plan, ttl_ms, note], on_reply, replies.plan)
+
+    def reserve(
+        self, shard: int, key: str, note: str, ttl_ms: int, on_reply: OnReply[Noted | None]
+    ) -> Call[Noted | None]:
+        """reserve.lua: what the key stood for before, None if the note stands now."""
+        script_keys = (keys.never(shard), keys.idempotency(shard, key))
+        return Call("reserve", script_keys, [note, ttl_ms], on_reply, replies.noted)
 
     def mark(
         self, shard: int, key: str, first_id: str, runs: Sequence[tuple[int, bytes]], on_reply: OnReply[bool]

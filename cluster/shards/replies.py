@@ -16,6 +16,7 @@ from cluster.shards.answers import (
     Cancellation,
     Claims,
     Listed,
+    Noted,
     QueueHead,
     Reaped,
     Requeued,
@@ -64,6 +65,17 @@ def stored(tasks: int, reply: Any) -> Stored:
         firsts = {n: raws[n][1:].decode() for n, code in enumerate(codes) if code is _NAMES_FIRST}
         codes = [_STORE_CODES[raw[:1]] for raw in raws]
     return Stored(now_ms, codes, firsts, _heads(heads))
+
+
+def noted(reply: bytes) -> Noted | None:
+    first, _, fingerprint = reply.decode("utf-8", "replace").partition(" ")
+    return Noted(first, fingerprint) if reply else None
+
+
+def plan(reply: bytes | list[bytes]) -> bytes | Noted:
+    if isinstance(reply, bytes):
+        return reply
+    return noted(reply[0]) or Noted("", "")
 
 
 def claims(shard: int, session: str, reply: Any) -> Claims:

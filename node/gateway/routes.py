@@ -85,8 +85,9 @@ class Route:
 
 
 _SUBMIT = {
-    "Idempotency-Key": "The same key gives the same task, whichever node the call reaches; 1 to 255 characters. "
-    "Characters beyond ASCII are sent as UTF-8; HTTP takes away blanks at both ends.",
+    "Idempotency-Key": "The same key gives the same task, whichever node the call reaches, for `idempotency_s`; with "
+    "another body, or in a call of another kind, 422. 1 to 255 characters. Characters beyond ASCII are sent as UTF-8; "
+    "HTTP takes away blanks at both ends.",
     "traceparent": "W3C trace context that the task belongs to; a malformed one is ignored.",
     "tracestate": "The W3C tracestate that goes with traceparent.",
 }
@@ -94,7 +95,8 @@ _SUBMIT = {
 _SUBMIT_BATCH = {
     **_SUBMIT,
     "Idempotency-Key": "The same key gives the same tasks, each known by its place in the body, whichever node the "
-    "call reaches; 1 to 255 characters, as for one task. Repeat an array as an array and lines as lines.",
+    "call reaches; 1 to 255 characters, as for one task. Repeat an array as an array and lines as lines: anything else "
+    "is 422.",
 }
 
 ROUTES = (

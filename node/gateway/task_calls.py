@@ -17,7 +17,16 @@ import msgspec
 from aiohttp import hdrs, web
 
 from cluster.config import Config
-from cluster.errors import BadRequest, NotFound, RumorError, StoreUnavailable, TooLarge, TooSlow, without_key
+from cluster.errors import (
+    BadRequest,
+    IdempotencyConflict,
+    NotFound,
+    RumorError,
+    StoreUnavailable,
+    TooLarge,
+    TooSlow,
+    without_key,
+)
 from cluster.view import View
 from node import trace_context
 from node.gateway import forward, parse
@@ -179,10 +188,11 @@ class TaskCalls:
                 items = parse.lines(chunk, self._nesting_max, place + 1)
                 try:
                     results = await self._store_valid(items, place, key, trace, time.monotonic(), is_stream=True)
-                except StoreUnavailable as error:
+                except (StoreUnavailable, IdempotencyConflict) as error:
                     if not response.prepared:
                         raise
-                    results = [error_json(error if key else without_key(error))] * len(items)
+                    told = error if key or not isinstance(error, StoreUnavailable) else without_key(error)
+                    results = [error_json(told)] * len(items)
                 if not response.prepared:
                     response.headers.update(_trace_headers(results))
                     await response.prepare(request)
@@ -215,8 +225,8 @@ class TaskCalls:
         valid = [item for item in items if isinstance(item, Submission)]
         keys: IdempotencyKeys = None
         if key is not None:
-            batch = BatchKey(key, [place for place, item in enumerate(items, first) if isinstance(item, Submission)])
-            keys = [batch.of(n) for n in range(len(valid))] if is_stream else batch
+            places = [place for place, item in enumerate(items, first) if isinstance(item, Submission)]
+            keys = BatchKey(key, places, is_lines=is_stream)
         stored = iter(await self._store(valid, keys, trace, started_s) if valid else ())
         rejected = self._engine.metrics.rejected
         results: list[TaskJson | ErrorJson] = []

@@ -6,8 +6,8 @@ store.lua knows an id only as long as its task is kept. Therefore a gateway that
 the plan before it answers the client. A repeat stores no marked place again, although its task may be long gone.
 
 A place of the request is in the plan, or it is on its own: its item then has an Idempotency-Key of its own. That too is
-decided once, by the plan that stands: a place is on its own if its item could not be accepted then, has a `key` or a
-unique name, which choose its shard, or is kept too briefly (`KEPT_MIN_S`).
+decided once, by the plan that stands: a place is on its own if its item could not be accepted then, has a unique name,
+which may stand for another task, or is kept too briefly (`KEPT_MIN_S`).
 
 Does not know: Redis, which shard is a good one.
 """

@@ -17,12 +17,14 @@ from typing import TypeVar
 
 from cluster.config import Config
 from cluster.errors import SAME_KEY, BadRequest, Invalid, RumorError, StoreUnavailable, away
+from cluster.shards.answers import Noted
 from cluster.shards.lane import Call, OnReply
 from cluster.shards.shards import Shards
 from cluster.shards.task import Ids
 from node.queue import batch_plan
 from node.queue.batch_plan import ALONE, HOLDS_S, KEPT_MIN_S, Fate, Plan, beside, digest, start_of
 from node.queue.catalog import Catalog
+from node.queue.names import BATCH, conflict, note
 from node.queue.placement import shard_of_key
 from node.schema import BatchKey, Submission, run_at_ms
 
@@ -90,11 +92,12 @@ class KeyedBatches:
         key: BatchKey,
         items: Sequence[Submission | RumorError],
         wall_ms: int,
-        shard_for: Callable[[str], int],
+        shard_for: Callable[[str | None, str], int],
     ) -> Keyed:
         """The plan that stands for the key: the one that stood there before, else one for these items.
 
-        `shard_for` chooses the shard of the next task of a queue.
+        `shard_for` chooses the shard of the next task with that `key`, if it has one, of a queue. Raises
+        IdempotencyConflict if the key stands for no batch.
         """
         kinds = _Kinds(self._queue_by_plan)
         digests: list[int] | None = None  # of a proposal of our own
@@ -107,9 +110,12 @@ class KeyedBatches:
         if self._shards.is_up:
             shard = shard_of_key(key.key, self._config.shards)
             ttl_ms = max(1, int(self._config.idempotency_s * 1000))
-            answer = await self._ask(partial(self._shards.calls.plan, shard, key.key, plan.encoded(), ttl_ms))
+            noted = note(plan.ids.nth(0, plan.shards[0] if plan.shards else 0), BATCH)
+            answer = await self._ask(partial(self._shards.calls.plan, shard, key.key, plan.encoded(), noted, ttl_ms))
             if isinstance(answer, Exception):
                 failure = answer
+            elif isinstance(answer, Noted):
+                raise conflict(answer.first, answer.fingerprint)
             elif answer:
                 plan, digests = self._read(answer), None
         else:
@@ -140,7 +146,7 @@ class KeyedBatches:
         key: BatchKey,
         items: Sequence[Submission | RumorError],
         wall_ms: int,
-        shard_for: Callable[[str], int],
+        shard_for: Callable[[str | None, str], int],
         kinds: _Kinds,
     ) -> tuple[Plan, list[int]]:
         """A plan for these items, and their digests."""
@@ -151,7 +157,7 @@ class KeyedBatches:
                 await asyncio.sleep(0)  # a large batch must not hold up the loop
             if isinstance(item, Submission) and (kind := kinds.of(item))[1]:
                 digests.append(digest(item, kind[0]))
-                shards.append(shard_for(kind[1]))
+                shards.append(shard_for(item.key, kind[1]))
             else:
                 digests.append(ALONE)
                 shards.append(0)
@@ -174,7 +180,7 @@ class KeyedBatches:
 
     def _queue_by_plan(self, item: Submission) -> str:
         """The queue of an item that belongs into a plan; "" for one that is on its own (see `batch_plan`)."""
-        if item.key is not None or item.unique_for_s is not None or item.unique_key is not None:
+        if item.unique_for_s is not None or item.unique_key is not None:
             return ""
         retention_s = self._config.retention_s if item.retention_s is None else item.retention_s
         task_type = self._catalog.get(item.type)

@@ -1,27 +1,23 @@
 """Submitting: from a client's submission to a task in its shard.
 
 A task gets its id, and with it its shard, before the first call to Redis, and store.lua stores an id once: a repeated
-or forwarded call cannot make two tasks. `key`, else the unique name (`unique_for_s`), else the Idempotency-Key chooses
-the shard, so that one script can write the task and the mappings to it. Other tasks are placed by load, and so are the
-tasks of a batch under one Idempotency-Key: `keyed_batches` has their ids.
+or forwarded call cannot make two tasks. So if the connection drops under way, this module stores once more over the
+next one. A name chooses the shard (`names`), so that one script can write the task and the mappings to it. Load places
+tasks without one, and those of a batch under one Idempotency-Key: `keyed_batches` has their ids.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-import msgspec
-from msgspec import Raw
 from redis.exceptions import OutOfMemoryError
 
 from cluster.clock import wall_ms
 from cluster.config import Config
-from cluster.errors import IdempotencyConflict, Invalid, QueueFull, RumorError, StoreUnavailable, refused
+from cluster.errors import Invalid, QueueFull, RumorError, StoreUnavailable, refused
 from cluster.session import node_of
 from cluster.shards.answers import StoreCode
 from cluster.shards.calls import NewTask
@@ -31,7 +27,9 @@ from node.observe.metrics import Metrics
 from node.queue.batch_plan import Fate
 from node.queue.catalog import Catalog, TaskType
 from node.queue.dispatch import Dispatcher
+from node.queue.key_homes import KeyHomes
 from node.queue.keyed_batches import SLICE, Keyed, KeyedBatches
+from node.queue.names import conflict, names_of
 from node.queue.placement import Placement, shard_of_key
 from node.queue.queries import Queries, carry
 from node.queue.waiters import Waiters
@@ -42,8 +40,6 @@ AGAIN_WITHIN_S = 0.5  # time for storing again after a connection dropped; a pee
 AGAIN_MAX = 3  # tries in that time: each lane may find anew that its connection is gone
 TOGETHER_MAX = 16  # single submissions of one turn of the loop that go to one shard, by one script
 
-_encode_json = msgspec.json.Encoder(order="deterministic").encode
-_NULL = Raw(b"null")
 _QUEUED = State.QUEUED  # bound once, as every submission needs it: `Enum.MEMBER` costs 0.1 us each time in Python 3.11
 _STORE, _ALONE = Fate.STORE, Fate.ALONE
 _CODE_CLAIMED, _CODE_QUEUED = StoreCode.CLAIMED, StoreCode.QUEUED
@@ -75,6 +71,8 @@ class Submitting:
         self._queries = queries
         self._ids = Ids()
         self._keyed = KeyedBatches(config, shards, catalog, self._ids)
+        self._homes = KeyHomes(config, shards, dispatch.store)
+        self._key_ms = max(1, int(config.idempotency_s * 1000))
         self._together: dict[str, tuple[int, int]] = {}  # queue -> (shard, how many more of this turn's go there)
 
     async def submit(
@@ -94,7 +92,7 @@ class Submitting:
             return await self._submit_once(items, keys, ids, trace, own_load, hold_s)
         except StoreUnavailable as error:
             failure = error
-        if isinstance(keys, BatchKey):
+        if isinstance(keys, BatchKey) and not keys.is_lines:
             keys = keys.going_on([True] * len(items), failure.plan)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AGAIN_WITHIN_S):
@@ -123,12 +121,15 @@ class Submitting:
         batch = _Batch(len(items), own_load, trace, self._chunk(len(items)), hold_s)
         keyed: Keyed | None = None
         singly: Sequence[str] | None = None
-        if isinstance(keys, BatchKey):
-            keyed = await self._keyed.agree(keys, items, batch.wall_ms, partial(self._place, None, "", batch=batch))
-            batch.has_plan = True
-        else:
-            singly = keys
         obstacle = None if self._shards.is_up else self._shards.away(storing=True)
+        if not isinstance(keys, BatchKey):
+            singly = keys
+        elif keys.is_lines:
+            singly = [keys.of(n) for n in range(len(items))]
+            obstacle = obstacle or await self._homes.take_for_lines(keys.key, self._key_ms)
+        else:
+            keyed = await self._keyed.agree(keys, items, batch.wall_ms, partial(self._place, batch=batch))
+            batch.has_plan = True
         for n, item in enumerate(items):
             if n % SLICE == 0:
                 if n:
@@ -151,10 +152,12 @@ class Submitting:
             if batch.results[n] is not None:
                 continue
             batch.waiting += 1
-            if obstacle is None:
-                self._dispatch.store(new)
-            else:
+            if obstacle is not None:
                 new.on_code(new, obstacle, 0, "")
+            elif new.fingerprint and (new.unique or item.key is not None):
+                self._homes.store(new)
+            else:
+                self._dispatch.store(new)
         await batch.wait()
         if keyed is not None and batch.failure is None:
             await self._mark(keyed, batch)
@@ -194,7 +197,7 @@ class Submitting:
             return self._prepare(n, item, batch, keyed.key.of(n), task_id)
         task_id, shard = keyed.id(n)
         if fate is Fate.CONFLICT:
-            raise _conflict(task_id)
+            raise conflict(task_id)
         new = self._prepare(n, item, batch, None, task_id, shard, fate is _STORE)
         if fate is Fate.REPEAT:
             batch.results[n] = Submitted(new.more[2], False)
@@ -220,12 +223,9 @@ class Submitting:
             raise self._catalog.unknown(item.type)
         spec, spec_packed = self._spec(task_type, item, batch.trace)
         due = _due(item)
-        if item.unique_for_s is None and item.unique_key is None and idempotency_key is None:
-            names = _UNNAMED
-        else:
-            names = self._names(item, idempotency_key)
+        names = names_of(item, idempotency_key, self._key_ms)
         if task_id is None:
-            shard = self._place(item.key, names.place, spec.queue, batch)
+            shard = self._place(names.place, spec.queue, batch)
             task_id = self._ids.next(batch.wall_ms if batch.size <= CROWD else batch.uncrowded_ms(shard), shard)
             may_claim = True
         elif shard is None:
@@ -250,23 +250,10 @@ class Submitting:
             unique_ms=names.unique_ms,
         )
 
-    def _names(self, item: Submission, idempotency_key: str | None) -> _Names:
-        """The names under which a client can repeat a submission. Raises Invalid."""
-        unique = ""
-        if item.unique_for_s is not None:
-            unique = _unique(item)
-        elif item.unique_key is not None:
-            raise Invalid("unique_key is given and unique_for_s is not.", "Give unique_for_s too, in seconds.")
-        unique_ms = max(1, int((item.unique_for_s or 0.0) * 1000))
-        if idempotency_key is None:
-            return _Names(unique, unique, unique_ms)
-        key_ms = max(1, int(self._config.idempotency_s * 1000))
-        return _Names(unique or idempotency_key, idempotency_key, key_ms, _fingerprint(item), unique, unique_ms)
-
-    def _place(self, key: str | None, name: str, queue: str, batch: _Batch) -> int:
-        """The shard of a new task: by its `key`, else by the name under which it can be repeated, else by load."""
-        if key is not None or name:
-            return shard_of_key(name if key is None else key, self._config.shards)
+    def _place(self, name: str | None, queue: str, batch: _Batch) -> int:
+        """The shard of a new task: by the name that chooses it, else by load."""
+        if name:
+            return shard_of_key(name, self._config.shards)
         shard, left = batch.chunk.get(queue, (0, 0))
         if left == 0:
             is_batch = batch.size > 1
@@ -390,27 +377,12 @@ class Submitting:
                 task.id = first
                 batch.results[n] = Submitted(task, False)
             case StoreCode.MISMATCH:
-                batch.results[n] = _conflict(first)
+                batch.results[n] = conflict(first)
             case StoreCode.QUEUE_FULL:
                 batch.results[n] = QueueFull(
                     f"queue {new.queue!r} holds {self._config.queue_limit} tasks in one shard, its limit.",
                     "Add nodes, or raise queue_limit.",
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """The names under which a client can repeat a submission: its Idempotency-Key, and a unique name if it has one."""
-
-    place: str  # the name that chooses the shard, so that both names stand beside the task
-    key: str  # the Idempotency-Key, else the unique name
-    key_ms: int
-    fingerprint: str = ""  # fingerprint of the body that the Idempotency-Key stands for
-    unique: str = ""  # the unique name of a submission that has an Idempotency-Key as well
-    unique_ms: int = 1
-
-
-_UNNAMED = _Names("", "", 1)
 
 
 class _Batch:
@@ -463,12 +435,6 @@ class _Batch:
         await self._done
 
 
-def _conflict(first: str) -> IdempotencyConflict:
-    return IdempotencyConflict(
-        f"this Idempotency-Key already stands for task {first}, with another body.", "Use a new key for a new task."
-    )
-
-
 class _Held:
     """The answer about a task that began here, held back until the task ends, or for a short time."""
 
@@ -514,16 +480,3 @@ def _backoff(default: Backoff, own: BackoffJson) -> Backoff:
         default.factor if own.factor is None else own.factor,
         default.max_s if own.max_s is None else own.max_s,
     )
-
-
-def _fingerprint(item: Submission) -> str:
-    """A hash of a submission's meaning, not of its spelling: equal for two submissions that ask for the same."""
-    rest = msgspec.structs.replace(item, data=_NULL)
-    canonical = _encode_json([rest, msgspec.json.decode(item.data)])
-    return hashlib.blake2b(canonical, digest_size=12).hexdigest()
-
-
-def _unique(item: Submission) -> str:
-    """The unique name of a submission: from its type, and its `unique_key` or else its data."""
-    key = item.unique_key if item.unique_key is not None else _encode_json(msgspec.json.decode(item.data)).decode()
-    return "unique:" + hashlib.blake2b(f"{item.type}\0{key}".encode(), digest_size=16).hexdigest()
