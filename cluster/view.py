@@ -59,6 +59,7 @@ class Peer:
     verdict: Verdict
     load: Load | None
     meta: Meta | None
+    is_vouched: bool = True  # Redis has shown its heartbeat; until then, only gossip knows it
 
     @property
     def url(self) -> str:
@@ -73,9 +74,10 @@ class Peer:
 
     @property
     def is_able(self) -> bool:
-        """Whether it may own shards: alive for gossip, reaches Redis, not stalled, not leaving, has slots."""
+        """Whether it may own shards: vouched for, alive, reaches Redis, not stalled, not leaving, has slots."""
         return (
-            self.state is MemberState.ALIVE
+            self.is_vouched
+            and self.state is MemberState.ALIVE
             and self.load is not None
             and self.load.redis
             and not self.load.stalled
@@ -122,6 +124,7 @@ class View:
             or (peer.state is MemberState.DEAD and peer.evidence in proven)
             or (peer.state is not MemberState.DEAD and peer.load is not None and not peer.load.redis)
             for peer in self.members
+            if peer.is_vouched
         )
 
     def me(self) -> Peer | None:

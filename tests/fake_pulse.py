@@ -20,6 +20,7 @@ class FakePulse:
         self.timeout_s = timeout_s
         self.failure: StoreUnavailable | None = None
         self.heartbeats: dict[str, bytes] = {}
+        self.moving: dict[str, int] = {}  # sessions that live elsewhere: subscribed, and each reading finds a beat
         self.rows: dict[str, MemberRow] = {}
         self.channels: dict[str, list[asyncio.Queue[bytes]]] = {}
         self.leader: Term | None = None
@@ -54,11 +55,21 @@ class FakePulse:
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         self._ask()
+        for name in self.moving:
+            self.moving[name] += 1
+            self.heartbeats[name] = b"%d" % self.moving[name]
         return [self.heartbeats.get(name) for name in names]
+
+    async def look(
+        self, names: Sequence[str], node_ids: Sequence[str]
+    ) -> tuple[list[bytes | None], dict[str, MemberRow]]:
+        self._ask()
+        rows = {node_id: self.rows[node_id] for node_id in node_ids if node_id in self.rows}
+        return [self.heartbeats.get(name) for name in names], rows
 
     async def subscribers(self, name: str) -> int:
         self._ask()
-        return len(self.channels.get(name, ()))
+        return len(self.channels.get(name, ())) + (name in self.moving)
 
     async def fence(self, fence: Fence, tombstone_ms: int, by: str) -> FenceReply:
         self._ask(f"fence {fence.session} {fence.cause}")

@@ -26,7 +26,9 @@ from cluster.swim.events import (
     TcpConnect,
     TcpOutcome,
     Tick,
+    Vouched,
 )
+from cluster.swim.newcomers import CHALLENGE_SPACING_S
 from cluster.swim.wire import Ack, Body, Digest, Gossip, Head, LoadRow, Packet, Ping, Row
 
 WALL_MS = 1_764_000_000_000
@@ -62,14 +64,17 @@ def accusation(name: str, by: str, evidence: Evidence = Evidence.SILENT, incarna
 class Bench:
     """The node `me`, at a clock that the test moves, among members that are alive and say only what the test says."""
 
-    def __init__(self, *peers: str, config: Config = CONFIG, seed: int = 1) -> None:
+    def __init__(self, *peers: str, config: Config = CONFIG, seed: int = 1, has_registry: bool = False) -> None:
+        """With a registry, it vouches for `peers` and for nobody else."""
         self.now_s = 1000.0
         self.config = config
-        self.swim = Swim(config, identity_of("me"), (), Random(seed), self.now_s)
+        self.swim = Swim(config, identity_of("me"), (), Random(seed), self.now_s, has_registry=has_registry)
         self.actions: list[Action] = []
         self._seq = count(1)
         for peer in peers:
             self.meet(peer)
+            if has_registry:
+                self.hand_in(Vouched(identity_of(peer)))
         if peers:
             self.hear(peers[0], Ping(0, session_of("me")))  # Its digest is equal: the joining is over.
         self.take()
@@ -116,6 +121,13 @@ class Bench:
         """The peer joins: it pings, is asked back, and answers with its row (or these)."""
         asked = sent(self.hear(peer, Ping(1, "")), Ping, peer)[-1]
         self.hear(peer, Ack(asked.nr, session_of(peer)), rows if rows is not None else [row_of(peer)], **head)
+
+    def renew(self, peer: str, life: int = 2) -> list[Action]:
+        """A later life of the peer answers a ping to the peer's address: the earlier one no longer has the port."""
+        self.now_s += 2 * CHALLENGE_SPACING_S
+        session = session_of(peer, life)
+        asked = sent(self.hear(peer, Ping(1, ""), session=session), Ping, peer)[-1]
+        return self.hear(peer, Ack(asked.nr, session), rows=[row_of(peer, life)], session=session)
 
     def pass_s(self, duration_s: float, answering: Iterable[str] = ()) -> None:
         """Let time pass with ticks when they are due; `answering` peers answer each ping at once."""

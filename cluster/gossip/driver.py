@@ -46,6 +46,7 @@ from cluster.swim.events import (
     TcpConnect,
     TcpOutcome,
     Tick,
+    Unconfirmed,
     Watch,
     WatchEnded,
 )
@@ -93,6 +94,7 @@ class GossipDriver:
         on_changed: Callable[[Changed], None],
         on_conflict: Callable[[NameConflict], None],
         on_seen: Callable[[str, str], None] = lambda kind, session: None,
+        on_unconfirmed: Callable[[Unconfirmed], None] = lambda rumor: None,
     ) -> None:
         self.config = config
         self.keys = tuple(keys)
@@ -100,6 +102,7 @@ class GossipDriver:
         self.stats: Counter[str] = Counter()
         self._on_changed = on_changed
         self._on_conflict = on_conflict
+        self._on_unconfirmed = on_unconfirmed
         self.on_seen = on_seen  # hears what this node itself saw on a session's sockets: for people, decides nothing
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
@@ -151,7 +154,7 @@ class GossipDriver:
     def feed(self, event: Event) -> list[Action]:
         """Hand one event to the protocol and carry out its actions, which are returned too."""
         actions = self.machine.handle(event, time.monotonic())
-        news: list[Changed | NameConflict] = []
+        news: list[Changed | NameConflict | Unconfirmed] = []
         for action in actions:
             match action:
                 case Send():
@@ -162,17 +165,20 @@ class GossipDriver:
                     self._watch(action)
                 case PushPull():
                     self._exchange(action)
-                case Changed() | NameConflict():
+                case Changed() | NameConflict() | Unconfirmed():
                     # Last, since a listener may feed the next event, whose actions are newer than the rest of these.
                     news.append(action)
                 case PushPullReply():
                     pass  # It is for the caller that fed the request.
         self._arm()
         for item in news:
-            if isinstance(item, Changed):
-                self._on_changed(item)
-            else:
-                self._on_conflict(item)
+            match item:
+                case Changed():
+                    self._on_changed(item)
+                case NameConflict():
+                    self._on_conflict(item)
+                case Unconfirmed():
+                    self._on_unconfirmed(item)
         return actions
 
     def answer(self, body: bytes) -> bytes | None:

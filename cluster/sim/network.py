@@ -30,8 +30,10 @@ from cluster.swim.events import (
     Address,
     Changed,
     Datagram,
+    Denied,
     Event,
     Evidence,
+    Fenced,
     Identity,
     Join,
     Member,
@@ -46,6 +48,8 @@ from cluster.swim.events import (
     TcpConnect,
     TcpOutcome,
     Tick,
+    Unconfirmed,
+    Vouched,
     Watch,
     WatchEnded,
 )
@@ -223,7 +227,16 @@ class Node:
 class Sim:
     """A cluster in virtual time. Give it faults with `at`, let it run, look at `seen`, `views_of` and the nodes."""
 
-    def __init__(self, seed: int, nodes: int, link: Link = Link(), config: Config | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        nodes: int,
+        link: Link = Link(),
+        config: Config | None = None,
+        *,
+        has_registry: bool = False,
+    ) -> None:
+        """`has_registry`: the nodes have a Redis, which knows their sessions and confirms what gossip says of them."""
         self.seed = seed
         self.config = config or Config()
         self.link = link
@@ -231,6 +244,9 @@ class Sim:
         self.seen: list[Seen] = []
         self.sent: dict[str, int] = {}  # name -> bytes
         self.ended: list[Ended] = []
+        self.has_registry = has_registry
+        self.registered: dict[str, Identity] = {}  # sessions whose heartbeat stands in the registry
+        self.tombstones: dict[str, None] = {}
         self._rng = Random(f"network {seed}")
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -384,7 +400,9 @@ class Sim:
             node.rng,
             self.now_s,
             nonce=lambda: self._rng.getrandbits(96).to_bytes(12, "big"),
+            has_registry=self.has_registry,
         )
+        self.registered[node.session] = me
         names = seeds or tuple(self.nodes)[:1]
         self._hand_in(node, Join(tuple(self.nodes[name].address for name in names if name != node.name)))
 
@@ -465,12 +483,25 @@ class Sim:
                 raise AssertionError("a PushPullReply that answers no PushPullRequest")
             case Changed(member):
                 self._note(node, action, member)
-            case NameConflict():
-                node.conflicts.append(action)
+            case Unconfirmed(identity):
+                if identity.session != node.session:
+                    self._deliver(node, self._registry_says(action), self._delay_s())
+            case NameConflict(other):
+                if not self.has_registry or other.session in self.registered:
+                    node.conflicts.append(action)
+
+    def _registry_says(self, rumor: Unconfirmed) -> Event:
+        """What the second witness answers: see `cluster.vitals.vouching`."""
+        name = rumor.identity.session
+        if name in self.tombstones:
+            return Fenced(name)
+        if name not in self.registered or rumor.is_fenced:
+            return Denied(name)
+        return Vouched(self.registered[name])
 
     def _note(self, node: Node, change: Changed, member: Member) -> None:
-        subject = self._by_address[member.identity.host, member.identity.port]
-        is_running = subject.is_running and subject.session == member.identity.session
+        subject = self._by_address.get((member.identity.host, member.identity.port))
+        is_running = subject is not None and subject.is_running and subject.session == member.identity.session
         self.seen.append(Seen(self.now_s, node.name, change, is_running))
 
     # ---- the network

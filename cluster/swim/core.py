@@ -20,6 +20,13 @@ tables become equal, `newcomers` for who is let in, `outbox` for what is sent, `
 A session that is not in the table is a stranger: this node believes nothing that it says until it has answered a ping
 of ours, which a recording of its datagrams cannot do. All other replays are harmless, because every merge is a maximum.
 
+A member may lie: it has the key, and can speak in anybody's name. So gossip alone does nothing that Redis can confirm.
+A tombstone counts once it was read in Redis (`Fenced`). A session that this node has not met enters the table when
+Redis vouches for it (`Vouched`). Until then there is the action `Unconfirmed`, and nothing else happens. While Redis is
+away, the session's own answer to a ping of ours has to do, and it stays unvouched. Numbers that only rise are measured
+against what their owner said at first hand: see `plausible`. Without a registry (`rumor agent`) hearsay is believed,
+within bounds.
+
 Does not know: sockets, asyncio, the wall clock, Redis, what load, meta and epochs mean.
 """
 
@@ -43,6 +50,7 @@ from cluster.swim.events import (
     Address,
     Changed,
     Datagram,
+    Denied,
     Event,
     Evidence,
     Fenced,
@@ -55,22 +63,40 @@ from cluster.swim.events import (
     PushPullReply,
     PushPullRequest,
     PushPullResponse,
+    RegistryReach,
     Renew,
     SetEpoch,
     SetLoad,
     Tcp,
     TcpOutcome,
     Tick,
+    Unconfirmed,
+    Vouched,
     Watch,
     WatchEnded,
 )
 from cluster.swim.newcomers import Challenges, Contest, Contests, Joins
 from cluster.swim.outbox import Outbox
+from cluster.swim.plausible import EPOCH_AHEAD, INCARNATION_AHEAD, LOAD_AHEAD, is_plausible
 from cluster.swim.rounds import Rounds
 from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
 from cluster.swim.table import LIVE, Entry, Table, accusation, is_same_claim, merge, precedence, short
 from cluster.swim.watch_ring import predecessors, successors
-from cluster.swim.wire import Ack, Gossip, Head, LoadRow, Nack, Packet, Ping, PingReq, Pull, Row, Rows, Sync
+from cluster.swim.wire import (
+    Ack,
+    Freshness,
+    Gossip,
+    Head,
+    LoadRow,
+    Nack,
+    Packet,
+    Ping,
+    PingReq,
+    Pull,
+    Row,
+    Rows,
+    Sync,
+)
 
 LOAD_FANOUT = 4  # members told at once of an urgent load
 GOSSIP_FANOUT = 3  # members told at each gossip interval while there is news
@@ -86,7 +112,11 @@ TOLD_SPACING_S = 0.05  # time between pings to a member that is held dead and is
 # member's word that it is silent.
 HERALD_SHARE = 0.5
 CONFLICTS_MAX = 256
+CONFLICT_SPACING_S = 10.0  # time between two words about one conflict: the first may have come while Redis was away
 TOMBSTONES_MAX = 1024
+VOUCHED_MAX = 2 * wire.TABLE_MAX
+ASKED_MAX = 2 * wire.TABLE_MAX
+ASK_SPACING_S = 0.25  # time between two questions about one session
 
 COUNTERS = (
     "probes",
@@ -112,6 +142,8 @@ COUNTERS = (
     "dropped_other_cluster",
     "dropped_replayed",
     "dropped_oversize",
+    "dropped_implausible",
+    "dropped_unconfirmed",
 )
 
 
@@ -127,7 +159,9 @@ class Swim:
         now_s: float,
         *,
         nonce: Callable[[], bytes] = lambda: os.urandom(wire.NONCE_BYTES),
+        has_registry: bool = False,
     ) -> None:
+        """`has_registry`: the driver has Redis, and answers Unconfirmed."""
         assert len(me.meta) <= wire.META_MAX_BYTES, f"meta is {len(me.meta)} bytes"
         self._config = config
         self._rng = rng
@@ -140,12 +174,18 @@ class Swim:
         self._outbox = Outbox(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
         self._exchange = Exchange(self._table, self._outbox, rng, self._stats)
         self._tombstones: Bounded[str, None] = Bounded(TOMBSTONES_MAX)
+        self._has_registry = has_registry
+        self._can_ask = has_registry
+        self._vouched: Bounded[str, None] = Bounded(VOUCHED_MAX)  # sessions whose heartbeat Redis has shown
+        self._asked_s: Bounded[tuple[str, bool], float] = Bounded(ASKED_MAX)  # (session, is_fenced) -> last Unconfirmed
+        self._epoch = -1  # the last that Redis named; -1: none yet
         self._suspicions: dict[str, Suspicion] = {}  # by session
         self._joins = Joins()
         self._challenges = Challenges()
         self._contests = Contests(config.probe_timeout_s)
         self._has_merged = False
-        self._conflicts: dict[str, None] = {}
+        self._conflicts: Bounded[str, float] = Bounded(CONFLICTS_MAX)  # session -> when it was last told
+        self._claimed: Bounded[str, None] = Bounded(CONFLICTS_MAX)  # later lives of our name, by others' word
         self._watched: tuple[Identity, ...] = ()
         self._ring_changed = False
         self._urgent_own: list[Row] = []
@@ -182,9 +222,15 @@ class Swim:
             case SetLoad():
                 self._on_load(event.load, event.is_urgent)
             case SetEpoch():
-                self._outbox.epoch = max(self._outbox.epoch, event.epoch)
+                self._on_epoch(event.epoch)
             case Fenced():
                 self._on_fenced(event.session)
+            case Vouched():
+                self._on_vouched(event.identity)
+            case Denied():
+                self._on_denied(event.session)
+            case RegistryReach():
+                self._can_ask = self._has_registry and event.is_up
             case Renew():
                 self._on_renew(event.session)
             case Leave():
@@ -375,25 +421,39 @@ class Swim:
 
     # ---- claims
 
-    def _learn(self, row: Row) -> bool:
-        """Merge one claim. False if this node holds a newer one."""
+    def _learn(self, row: Row, found_at: Address | None = None) -> bool:
+        """Merge one claim. False if this node holds a newer one.
+
+        `found_at`: the address at which the session itself answered a ping of ours, with this row about itself.
+        """
         node_id = node_of(row.session)
         if node_id == self._me.node_id:
             return self._hear_of_me(row)
-        if row.session in self._tombstones and row.evidence is not Evidence.FENCED:
-            row = msgspec.structs.replace(row, state=MemberState.DEAD, evidence=Evidence.FENCED, by="")
         entry = self._table.get(node_id)
-        if row.evidence is Evidence.FENCED:
-            self._bury(row, is_known=entry is not None and entry.row.session == row.session)
+        if row.session in self._tombstones:
+            row = msgspec.structs.replace(row, state=MemberState.DEAD, evidence=Evidence.FENCED, by="")
+        elif row.evidence is Evidence.FENCED:
+            if entry is not None and entry.row.session == row.session:
+                self._ask(entry.identity, is_fenced=True)
+            return True
         if entry is None or is_newer(row.session, entry.row.session):
-            self._meet(row, entry)
+            if self._may_enter(row, entry, found_at):
+                self._meet(row, entry, is_first_hand=found_at is not None)
             return True
         if entry.row.session != row.session:
+            if found_at is not None:
+                self._ask(_identity(row), is_fenced=False)  # It lives, so the later one may have been invented.
             return False
+        if not is_plausible(row.incarnation, entry.own_incarnation, INCARNATION_AHEAD):
+            self._drop_implausible(entry)
+            return True
+        if entry.row.host:  # It is fixed for a session: nobody moves a member that this node knows.
+            row = msgspec.structs.replace(row, host=entry.row.host, port=entry.row.port, meta=entry.row.meta)
         is_surprising = self._is_surprising(entry, row)
         if is_surprising:
             # An old refusal, perhaps from across a cut, is no second witness to a refusal that is seen now.
-            evidence = Evidence.SILENT if row.evidence is Evidence.REFUSED else row.evidence
+            is_proof = row.evidence in (Evidence.REFUSED, Evidence.SUPERSEDED)
+            evidence = Evidence.SILENT if is_proof else row.evidence
             row = msgspec.structs.replace(row, state=MemberState.SUSPECT, evidence=evidence, age_s=0)
         before, was = entry.row, entry.row.state
         is_older = precedence(row) < precedence(before)
@@ -414,26 +474,71 @@ class Swim:
         believed the claim, members that never lost each other would hold each other dead when a cut heals. Taken as a
         suspicion, it is refuted in one round trip; and if it is true, it soon becomes a death again.
         """
-        if (
-            not entry.is_live
-            or row.state is not MemberState.DEAD
-            or row.evidence in (Evidence.FENCED, Evidence.SUPERSEDED)
-        ):
+        if not entry.is_live or row.state is not MemberState.DEAD or row.evidence is Evidence.FENCED:
             return False
         suspicion = self._suspicions.get(row.session)
         suspect_s = self._now_s - suspicion.started_s if suspicion is not None else 0.0
         is_heralded = row.evidence is Evidence.REFUSED or suspect_s >= HERALD_SHARE * self._config.suspicion_min_s
         return row.age_s >= 1 or not is_heralded
 
-    def _meet(self, row: Row, old: Entry | None) -> None:
+    def _may_enter(self, row: Row, old: Entry | None, found_at: Address | None) -> bool:
+        """Whether to take in this session, which is not known here; if not, ask who may know it.
+
+        Names never end, and a later session ends the one before it. So Redis must know it: even whoever answers from
+        the earlier one's address may be a node of another cluster that has the port now. Without Redis, the session's
+        own answer has to do, and hearsay never does.
+        """
+        if row.session in self._vouched or row.session in self._tombstones:
+            return True
+        if self._can_ask:
+            if row.state in LIVE:  # Nobody misses a member that ended before this node knew it.
+                self._ask(_identity(row), is_fenced=False)
+            return False
+        if found_at is not None:
+            return True
+        if self._has_registry:
+            self._stats["dropped_unconfirmed"] += 1
+            return False
+        if old is not None and old.is_live:
+            if row.host and self._challenges.is_due((row.host, row.port), self._now_s):
+                self._rounds.ping_address((row.host, row.port), self._now_s)
+            return False
+        return True
+
+    def _ask(self, identity: Identity, *, is_fenced: bool) -> None:
+        """Have the driver look in Redis, unless it was told to a moment ago. Without Redis, nothing comes of it."""
+        key = (identity.session, is_fenced)
+        if not self._can_ask or self._now_s - self._asked_s.get(key, -inf) < ASK_SPACING_S:
+            self._stats["dropped_unconfirmed"] += not self._can_ask
+            return
+        self._asked_s.pop(key, None)
+        self._asked_s[key] = self._now_s
+        self._outbox.out.append(Unconfirmed(identity, is_fenced))
+
+    def _drop_implausible(self, entry: Entry) -> None:
+        """Somebody named an incarnation that this member can hardly have. If it has it, its answer will say so."""
+        self._stats["dropped_implausible"] += 1
+        if self._now_s - entry.told_s >= TOLD_SPACING_S:
+            entry.told_s = self._now_s
+            self._rounds.ping(entry, self._now_s)
+
+    def _meet(self, row: Row, old: Entry | None, *, is_first_hand: bool = False) -> None:
         """Take in a session that was not known: a new member, or a new life of a known one."""
         if not row.host or (row.state not in LIVE and row.age_s > self._config.forget_s):
             return
+        is_plain = is_first_hand or is_plausible(row.incarnation, 0, INCARNATION_AHEAD)
+        if not is_plain:
+            row = Row(row.session, 0, MemberState.ALIVE, Evidence.NONE, "", row.host, row.port, row.meta)
         if old is not None:
             self._end_session(old)
         entry = self._table.put(row, self._now_s)
         if entry is None:
             return
+        entry.is_vouched = not self._has_registry or row.session in self._vouched
+        if is_first_hand:
+            entry.own_incarnation = row.incarnation
+        if not is_plain:
+            self._drop_implausible(entry)
         if row.state in LIVE:
             self._rounds.add(entry.node_id)
         self._changed(entry, None, None, first=old is None)
@@ -502,14 +607,6 @@ class Swim:
         self._suspicions.pop(session, None)
         self._outbox.loads.drop(session)
 
-    def _bury(self, row: Row, *, is_known: bool) -> None:
-        """Remember the tombstone of a session. Pass it on as news if no row of the table can carry it."""
-        if row.session in self._tombstones:
-            return
-        self._tombstones[row.session] = None
-        if not is_known and not row.host and self._table.get(node_of(row.session)) is None:
-            self._outbox.news.add(row, self._now_s)
-
     # ---- this node
 
     @property
@@ -539,7 +636,7 @@ class Swim:
             if row.session in self._past:
                 return False
             if is_newer(row.session, self._me.session):
-                self._conflict(Identity(node_of(row.session), row.session, row.host, row.port, row.meta))
+                self._hear_of_later_life(row)
             elif row.state in LIVE and row.host and (row.host, row.port) != (self._me.host, self._me.port):
                 # This is an earlier life at another address. If it answers, the name is used twice.
                 self._rounds.ping_address((row.host, row.port), self._now_s)
@@ -547,7 +644,9 @@ class Swim:
         if precedence(row) <= precedence(mine):
             return precedence(row) == precedence(mine)
         if row.evidence is Evidence.FENCED:
-            self._fence_me()
+            self._ask(self._me, is_fenced=True)
+        elif not is_plausible(row.incarnation, mine.incarnation, INCARNATION_AHEAD):
+            self._stats["dropped_implausible"] += 1  # Nobody else takes it for ours either.
         elif row.incarnation < wire.INCARNATION_MAX and not self._has_left and mine.evidence is not Evidence.FENCED:
             # Only the accused may raise the incarnation (SWIM §4.2); that refutes the rumor.
             self._stats["refutations"] += 1
@@ -569,11 +668,23 @@ class Swim:
             self._ring_changed = True
             self._outbox.out.append(Changed(self._my_entry.member(), was.state, False))
 
+    def _hear_of_later_life(self, row: Row) -> None:
+        """The cluster knows a later session of our name, or somebody says so. Without Redis to tell, it must answer."""
+        address = (row.host, row.port)
+        if self._has_registry or not row.host or address == (self._me.host, self._me.port):
+            self._conflict(_identity(row))
+            return
+        self._claimed[row.session] = None
+        if self._challenges.is_due(address, self._now_s):
+            self._rounds.ping_address(address, self._now_s)
+
     def _conflict(self, other: Identity) -> None:
-        if other.session not in self._conflicts and len(self._conflicts) < CONFLICTS_MAX:
-            self._conflicts[other.session] = None
-            self._stats["conflicts"] += 1
-            self._outbox.out.append(NameConflict(other))
+        if self._now_s - self._conflicts.get(other.session, -inf) < CONFLICT_SPACING_S:
+            return
+        self._conflicts.pop(other.session, None)
+        self._conflicts[other.session] = self._now_s
+        self._stats["conflicts"] += 1
+        self._outbox.out.append(NameConflict(other))
 
     def _on_renew(self, session: str) -> None:
         assert is_newer(session, self._me.session), f"{session} does not come after {self._me.session}"
@@ -598,9 +709,50 @@ class Swim:
             self._joins.clear()
 
     def _on_fenced(self, session: str) -> None:
+        self._tombstones[session] = None
+        if node_of(session) == self._me.node_id:
+            if session == self._me.session:
+                self._fence_me()
+            return
         entry = self._table.of(session)
-        incarnation = entry.row.incarnation if entry is not None else 0
-        self._learn(Row(session, incarnation, MemberState.DEAD, Evidence.FENCED, self._me.node_id))
+        row = Row(session, 0, MemberState.DEAD, Evidence.FENCED, self._me.node_id)
+        if entry is not None:
+            self._learn(msgspec.structs.replace(row, incarnation=entry.row.incarnation))
+        elif self._table.get(node_of(session)) is None:
+            self._outbox.news.add(row, self._now_s)  # No row of the table can carry it.
+
+    def _on_denied(self, session: str) -> None:
+        """Redis shows nothing. Whoever came in while Redis was away, and is not known to it, is none of us."""
+        self._stats["dropped_unconfirmed"] += 1
+        entry = self._table.of(session)
+        if entry is not None and not entry.is_vouched:
+            self._forget_work(session)
+            self._table.forget(entry.node_id)
+            self._ring_changed = True
+            self._outbox.out.append(Changed(entry.member(), entry.row.state, False))
+
+    def _on_vouched(self, identity: Identity) -> None:
+        """Redis vouches for this session, so it is its name's: a later one in the table has nothing to show there."""
+        node_id, session = identity.node_id, identity.session
+        if node_id == self._me.node_id or session in self._tombstones:
+            return
+        self._vouched[session] = None
+        entry = self._table.get(node_id)
+        if entry is None or entry.row.session != session:
+            self._meet(Row(session, 0, MemberState.ALIVE, Evidence.NONE, "", *_place(identity)), entry)
+            entry = self._table.of(session)
+            if entry is not None:
+                self._rounds.ping(entry, self._now_s)  # Its answer brings its incarnation and load.
+            return
+        host, port, meta = _place(identity)
+        is_moved = (entry.row.host, entry.row.port, entry.row.meta) != (host, port, meta)
+        if entry.is_vouched and not is_moved:
+            return
+        entry.is_vouched = True
+        if is_moved:  # Redis knows it better than who was heard first.
+            self._table.put(msgspec.structs.replace(entry.row, host=host, port=port, meta=meta), self._now_s)
+            self._ring_changed = True
+        self._outbox.out.append(Changed(entry.member(), entry.row.state, False))
 
     def _on_load(self, load: bytes, is_urgent: bool) -> None:
         assert len(load) <= wire.LOAD_MAX_BYTES, f"load is {len(load)} bytes"
@@ -633,19 +785,46 @@ class Swim:
         self._joins.drop(event.source)
         if session == self._me.session or session in self._past:
             return
-        if self._table.of(session) is None and not self._is_answer(packet):
+        found_at = self._found_at(packet)
+        freshness = self._outbox.freshness(packet.head, is_first_hand=found_at is not None)
+        if freshness is not Freshness.NEW:
+            if freshness is not Freshness.REPEATED:
+                self._doubt(packet, event.source)
+        elif self._table.of(session) is None and found_at is None:
             self._hear_stranger(packet, event.source)
         elif node_of(session) == self._me.node_id:
-            # The earlier life was here first, so the later one has to yield.
-            if is_newer(self._me.session, session):
+            # The earlier life was here first, so the later one has to yield, unless the cluster took that in.
+            if is_newer(self._me.session, session) or session in self._claimed:
                 self._conflict(Identity(self._me.node_id, session, *event.source))
         else:
-            self._hear(packet, event.source)
+            self._hear(packet, event.source, found_at)
 
-    def _is_answer(self, packet: Packet) -> bool:
-        """Whether the sender itself answers a ping of ours."""
+    def _found_at(self, packet: Packet) -> Address | None:
+        """The address at which the sender itself answered a ping of ours. None if this is no such answer.
+
+        Who is asked at its own address can answer in the name of a member that is elsewhere: that is none.
+        """
         body = packet.body
-        return isinstance(body, Ack) and body.subject == packet.head.session and self._rounds.is_awaited(body)
+        if not isinstance(body, Ack) or body.subject != packet.head.session:
+            return None
+        found_at = self._rounds.answers_from(body)
+        entry = self._table.of(body.subject)
+        return found_at if entry is None or entry.address == found_at else None
+
+    def _doubt(self, packet: Packet, source: Address) -> None:
+        """The number of this datagram is old, or far ahead. Believe nothing of it, and ask its sender.
+
+        If somebody else named a number in its name, its answer brings the window back to it. Until then it must not
+        take this node for dead.
+        """
+        if isinstance(packet.body, Ping):
+            self._outbox.send(source, Ack(packet.body.nr, self._me.session), with_news=False)
+        if self._challenges.is_due(source, self._now_s):
+            entry = self._table.of(packet.head.session)
+            if entry is not None:
+                self._rounds.ping(entry, self._now_s)
+            else:
+                self._rounds.ping_address(source, self._now_s)
 
     def _hear_stranger(self, packet: Packet, source: Address) -> None:
         """Answer it, show it the table, believe nothing that it says, and ask who is there."""
@@ -659,9 +838,9 @@ class Swim:
         if self._challenges.is_due(source, self._now_s):
             self._rounds.ping_address(source, self._now_s)
 
-    def _hear(self, packet: Packet, source: Address) -> None:
+    def _hear(self, packet: Packet, source: Address, found_at: Address | None) -> None:
         head, body = packet.head, packet.body
-        lost = self._take_in(packet)
+        lost = self._take_in(packet, found_at)
         match body:
             case Ping():
                 self._outbox.send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
@@ -682,15 +861,19 @@ class Swim:
         if isinstance(body, Ping | Ack) or (isinstance(body, Rows) and body.has_more):
             self._compare(head, source)
 
-    def _take_in(self, packet: Packet) -> list[Entry]:
+    def _take_in(self, packet: Packet, found_at: Address | None = None) -> list[Entry]:
         """Learn everything that a packet claims. Returns the entries whose rows here are newer."""
         head = packet.head
-        self._outbox.epoch = max(self._outbox.epoch, head.epoch)
+        self._hear_epoch(head.epoch)
         lost: list[Entry] = []
+        sender = self._table.of(head.session)
+        if sender is not None and found_at is not None:
+            sender.own_incarnation, sender.own_load_seq = head.incarnation, head.load_seq
         for row in packet.rows:
-            if row.session == head.session and self._is_contested(row):
+            is_own = row.session == head.session
+            if is_own and self._is_contested(row):
                 continue
-            if not self._learn(row):
+            if not self._learn(row, found_at if is_own else None):
                 entry = self._table.get(node_of(row.session))
                 if entry is not None:
                     lost.append(entry)
@@ -700,7 +883,7 @@ class Swim:
             # The head is the member's own word about itself: any datagram of an accused member refutes the accusation.
             if (head.incarnation, head.state) != (sender.row.incarnation, sender.row.state) and head.state in LIVE:
                 self._learn(Row(head.session, head.incarnation, head.state))
-            self._hear_load(LoadRow(head.session, head.load_seq, head.load))
+            self._hear_load(LoadRow(head.session, head.load_seq, head.load), is_first_hand=found_at is not None)
             if sender.row.state is MemberState.DEAD and self._now_s - sender.told_s >= TOLD_SPACING_S:
                 sender.told_s = self._now_s
                 self._rounds.ping(sender, self._now_s)  # It lives, and may not know that it is held dead.
@@ -726,9 +909,32 @@ class Swim:
             self._rounds.ping(entry, self._now_s)
         return contest is not Contest.OVER
 
-    def _hear_load(self, load: LoadRow) -> None:
+    def _on_epoch(self, epoch: int) -> None:
+        """Redis names this epoch. It may be a lower one than before, if Redis lost what it held."""
+        self._epoch = epoch
+        if self._outbox.epoch < epoch or not is_plausible(self._outbox.epoch, epoch, EPOCH_AHEAD):
+            self._outbox.epoch = epoch
+
+    def _hear_epoch(self, epoch: int) -> None:
+        """Keep the highest epoch that can be right by Redis's word. Before that, none can be judged."""
+        if epoch <= self._outbox.epoch or (self._has_registry and self._epoch < 0):
+            return
+        if is_plausible(epoch, max(self._epoch, 0), EPOCH_AHEAD):
+            self._outbox.epoch = epoch
+        else:
+            self._stats["dropped_implausible"] += 1
+
+    def _hear_load(self, load: LoadRow, *, is_first_hand: bool = False) -> None:
+        """Keep a newer load, or one that the member itself tells in answer to us: that one is right."""
         entry = self._table.of(load.session)
-        if entry is not None and load.seq > entry.load_seq and load.session != self._me.session:
+        if entry is None or load.session == self._me.session:
+            return
+        if is_first_hand and load.seq == 0 and not load.load:
+            return  # Its datagram had no room for a load.
+        if load.seq > entry.load_seq or (is_first_hand and load.seq != entry.load_seq):
+            if not is_plausible(load.seq, entry.own_load_seq, LOAD_AHEAD):
+                self._stats["dropped_implausible"] += 1
+                return
             entry.load, entry.load_seq, entry.load_at_s = load.load, load.seq, self._now_s
             self._outbox.loads.add(load.session, wire.encode_row(load))
 
@@ -753,6 +959,8 @@ class Swim:
             return False
         packet = self._outbox.open(data)
         if packet is None or not isinstance(packet.body, Sync) or node_of(packet.head.session) == self._me.node_id:
+            return False
+        if self._outbox.freshness(packet.head, is_first_hand=False) is not Freshness.NEW:
             return False
         if self._table.of(packet.head.session) is not None:
             self._take_in(packet)
@@ -792,3 +1000,12 @@ class Swim:
         if peers != self._watched:
             self._watched = peers
             self._outbox.out.append(Watch(peers))
+
+
+def _identity(row: Row) -> Identity:
+    return Identity(node_of(row.session), row.session, row.host, row.port, row.meta)
+
+
+def _place(identity: Identity) -> tuple[str, int, bytes]:
+    """What is fixed for a session, as fields of a row."""
+    return identity.host, identity.port, identity.meta

@@ -69,6 +69,7 @@ class Member:
     load: bytes  # opaque, at most 400 bytes; b"" until this node heard one
     load_seq: int  # rises with each load of that session
     load_at_s: float  # when this node heard the load (-inf: never)
+    is_vouched: bool = True  # Redis has shown the heartbeat of this session (or nobody can be asked)
 
 
 # ---- events: handed to Swim.handle
@@ -123,7 +124,7 @@ class SetLoad:
 
 @dataclass(frozen=True, slots=True)
 class SetEpoch:
-    """An epoch that Redis gave to a leader. Swim keeps the highest and gossips it."""
+    """The epoch that Redis named. Swim gossips the highest, and believes no peer that names one far beyond it."""
 
     epoch: int
 
@@ -133,6 +134,27 @@ class Fenced:
     """This session has a tombstone in Redis. Swim gossips it: the member is dead, and cannot refute in that session."""
 
     session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """Redis shows that this session lives: an answer to Unconfirmed. Its address is Redis's, where Redis knows one."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Redis shows nothing of what gossip said of this session: an answer to Unconfirmed."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryReach:
+    """Whether Redis can be asked now. While it cannot, a newcomer's own answer to a ping of ours has to do."""
+
+    is_up: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +195,9 @@ Event = (
     | SetLoad
     | SetEpoch
     | Fenced
+    | Vouched
+    | Denied
+    | RegistryReach
     | Renew
     | Leave
     | PushPullRequest
@@ -241,13 +266,25 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """Gossip says what Redis can confirm: that this session is fenced (of our own: beat), or that it exists.
+
+    Nothing is believed yet. The driver looks at the session's heartbeat, and hands in Fenced, Vouched or Denied.
+    """
+
+    identity: Identity
+    is_fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NameConflict:
-    """This node's name is used twice, and this node must stop.
+    """This node's name seems to be used twice; if it is, this node must stop.
 
     Either an earlier life of it answers at another address, or the cluster took in a later life while this one runs.
+    A driver that has Redis asks it first.
     """
 
     other: Identity
 
 
-Action = Send | TcpConnect | Watch | PushPull | PushPullReply | Changed | NameConflict
+Action = Send | TcpConnect | Watch | PushPull | PushPullReply | Changed | Unconfirmed | NameConflict

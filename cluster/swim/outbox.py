@@ -1,4 +1,4 @@
-"""Outbox: packs, seals, numbers and counts what leaves this node; opens what comes, and drops what is not ours or new.
+"""Outbox: packs, seals, numbers and counts what leaves this node; opens what comes, and drops what is not ours.
 
 A datagram carries the sender's account of itself, a body, the rows that the body is about, and in the room that is left
 news and loads.
@@ -16,7 +16,7 @@ from cluster.swim import wire
 from cluster.swim.dissemination import Loads, News, retransmit_limit
 from cluster.swim.events import Action, Address, Send
 from cluster.swim.table import Table
-from cluster.swim.wire import Body, Head, Packet, Row, Sync
+from cluster.swim.wire import Body, Freshness, Head, Packet, Row, Sync
 
 
 class Outbox:
@@ -34,7 +34,7 @@ class Outbox:
         self.out: list[Action] = []
         self.news = News()
         self.loads = Loads()
-        self.epoch = 0  # the highest that this node heard
+        self.epoch = 0  # the highest that this node believes
         self.load = b""  # this node's own
         self.load_seq = 0
         self._cluster = cluster
@@ -92,11 +92,18 @@ class Outbox:
             self._stats["dropped_malformed"] += 1
         elif packet.cluster != self._cluster:
             self._stats["dropped_other_cluster"] += 1
-        elif not self._window.accepts(packet.head.session, packet.head.seq):
-            self._stats["dropped_replayed"] += 1
         else:
             return packet
         return None
+
+    def freshness(self, head: Head, *, is_first_hand: bool) -> Freshness:
+        """How new a datagram is, counted if it is to be dropped; `is_first_hand` as in `ReplayWindow.take`."""
+        freshness = self._window.take(head.session, head.seq, is_first_hand=is_first_hand)
+        if freshness is Freshness.FAR:
+            self._stats["dropped_implausible"] += 1
+        elif freshness is not Freshness.NEW:
+            self._stats["dropped_replayed"] += 1
+        return freshness
 
     def _head(self) -> Head:
         self._seq += 1

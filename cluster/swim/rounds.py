@@ -34,6 +34,7 @@ from cluster.swim.wire import Ack, Nack, Ping, PingReq
 
 PINGS_REMEMBERED = 1024  # numbers of pings whose late answers still count as a sign of life
 REQUESTERS_MAX = 64  # members on whose behalf one round runs
+NR_BITS = 48  # bits of a ping's number
 
 
 class Judge(Protocol):
@@ -69,8 +70,8 @@ class Rounds:
         self._stats = stats
         self._judge = judge
         self._probes: dict[str, Probe] = {}  # by session
-        self._pings: Bounded[int, tuple[str, float]] = Bounded(PINGS_REMEMBERED)  # nr -> (session, when it was sent)
-        self._nr = rng.getrandbits(31)
+        # nr -> (session that is to answer, the address that got the number or None: a helper has it, when it was sent)
+        self._pings: Bounded[int, tuple[str, Address | None, float]] = Bounded(PINGS_REMEMBERED)
         self._order: list[str] = []  # node_ids still to be probed in this turn
         self._next_s = now_s + rng.random() * config.probe_interval_s
 
@@ -129,12 +130,12 @@ class Rounds:
 
     def ping(self, entry: Entry, now_s: float) -> None:
         """Send a single ping outside of any round."""
-        ping = Ping(self._number(entry.row.session, now_s), entry.row.session)
+        ping = Ping(self._number(entry.row.session, entry.address, now_s), entry.row.session)
         self._outbox.send(entry.address, ping, accusation(entry))
 
     def ping_address(self, address: Address, now_s: float) -> None:
         """Ping whoever is at this address, and say who we are."""
-        self._outbox.send(address, Ping(self._number("", now_s), ""), [self._table[self._name].row])
+        self._outbox.send(address, Ping(self._number("", address, now_s), ""), [self._table[self._name].row])
 
     def press(self, entry: Entry, now_s: float, *, is_watcher: bool) -> None:
         """Look again at once if this node probes the member already, or watches it: it refused another member."""
@@ -151,14 +152,15 @@ class Rounds:
 
     # ---- what comes back
 
-    def is_awaited(self, answer: Ack) -> bool:
-        """Whether this bears the number of a ping of ours, which only a living member with the key can know."""
-        return answer.nr in self._pings
+    def answers_from(self, answer: Ack) -> Address | None:
+        """The address at which the sender of this got the number of our ping; None if it answers no ping of ours."""
+        session, address, _ = self._pings.get(answer.nr, (None, None, 0.0))
+        return address if session in ("", answer.subject) else None
 
     def answered(self, answer: Ack, now_s: float, *, is_direct: bool) -> None:
         """Take in an answer of a session: its own (`is_direct`), or one that a helper passed on."""
         session = answer.subject
-        pinged, sent_s = self._pings.pop(answer.nr, (None, 0.0))
+        pinged, _, sent_s = self._pings.pop(answer.nr, (None, None, 0.0))
         if pinged is None or (pinged and pinged != session):
             return
         entry = self._table.of(session)
@@ -209,9 +211,13 @@ class Rounds:
         if node_of(request.target) == self._name or self._has_left:
             return
         if probe is None:
+            entry = self._table.of(request.target)
+            if entry is None:
+                # An address that somebody names is no reason to knock there: it may be anybody's.
+                self._outbox.send(source, Nack(request.nr, request.target, None))
+                return
             ends_s = now_s + AID_SHARE * self._config.probe_timeout_s
-            target = (request.host, request.port)
-            probe = Probe(request.target, target, now_s, ends_s, False, request.is_urgent)
+            probe = Probe(request.target, entry.address, now_s, ends_s, False, request.is_urgent)
             self._probes[request.target] = probe
             probe.requesters[source, request.nr] = None
             self._advance(probe, now_s)
@@ -264,14 +270,14 @@ class Rounds:
         """One more direct ping; from the second on (at once when urgent) also a relayed one and a TCP connect."""
         is_insisting = probe.is_urgent or probe.attempt > 0
         entry = self._table.of(probe.session)
-        nr = self._number(probe.session, now_s)
+        nr = self._number(probe.session, probe.target, now_s)
         self._outbox.send(probe.target, Ping(nr, probe.session), accusation(entry) if entry is not None else ())
         if is_insisting and not probe.tcp_tries:
             self._connect(probe, now_s)
         if is_insisting and probe.accuses:
             count = self._config.indirect_probes if probe.attempt < 2 else 1
             for helper in self._helpers(probe, count):
-                asked_nr = self._number(probe.session, now_s)
+                asked_nr = self._number(probe.session, None, now_s)
                 probe.asked.setdefault(helper.node_id, (asked_nr, now_s))
                 host, port = probe.target
                 self._outbox.send(helper.address, PingReq(asked_nr, probe.session, host, port, probe.is_urgent))
@@ -305,11 +311,14 @@ class Rounds:
             probe.tcp_tries += 1
             self._outbox.out.append(TcpConnect(probe.target, probe.session, timeout_s))
 
-    def _number(self, session: str, now_s: float) -> int:
-        """A new number for a ping; an answer to it counts as that session's."""
-        self._nr += 1
-        self._pings[self._nr] = (session, now_s)
-        return self._nr
+    def _number(self, session: str, address: Address | None, now_s: float) -> int:
+        """A new number for a ping to this address (None: by a helper); an answer to it counts as that session's.
+
+        Nobody else can guess it, so an answer to a ping of ours comes from the process at the pinged address.
+        """
+        nr = self._rng.getrandbits(NR_BITS)
+        self._pings[nr] = (session, address, now_s)
+        return nr
 
     def _believe_refusal(self, probe: Probe) -> None:
         """This node becomes a witness: its connect was refused, and the ping that left with it got no answer."""

@@ -100,6 +100,9 @@ class Entry:
     answered_s: float = float("-inf")  # when it last answered a ping of ours, directly or through a helper
     pulled_s: float = float("-inf")  # when we last asked it for rows
     told_s: float = float("-inf")  # when we last told it that it is held dead
+    is_vouched: bool = True  # Redis has shown this session's heartbeat, or this node has no Redis to ask
+    own_incarnation: int = 0  # in its last answer to a ping of ours
+    own_load_seq: int = 0  # likewise
 
     @property
     def node_id(self) -> str:
@@ -141,6 +144,7 @@ class Entry:
             load=self.load,
             load_seq=self.load_seq,
             load_at_s=self.load_at_s,
+            is_vouched=self.is_vouched,
         )
 
 
@@ -196,7 +200,7 @@ class Table:
         if entry is None or entry.row.session != row.session:
             if entry is None and len(self._entries) >= TABLE_MAX and not self._make_room():
                 return None
-            self._forget(node_id)
+            self.forget(node_id)
             entry = self._entries[node_id] = Entry(row, now_s - row.age_s)
         else:
             if self._live.get(node_id) is entry:
@@ -215,15 +219,17 @@ class Table:
     def forget_before(self, since_s: float) -> None:
         """Drop members that were dead or left before `since_s`."""
         for entry in [entry for entry in self if not entry.is_live and entry.since_s < since_s]:
-            self._forget(entry.node_id)
+            self.forget(entry.node_id)
 
     def _make_room(self) -> bool:
-        ended = [entry for entry in self if not entry.is_live]
+        """Forget whoever ended first; if all live, a member for which Redis has not vouched."""
+        ended = [entry for entry in self if not entry.is_live] or [entry for entry in self if not entry.is_vouched]
         if ended:
-            self._forget(min(ended, key=lambda entry: entry.since_s).node_id)
+            self.forget(min(ended, key=lambda entry: entry.since_s).node_id)
         return bool(ended)
 
-    def _forget(self, node_id: str) -> None:
+    def forget(self, node_id: str) -> None:
+        """Drop the entry of this name."""
         self._entries.pop(node_id, None)
         live = self._live.pop(node_id, None)
         if live is not None:

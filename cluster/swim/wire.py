@@ -6,7 +6,8 @@ fields are added at the end of an array only; a reader skips fields that it does
 
 The first key of the ring seals and every key opens, so keys rotate without downtime. Each session numbers its
 datagrams, and a receiver takes each number once, within a window of the newest `WINDOW` of them. No clocks are
-compared: the core finds out whether an unknown session is a recording, by a ping that only the living answer.
+compared: the core finds out whether an unknown session, or a number outside of the window, is a recording, by a ping
+that only the living answer.
 
 Bytes of others never raise here: what does not decode is None, and the caller counts it.
 
@@ -16,6 +17,7 @@ Does not know: what any message means.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -26,6 +28,7 @@ from msgspec import Meta, Raw, Struct
 from cluster.bounded import Bounded
 from cluster.session import is_session
 from cluster.swim.events import Evidence, MemberState, Tcp
+from cluster.swim.plausible import SEQ_AHEAD, is_plausible
 
 VERSION = 1
 
@@ -58,6 +61,7 @@ Port = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=INCARNATION_MAX)]
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Load = Annotated[bytes, Meta(max_length=LOAD_MAX_BYTES)]
+MetaBytes = Annotated[bytes, Meta(max_length=META_MAX_BYTES)]
 
 
 class Row(Struct, array_like=True, frozen=True):
@@ -70,7 +74,7 @@ class Row(Struct, array_like=True, frozen=True):
     by: Name = ""
     host: Host = ""
     port: Port = 0
-    meta: Annotated[bytes, Meta(max_length=META_MAX_BYTES)] = b""
+    meta: MetaBytes = b""
     age_s: Count = 0  # how long the member has been dead or left, so that all forget it at the same time
 
 
@@ -225,6 +229,15 @@ class Seal:
         return None
 
 
+class Freshness(StrEnum):
+    """How the number of a datagram stands to those that its session sent before."""
+
+    NEW = "new"
+    REPEATED = "repeated"  # seen before
+    OLD = "old"  # older than the window
+    FAR = "far"  # further ahead than the session can have come: see `plausible`
+
+
 class ReplayWindow:
     """Takes each (session, seq) once; keeps the newest WINDOW numbers of at most WINDOWS_MAX sessions."""
 
@@ -232,14 +245,27 @@ class ReplayWindow:
         # session -> highest seq, bitmap of it and those below
         self._seen: Bounded[str, tuple[int, int]] = Bounded(WINDOWS_MAX)
 
-    def accepts(self, session: str, seq: int) -> bool:
-        """Whether this datagram is new. Remembers it if so."""
+    def take(self, session: str, seq: int, *, is_first_hand: bool = False) -> Freshness:
+        """How new this datagram is. Remembers it if it is NEW.
+
+        `is_first_hand`: the session itself answers a ping of ours in it. No recording can do that, so its number is
+        right, and the window moves there, also back from a number that somebody else named.
+        """
         top, bits = self._seen.pop(session, (seq, 0))
-        if seq > top:
+        if is_first_hand and not top - WINDOW < seq <= top + SEQ_AHEAD:
+            top, bits = seq, 0
+        freshness = Freshness.NEW
+        if not is_plausible(seq, top, SEQ_AHEAD):
+            freshness = Freshness.FAR
+        elif seq > top:
             shift = seq - top
-            top, bits = seq, (bits << shift) & ((1 << WINDOW) - 1) if shift < WINDOW else 0
-        mark = 1 << (top - seq) if top - seq < WINDOW else 0
-        is_new = mark != 0 and not bits & mark
+            top, bits = seq, ((bits << shift) & ((1 << WINDOW) - 1) if shift < WINDOW else 0) | 1
+        elif top - seq >= WINDOW:
+            freshness = Freshness.OLD
+        elif bits & 1 << (top - seq):
+            freshness = Freshness.REPEATED
+        else:
+            bits |= 1 << (top - seq)
         # Popped and put back: the session that was used the longest ago is the one to forget.
-        self._seen[session] = (top, bits | mark)
-        return is_new
+        self._seen[session] = (top, bits)
+        return freshness

@@ -11,7 +11,7 @@ carries the refusal if there was one. Decides nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from cluster import keys, scripts, session
 from cluster.deadline import ends_within
 from cluster.errors import StoreUnavailable, refused
 from cluster.redis_client import connect
+from cluster.swim import wire
 from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term, Wish
 from cluster.vitals.witness import Fence
 
@@ -37,11 +38,12 @@ MEMBERS_MAX = 10_000  # rows read of the member list
 
 
 class MemberRow(msgspec.Struct, array_like=True, frozen=True):
-    """A node's row in the member list."""
+    """A node's row in the member list. New fields come last: nodes of other versions read it too."""
 
-    session: str
-    host: str
-    port: int
+    session: wire.Session
+    host: wire.Host
+    port: wire.Port
+    meta: wire.MetaBytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +160,25 @@ class Pulse:
         if not await self._script(self._fences, "forget", slots, [node_id, name]):
             await self._ask(self._fences.srem(keys.WORKERS_ACTIVE, node_id))
 
+    async def look(
+        self, names: Sequence[str], node_ids: Sequence[str]
+    ) -> tuple[list[bytes | None], dict[str, MemberRow]]:
+        """The heartbeats (or tombstones) of these sessions, in order, and these nodes' rows of the member list."""
+        pipeline = self._fences.pipeline(transaction=False)
+        for name in names:
+            pipeline.get(keys.heartbeat(name))
+        pipeline.hmget(keys.LEADER_MEMBERS, list(node_ids))
+        *values, rows = await self._ask(pipeline.execute(raise_on_error=False))
+        for value in values:
+            if isinstance(value, Exception):
+                raise StoreUnavailable(f"Redis shows no heartbeat: {value}") from value
+        # What somebody else wrote in the place of the list is no silence of Redis.
+        return values, {} if isinstance(rows, Exception) else _rows(zip(node_ids, rows, strict=True))
+
     async def members(self) -> dict[str, MemberRow]:
         """The member list, without rows of another form."""
         rows = await self._ask(self._fences.hgetall(keys.LEADER_MEMBERS))
-        members: dict[str, MemberRow] = {}
-        for node_id, row in list(rows.items())[:MEMBERS_MAX]:
-            try:
-                members[node_id.decode()] = msgspec.msgpack.decode(row, type=MemberRow)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
-        return members
+        return _rows((name.decode("utf-8", "replace"), row) for name, row in list(rows.items())[:MEMBERS_MAX])
 
     @asynccontextmanager
     async def listen(self, name: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -228,6 +239,19 @@ async def _messages(connection: Connection) -> AsyncIterator[bytes]:
             raise StoreUnavailable(f"the subscription ended: {error}") from error
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             yield reply[2]
+
+
+def _rows(pairs: Iterable[tuple[str, bytes | None]]) -> dict[str, MemberRow]:
+    """Rows of the member list that a node of that name may have written."""
+    members: dict[str, MemberRow] = {}
+    for node_id, data in pairs:
+        try:
+            row = msgspec.msgpack.decode(data or b"", type=MemberRow)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        if session.is_session(row.session) and session.node_of(row.session) == node_id:
+            members[node_id] = row
+    return members
 
 
 def _pack(record: MemberRow) -> bytes:

@@ -192,7 +192,7 @@ class Fencing:
 
     def _beliefs(self, now_s: float) -> dict[str, Belief]:
         """Gossip's word on every session that this node watches: members, and those that it considers."""
-        members = {m.identity.session: m for m in self._swim.members()}
+        members = {m.identity.session: m for m in self._swim.members() if m.is_vouched}
         beliefs = {
             name: self._belief(name, member)
             for name, member in members.items()

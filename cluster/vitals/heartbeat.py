@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from math import inf
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from cluster import keys
@@ -89,7 +90,7 @@ class Heartbeat:
 
     def rename(self, session: str) -> None:
         """Take another session's name, while Redis has heard nothing under the old one."""
-        self._row = MemberRow(session, self._row.host, self._row.port)
+        self._row = msgspec.structs.replace(self._row, session=session)
 
     def renew(self, session: str) -> None:
         """Go on as this session: subscribe anew, then beat at once."""
@@ -98,6 +99,10 @@ class Heartbeat:
         self._enrolled_s = -inf
         self._listening.clear()
         self._relisten.set()
+        self._beat_now.set()
+
+    def hurry(self) -> None:
+        """Beat now: Redis's answer says whether our session lives."""
         self._beat_now.set()
 
     async def run(self) -> None:

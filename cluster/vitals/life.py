@@ -42,8 +42,10 @@ from cluster.swim.events import (
     Member,
     MemberState,
     NameConflict,
+    RegistryReach,
     Renew,
     SetLoad,
+    Unconfirmed,
 )
 from cluster.view import Peer, View
 from cluster.vitals import view_maker
@@ -67,6 +69,7 @@ from cluster.vitals.told import (
     Woken,
 )
 from cluster.vitals.views import Views
+from cluster.vitals.vouching import Vouching
 from cluster.vitals.witness import Fence, Path
 
 log = structlog.get_logger("vitals")
@@ -97,11 +100,15 @@ class Life:
         self._nursery = Nursery(self._stats)
 
         self.pulse = Pulse(config.redis_url, config.redis_timeout_s, self._watch_broke)
-        self._heartbeat = Heartbeat(config, self.pulse, MemberRow(self.session, host, config.port), self, self._stats)
+        row = MemberRow(self.session, host, config.port, meta)
+        self._heartbeat = Heartbeat(config, self.pulse, row, self, self._stats)
         me = Identity(config.name, self.session, host, config.port, meta)
-        rng = Random(self._rng.getrandbits(64))
-        self._swim = Swim(config, me, gossip_keys, rng, time.monotonic())
-        self.gossip = GossipDriver(config, gossip_keys, self._swim, self._on_changed, self._on_conflict, self._on_seen)
+        # The system's randomness: nobody may guess the number of the next ping from those before it.
+        self._swim = Swim(config, me, gossip_keys, self._rng, time.monotonic(), has_registry=True)
+        self.gossip = GossipDriver(
+            config, gossip_keys, self._swim, self._on_changed, self._on_conflict, self._on_seen, self._on_unconfirmed
+        )
+        self._vouching = Vouching(self.pulse, self._swim, self.gossip, self, self._stats)
         self._fencing = Fencing(config, self.pulse, self._swim, self._nursery, self, self._stats)
         self._joining = Joiner(config, self.pulse, self._swim, self.gossip, self._fencing)
         self._lease = Lease(self.session, config.leader_lease_s)
@@ -120,6 +127,8 @@ class Life:
         await self._heartbeat.beat()
         if not self.redis_ok:
             self._tell(RedisReach(False))
+        self.gossip.feed(RegistryReach(self.redis_ok))
+        self._nursery.keep("vouch", self._vouching.run)
         self.gossip.start()
         await self._joining.look()
         if older is not None:
@@ -171,19 +180,27 @@ class Life:
                 self._name_after(row.session)
                 self._heartbeat.rename(self.session)
                 self.gossip.feed(Renew(self.session))
-            first = (await self.pulse.read([row.session]))[0]
-            limit_s = time.monotonic() + self.config.heartbeat_stale_s
-            while await self.pulse.subscribers(row.session) and time.monotonic() < limit_s:
-                await asyncio.sleep(self.config.heartbeat_interval_s / 5)
-                now = (await self.pulse.read([row.session]))[0]
-                if first is not None and now not in (first, None) and not keys.is_tombstone(now):
-                    raise ConfigError(
-                        f"node_id {self.config.name} is alive elsewhere, at {row.host}:{row.port}.",
-                        "Give each node its own node_id, or stop the other one.",
-                    )
+            if await self._is_alive(row.session, (await self.pulse.read([row.session]))[0]):
+                raise ConfigError(
+                    f"node_id {self.config.name} is alive elsewhere, at {row.host}:{row.port}.",
+                    "Give each node its own node_id, or stop the other one.",
+                )
         except StoreUnavailable:
             return None
         return row.session
+
+    async def _is_alive(self, name: str, first: bytes | None) -> bool:
+        """Whether a process is subscribed to this session's channel and moves its heartbeat on from `first`.
+
+        Looks for heartbeat_stale_s at most. Raises StoreUnavailable.
+        """
+        limit_s = time.monotonic() + self.config.heartbeat_stale_s
+        while first is not None and await self.pulse.subscribers(name) and time.monotonic() < limit_s:
+            await asyncio.sleep(self.config.heartbeat_interval_s / 5)
+            now = (await self.pulse.read([name]))[0]
+            if now not in (first, None) and not keys.is_tombstone(now):
+                return True
+        return False
 
     # ---- what the main thread asks
 
@@ -237,20 +254,24 @@ class Life:
         self._views.soon()
 
     async def _contest(self, conflict: NameConflict) -> None:
-        """Another session of our name is newer than ours: give way, unless that session has ended.
+        """Gossip knows another session of our name: give way if it lives by Redis's word, which gossip cannot forge.
 
-        Then it is an earlier life of ours, and the clock was set back since: our session must be named after it, or
-        nobody listens to us.
+        If it has ended, it is an earlier life of ours. If it comes after ours all the same, the clock was set back
+        since: our session must be named after it, or nobody listens to us.
         """
         other = conflict.other
-        with contextlib.suppress(StoreUnavailable):
+        try:
             value = (await self.pulse.read([other.session]))[0]
-            if value is not None and keys.is_tombstone(value):
+            if keys.is_tombstone(value) and session.is_newer(other.session, than=self.session):
                 self._tell(Disowned(self.session))  # Before anybody can run its tasks again.
                 await self._end_own(Evidence.SUPERSEDED.value)
-                if session.is_newer(other.session, than=self.session):
-                    self._go_on_as_another(Evidence.SUPERSEDED.value, after=other.session)
+                self._go_on_as_another(Evidence.SUPERSEDED.value, after=other.session)
                 return
+            if not await self._is_alive(other.session, value):
+                self._stats["conflicts_denied"] += 1
+                return
+        except StoreUnavailable:
+            return  # Gossip tells it again.
         message = (
             f"node_id {other.node_id} is used twice: also at {other.host}:{other.port}, as session {other.session}."
         )
@@ -285,6 +306,7 @@ class Life:
         if is_ok:
             self._nursery.spawn(self._load_scripts())
         self._watch_broke()
+        self.gossip.feed(RegistryReach(is_ok))
         self._tell(RedisReach(is_ok))
         self._tell_load()
         self._views.soon()
@@ -346,18 +368,32 @@ class Life:
         member = change.member
         name, node_id = member.identity.session, member.identity.node_id
         if name == self.session:
-            if member.evidence is Evidence.FENCED and not self._is_ending:
-                self._go_on_as_another("fenced")
             self._views.soon()
             return
         if node_id == self.config.name:
             return  # An earlier life of ours.
+        if not member.is_vouched:
+            self._views.soon()
+            return  # Redis has shown nothing of it: it is for people to see, and ends no session.
         is_back = member.state is MemberState.ALIVE and change.was in (None, MemberState.DEAD, MemberState.LEFT)
         kind = "joined" if is_back else member.state.value
         if member.state is not change.was:
             self._event(f"member_{kind}", node_id, session=name, by=member.by, evidence=member.evidence.value)
         self._fencing.changed(change)
         self._views.soon()
+
+    def _on_unconfirmed(self, rumor: Unconfirmed) -> None:
+        self._vouching.hear(rumor)
+
+    def on_own_rumor(self) -> None:
+        """Gossip says that we were fenced. Whoever has its key can say so; a heartbeat tells whether it is true."""
+        self._heartbeat.hurry()
+
+    def on_tombstone(self, name: str, tombstone: bytes) -> None:
+        """Gossip spoke of this session, and its tombstone stands in Redis."""
+        self._fencing.ended(name, tombstone)
+        if keys.tombstone(tombstone)[0] != MemberState.LEFT.value:
+            self.gossip.feed(Fenced(name))
 
     def _on_conflict(self, conflict: NameConflict) -> None:
         self._nursery.spawn(self._contest(conflict))
@@ -438,7 +474,7 @@ class Life:
             session=self.session,
             members=tuple(self._peer(member) for member in self._swim.members()),
             leader=view_maker.leader(self._leading.leader),
-            epoch=max(self._swim.epoch, self._lease.epoch),
+            epoch=self._lease.epoch,
             redis_ok=self.redis_ok,
             is_synced=self._swim.is_synced,
             refusal=self._heartbeat.refusal,

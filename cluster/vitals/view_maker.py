@@ -47,6 +47,7 @@ def peer(member: Member, redis: RedisWord, age_s: float | None) -> Peer:
         verdict=VERDICT[is_dead, is_live],
         load=load,
         meta=_meta(identity.meta),
+        is_vouched=member.is_vouched,
     )
 
 
@@ -71,7 +72,7 @@ def leader(term: Term | None) -> Leader | None:
 def essence(view: View) -> tuple[object, ...]:
     """All of a view that is worth telling: everything but ages and round trip times, which never stand still."""
     rows = tuple(
-        (p.session, p.state, p.evidence, p.incarnation, p.redis, p.verdict, p.load, p.host, p.port)
+        (p.session, p.state, p.evidence, p.incarnation, p.redis, p.verdict, p.load, p.host, p.port, p.is_vouched)
         for p in view.members
     )
     return view.session, rows, view.leader, view.epoch, view.redis_ok, view.refusal, view.is_synced

@@ -58,9 +58,16 @@ VITALS: dict[str, tuple[str, str, dict[str, str]]] = {
         {"in": "swim_bytes_in", "out": "swim_bytes_out"},
     ),
     "rumor_gossip_dropped_total": (
-        "Gossip that this node dropped: no member had sent it, or it was a repeat.",
+        "Gossip that this node dropped: no member had sent it, it was a repeat, a number in it lay far beyond what its "
+        "owner had said (implausible), or Redis showed nothing of it (unconfirmed).",
         "reason",
-        {kind: f"swim_dropped_{kind}" for kind in ("malformed", "unsealed", "other_cluster", "replayed", "oversize")},
+        {
+            kind: f"swim_dropped_{kind}"
+            for kind in (
+                *("malformed", "unsealed", "other_cluster", "replayed", "oversize"),
+                *("implausible", "unconfirmed"),
+            )
+        },
     ),
 }
 NAMED = {name for _, _, names in VITALS.values() for name in names.values()}

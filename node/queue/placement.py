@@ -40,7 +40,7 @@ def victim(members: Iterable[Peer], me: str, queue: str) -> Victim | None:
     """
     best: Victim | None = None
     for peer in members:
-        if peer.node_id == me or peer.load is None or queue not in peer.load.queues:
+        if peer.node_id == me or not peer.is_vouched or peer.load is None or queue not in peer.load.queues:
             continue
         load = peer.load.queues[queue]
         waiting = load.queued - (load.free if peer.is_able else 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from cluster import session
 from cluster.config import Config
 from cluster.load import Meta, encode_meta
-from cluster.swim.events import Changed, Evidence, Identity, Member, MemberState, NameConflict
+from cluster.swim.events import Changed, Evidence, Identity, Member, MemberState, NameConflict, Unconfirmed
 from cluster.view import View
 from cluster.vitals.lease import Term
 from cluster.vitals.thread import Vitals
@@ -199,10 +198,11 @@ async def test_what_happens_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch
         third = vitals.session
         assert session.is_newer(third, than=later)
 
-        # Gossip says first that it was fenced.
-        fenced = Changed(replace(member(third, MemberState.DEAD, Evidence.FENCED)), MemberState.ALIVE, False)
-        await script.do(lambda life: life._on_changed(fenced))
-        await told("disowned own3", "event session_renewed own4 fenced", "fenced own4", "dead own3 fenced")
+        # Gossip says first that it was fenced: it asks Redis, and then it is true.
+        rumor = Unconfirmed(Identity("n1", third, "127.0.0.1", 1), True)
+        await script.do(lambda life: life._on_unconfirmed(rumor))
+        script.pulse.heartbeats[third] = b"fenced lease 1 n2"
+        await told("disowned own3", "event session_renewed own4 lease", "fenced own4", "dead own3 lease")
 
         # What its sockets saw of another.
         await script.do(lambda life: [life._on_seen("connection_ended", OTHER) for _ in range(2)])
@@ -217,6 +217,7 @@ async def test_what_happens_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch
         await script.shows(lambda view: view.redis_ok and view.leader, "Redis is back")
 
         # Its name is used by a life that goes on.
+        script.pulse.moving["n1/11111111111-00000001"] = 1
         await script.do(
             lambda life: life._contest(NameConflict(Identity("n1", "n1/11111111111-00000001", "10.0.0.9", 1)))
         )

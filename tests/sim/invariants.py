@@ -24,9 +24,9 @@ def hint(sim: Sim) -> str:
     return f"{sim.replay_hint()}\nreplay: RUMOR_SIM_SEED={sim.seed} python -m pytest '{test}'"
 
 
-def settled(seed: int, nodes: int, config: Config | None = None) -> Sim:
+def settled(seed: int, nodes: int, config: Config | None = None, *, has_registry: bool = False) -> Sim:
     """A cluster at 2 s, in which all know all."""
-    sim = Sim(seed, nodes, config=config)
+    sim = Sim(seed, nodes, config=config, has_registry=has_registry)
     sim.run_until(2.0)
     assert sim.is_converged(), hint(sim)
     return sim

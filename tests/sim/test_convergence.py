@@ -14,6 +14,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,13 +157,15 @@ def test_who_leaves_is_known_to_have_left_and_never_dead(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds(6))
 def test_a_fenced_node_goes_on_as_a_new_session(seed: int) -> None:
-    sim = settled(seed, 8)
+    sim = settled(seed, 8, has_registry=True)
     old = sim.nodes["n3"].session
+    sim.tombstones[old] = None
     sim.at(2.0, Tell("n1", Fenced(old)))
     sim.run_until(2.02)
     assert states_of(sim, "n3") == {MemberState.DEAD}, hint(sim)
     new = sessions.new("n3", BOOT_WALL_MS + 2100, sim.nodes["n3"].rng)
     sim.nodes["n3"].session = new
+    sim.registered[new] = replace(sim.registered[old], session=new)
     sim.at(2.1, Tell("n3", Renew(new)))
     sim.run_until(2.101)
     converges(sim, 0.1)

@@ -9,7 +9,7 @@ import pytest
 from cluster import session
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.swim.events import Identity, NameConflict
+from cluster.swim.events import Identity, NameConflict, Unconfirmed
 from cluster.vitals.calls import MemberRow
 from cluster.vitals.life import Life
 from cluster.vitals.told import Disowned, Happened, NameTaken, NewSession, SessionEnded, Told
@@ -45,12 +45,46 @@ async def test_a_node_that_renames_itself_stops_its_tasks_before_anybody_can_run
 
 async def test_a_life_that_goes_on_makes_this_one_stop(pulse: FakePulse) -> None:
     told: list[Told] = []
-    life = life_of(told)
-    pulse.heartbeats[EARLIER] = b"17"
+    life = life_of(told, heartbeat_interval_s=0.01)
+    pulse.moving[EARLIER] = 1
     await life._contest(NameConflict(Identity("n1", EARLIER, "10.0.0.9", 5000, b"")))
     assert [type(news) for news in told] == [NameTaken]
     assert "10.0.0.9:5000" in told[0].message  # type: ignore[union-attr]
     assert pulse.calls == []
+
+
+@pytest.mark.parametrize("heartbeat", [None, b"17", b"fenced refused 1 n2"])
+@pytest.mark.parametrize("name", [EARLIER, "n1/00000000001-00000001"])
+async def test_a_life_that_redis_does_not_know_to_live_ends_nobody(
+    pulse: FakePulse, name: str, heartbeat: bytes | None
+) -> None:
+    """An invented one; one that was killed; one that was fenced, and came before ours."""
+    if name == EARLIER and heartbeat is not None and heartbeat.startswith(b"fenced"):
+        return  # A clock that was set back: see above.
+    told: list[Told] = []
+    life = life_of(told, heartbeat_stale_s=0.05, heartbeat_interval_s=0.01)
+    if heartbeat is not None:
+        pulse.heartbeats[name] = heartbeat
+    await life._contest(NameConflict(Identity("n1", name, "10.0.0.9", 5000, b"")))
+    pulse.go_away()
+    await life._contest(NameConflict(Identity("n1", name, "10.0.0.9", 5000, b"")))
+    assert told == []
+    assert pulse.calls == []
+
+
+async def test_a_word_that_we_were_fenced_makes_us_beat_and_no_more(pulse: FakePulse) -> None:
+    told: list[Told] = []
+    life = life_of(told)
+    ours = life.session
+    life._on_unconfirmed(Unconfirmed(Identity("n1", ours, "127.0.0.1", 5000), True))
+    assert life._heartbeat._beat_now.is_set()
+    assert (life.session, told) == (ours, [])
+    pulse.heartbeats[ours] = b"fenced lease 1 n2"
+    async with pulse.listen(ours):
+        life._heartbeat._listening.set()
+        await life._heartbeat.beat()
+    assert session.is_newer(life.session, than=ours)
+    assert told[0] == Disowned(ours)
 
 
 async def test_two_fencings_before_it_is_registered_end_the_first_session_once() -> None:
@@ -94,12 +128,6 @@ async def test_a_life_comes_after_the_one_that_the_member_list_names(pulse: Fake
 async def test_a_name_whose_heartbeat_moves_is_alive_elsewhere(pulse: FakePulse) -> None:
     life = life_of([], heartbeat_interval_s=0.01)
     pulse.rows["n1"] = MemberRow(EARLIER, "10.0.0.9", 5000)
-    beats = iter(range(1_000_000))
-
-    async def read(names: list[str]) -> list[bytes]:
-        return [b"%d" % next(beats) for _ in names]
-
-    pulse.read = read  # type: ignore[assignment,method-assign]
-    async with pulse.listen(EARLIER):
-        with pytest.raises(ConfigError, match=r"n1 is alive elsewhere, at 10\.0\.0\.9:5000"):
-            await life._older_life()
+    pulse.moving[EARLIER] = 1
+    with pytest.raises(ConfigError, match=r"n1 is alive elsewhere, at 10\.0\.0\.9:5000"):
+        await life._older_life()

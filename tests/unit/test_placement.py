@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import msgspec
@@ -216,6 +217,12 @@ def test_the_member_with_the_most_waiting_tasks_is_stolen_from() -> None:
     assert victim(members, "a", "q") == Victim("c", 7, 0)
     assert victim(members, "z", "q") == Victim("a", 50, 0)
     assert victim(members, "d", "nobody's") is None
+
+
+def test_whom_gossip_alone_knows_owns_nothing_and_is_not_stolen_from() -> None:
+    invented = replace(peer("b", {"q": 4}, free=0, queued=10**9), is_vouched=False)
+    assert not invented.is_able
+    assert victim([invented], "a", "q") is None
 
 
 def test_tasks_that_a_member_has_free_slots_for_are_left_to_it() -> None:

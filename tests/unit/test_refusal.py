@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.errors import away, refused
@@ -73,6 +75,11 @@ def test_all_are_refused_while_redis_says_so_and_so_does_everybody_who_may_be_ru
 @pytest.mark.parametrize("state", [MemberState.ALIVE, MemberState.SUSPECT, MemberState.LEAVING])
 def test_whom_redis_serves_may_write_a_tombstone(state: MemberState) -> None:
     assert not refused_view(REPLICAS, peer("n2", state=state)).is_refused_like_all
+
+
+def test_who_is_known_to_gossip_alone_changes_nothing() -> None:
+    invented = replace(peer("n2"), is_vouched=False)
+    assert refused_view(REPLICAS, invented).is_refused_like_all
 
 
 @pytest.mark.parametrize("evidence", [Evidence.SILENT, Evidence.STALLED])

@@ -400,7 +400,7 @@ def test_an_outcome_about_nobody_is_nothing() -> None:
 def test_a_later_session_ends_the_earlier_at_once() -> None:
     bench = Bench(*PEERS)
     bench.take()
-    bench.hear("b", rows=[row_of("a", life=2)])
+    bench.renew("a")
     assert changes(bench.actions, "a") == [(MemberState.DEAD, Evidence.SUPERSEDED), (MemberState.ALIVE, Evidence.NONE)]
     member = bench.member("a")
     assert member is not None
@@ -409,7 +409,7 @@ def test_a_later_session_ends_the_earlier_at_once() -> None:
 
 def test_an_earlier_session_is_not_heard_again() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[row_of("a", life=2)])
+    bench.renew("a")
     bench.take()
     bench.hear("c", rows=[row_of("a", life=1, incarnation=50)])
     assert changes(bench.actions, "a") == []
@@ -417,7 +417,7 @@ def test_an_earlier_session_is_not_heard_again() -> None:
 
 def test_what_was_found_out_about_the_earlier_session_does_not_touch_the_later() -> None:
     bench = watch_ended()
-    bench.hear("b", rows=[row_of("a", life=2)])
+    bench.renew("a")
     bench.tcp("a", Tcp.REFUSED)
     bench.pass_s(1, answering=OTHERS)
     assert MemberState.DEAD not in [state for state, _ in changes(bench.actions, "a")[2:]]
@@ -425,7 +425,7 @@ def test_what_was_found_out_about_the_earlier_session_does_not_touch_the_later()
 
 def test_a_tombstone_is_gossiped_and_holds_for_those_that_learn_of_the_session_later() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("x"), 0, MemberState.DEAD, Evidence.FENCED, "b")])
+    bench.hand_in(Fenced(session_of("x")))
     assert rows_about(bench.hear("c", Ping(1, session_of("me"))), "x")
     bench.hear("d", rows=[row_of("x", incarnation=3)])
     assert bench.state("x") is MemberState.DEAD
@@ -433,7 +433,7 @@ def test_a_tombstone_is_gossiped_and_holds_for_those_that_learn_of_the_session_l
 
 def test_a_tombstone_of_an_earlier_session_does_not_touch_the_later() -> None:
     bench = Bench(*PEERS)
-    bench.hear("b", rows=[row_of("a", life=2)])
+    bench.renew("a")
     bench.hand_in(Fenced(session_of("a", life=1)))
     assert bench.state("a") is MemberState.ALIVE
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.config import Config
 from cluster.swim import wire
-from cluster.swim.core import JOIN_PATIENCE_S, LOAD_FANOUT, Swim
+from cluster.swim.core import CONFLICT_SPACING_S, JOIN_PATIENCE_S, LOAD_FANOUT, Swim
 from cluster.swim.dissemination import DEATH_NEWS_S, LOAD_RELAYS, NEWS_S, Loads, News, retransmit_limit
 from cluster.swim.events import (
     Datagram,
@@ -192,7 +192,7 @@ def test_a_member_that_drains_is_still_probed() -> None:
 
 def test_a_fenced_node_is_told_and_goes_on_as_a_new_session() -> None:
     bench = Bench(*PEERS)
-    bench.hear("a", rows=[Row(session_of("me"), 0, MemberState.DEAD, Evidence.FENCED, "a")])
+    bench.hand_in(Fenced(session_of("me")))
     assert changes(bench.actions, "me")[-1] == (MemberState.DEAD, Evidence.FENCED)
     bench.take()
     bench.hand_in(Renew(session_of("me", life=2)))
@@ -226,6 +226,11 @@ def test_another_process_of_the_same_name_is_a_conflict_when_it_answers_and_is_t
         nr = sent(bench.take(), Ping, "elsewhere")[0].nr
         elsewhere(bench, seq + 1, Ack(nr, other))
         assert conflicts(bench) == ([other] if seq == 1 else [])
+    bench.now_s += CONFLICT_SPACING_S
+    elsewhere(bench, 5, Ping(1, ""))
+    nr = sent(bench.take(), Ping, "elsewhere")[0].nr
+    elsewhere(bench, 6, Ack(nr, other))
+    assert conflicts(bench) == [other], "it was told while Redis was away, perhaps"
 
 
 def elsewhere(bench: Bench, seq: int, body: Ping | Ack, life: int = 0) -> None:
@@ -241,6 +246,16 @@ def bench_head(session: str, seq: int) -> wire.Head:
 def test_a_claimed_later_life_of_this_node_is_a_conflict() -> None:
     bench = Bench("a")
     bench.hear("a", rows=[row_of("me", life=5)])
+    assert conflicts(bench) == [session_of("me", life=5)]
+
+
+def test_a_claimed_later_life_elsewhere_is_a_conflict_once_it_answers() -> None:
+    bench = Bench("a")
+    bench.take()
+    bench.hear("a", rows=[row_of("me", life=5, host="elsewhere.test")])
+    (ping,) = sent(bench.actions, Ping, "elsewhere")
+    assert conflicts(bench) == []
+    elsewhere(bench, 1, Ack(ping.nr, session_of("me", life=5)), life=5)
     assert conflicts(bench) == [session_of("me", life=5)]
 
 

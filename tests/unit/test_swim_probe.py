@@ -156,10 +156,15 @@ def test_a_helper_that_gets_no_answer_says_so_in_time_and_accuses_nobody() -> No
     assert bench.state("b") is MemberState.ALIVE
 
 
-def test_a_helper_helps_with_a_member_it_does_not_know() -> None:
-    bench = Bench("a")
-    bench.hear("a", PingReq(77, session_of("x"), "x.test", 5000, False))
-    assert targets(bench.take(), Ping) == ["x"]
+def test_a_helper_knocks_at_no_address_that_it_does_not_know() -> None:
+    bench = Bench("a", "b")
+    bench.take()
+    bench.hear("a", PingReq(77, session_of("x"), "x.test", 5000, True))
+    actions = bench.take()
+    assert targets(actions, Ping) == connects(actions) == []
+    assert sent(actions, Nack, "a") == [Nack(77, session_of("x"), None)]
+    bench.hear("a", PingReq(78, session_of("b"), "x.test", 5000, False))
+    assert targets(bench.take(), Ping) == ["b"]
 
 
 def test_an_urgent_request_tries_the_port_in_the_same_instant() -> None:

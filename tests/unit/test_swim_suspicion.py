@@ -209,6 +209,7 @@ def test_being_accused_makes_a_node_doubt_itself() -> None:
 
 def test_the_last_incarnation_can_still_be_left_in_words_that_others_understand() -> None:
     bench = Bench(*PEERS)
+    bench.swim._put_me(INCARNATION_MAX - 2, MemberState.ALIVE)
     bench.hear("a", rows=[accusation("me", "b", incarnation=INCARNATION_MAX - 1)])
     rows = rows_about(bench.hand_in(Leave(True)), "me")
     assert {(row.incarnation, row.state) for row in rows} == {(INCARNATION_MAX, MemberState.LEFT)}
@@ -295,12 +296,6 @@ def test_a_death_that_comes_late_and_is_true_is_soon_a_death_again() -> None:
     bench = Bench(*PEERS)
     bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.DEAD, SILENT, "b", age_s=30)])
     bench.pass_s(CONFIG.suspicion_max_s, answering=OTHERS)
-    assert bench.state("a") is MemberState.DEAD
-
-
-def test_a_tombstone_that_comes_late_is_believed() -> None:
-    bench = Bench(*PEERS)
-    bench.hear("b", rows=[Row(session_of("a"), 0, MemberState.DEAD, Evidence.FENCED, "b", age_s=30)])
     assert bench.state("a") is MemberState.DEAD
 
 

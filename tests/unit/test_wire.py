@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from cluster.swim import wire
 from cluster.swim.events import Evidence, MemberState, Tcp
+from cluster.swim.plausible import SEQ_AHEAD
 from cluster.swim.wire import (
     Ack,
     Body,
     Digest,
+    Freshness,
     Gossip,
     Head,
     LoadRow,
@@ -223,34 +225,54 @@ SESSION = "n1/0019ab00000-00000001"
 
 def test_a_datagram_is_taken_once() -> None:
     window = ReplayWindow()
-    assert window.accepts(SESSION, 5)
-    assert not window.accepts(SESSION, 5)
+    assert window.take(SESSION, 5) is Freshness.NEW
+    assert window.take(SESSION, 5) is Freshness.REPEATED
 
 
 @given(st.permutations(range(1, 60)))
 def test_datagrams_that_overtake_each_other_are_each_taken_once(order: list[int]) -> None:
     window = ReplayWindow()
-    assert [window.accepts(SESSION, seq) for seq in order] == [True] * len(order)
-    assert not any(window.accepts(SESSION, seq) for seq in order)
+    assert {window.take(SESSION, seq) for seq in order} == {Freshness.NEW}
+    assert {window.take(SESSION, seq) for seq in order} == {Freshness.REPEATED}
 
 
 def test_what_is_older_than_the_window_is_not_taken() -> None:
     window = ReplayWindow()
-    assert window.accepts(SESSION, 10_000)
-    assert window.accepts(SESSION, 10_001 - wire.WINDOW)
-    assert not window.accepts(SESSION, 10_000 - wire.WINDOW)
+    assert window.take(SESSION, 10_000) is Freshness.NEW
+    assert window.take(SESSION, 10_001 - wire.WINDOW) is Freshness.NEW
+    assert window.take(SESSION, 10_000 - wire.WINDOW) is Freshness.OLD
+
+
+@pytest.mark.parametrize("far", [10 + SEQ_AHEAD + 1, 2**62, 2**63 - 1])
+def test_a_number_far_ahead_is_not_taken_and_mutes_nobody(far: int) -> None:
+    window = ReplayWindow()
+    assert window.take(SESSION, 10) is Freshness.NEW
+    assert window.take(SESSION, far) is Freshness.FAR
+    assert window.take(SESSION, 11) is Freshness.NEW
+
+
+@pytest.mark.parametrize("named", [5_000, 10 + SEQ_AHEAD, 2**62])
+def test_an_answer_at_first_hand_brings_the_window_back(named: int) -> None:
+    window = ReplayWindow()
+    window.take(SESSION, named if named > 2**40 else 10)  # Perhaps the first that was ever heard of it is a lie.
+    window.take(SESSION, named)
+    assert window.take(SESSION, 11) is Freshness.OLD
+    assert window.take(SESSION, 12, is_first_hand=True) is Freshness.NEW
+    assert window.take(SESSION, 13) is Freshness.NEW
+    assert window.take(SESSION, 12) is Freshness.REPEATED
 
 
 def test_the_window_remembers_a_bounded_number_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "WINDOWS_MAX", 3)
     window = ReplayWindow()
     for life in range(10):
-        assert window.accepts(f"n1/0019ab00000-{life:08x}", 1)
+        assert window.take(f"n1/0019ab00000-{life:08x}", 1) is Freshness.NEW
     assert len(window._seen) == 3
 
 
 def test_no_number_makes_the_window_raise_or_grow() -> None:
     window = ReplayWindow()
-    for seq in (0, 2**63 - 1, 1, 2**63 - 2):
-        window.accepts(SESSION, seq)
+    for is_first_hand in (False, True):
+        for seq in (0, 2**63 - 1, 1, 2**63 - 2):
+            window.take(SESSION, seq, is_first_hand=is_first_hand)
     assert window._seen[SESSION][1] < 1 << wire.WINDOW
