@@ -6,7 +6,8 @@
 -- ARGV[1]  session         the caller's
 -- ARGV[2]  epoch           the epoch of the term to renew, 0 to acquire a new term
 -- ARGV[3]  ttl_ms          length of the lease
--- ARGV[4]  heard           highest epoch that gossip carries: after a failover Redis may know only a lower one
+-- ARGV[4]  heard           epoch that a new term must exceed: after a failover Redis may know only a lower one. It has
+--                          no part in a renewal: what Redis knows decides who leads
 -- Uses     include/epoch.lua
 --
 -- Returns  {1, session, epoch} the caller leads; {0, session, epoch} another does; {0, '', epoch} the named term ended
@@ -17,7 +18,7 @@
 --          asks again and gets a new epoch
 redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Redis refuses no other write of this script
 local owner, term = holder_of(KEYS[1])
-local known = math.max(highest(KEYS[2]), tonumber(ARGV[4]))
+local known = highest(KEYS[2])
 if ARGV[2] ~= '0' then
   if owner ~= ARGV[1] or term ~= tonumber(ARGV[2]) or known > term then
     return {0, owner ~= ARGV[1] and owner or '', term}
@@ -28,7 +29,7 @@ end
 if owner ~= '' and owner ~= ARGV[1] then
   return {0, owner, term}
 end
-local epoch = string.format('%d', math.max(known, term) + 1)
+local epoch = string.format('%d', math.max(known, term, tonumber(ARGV[4])) + 1)
 redis.call('SET', KEYS[2], epoch)
 redis.call('SET', KEYS[1], ARGV[1] .. '|' .. epoch, 'PX', ARGV[3])
 return {1, ARGV[1], tonumber(epoch)}

@@ -77,7 +77,12 @@ class Leading:
         self._ask_now.set()
 
     def look(self) -> None:
-        """Name the leader anew, and tell if it is another: a lease may have run out since."""
+        """Name the leader anew, and tell if it is another: a lease may have run out since.
+
+        If gossip knows a later epoch than Redis named, ask Redis.
+        """
+        if self._lease.heard(self._swim.epoch):
+            self.hurry()
         leader = self._lease.leader(time.monotonic()) if self._candidate.redis_ok else None
         if leader != self.leader:
             self.leader = leader
@@ -103,7 +108,7 @@ class Leading:
         table = json.dumps({"leader": term.session, "epoch": term.epoch, "members": rows}).encode()
         with contextlib.suppress(StoreUnavailable):
             if not await self._pulse.snapshot(term.epoch, table, int(ttl_s * 1000)):
-                self._lease.heard(term.epoch + 1)  # Redis knows a later leader than we do.
+                self._lease.lost(term)
 
     async def resign(self) -> None:
         """Stop leading, and give the lease back if Redis answers."""
@@ -119,7 +124,7 @@ class Leading:
         self._lease.heard(self._swim.epoch)
         asked_s = time.monotonic()
         wish = self._lease.wish(asked_s)
-        holder = await self._pulse.lease(wish, int(self._lease.ttl_s * 1000), self._lease.epoch)
+        holder = await self._pulse.lease(wish, int(self._lease.ttl_s * 1000), self._lease.known_epoch)
         self._lease.answered(wish, holder, asked_s)
         if holder is None:
             return True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from cluster.swim.plausible import EPOCH_AHEAD
 from cluster.vitals.lease import Acquire, Lease, RenewTerm, Takeover, Term
 
 TTL_S = 5.0
@@ -57,9 +60,37 @@ def test_an_answer_to_an_earlier_session_gives_nothing_to_the_new_one() -> None:
     assert lease.holder is None
 
 
-def test_a_higher_epoch_heard_by_gossip_ends_the_term_at_once() -> None:
+def test_a_higher_epoch_heard_by_gossip_is_a_reason_to_ask_redis_and_no_more() -> None:
     lease = leading(epoch=3)
-    lease.heard(4)
+    assert lease.heard(4)
+    assert not lease.heard(4), "it was asked about that already"
+    assert lease.may_lead(0.1)
+    assert lease.wish(0.1) == RenewTerm(Term("a", 3))
+    assert lease.known_epoch == 4
+    lease.answered(RenewTerm(Term("a", 3)), Term("b", 4), asked_s=0.1)
+    assert not lease.may_lead(0.2)
+
+
+@pytest.mark.parametrize("epoch", [3 + EPOCH_AHEAD + 1, 10**15, 2**63 - 1])
+def test_an_epoch_far_beyond_what_redis_named_counts_for_nothing(epoch: int) -> None:
+    lease = leading(epoch=3)
+    assert not lease.heard(epoch)
+    assert lease.known_epoch == lease.epoch == 3
+    assert lease.may_lead(0.1)
+
+
+def test_a_redis_that_lost_its_epochs_still_decides() -> None:
+    lease = leading(epoch=5_000)
+    lease.answered(Acquire("a"), Term("a", 1), asked_s=9.0)
+    assert lease.may_lead(9.1)
+    assert lease.epoch == 1
+
+
+def test_a_leader_whose_snapshot_was_refused_has_lost_its_term() -> None:
+    lease = leading(epoch=3)
+    lease.lost(Term("a", 2))
+    assert lease.may_lead(0.1)
+    lease.lost(Term("a", 3))
     assert not lease.may_lead(0.1)
     assert lease.wish(0.1) == Acquire("a")
 
