@@ -77,6 +77,13 @@ class NotFound(RumorError):
     status = 404
 
 
+class Misdirected(RumorError):
+    """A node's call for another session came to this one, which has its port now (421). Nothing happened."""
+
+    code = "misdirected"
+    status = 421
+
+
 class Conflict(RumorError):
     """The task is in a state that does not allow this (409). Nothing happened."""
 

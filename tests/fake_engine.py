@@ -56,7 +56,8 @@ class FakeEngine:
         self.broken = False
         self.finished = asyncio.Event()
         self.waiting = 0  # calls of `wait` under way
-        self.view = View("n1", "n1/00000000001-00000001", tuple(peers), None, 0, True, True)
+        me = self.config.node_id or "n1"
+        self.view = View(me, f"{me}/00000000001-00000001", tuple(peers), None, 0, True, True)
         self.timeline = Timeline("n1", "life1")
         self._ids = Ids(1)
 

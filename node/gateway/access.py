@@ -99,7 +99,7 @@ def cors_headers(origin: str | None, view: View, config: Config) -> Mapping[str,
     own_hosts = (_plain(config.reachable_host), _plain(urlsplit(config.public_url).hostname or ""))
     if not config.api_token and page[1] not in own_hosts:
         return NO_HEADERS
-    for peer in view.members:
+    for peer in filter(lambda peer: peer.is_vouched, view.members):
         if page in (_split_origin(peer.url), _split_origin(peer.public_url)):
             return {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.VARY: hdrs.ORIGIN}
     return NO_HEADERS
@@ -122,7 +122,7 @@ def policy_sources(view: View) -> list[str]:
 
     Any port, because a node on the same host may join after the page was loaded. A policy cannot name IPv6 addresses.
     """
-    urls = [urlsplit(peer.public_url) for peer in view.members]
+    urls = [urlsplit(peer.public_url) for peer in view.members if peer.is_vouched]
     sources = {f"{url.scheme}://{url.hostname}:*": None for url in urls if ":" not in (url.hostname or "")}
     return list(sources)[:HOSTS_MAX]
 

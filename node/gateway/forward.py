@@ -19,13 +19,14 @@ import msgspec
 from msgspec import msgpack
 
 from cluster.config import Config
-from cluster.errors import SAME_KEY, RumorError, StoreUnavailable
+from cluster.errors import SAME_KEY, Misdirected, RumorError, StoreUnavailable
+from cluster.session import is_session
 from cluster.swim.events import MemberState
 from cluster.view import Peer, RedisWord, View
 from node import trace_context
 from node.schema import BatchKey, ErrorJson, Forward, Forwarded, IdempotencyKeys, Submission, Submitted
 
-FORWARDED = "Rumor-Forwarded"  # header of a forwarded read, which goes one hop only
+FORWARDED = "Rumor-Forwarded"  # header of a forwarded call, which goes one hop only: the session that is meant
 PATH = "/gossip/submit"
 
 NO_ANSWER = 0  # stands in place of a status
@@ -66,7 +67,7 @@ class Forwarder:
         headers = {"Content-Type": "application/msgpack", **trace_context.current()}
         may_have_happened = error.may_have_happened
         for peer in candidates(view):
-            answer = await self._ask("POST", peer.url + PATH, headers, body, deadline_s)
+            answer = await self._ask("POST", peer.url + PATH, {FORWARDED: peer.session, **headers}, body, deadline_s)
             if answer is None:
                 continue
             may_have_happened = may_have_happened or _may_be_stored(*answer)
@@ -86,8 +87,8 @@ class Forwarder:
     async def read(self, view: View, path: str, deadline_s: float) -> tuple[int, bytes] | None:
         """Status and body of a peer's answer to GET `path`, or None when there is none."""
         for peer in candidates(view):
-            answer = await self._ask("GET", peer.url + path, {FORWARDED: "1"}, None, deadline_s)
-            if answer is not None and NO_ANSWER < answer[0] < 500:
+            answer = await self._ask("GET", peer.url + path, {FORWARDED: peer.session}, None, deadline_s)
+            if answer is not None and NO_ANSWER < answer[0] < 500 and answer[0] != Misdirected.status:
                 return answer
         return None
 
@@ -123,16 +124,28 @@ class Forwarder:
         return self._session
 
 
+def refuse_misdirected(meant: str | None, session: str) -> None:
+    """Raise Misdirected if a node's forwarded call is for another session than ours: one that had this port before.
+
+    Without this, a node of another cluster that took over the port would store the task among its own. A node of an
+    older version names no session.
+    """
+    if meant is not None and is_session(meant) and meant != session:
+        raise Misdirected(f"this call is for {meant}, and this is {session}.", "Only nodes make such calls.")
+
+
 def candidates(view: View) -> Iterator[Peer]:
     """Peers that may store for us, the best first: they say that they reach Redis, and Redis has not fenced them.
 
-    A peer's own word suffices, because this node cannot reach Redis and so does not know Redis's word about the peer.
+    A peer's own word suffices, because this node cannot reach Redis and so does not know Redis's word about the peer
+    now. But Redis must have vouched for the peer once: a call carries the token, and its address must not be anybody's.
     """
     able = [
         peer
         for peer in view.members
         if peer.node_id != view.node_id
         and peer.state is MemberState.ALIVE
+        and peer.is_vouched
         and peer.redis is not RedisWord.GONE
         and (peer.redis is RedisWord.LIVE or (peer.load is not None and peer.load.redis))
         and not (peer.load is not None and peer.load.stalled)

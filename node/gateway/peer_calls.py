@@ -16,7 +16,9 @@ from msgspec import msgpack
 from cluster.config import Config
 from cluster.errors import BadRequest, Forbidden, RumorError
 from cluster.gossip.watch_token import HEADER as WATCH_HEADER
+from cluster.view import View
 from node.gateway import access, parse
+from node.gateway.forward import FORWARDED, refuse_misdirected
 from node.gateway.request_body import read_body
 from node.gateway.responses import as_json, error_json
 from node.gateway.waits import OpenWaits
@@ -42,6 +44,8 @@ class PeerEngine(Protocol):
     def config(self) -> Config: ...
     @property
     def vitals(self) -> PeerVitals: ...
+    @property
+    def view(self) -> View: ...
     @property
     def tracing(self) -> Tracing: ...
     async def submit(
@@ -86,6 +90,7 @@ class PeerCalls:
 
     async def take_over(self, request: web.Request) -> web.Response:
         """Store a submission for a peer that cannot reach Redis. Never forwards again."""
+        refuse_misdirected(request.headers.get(FORWARDED), self._engine.view.session)
         body = await read_body(
             request, 2 * self._config.batch_max_bytes
         )  # Its left-out fields are written out as null.

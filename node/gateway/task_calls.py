@@ -281,6 +281,9 @@ class TaskCalls:
         wait_s = parse.query(TaskQuery, request.query).wait_s
         try:
             return as_json(await self._get(request, wait_s))
+        except NotFound:
+            forward.refuse_misdirected(request.headers.get(forward.FORWARDED), self._engine.view.session)
+            raise
         except StoreUnavailable:
             if forward.FORWARDED in request.headers:
                 raise

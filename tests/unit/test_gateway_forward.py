@@ -168,6 +168,30 @@ async def test_a_peer_that_does_not_reach_redis_either_never_forwards_again() ->
         await server.close()
 
 
+async def test_a_node_that_took_over_a_peers_port_is_asked_for_nothing() -> None:
+    """Perhaps it is of another cluster, which would store the task among its own, or say that there is none."""
+    foreign = FakeEngine(Config(node_id="n2", port=5002, api_token="t"))
+    foreign.view = replace(foreign.view, session="n2/00000000002-00000002")
+    server = TestServer(app.build(foreign))
+    await server.start_server()
+    client = await cut_off(peer("n2", server.port or 0))
+    try:
+        response = await client.post("/tasks", json={"type": "noop"})
+        assert response.status == 503
+        assert (await client.get("/tasks/x")).status == 503
+        assert "submit" not in foreign.calls
+    finally:
+        await client.close()
+        await server.close()
+
+
+def test_a_peer_for_which_redis_never_vouched_gets_no_call() -> None:
+    """A call carries the token, and anybody with the gossip key can name an address."""
+    known, invented = peer("n2", 5002), replace(peer("n3", 5003), is_vouched=False)
+    view = View("n1", "n1/00000000001-00000001", (known, invented), None, 0, False, True)
+    assert [candidate.node_id for candidate in candidates(view)] == ["n2"]
+
+
 async def test_a_peer_that_refuses_connections_is_passed_over(near: TestServer) -> None:
     client = await cut_off(peer("n0", unused_port(), rtt_s=0.0), peer("n2", near.port or 0, rtt_s=0.5))
     try:
