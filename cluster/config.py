@@ -161,6 +161,11 @@ class Config:
         return parse_queues(self.queues)
 
     @property
+    def database(self) -> int:
+        """The number of the database in `redis_url`."""
+        return redis_address.parse(self.redis_url).db
+
+    @property
     def name(self) -> str:
         """The node's stable name."""
         return self.node_id or f"{self.reachable_host}:{self.port}"

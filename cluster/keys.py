@@ -29,7 +29,15 @@ def handlers(node_id: str) -> str:
 
 TIMELINE = "{timeline}:events"  # list: the last events that nodes told the cluster, JSON; PX TIMELINE_TTL_MS
 TIMELINE_NEVER = "{timeline}:never"  # never exists: the guard of the script in this slot
-TIMELINE_CHANNEL = "{timeline}:told"  # channel: each event as a node tells it; sums of tasks while anybody listens
+
+
+def timeline_channel(database: int) -> str:
+    """Channel: each event as a node tells it; sums of tasks while anybody listens.
+
+    A server has one space of channels for all its databases, so the name tells them apart: two clusters that share the
+    server must not hear each other. Database 0 has the plain name.
+    """
+    return "{timeline}:told" + _of_database(database)
 
 
 def timeline_sum(step: int) -> str:
@@ -157,9 +165,13 @@ def never(shard: int) -> str:
     return f"{tag(shard)}:never"
 
 
-def finished_channel(shard: int) -> str:
-    """Channel: settles publish there the ids that became terminal (for `wait_s`)."""
-    return f"{tag(shard)}:finished"
+def finished_channel(shard: int, database: int) -> str:
+    """Channel: settles publish there the ids that became terminal (for `wait_s`). `database`: as `timeline_channel`."""
+    return f"{tag(shard)}:finished{_of_database(database)}"
+
+
+def _of_database(database: int) -> str:
+    return f"@{database}" if database else ""
 
 
 def heartbeat(session: str) -> str:

@@ -76,7 +76,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
 
 class Calls:
-    """Makes the calls of one node; holds the settings that go into them."""
+    """Makes the calls of one node; holds the settings that go into them, and the number of the Redis database."""
 
     def __init__(
         self,
@@ -85,8 +85,10 @@ class Calls:
         dead_retention_s: float,
         served: Iterable[str] = (),
         timeout_s: float = TIMEOUT_S,
+        database: int = 0,
     ) -> None:
         self.retention_min_s = max(RETENTION_MIN_S, 1.0 + redis_clock.carried_out_within_s(timeout_s))
+        self.database = database
         self._aging_ms = int(aging_s * 1000)
         self._queue_limit = queue_limit
         self._dead_ms = int(dead_retention_s * 1000)
@@ -96,7 +98,7 @@ class Calls:
     def of(cls, config: Config) -> Calls:
         """The calls of a node with these settings."""
         limits = (config.priority_aging_s, config.queue_limit, config.dead_retention_s)
-        return cls(*limits, config.queue_slots, config.redis_timeout_s)
+        return cls(*limits, config.queue_slots, config.redis_timeout_s, config.database)
 
     def kept_ms(self, own_s: float | None, usual_s: float) -> int:
         """How long a task stays once it has ended: its own retention, else the usual one; never below the least."""
@@ -175,7 +177,7 @@ class Calls:
         self, shard: int, session: str, outcomes: Sequence[Settlement], on_reply: OnReply[Settled]
     ) -> Call[Settled]:
         """settle.lua for up to BATCH_MAX outcomes of one session."""
-        script_keys, head = _settle_head(shard, session)
+        script_keys, head = _settle_head(shard, session, self.database)
         args: list[Arg] = [*head, self._aging_ms]
         kind, delivery, ms, count_at = None, 0, 0, 0
         for outcome in outcomes:
@@ -218,7 +220,7 @@ class Calls:
                 BATCH_MAX,
                 jitter,
                 self._dead_ms,
-                keys.finished_channel(shard),
+                keys.finished_channel(shard, self.database),
                 int(self.retention_min_s * 1000),
                 fenced_ms,
             ],
@@ -246,7 +248,7 @@ class Calls:
                 keys.ready_prefix(shard),
                 keys.inflight_prefix(shard),
                 retention_ms,
-                keys.finished_channel(shard),
+                keys.finished_channel(shard, self.database),
                 int(self.retention_min_s * 1000),
             ],
             on_reply,
@@ -383,7 +385,7 @@ class Calls:
 
     def tell(self, events: Sequence[bytes], keep: int, ttl_ms: int, on_reply: OnReply[int]) -> Call[int]:
         """tell.lua: events for the cluster's timeline, each as JSON."""
-        args: list[Arg] = [keys.TIMELINE_CHANNEL, keep, ttl_ms, *events]
+        args: list[Arg] = [keys.timeline_channel(self.database), keep, ttl_ms, *events]
         return Call("tell", (keys.TIMELINE, keys.TIMELINE_NEVER), args, on_reply)
 
     def timeline(self, on_reply: OnReply[Sequence[bytes]]) -> Call[Sequence[bytes]]:
@@ -403,7 +405,7 @@ class Calls:
 
     def announce(self, message: bytes, on_reply: OnReply[int]) -> Call[int]:
         """A message on the timeline's channel that nobody keeps; answers how many subscribers heard it."""
-        return Call("", ("PUBLISH", keys.TIMELINE_CHANNEL), [message], on_reply)
+        return Call("", ("PUBLISH", keys.timeline_channel(self.database)), [message], on_reply)
 
     def publish(self, session: str, message: bytes, on_reply: OnReply[int]) -> Call[int]:
         """A message to a session's own channel; best effort."""
@@ -429,7 +431,7 @@ def _claim_keys(shard: int, queue: str, session: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _settle_head(shard: int, session: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _settle_head(shard: int, session: str, database: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The keys of a settle, and its first arguments."""
     script_keys = (
         keys.never(shard),
@@ -442,7 +444,7 @@ def _settle_head(shard: int, session: str) -> tuple[tuple[str, ...], tuple[str, 
         keys.retrying(shard),
     )
     prefixes = (keys.bucket_prefix(shard), keys.ready_prefix(shard), keys.inflight_prefix(shard))
-    return script_keys, (*prefixes, keys.finished_channel(shard), session)
+    return script_keys, (*prefixes, keys.finished_channel(shard, database), session)
 
 
 def _store_keys(shard: int, session: str) -> tuple[str, ...]:

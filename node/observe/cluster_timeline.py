@@ -196,7 +196,7 @@ class Bulletin:
             pubsub = self._client.pubsub(ignore_subscribe_messages=True)
             try:
                 async with asyncio.timeout(1.0):
-                    await pubsub.subscribe(keys.TIMELINE_CHANNEL)
+                    await pubsub.subscribe(keys.timeline_channel(self._shards.calls.database))
                 self._read()
                 while self._is_watched.is_set():
                     message = await pubsub.get_message(timeout=INTERVAL_S)

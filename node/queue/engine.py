@@ -104,7 +104,7 @@ class Engine:
         self._lease = OwnLease(config.lease_s)
         self._tasks: list[asyncio.Task[None]] = []
         self.shards = Shards(self.client, Calls.of(config), config.shards, config.redis_timeout_s, metrics.redis_s.add)
-        self.waiters = Waiters(self.client)
+        self.waiters = Waiters(self.client, config.database)
         self.catalog = Catalog(registry, config)
         self._make_moving_parts()
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
@@ -115,11 +115,7 @@ class Engine:
         )
         self._waiting = Waiting(self.queries, self.waiters)
         self.amending = Amending(
-            config,
-            self.shards,
-            self.queries,
-            self.waiters,
-            metrics,
+            *(config, self.shards, self.queries, self.waiters, metrics),
             on_heads=self.ownership.on_heads,
             on_cancelled=self._on_cancelled,
             on_expired=self.housekeeping.look,

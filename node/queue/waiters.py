@@ -38,8 +38,9 @@ class Waiter:
 class Waiters:
     """This node's waiters, by the task they wait for."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: redis.asyncio.Redis, database: int) -> None:
         self._client = client
+        self._database = database
         self._of_task: dict[str, set[Waiter]] = {}
         self._of_channel: dict[str, set[Waiter]] = {}  # those that wait for a task in the channel's shard
         self._pubsub: redis.asyncio.client.PubSub | None = None
@@ -74,7 +75,7 @@ class Waiters:
     @asynccontextmanager
     async def subscribed(self, waiter: Waiter, shard: int) -> AsyncIterator[None]:
         """Wake the waiter when its task ends on any node, and as soon as that is sure. Read the task then."""
-        channel = keys.finished_channel(shard)
+        channel = keys.finished_channel(shard, self._database)
         self._of_channel.setdefault(channel, set()).add(waiter)
         try:
             if len(self._of_channel[channel]) == 1:

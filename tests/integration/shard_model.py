@@ -159,7 +159,7 @@ class ShardPair:
         self.model = Model()
         self.trail: list[str] = []
         self._talk([("FLUSHALL",), *(("SCRIPT", "LOAD", script(name).text) for name in SCRIPTS)])
-        self._listener.send_command("SUBSCRIBE", keys.finished_channel(SHARD))
+        self._listener.send_command("SUBSCRIBE", keys.finished_channel(SHARD, 0))
         self._listener.read_response()
 
     def close(self) -> None:

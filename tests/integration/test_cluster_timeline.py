@@ -169,7 +169,7 @@ async def test_nobody_is_subscribed_while_nobody_listens(engines: list[Engine]) 
     first, _ = engines
 
     async def subscribers() -> int:
-        return int((await first.client.pubsub_numsub(keys.TIMELINE_CHANNEL))[0][1])  # type: ignore[no-untyped-call]
+        return int((await first.client.pubsub_numsub(keys.timeline_channel(0)))[0][1])  # type: ignore[no-untyped-call]
 
     async def is_heard() -> bool:
         return await subscribers() == 1
