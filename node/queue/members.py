@@ -18,8 +18,8 @@ async def live(client: redis.asyncio.Redis) -> dict[str, str]:
         try:
             session = msgspec.msgpack.decode(row)[0]
             channels: Any = await client.pubsub_numsub(keys.wake(session))
-        except (msgspec.DecodeError, IndexError, TypeError):
+        except (msgspec.DecodeError, LookupError, TypeError):
             continue  # the row of a node of another version
         if channels and channels[0][1] > 0:
-            sessions[raw.decode()] = session
+            sessions[raw.decode("utf-8", "replace")] = session
     return sessions

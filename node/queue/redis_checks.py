@@ -105,9 +105,8 @@ async def same_key(client: redis.asyncio.Redis, config: Config, ring: Sequence[b
     living = await members.live(client)
     strangers: list[str] = []
     for raw, prints in others.items():
-        node_id = raw.decode()
-        if node_id != config.name and node_id in living:
-            theirs = prints.decode().split()
+        node_id, theirs = raw.decode("utf-8", "replace"), prints.decode("utf-8", "replace").split()
+        if node_id != config.name and node_id in living and theirs:
             if mine[0] in theirs and theirs[0] in mine:
                 strangers = []
                 break

@@ -24,6 +24,9 @@ async def test_a_node_whose_gossip_key_no_live_node_has_does_not_start(redis_ser
     await client.hset(keys.LEADER_MEMBERS, "n1:1", msgspec.msgpack.encode([SESSION, "127.0.0.1", 1]))
     async with client.pubsub() as channel:
         await redis_checks.same_key(client, second, [OTHER])  # n1 does not live: its row is an old one
+        for name, row in (("n3:1", msgspec.msgpack.encode({})), ("n4:1", b"\xff"), (b"\xff", b"")):
+            await client.hset(keys.LEADER_MEMBERS, name, row)  # type: ignore[misc,arg-type]
+            await client.hset(keys.LEADER_KEYS, name, row)  # type: ignore[misc,arg-type]
         await channel.subscribe(keys.wake(SESSION))
         await channel.get_message(timeout=2)
         for ring in ([OTHER], []):
