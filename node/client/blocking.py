@@ -295,6 +295,7 @@ class SyncClient:
         idle = self._idle.setdefault(ask.url, deque(maxlen=IDLE_MAX))
         # A kept connection may have ended unnoticed; then nobody can tell whether the node got the request. So one that
         # must not be repeated gets a new connection, and any other is sent once more over the next one.
+        was_sent = False
         if ask.request.is_repeatable:
             while True:
                 try:
@@ -306,11 +307,12 @@ class SyncClient:
                 except TimeoutError:
                     return NoAnswer("timed out", was_sent=True)
                 except (OSError, http.client.HTTPException):
+                    was_sent = True
                     continue
         try:
             connection = self._connected(ask.url, min(CONNECT_S, ask.within_s))
         except (OSError, ValueError) as error:
-            return NoAnswer(reason_of(error), was_sent=False)
+            return NoAnswer(reason_of(error), was_sent)
         try:
             return self._send(ask, connection, idle, deadline_s)
         except (OSError, http.client.HTTPException) as error:

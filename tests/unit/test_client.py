@@ -479,6 +479,30 @@ async def test_a_node_that_hangs_is_left_and_a_call_that_must_not_be_repeated_is
         assert asyncio.get_running_loop().time() - began_s < 2
 
 
+async def test_a_kept_connection_that_broke_after_a_request_leaves_a_doubt(use: Callable[..., Used]) -> None:
+    """The node may have carried the request out before it died; that nobody answers afterwards proves nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    body = b'{"id": "1-1f", "type": "noop", "state": "queued"}'
+
+    def node() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 202 Accepted\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            connection.recv(65_536)
+            listener.close()
+
+    thread = threading.Thread(target=node)
+    thread.start()
+    call = use(f"http://127.0.0.1:{listener.getsockname()[1]}", learn=False)
+    assert (await call("submit", "noop")).id == "1-1f"
+    with pytest.raises(Unreachable) as told:
+        await call("submit", "noop", within_s=0.5)
+    await asyncio.to_thread(thread.join)
+    assert told.value.may_have_happened
+    assert told.value.idempotency_key
+
+
 async def test_the_token_is_sent_and_a_wrong_one_is_told(
     use: Callable[..., Used], monkeypatch: pytest.MonkeyPatch
 ) -> None:
