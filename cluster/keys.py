@@ -18,7 +18,7 @@ LEADER_CATALOG = "{leader}:catalog"  # hash: type -> msgpack of its queue, defau
 LEADER_MEMBERS = "{leader}:members"  # hash: node_id -> msgpack address record, by each node itself; until forget.lua
 LEADER_NEVER = "{leader}:never"  # never exists: the guard of the scripts in this slot (see `never`)
 LEADER_KEYS = "{leader}:keys"  # hash: node_id -> fingerprints of its gossip keys; as long as the row in members
-PARKED = "@"  # begins the name of the queue in which tasks wait for a handler of their type; no other queue's name does
+PARKED = "@"  # begins the name of a queue in which tasks wait for a node with a handler; no other queue's name has it
 LEADER_SNAPSHOT = "{leader}:snapshot"  # string: the leader's member table, JSON; PX forget_s; nothing reads it yet
 
 
@@ -89,9 +89,20 @@ def ready_prefix(shard: int) -> str:
     return f"{tag(shard)}:ready:"
 
 
-def parked(type_: str) -> str:
-    """Name of the queue of tasks whose type no live node has a handler for; by the time at which they began to wait."""
-    return PARKED + type_
+def parked(queue: str, type_: str) -> str:
+    """Name of the queue in which tasks of another queue wait for a node that has a handler for their type.
+
+    Its scores are the times at which each began to wait, ms.
+    """
+    return f"{PARKED}{queue}{PARKED}{type_}"
+
+
+def parked_of(name: str) -> tuple[str, str] | None:
+    """(queue, type) of such a name; None for any other queue's."""
+    if not name.startswith(PARKED):
+        return None
+    queue, _, type_ = name.removeprefix(PARKED).partition(PARKED)
+    return queue, type_
 
 
 def queues(shard: int) -> str:

@@ -14,7 +14,7 @@
 -- ARGV[6]  retention ms               of a task without a retention of its own
 -- ARGV[7]  channel                    {sNN}:finished, where terminal ids are published
 -- ARGV[8]  least ms                   the shortest time that a task stays, whatever its own retention
--- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:ready:@<type>, {sNN}:inflight:<session>   same slot
+-- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:ready:@<queue>@<type>, {sNN}:inflight:<session>   same slot
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua
@@ -57,7 +57,7 @@ redis.call('ZADD', KEYS[4], now + (own and math.max(math.floor(own * 1000), ARGV
 if session then
   out_of_flight(ARGV[5] .. session, KEYS[5], session, {id})
 elseif was == 'queued' then
-  if redis.call('ZREM', ARGV[4] .. spec[QUEUE], id) == 0 then redis.call('ZREM', ARGV[4] .. PARKED .. spec[TYPE], id) end
+  if redis.call('ZREM', ARGV[4] .. spec[QUEUE], id) == 0 then redis.call('ZREM', ARGV[4] .. parked_queue(spec), id) end
 elseif was == 'waiting' then
   redis.call('ZREM', KEYS[3], id)
 else

@@ -99,7 +99,7 @@ local function commit(id, kind, run, ms, payload)
     due[#due + 1], due[#due + 2] = at, id
     redis.call('SADD', KEYS[8], id)
   elseif kind == 'p' then
-    queued[#queued + 1] = {PARKED .. spec_of(was[1])[TYPE], string.format('%.0f', now), id}
+    queued[#queued + 1] = {parked_queue(spec_of(was[1])), string.format('%.0f', now), id}
   else
     local spec = spec_of(was[1])
     queued[#queued + 1] = {spec[QUEUE], string.format('%.0f', state.queued - spec[LEVEL] * aging), id}

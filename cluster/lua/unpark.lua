@@ -1,7 +1,7 @@
--- unpark: queue again tasks of one shard that waited for a handler of their type, oldest wait first.
+-- unpark: queue again tasks of one shard that waited for a node with a handler, those first that waited longest.
 --
 -- KEYS[1]  {sNN}:never                guard: a moving slot answers TRYAGAIN before anything is written
--- KEYS[2]  {sNN}:ready:@<type>        zset  ids by the time at which they began to wait, ms
+-- KEYS[2]  {sNN}:ready:@<queue>@<type>  zset  ids by the time at which they began to wait, ms
 -- KEYS[3]  {sNN}:queues               set   names of the queues in which something is queued (see sweep.lua)
 -- ARGV[1]  bucket prefix              {sNN}:tasks:
 -- ARGV[2]  ready prefix               {sNN}:ready:

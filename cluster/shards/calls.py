@@ -277,12 +277,12 @@ class Calls:
             replies.requeued,
         )
 
-    def unpark(self, shard: int, type_: str, on_reply: OnReply[Unparked]) -> Call[Unparked]:
-        """unpark.lua for up to BATCH_MAX tasks of a type."""
+    def unpark(self, shard: int, parked: str, limit: int, on_reply: OnReply[Unparked]) -> Call[Unparked]:
+        """unpark.lua for tasks of such a queue, up to BATCH_MAX."""
         return Call(
             "unpark",
-            (keys.never(shard), keys.ready(shard, keys.parked(type_)), keys.queues(shard)),
-            [keys.bucket_prefix(shard), keys.ready_prefix(shard), self._aging_ms, BATCH_MAX],
+            (keys.never(shard), keys.ready(shard, parked), keys.queues(shard)),
+            [keys.bucket_prefix(shard), keys.ready_prefix(shard), self._aging_ms, min(limit, BATCH_MAX)],
             on_reply,
             replies.unparked,
         )

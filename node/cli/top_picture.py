@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cluster.keys import PARKED
+from cluster.keys import parked_of
 from node.cli.output import MEMBER_STYLES, SEVERITY_STYLES, STATE_STYLES
 from node.client.stream import Event
 from node.plural import counted
@@ -283,9 +283,9 @@ class Board:
                 nodes[name] += 1
         waiting = self.sums.get("queues") or {}
         for name in sorted({*nodes, *waiting}):
-            queued = waiting.get(name, {}).get("queued", 0)
+            queued, parked = waiting.get(name, {}).get("queued", 0), parked_of(name)
             table.add_row(
-                Text(f"no handler for {name[1:]}" if name.startswith(PARKED) else name),
+                Text(f"{parked[0]}, for a handler of {parked[1]}" if parked else name),
                 Text(f"{queued:,}", "bold cyan" if queued else "dim"),
                 str(running[name]),
                 str(slots[name]),

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from cluster import __version__
 from cluster.config import Config
-from cluster.keys import PARKED
+from cluster.keys import parked_of
 from cluster.view import View
 from node.observe.metrics import OTHER, Labels, Metrics
 from node.observe.redis_memory import Memory
@@ -105,26 +105,21 @@ class Counted:
         self.states: dict[Labels, float] = {}
         self.queued: dict[Labels, float] = {}
         self.oldest_s: dict[Labels, float] = {}
-        self.unhandled: dict[Labels, float] = {}  # by type: tasks that wait for a node with a handler
 
     def keep(self, counts: Mapping[str, Any], served: Iterable[str]) -> None:
         """Take over the counts. `served`: queues told at 0, too: a query cannot use a series that comes and goes."""
         self.states = {(name,): float(n) for name, n in counts.get("states", {}).items()}
         self.queued = {(name,): 0.0 for name in served}
         self.oldest_s = dict(self.queued)
-        queues = counts.get("queues", {})
-        parked = {name: row["queued"] for name, row in queues.items() if name.startswith(PARKED) and row["queued"]}
-        self.unhandled = {(name.removeprefix(PARKED),): float(queued) for name, queued in parked.items()}
-        rows = sorted(queues.items(), key=lambda row: (-row[1]["queued"], row[0]))
+        rows = sorted(counts.get("queues", {}).items(), key=lambda row: (-row[1]["queued"], row[0]))
         for name, row in rows:
-            if name.startswith(PARKED):
-                continue
             label = (name,) if (name,) in self.queued or len(self.queued) < QUEUES_MAX else (OTHER,)
             self.queued[label] = self.queued.get(label, 0.0) + row["queued"]
-            self.oldest_s[label] = max(self.oldest_s.get(label, 0.0), row.get("oldest_s", 0.0))
+            if parked_of(name) is None:  # these wait for no slot
+                self.oldest_s[label] = max(self.oldest_s.get(label, 0.0), row.get("oldest_s", 0.0))
 
     def forget(self) -> None:
-        self.states, self.queued, self.oldest_s, self.unhandled = {}, {}, {}, {}
+        self.states, self.queued, self.oldest_s = {}, {}, {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +173,11 @@ def _running(of: Sources) -> Labelled:
 def _problems(of: Sources) -> Labelled:
     codes = Counter((problem["code"], problem["severity"]) for problem in of.engine.health().get("problems", ()))
     return {code: float(n) for code, n in codes.items()}
+
+
+def _unhandled(of: Sources) -> Labelled:
+    rows = [row for row in of.engine.health().get("problems", ()) if row["code"] == "type_unhandled"]
+    return {(row["queue"], row["type"]): float(row["count"]) for row in rows}
 
 
 def leads(view: View) -> bool:
@@ -281,9 +281,9 @@ GAUGES: tuple[tuple[str, str, Labels, Callable[[Sources], Labelled]], ...] = (
     ),
     (
         "rumor_unhandled_tasks",
-        "Tasks waiting because no live node has a handler for their type, from Redis. The leader tells it.",
-        ("type",),
-        lambda of: of.counted.unhandled,
+        "Tasks waiting because no live node that serves their queue has a handler for their type. The leader tells it.",
+        ("queue", "type"),
+        _of_cluster(_unhandled),
     ),
     ("rumor_http_requests_total", "Requests answered.", ("operation", "status"), lambda of: of.answers),
     ("rumor_fences_total", "Sessions that this node fenced.", ("cause",), _fences),

@@ -6,13 +6,12 @@ Pure: all of it is made from one view. Does not know: HTTP, Redis, how the view 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
-from cluster.keys import PARKED
+from cluster.keys import parked_of
 from cluster.load import Load
 from cluster.refusal import Refusal
 from cluster.swim.events import MemberState
@@ -21,7 +20,6 @@ from cluster.view import Peer, Verdict, View
 GONE = (MemberState.DEAD, MemberState.LEFT)
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
 STATUS = {None: "ok", WARNING: "ok", ERROR: "degraded", FATAL: "unavailable"}  # severity of the worst problem -> status
-NOTHING_PARKED: Mapping[str, tuple[int, int]] = MappingProxyType({})
 CUT = {
     Verdict.CUT_FROM_REDIS: "cut off from Redis: its peers hold it alive, and its heartbeat in Redis does not move",
     Verdict.CUT_FROM_PEERS: "cut off from its peers: gossip holds it dead, and Redis holds it live",
@@ -86,17 +84,17 @@ def problems(
     waiting_queues: Iterable[str],
     redis_notes: Iterable[Mapping[str, str]],
     refusal: Refusal | None = None,
-    parked: Mapping[str, tuple[int, int]] = NOTHING_PARKED,
+    unhandled: Iterable[Unhandled] = (),
 ) -> list[dict[str, Any]]:
     """What is wrong, worst first: code, severity, message, hint.
 
-    `refusal`: why Redis refuses the work of this node. `parked`: see `without_handler`.
+    `refusal`: why Redis refuses the work of this node. `unhandled`: what waits and no live node can run.
     """
     return [
         *_redis_problems(view, is_redis_up, view.refusal or refusal),
         *_member_problems(view, is_redis_up),
         *_queue_problems(view, waiting_queues),
-        *map(_handler_problem, without_handler(view, parked)),
+        *map(_handler_problem, unhandled),
         *({"severity": WARNING, **note} for note in redis_notes),
     ]
 
@@ -146,38 +144,42 @@ def _member_problems(view: View, is_redis_up: bool) -> Iterator[dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Unhandled:
-    """Tasks of a type that wait because no live node has a handler for it; the first began to wait at `since_ms`."""
+    """Tasks of a type and a queue that no live node can run; the first began to wait at `since_ms`."""
 
+    queue: str
     type: str
     count: int
     since_ms: int
 
 
-def without_handler(view: View, parked: Mapping[str, tuple[int, int]]) -> list[Unhandled]:
-    """Over the whole cluster, as gossip tells it. `parked`: those in this node's own shards, by type (count, since)."""
-    rows = [(type_, count, since_ms) for type_, (count, since_ms) in parked.items()]
+def unhandled(view: View, own: Mapping[str, tuple[int, int]], lacks: Callable[[str, str], bool]) -> list[Unhandled]:
+    """What waits over the whole cluster, as gossip tells it, and no live node can run.
+
+    `own`: what waits for a handler in this node's shards, by the queue's name (count, since). `lacks`: whether no live
+    node can run tasks of this queue and type.
+    """
+    rows = [(name, count, since_ms) for name, (count, since_ms) in own.items()]
     for peer in view.members:
         if peer.node_id != view.node_id and peer.load is not None and peer.state not in GONE:
-            there = ((name, load) for name, load in peer.load.queues.items() if name.startswith(PARKED))
-            rows += ((name.removeprefix(PARKED), load.queued, load.head) for name, load in there if load.queued)
-    counts, since = Counter[str](), dict[str, int]()
-    for type_, count, since_ms in rows:
-        counts[type_] += count
-        since[type_] = min(since_ms, since.get(type_, since_ms))
-    return [Unhandled(type_, counts[type_], since[type_]) for type_ in sorted(counts)]
+            rows += ((name, load.queued, load.head) for name, load in peer.load.queues.items() if load.queued)
+    counts, since = Counter[tuple[str, str]](), dict[tuple[str, str], int]()
+    for name, count, since_ms in rows:
+        if (what := parked_of(name)) is not None:
+            counts[what] += count
+            since[what] = min(since_ms, since.get(what, since_ms))
+    return [Unhandled(*what, counts[what], since[what]) for what in sorted(counts) if lacks(*what)]
 
 
-def _handler_problem(unhandled: Unhandled) -> dict[str, Any]:
-    type_, count = unhandled.type, unhandled.count
-    since = datetime.fromtimestamp(unhandled.since_ms / 1000, UTC).isoformat(timespec="seconds")
-    wait = f"{count:,} tasks of type {type_!r} wait" if count > 1 else f"1 task of type {type_!r} waits"
+def _handler_problem(row: Unhandled) -> dict[str, Any]:
+    since = datetime.fromtimestamp(row.since_ms / 1000, UTC).isoformat(timespec="seconds")
+    wait = f"{row.count:,} tasks of type {row.type!r} wait" if row.count > 1 else f"1 task of type {row.type!r} waits"
     problem = _problem(
         "type_unhandled",
         ERROR,
-        f"{wait} since {since}: no live node has a handler for it.",
-        f"Start a node with --tasks and the module that has it, or cancel them (rumor tasks --type {type_}).",
+        f"{wait} since {since}: no live node that serves queue {row.queue!r} has a handler for it.",
+        f"Start a node with --tasks and the module that has it, or cancel them (rumor tasks --type {row.type}).",
     )
-    return {**problem, "type": type_, "count": count, "since_ms": unhandled.since_ms}
+    return {**problem, "type": row.type, "queue": row.queue, "count": row.count, "since_ms": row.since_ms}
 
 
 def _queue_problems(view: View, waiting_queues: Iterable[str]) -> Iterator[dict[str, str]]:
@@ -186,7 +188,7 @@ def _queue_problems(view: View, waiting_queues: Iterable[str]) -> Iterator[dict[
     served = {queue for peer in peers if peer.meta for queue, slots in peer.meta.queues.items() if slots > 0}
     waiting = {name for peer in view.members if peer.load for name, load in peer.load.queues.items() if load.queued}
     for queue in sorted(waiting.union(waiting_queues)):
-        if queue not in served and not queue.startswith(PARKED):
+        if queue not in served and parked_of(queue) is None:
             yield _problem(
                 "queue_unserved",
                 ERROR,

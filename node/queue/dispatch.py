@@ -83,7 +83,7 @@ class Dispatcher:
         self.worker: Worker
         self.session = ""
         self.is_claiming = False
-        self.lacks_type: Callable[[str], bool] = _never  # whether no live node has a handler for a type
+        self.parks_type: Callable[[str], bool] = _never  # whether a task that this node cannot run waits apart
         self.is_sure: Callable[[], bool] = _always  # whether this session is certainly not fenced
         self.is_held_back = False  # the last group made no claims, since that was not sure
         self.backlog = Backlog()
@@ -190,7 +190,7 @@ class Dispatcher:
             self.kick()
             return
         elif kind is Kind.RELEASED:
-            if outcome.retry_after_s and self.lacks_type(claimed.spec.type):
+            if outcome.retry_after_s and self.parks_type(claimed.spec.type):
                 ended = Settlement(claimed, _PARKED, b"", 0)
             else:
                 ended = Settlement(claimed, _RELEASED, b"", int((outcome.retry_after_s or 0.0) * 1000))

@@ -160,10 +160,8 @@ class Engine:
         self.balance = Balance(config, *parts, on_load=lambda load: self.vitals.set_load(load))
         neighbours = (self.dispatch, self.housekeeping, self.balance, self.wakes)
         self.ownership = Ownership(config, *neighbours, on_moved=self._on_moved)
-        self.handlers = Handlers(
-            config, self.catalog.own, self.shards, self.dispatch.backlog, on_heads, self.wakes.work
-        )
-        self.dispatch.lacks_type = self.handlers.lacks
+        traffic = (self.shards, self.dispatch, self.placement, self.wakes)
+        self.handlers = Handlers(config, self.catalog.own, *traffic, on_heads)
 
     # ---- life
 
@@ -476,8 +474,9 @@ class Engine:
         """The state of this node and of the cluster, with its problems in words, the worst first."""
         is_up = self.shards.is_up and self.view.redis_ok
         notes = [note for note in (self.memory.note, *self.redis_notes) if note is not None]
-        waiting, parked = self.dispatch.backlog.queues(), self.handlers.parked(self.housekeeping.owned)
-        problems = report.problems(self.view, is_up, waiting, notes, self.shards.refusal, parked)
+        unhandled = report.unhandled(self.view, self.handlers.parked(self.housekeeping.owned), self.handlers.lacks)
+        queues, refusal = self.dispatch.backlog.queues(), self.shards.refusal
+        problems = report.problems(self.view, is_up, queues, notes, refusal, unhandled)
         is_ready, reason = self.is_ready()
         return {
             "status": report.status(problems),

@@ -1,18 +1,17 @@
-"""Handlers: which live nodes can run a type, and what becomes of tasks that none of them can.
+"""Handlers: which live nodes can run a type, and where tasks wait that this node claimed and cannot run.
 
-Each node says in Redis for which types it has handlers. A node that claims a task without a handler hands it back to
-another one that has it; if no live node has one, the task is parked: it waits in a queue of its type, `@type`, which
-nobody serves, and costs nothing more. Once a node with the type is there, the owners of the shards queue the parked
-tasks again. While a live node does not say what it has (it is of an older version), nothing is parked: it may have all.
+Each node says in Redis for which types it has handlers. A task that came to a node without a handler is *parked*: it
+waits in a queue `@queue@type`, from which nobody claims, so that it costs nothing more. When a node that serves the
+queue and has the type has a free slot, the owner of the task's shard queues it again, and wakes that node. While a live
+node has not said what it has (it is of an older version), nothing is parked: it may have all.
 
 Does not know: how a claim or a settle is made, what /health says about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from random import Random
 from typing import Any
 
 import msgspec
@@ -21,10 +20,13 @@ import redis.asyncio
 from cluster import keys
 from cluster.config import Config
 from cluster.shards.answers import QueueHead, Unparked
+from cluster.shards.calls import BATCH_MAX
 from cluster.shards.shards import Shards
 from cluster.swim.events import MemberState
-from cluster.view import View
-from node.queue.backlog import Backlog
+from cluster.view import Peer, View
+from node.queue.dispatch import Dispatcher
+from node.queue.placement import Placement
+from node.queue.wakes import Wakes
 
 KEPT_MS = 60_000  # the time for which a node's word stands; it renews it every few seconds
 WORKING = (MemberState.ALIVE, MemberState.SUSPECT)  # states of members that may run tasks
@@ -40,29 +42,29 @@ class Handlers:
         config: Config,
         own: Iterable[str],
         shards: Shards,
-        backlog: Backlog,
+        dispatch: Dispatcher,
+        placement: Placement,
+        wakes: Wakes,
         on_heads: Callable[[int, Sequence[QueueHead]], None],
-        on_elsewhere: Callable[[str, int, Sequence[QueueHead]], None],
     ) -> None:
         self._config = config
         self._own = frozenset(own)
         self._shards = shards
-        self._backlog = backlog
-        self._on_heads = on_heads  # tasks that this node can run are queued in that shard
-        self._on_elsewhere = on_elsewhere  # the same, and the session that can run them
-        self._sessions: Mapping[str, str] = {}  # node_id -> session, of the other members that may run tasks
+        self._backlog = dispatch.backlog
+        dispatch.parks_type = self.parks
+        self._placement = placement
+        self._wakes = wakes
+        self._on_heads = on_heads  # something is queued in that shard, for this node as for others
+        self._peers: dict[str, Peer] = {}  # node_id -> row, of the other members that may run tasks
         self._types: dict[str, frozenset[str]] = {}  # node_id -> types, of those that said so
-        self._rng = Random()
+        self._asked: set[tuple[int, str]] = set()  # (shard, parked queue) of calls under way
 
     def see(self, view: View) -> bool:
         """Take over the members of a view; returns whether one of them is new, so that its types are to be read."""
-        before = self._sessions
-        self._sessions = {
-            peer.node_id: peer.session
-            for peer in view.members
-            if peer.state in WORKING and peer.node_id != self._config.name
-        }
-        return not set(self._sessions.values()) <= set(before.values())
+        before = {peer.session for peer in self._peers.values()}
+        others = [peer for peer in view.members if peer.state in WORKING and peer.node_id != self._config.name]
+        self._peers = {peer.node_id: peer for peer in others}
+        return any(peer.session not in before for peer in others)
 
     async def publish(self, client: redis.asyncio.Redis) -> None:
         """Say in Redis which types this node runs."""
@@ -70,7 +72,7 @@ class Handlers:
 
     async def refresh(self, client: redis.asyncio.Redis) -> None:
         """Read which types the other nodes run."""
-        names = list(self._sessions)
+        names = list(self._peers)
         rows: Any = await client.mget([keys.handlers(name) for name in names]) if names else []
         types: dict[str, frozenset[str]] = {}
         for name, row in zip(names, rows, strict=True):
@@ -80,41 +82,68 @@ class Handlers:
                 continue  # it has not said yet, or in another form
         self._types = types
 
-    def lacks(self, type_: str) -> bool:
-        """Whether no live node has a handler for this type."""
-        if type_ in self._own:
-            return False
-        said = [self._types.get(name) for name in self._sessions]
-        return all(types is not None and type_ not in types for types in said)
+    def parks(self, type_: str) -> bool:
+        """Whether tasks of this type wait for another node, instead of being handed round until they reach one."""
+        return type_ not in self._own and all(name in self._types for name in self._peers)
 
-    def unpark(self, owned: Iterable[int]) -> None:
-        """Queue again what waits in these shards for a type that a live node has now."""
-        for queue in self._backlog.queues():
-            if not queue.startswith(keys.PARKED) or self.lacks(type_ := queue.removeprefix(keys.PARKED)):
+    def lacks(self, queue: str, type_: str) -> bool:
+        """Whether no live node that serves this queue has a handler for this type."""
+        return not self._is_able(queue, type_) and self.parks(type_) and not self._able(queue, type_)
+
+    def unpark(self, owned: Sequence[int]) -> None:
+        """Queue again what waits in these shards for a node that can run it now."""
+        for name in self._backlog.queues():
+            if (parked := keys.parked_of(name)) is None:
                 continue
-            for _, shard, _ in self._backlog.heads(queue, owned):
-                self._unpark(shard, type_)
+            queue, type_ = parked
+            if self._is_able(queue, type_) or not self.parks(type_):
+                node, free = "", len(owned) * BATCH_MAX
+            else:
+                node, free = self._placement.idlest(queue, among=self._able(queue, type_))
+            for _, shard, count in self._backlog.heads(name, owned):
+                if free <= 0:
+                    break
+                if (shard, name) not in self._asked:
+                    limit = min(count, free, BATCH_MAX)
+                    free -= limit
+                    self._unpark(shard, name, queue, node, limit)
 
-    def parked(self, owned: Sequence[int]) -> dict[str, tuple[int, int]]:
-        """By type: how many tasks wait parked in these shards, and since when the first does (ms)."""
-        parked: dict[str, tuple[int, int]] = {}
-        for queue in self._backlog.queues():
-            count, _, since_ms = self._backlog.queued(queue, owned)
-            if count and queue.startswith(keys.PARKED):
-                parked[queue.removeprefix(keys.PARKED)] = count, since_ms
-        return parked
+    def _unpark(self, shard: int, name: str, queue: str, node: str, limit: int) -> None:
+        self._asked.add((shard, name))
+        if node:
+            self._placement.placed_on(queue, node, limit)
+        on_reply = partial(self._unparked, shard, name, node)
+        self._shards.send(self._shards.calls.unpark(shard, name, limit, on_reply))
 
-    def _unpark(self, shard: int, type_: str) -> None:
-        self._backlog.set(keys.parked(type_), shard, 0, 0)  # until a sweep finds more
-        self._shards.send(self._shards.calls.unpark(shard, type_, partial(self._unparked, shard, type_)))
-
-    def _unparked(self, shard: int, type_: str, answer: Unparked | Exception) -> None:
+    def _unparked(self, shard: int, name: str, node: str, answer: Unparked | Exception) -> None:
+        self._asked.discard((shard, name))
         if isinstance(answer, Exception):
-            return  # the next sweep of the shard finds them again
-        if answer.left:
-            self._unpark(shard, type_)
-        able = [session for name, session in self._sessions.items() if type_ in self._types.get(name, ())]
-        if type_ in self._own or not able:
+            return  # the next round tries again
+        _, _, since_ms = self._backlog.queued(name, [shard])
+        self._backlog.set(name, shard, answer.left, since_ms)
+        peer = self._peers.get(node)
+        if peer is None:
             self._on_heads(shard, answer.heads)
         else:
-            self._on_elsewhere(self._rng.choice(able), shard, answer.heads)
+            self._wakes.work(peer.session, shard, answer.heads)
+
+    def parked(self, owned: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """By name of the queue: how many tasks wait parked in these shards, and since when the first does (ms)."""
+        parked: dict[str, tuple[int, int]] = {}
+        for name in self._backlog.queues():
+            count, _, since_ms = self._backlog.queued(name, owned)
+            if count and keys.parked_of(name) is not None:
+                parked[name] = count, since_ms
+        return parked
+
+    def _is_able(self, queue: str, type_: str) -> bool:
+        """Whether this node can run it."""
+        return type_ in self._own and self._config.queue_slots.get(queue, 0) > 0
+
+    def _able(self, queue: str, type_: str) -> set[str]:
+        """The other nodes that can run it."""
+        return {
+            name
+            for name, peer in self._peers.items()
+            if type_ in self._types.get(name, ()) and peer.meta is not None and peer.meta.queues.get(queue, 0) > 0
+        }

@@ -14,7 +14,7 @@ Does not know: Redis, tasks. Only nodes that serve the queue are candidates; if 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -117,10 +117,14 @@ class Placement:
         """So many tasks went to a shard: count them on top of the load that its owner has gossiped."""
         self.placed_on(queue, self._owners[shard], count)
 
-    def idlest(self, queue: str) -> tuple[str, int]:
-        """The other node that seems to have the most free slots for this queue, and how many; ("", 0) if none has."""
+    def idlest(self, queue: str, among: Container[str] | None = None) -> tuple[str, int]:
+        """The other node that seems to have the most free slots for this queue, and how many; ("", 0) if none has.
+
+        `among`: only these nodes count.
+        """
         others, _ = self._nodes.get(queue, ([], False))
-        free = {node: -self._weight(queue, node, {}) * self._slots[queue][node] for node in others}
+        chosen = [node for node in others if among is None or node in among]
+        free = {node: -self._weight(queue, node, {}) * self._slots[queue][node] for node in chosen}
         best = max(free, key=lambda node: free[node], default="")
         return (best, round(free[best])) if best and free[best] >= 1 else ("", 0)
 

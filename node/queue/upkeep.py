@@ -84,9 +84,10 @@ class Upkeep:
             self._is_news.clear()
 
     async def announce(self) -> None:
-        """Say which types this node runs before other nodes hear of it, so that none of them has to guess."""
+        """Say which types this node runs before anybody hears of it, so that nobody has to guess."""
         try:
             async with asyncio.timeout(self._config.redis_timeout_s):
+                await self._catalog.publish(self._client)
                 await self._handlers.publish(self._client)
         except UNANSWERED as error:
             log.debug("handlers_unsaid", error=str(error))

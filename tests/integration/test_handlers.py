@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from cluster import keys
 from cluster.config import Config
 from cluster.errors import Conflict
 from cluster.shards.task import State
-from node.observe import gauges
+from cluster.vitals.told import NewView
 from node.observe.metrics import Metrics
 from node.queue.engine import Engine
 from node.schema import ListQuery, Submission, Submitted
@@ -29,6 +30,7 @@ from tests.waiting import wait_until, wait_until_async
 MODULE = "tests.integration.gone_tasks"
 TYPE = "gone.now"
 SHARDS = 4
+PARKED = keys.parked("default", TYPE)
 
 
 @asynccontextmanager
@@ -47,7 +49,7 @@ async def lone(url: str, name: str, *modules: str) -> AsyncIterator[Engine]:
 
 
 async def parked(engine: Engine) -> int:
-    counts = [await engine.client.zcard(keys.ready(shard, keys.parked(TYPE))) for shard in range(SHARDS)]
+    counts = [await engine.client.zcard(keys.ready(shard, PARKED)) for shard in range(SHARDS)]
     return int(sum(counts))
 
 
@@ -95,11 +97,6 @@ async def test_tasks_without_a_handler_wait_at_no_cost_and_go_on_when_it_is_back
         await sweeps(engine, 4)
         assert claims(engine) == before, "nobody hands them round"
         assert await parked(engine) == 300
-        counted = gauges.register(Metrics(), engine, {})
-        counted.keep(await engine.counts(), ["default"])
-        assert counted.unhandled == {(TYPE,): 300.0}
-        assert (keys.parked(TYPE),) not in counted.queued
-
         assert (await submit(engine, "noop")).state == "running", "others go on"
         async with lone(redis_server.url, "third", MODULE) as able:
             for task_id in ids:
@@ -153,7 +150,7 @@ def test_tasks_of_the_last_node_with_their_handler_outlive_it_and_go_on_when_it_
         up_s = others[0].get("/health")["uptime_s"]
         wait_until(lambda: others[0].get("/health")["uptime_s"] > up_s + 3, 10, "three sweeps")
         assert sum(node.metric("rumor_task_claims_total") for node in others) == claimed
-        told = [node.metric("rumor_unhandled_tasks", type=TYPE) for node in others]
+        told = [node.metric("rumor_unhandled_tasks", type=TYPE, queue="default") for node in others]
         assert sorted(told) == [0, 400], "the leader tells of the cluster"
         able.start()
         rows = nodes.wait_ended(ids, 20)
@@ -165,7 +162,8 @@ async def test_while_a_node_does_not_say_what_it_has_nothing_is_parked(redis_ser
     """A node of an older version: it may have the type, and its tasks must reach it."""
     await known_type(redis_server.url)
     async with lone(redis_server.url, "second") as engine:
-        engine.handlers._sessions = {"older": "older/1-1"}
+        older = dataclasses.replace(engine.vitals.view.members[0], node_id="older", session="older/1-1")
+        engine.hear(NewView(dataclasses.replace(engine.vitals.view, members=(*engine.vitals.view.members, older))))
         task = await submit(engine, TYPE, 0)
         await wait_until_async(lambda: engine.metrics.commits.values["released"] >= 2, 10.0, "it is handed round")
         assert await parked(engine) == 0

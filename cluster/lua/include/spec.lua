@@ -3,12 +3,12 @@
 --
 -- spec_of(stored)    the fields of the spec in what was submitted, by these positions; raises for anything else. Needs
 --                    stored.lua
+-- parked_queue(spec) the name of the queue in which such a task waits for a node with a handler (keys.parked)
 --
 -- Keeps    reads only
 -- Repeat   harmless
 
 local TYPE, QUEUE, LEVEL, MAX_ATTEMPTS, TIMEOUT_S, BACKOFF, KEY, RETENTION_S, TRACE = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local PARKED = '@' -- begins the name of the queue in which tasks wait for a handler of their type (keys.parked)
 local BASE_S, FACTOR, MAX_S = 1, 2, 3 -- positions in a backoff
 local USUAL = {[MAX_ATTEMPTS] = 5, [TIMEOUT_S] = 3600, [BACKOFF] = {1, 2, 300}} -- left out at the end of a spec
 
@@ -21,3 +21,6 @@ local function spec_of(stored)
   return spec
 end
 
+local function parked_queue(spec)
+  return '@' .. spec[QUEUE] .. '@' .. spec[TYPE]
+end

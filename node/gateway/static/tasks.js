@@ -81,8 +81,8 @@ const tasks = (() => {
       mark(item.firstChild, "aria-pressed", String(filter.state === state));
     }
     const queues = last && last.queues ? Object.entries(last.queues) : [];
-    // Tasks whose type no live node can run wait in a queue of their own, which is called @ and the type.
-    const label = (name) => (name.startsWith("@") ? `without a handler for ${name.slice(1)}` : name);
+    // Tasks that wait for a node with a handler are in a queue of their own, @queue@type.
+    const label = (name) => (name.startsWith("@") ? `waiting for a handler of ${name.split("@")[2]}` : name);
     const each = queues.map(([name, queue]) => `${label(name)} ${count(queue.queued)}`).join(" · ");
     say($("queues-line"), queues.length ? `Queued: ${each}` : "\u00a0");
     say($("nav-dead-count"), states && states.dead ? count(states.dead) : "");
