@@ -131,7 +131,10 @@ def test_alerts_and_dashboard_query_what_a_node_tells(cluster: Make) -> None:
     wait_until(lambda: "outcome" in labels()["rumor_task_commits_by_type_total"], 5, "the commit is counted")
     told = labels()
     # Not counted on a quiet cluster, so these labels are only documented.
-    described = {"rumor_problems": {"code", "severity"}, "rumor_submissions_rejected_total": {"reason"}}
+    described = {
+        **{"rumor_problems": {"code", "severity"}, "rumor_submissions_rejected_total": {"reason"}},
+        "rumor_unhandled_tasks": {"queue", "type"},
+    }
     for expression in (*alert_expressions(), *dashboard_expressions()):
         for name in METRIC.findall(expression):
             assert name in told, f"{name} in: {expression}"
