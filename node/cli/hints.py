@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.errors import ConfigError, RumorError
+from cluster.errors import RumorError
+from node.client.errors import BY_CODE, Unreachable
 from node.escapes import lines, one_line
 
 HINTS = {  # code -> what to do at a command line
@@ -14,6 +15,7 @@ HINTS = {  # code -> what to do at a command line
 # The beginning of the message when Redis refuses. The node's hint is about Redis then and suits every reader. Over HTTP
 # an error carries its code and no kind, so that the message alone tells a refusal from a Redis that is away.
 REFUSAL = "Redis refuses"
+OF_NODES = {RumorError, Unreachable, *BY_CODE.values()}  # classes of errors whose words come from a node
 
 
 def in_lines(error: RumorError) -> str:
@@ -21,5 +23,5 @@ def in_lines(error: RumorError) -> str:
     hint = error.hint if error.message.startswith(REFUSAL) else HINTS.get(error.code, error.hint)
     if error.idempotency_key:
         hint = f"Try again under --idempotency-key {error.idempotency_key}: what is stored is not stored twice."
-    text = lines if isinstance(error, ConfigError) else one_line  # ours, which may have several lines, or a node's
+    text = one_line if type(error) in OF_NODES else lines  # an error of our own may have several lines
     return text(f"{error.code}: {error.message}") + (f"\n  {text(hint)}" if hint else "")

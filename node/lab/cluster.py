@@ -24,6 +24,7 @@ from cluster.errors import RumorError, likely_holder
 from node.client.asking import decoded
 from node.client.errors import Unreachable
 from node.client.one_node import Remote
+from node.escapes import one_line
 from node.lab import ownership, private_redis
 from node.lab import record as records
 from node.lab.process import port_problem, spawn, wait_for, with_variable
@@ -248,7 +249,7 @@ class Cluster:
             if code != 200:
                 answer = decoded(body)
                 reason = answer.get("reason") if isinstance(answer, dict) else None
-                return f"not ready: {reason or body.decode('utf-8', 'replace').strip()[:300]}"
+                return one_line(f"not ready: {reason or body.decode('utf-8', 'replace').strip()[:300]}")
             expected = {other.node_id for other in others}
             if not expected:
                 return None
@@ -256,7 +257,7 @@ class Cluster:
         except Unreachable:
             return "does not answer"
         except RumorError as error:
-            return f"answers {error.code}: {error.message}"
+            return one_line(f"answers {error.code}: {error.message}")
         alive = {member["node_id"] for member in view["members"] if member["state"] == "alive"}
         missing = sorted(expected - alive)
         return f"does not see {', '.join(missing)} alive" if missing else None

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from node.cli.hints import in_lines
 from node.client.errors import error_of
 from node.escapes import harmless, lines, one_line
+from node.lab.record import LaunchFailed
 
 EVIL = "a\x1b[31m\x1b]8;;http://evil\x07\x9b2J\u202edcba\u2066\x7f\r\n\tz\u2028\ud800[bold]"
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -176,3 +177,5 @@ def test_scripts_and_emoji_stay_as_they_are() -> None:
 def test_an_error_of_a_node_stays_in_its_two_lines() -> None:
     error = error_of(400, {"error": {"code": "a\nb", "message": "m\n  Do rm -rf", "hint": "h\x1b"}}, "http://n1")
     assert in_lines(error) == "a\\nb: m\\n  Do rm -rf\n  h\\u001b"
+    ours = LaunchFailed("node 1 ended.\n  its last words:\x1b[2J", "The whole log: x")
+    assert in_lines(ours) == "launch_failed: node 1 ended.\n  its last words:\\u001b[2J\n  The whole log: x"
