@@ -104,6 +104,7 @@ class Lane:
         self.is_up = True  # whether Redis answered the last group, or the last look for it
         self.refusal: Refusal | None = None  # why Redis, which answers, lets this lane do nothing
         self.back_by_s = 0.0  # loop time until when it is worth while to wait for a lane that is down
+        self.trouble = ""  # why the last group, or the last look for Redis, got no answer
         self.groups = 0  # answered groups
         self.last_answer_s = 0.0  # loop time at the end of the last answered group
         self.latency_s = 0.0  # seconds that the last answered group took
@@ -176,15 +177,12 @@ class Lane:
             if not isinstance(error, UNANSWERED):  # a call that cannot be encoded must not end the lane for the others
                 log.exception("group_not_sent", scripts=sorted({call.script for call in calls}))
             await self._connection.disconnect(nowait=True)
-            self.refusal = refusal_in(error) if is_answer(error) else None
+            self._failed(error)
             # What drops a connection says so at once. Where Redis was silent for a whole deadline, it may stay so.
             self.back_by_s = 0.0 if isinstance(error, TimeoutError) else loop.time() + BACK_WITHIN_S
             self._set_up(False)
-            if is_answer(error) and not sent:
-                replies = [refused(error)] * len(calls)
-            else:
-                what = str(error).rstrip(".") or f"no answer within {self._timeout_s} s"
-                replies = [unanswered(what, sent)] * len(calls)
+            reply = refused(error) if is_answer(error) and not sent else unanswered(self.trouble, sent)
+            replies = [reply] * len(calls)
         else:
             denied = None
             for reply in replies:
@@ -271,9 +269,13 @@ class Lane:
                 self.refusal = None
                 self._set_up(True)
             except UNANSWERED as error:
-                self.refusal = refusal_in(error) if is_answer(error) else None
+                self._failed(error)
                 await self._connection.disconnect(nowait=True)
                 await asyncio.sleep(PROBE_INTERVAL_S)
+
+    def _failed(self, error: Exception) -> None:
+        self.trouble = str(error).rstrip(".") or f"no answer within {self._timeout_s} s"
+        self.refusal = refusal_in(error) if is_answer(error) else None
 
     def _set_up(self, is_up: bool) -> None:
         if is_up != self.is_up:

@@ -162,6 +162,11 @@ class Shards:
         """Why Redis, which answers, lets this node do nothing; None if it does not answer, or serves us."""
         return next((lane.refusal for lane in self._lanes if lane.refusal is not None), None)
 
+    @property
+    def trouble(self) -> str:
+        """Why a lane is down, in the words of the error; "" if none is."""
+        return next((lane.trouble for lane in self._lanes if not lane.is_up), "")
+
     def away(self, storing: bool = False) -> StoreUnavailable:
         """The error for a call that is not sent, because a lane is down."""
         return away(storing, self.refusal)

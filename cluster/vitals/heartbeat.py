@@ -63,6 +63,7 @@ class Heartbeat:
 
     def __init__(self, config: Config, pulse: Pulse, row: MemberRow, bearer: Bearer, stats: Counter[str]) -> None:
         self.redis_ok = False
+        self.error = ""  # why Redis takes no heartbeat, in words
         self.refusal: Refusal | None = None  # why Redis takes no heartbeat, although it answers
         self._config = config
         self._pulse = pulse
@@ -171,19 +172,14 @@ class Heartbeat:
 
     def _reached(self, is_ok: bool, why: str = "", refusal: Refusal | None = None) -> None:
         """Redis took our heartbeat; or it did not, and why."""
+        self.error = why
         if refusal != self.refusal:
             self.refusal = refusal
             self._bearer.on_refusal()
-            if refusal is not None:
-                log.error("redis_refuses", words=refusal.words, hint=refusal.hint)
         if is_ok == self.redis_ok:
             return
         self.redis_ok = is_ok
-        if is_ok:
-            log.info("redis_answers")
-        else:
-            if refusal is None:
-                log.warning("redis_away", error=why)
+        if not is_ok:
             self._enrolled_s = -inf
         self._bearer.on_reach(is_ok)
 

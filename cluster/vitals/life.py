@@ -126,7 +126,7 @@ class Life:
         self._nursery.keep("listen", self._heartbeat.listen)
         await self._heartbeat.beat()
         if not self.redis_ok:
-            self._tell(RedisReach(False))
+            self._tell(RedisReach(False, self._heartbeat.error, self._heartbeat.refusal))
         self.gossip.feed(RegistryReach(self.redis_ok))
         self._nursery.keep("vouch", self._vouching.run)
         self.gossip.start()
@@ -307,7 +307,7 @@ class Life:
             self._nursery.spawn(self._load_scripts())
         self._watch_broke()
         self.gossip.feed(RegistryReach(is_ok))
-        self._tell(RedisReach(is_ok))
+        self._tell(RedisReach(is_ok, self._heartbeat.error, self._heartbeat.refusal))
         self._tell_load()
         self._views.soon()
         self._leading.hurry()

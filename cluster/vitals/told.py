@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.refusal import Refusal
 from cluster.view import View
 
 
@@ -61,9 +62,11 @@ class Happened:
 
 @dataclass(frozen=True, slots=True)
 class RedisReach:
-    """Redis answers our heartbeats again, or no longer."""
+    """Redis takes our heartbeats again, or no longer; then `error` says why, and `refusal` if Redis itself does."""
 
     is_ok: bool
+    error: str = ""
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)

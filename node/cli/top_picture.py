@@ -67,6 +67,9 @@ SENTENCES = {  # kind of event -> (sentence, style)
     "shards_moved": ("{shards} moved to {to}", ""),
     "main_stalled": ("{node}'s event loop does not tick", "red"),
     "main_recovered": ("{node}'s event loop ticks again", "green"),
+    "redis_away": ("{node} gets no answer from Redis", "red"),
+    "redis_refuses": ("Redis refuses {node}: {words}", "red"),
+    "redis_back": ("Redis answers {node} again, after {after_s} s", "green"),
 }
 NO_OWNER = ("{shards} without an owner: no node is able to serve", "red")
 UNKNOWN_EVENT = ("{kind} {node}", "")  # from a node of a later version
@@ -329,6 +332,8 @@ def in_words(event: Mapping[str, Any]) -> Text:
         because=f": {because}" if because else "",
         tasks=f"{counted(tasks, 'task')} of {node} {'is' if tasks == 1 else 'are'}",
         epoch=event.get("epoch"),
+        words=event.get("words"),
+        after_s=event.get("after_s"),
         shards=counted(event.get("shards", 0), "shard"),
         to=", ".join(f"{owner} ({count})" for owner, count in to.items()),
     )

@@ -36,6 +36,7 @@ NAMES = {  # kind of an event -> its name in the stream of server-sent events
         (
             *(f"member_{state}" for state in ("joined", "alive", "leaving", "suspect", "dead", "left")),
             *("node_started", "node_draining", "main_stalled", "main_recovered"),
+            *("redis_away", "redis_refuses", "redis_back"),
             *("connection_ended", "connection_refused"),
         ),
         "member",

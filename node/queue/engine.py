@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -55,10 +56,10 @@ from node.queue.catalog import Catalog
 from node.queue.dispatch import Dispatcher
 from node.queue.handlers import Handlers
 from node.queue.housekeeping import Housekeeping
-from node.queue.own_lease import OwnLease
 from node.queue.ownership import Ownership
 from node.queue.placement import Placement
 from node.queue.queries import Queries
+from node.queue.redis_reach import Reach
 from node.queue.submitting import Result, Submitting
 from node.queue.upkeep import Upkeep
 from node.queue.waiters import Waiters
@@ -101,9 +102,9 @@ class Engine:
         self.is_stopping = False
         self._rng = Random()
         self._started_s = time.monotonic()
-        self._lease = OwnLease(config.lease_s)
         self._tasks: list[asyncio.Task[None]] = []
         self.shards = Shards(self.client, Calls.of(config), config.shards, config.redis_timeout_s, metrics.redis_s.add)
+        self._reach = Reach(config.lease_s, self.shards, partial(self._note, node_id=config.name))
         self.waiters = Waiters(self.client, config.database)
         self.catalog = Catalog(registry, config)
         self._make_moving_parts()
@@ -229,8 +230,8 @@ class Engine:
                 self._on_disowned(session)
             case NewSession(session):
                 self._on_new_session(session)
-            case RedisReach(is_ok):
-                self._on_reach(is_ok)
+            case RedisReach(is_ok, error, refusal):
+                self._reach.beats(is_ok, error, refusal)
             case NameTaken() | GivingUp():
                 pass  # These end the node itself; `node.main` hears them too.
 
@@ -296,13 +297,8 @@ class Engine:
     def _on_lost(self, session: str, lost: Sequence[Lost]) -> None:
         self.tracing.recovered(session, lost, self._signs.ago_s(session, time.monotonic()))
 
-    def _on_reach(self, is_ok: bool) -> None:
-        """Redis does, or does not, answer the vitals thread's heartbeat."""
-        self._lease.beats(is_ok, self.shards.is_up, time.monotonic())
-
     def _lanes_changed(self, is_up: bool) -> None:
-        log.info("redis_back" if is_up else "redis_away")
-        self._lease.lanes(is_up, time.monotonic())
+        self._reach.lanes(is_up)
         self.publish_load()
 
     def _on_progress(self, claimed: Claimed, value: bytes) -> None:
@@ -339,6 +335,7 @@ class Engine:
             self.balance.offer_all(self.ownership.session_of)
             self.balance.claim_what_was_missed()
             self.handlers.unpark(self.housekeeping.owned)
+            self._reach.look(self.view.refusal)
             self._mind_the_lease(time.monotonic())
             if now_s >= fade_s:
                 self.placement.fade()
@@ -346,10 +343,10 @@ class Engine:
 
     def _mind_the_lease(self, now_s: float) -> None:
         """Stop all attempts once Redis could not vouch for them during lease_s: by now others may run their tasks."""
-        if not self._lease.is_running:
+        if not self._reach.is_lease_running:
             return
         stands_still = self.shards.is_up and self.view.is_refused_like_all
-        if self._lease.is_over(stands_still, now_s) and self.worker.running:
+        if self._reach.is_lease_over(stands_still, now_s) and self.worker.running:
             log.warning("cut_from_redis_past_lease", running=len(self.worker.running))
             self.worker.stop_all("lease")
 
