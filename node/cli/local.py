@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from cluster import config as settings
+from cluster import output
 from cluster.errors import ConfigError, RumorError
 from node.cli import config_options
 from node.cli.config_options import given, with_settings
@@ -65,6 +66,7 @@ def agent(name: str, port: str, seed: tuple[str, ...], **flags: Any) -> int:
     if seed:
         values["seeds"] = ",".join(seed)
     config = settings.from_env(os.environ, values)
+    output.shield()
     logs.configure(config)
     return main_agent(config)
 
@@ -88,6 +90,7 @@ def launch(
     netns: bool,
     **flags: Any,
 ) -> int:
+    output.shield()  # `rumor launch 3 | head -1` must not leave a cluster without its launcher
     return launcher.launch(
         words, given(flags), detach=detach, as_json=as_json, base_port=base_port, data_dir=data_dir, netns=netns
     )

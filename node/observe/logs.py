@@ -6,6 +6,7 @@ anything that it calls, carries the id of the task and that of its trace.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
@@ -15,12 +16,15 @@ from typing import Any
 
 import structlog
 
+from cluster import output
 from cluster.config import Config
 from cluster.shards.task import Claimed
 from node import trace_context
 
+LIBRARIES = ("asyncio", "aiohttp", "redis", "opentelemetry")  # loggers of what a node is built on
 REPEAT_S = 60.0  # time between two equal complaints of OpenTelemetry
 
+log = structlog.get_logger("rumor.loop")
 attempt: ContextVar[Claimed | None] = ContextVar("attempt", default=None)  # of the code that logs
 
 
@@ -59,6 +63,18 @@ def configure(config: Config) -> None:
     )
     handler.addFilter(_Sparse())
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    for name in LIBRARIES:
+        # Their lines must not meet the handlers that user code gives to the root: one that raises would raise in them.
+        library = logging.getLogger(name)
+        library.handlers, library.propagate = [handler], False
+    if not readable:
+        output.say_lost_as(lambda lost: f'{{"event": "log_lines_lost", "level": "warning", "writes": {lost}}}\n')
+
+
+def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what an event loop met outside of all that awaits it. It must not raise: that would end the loop."""
+    error = context.get("exception")
+    log.error("loop_error", message=str(context.get("message", "")), exc_info=error)
 
 
 def ids_of(claimed: Claimed) -> dict[str, str]:

@@ -19,6 +19,7 @@ import time
 
 import msgspec
 
+from cluster import output
 from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.shards.task import Claimed
@@ -31,6 +32,7 @@ from node.work.ending import failed, run
 from node.work.pool import HEADER, Done, FromChild, Hello, Progress, Ready, frame
 
 PROGRESS_INTERVAL_S = 0.25
+PRINT_WITHIN_S = 0.05  # time that a print may wait until it is done: a handler may crash right after it
 ORPHAN_GRACE_S = 1.0  # the time an idle child has to end in good order once its node is gone
 SPANS_GRACE_S = 0.8  # the part of it for spans that the collector has not got yet
 _PR_SET_PDEATHSIG = 1
@@ -39,6 +41,7 @@ _PR_SET_PDEATHSIG = 1
 def main(fd: int) -> None:
     """Serve the node at the other end of this socket until it hangs up."""
     faulthandler.enable()
+    output.shield(PRINT_WITHIN_S)
     os.set_inheritable(fd, False)
     _die_with_the_node()
     # Ignore both signals: supervisors send them to whole process groups, and a drain must let this task finish. Use
