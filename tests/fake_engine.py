@@ -53,6 +53,7 @@ class FakeEngine:
         self.redis_ok = True
         self.maybe = True  # may_have_happened of a submission that Redis did not answer
         self.ready = True
+        self.fault = ""
         self.broken = False
         self.finished = asyncio.Event()
         self.waiting = 0  # calls of `wait` under way

@@ -19,11 +19,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from queue import SimpleQueue
 from random import SystemRandom
 from typing import cast
 
-from cluster import session
+from cluster import output, session
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError, likely_holder
@@ -31,6 +30,7 @@ from cluster.gossip import http1, watch_token
 from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import GossipDriver
 from cluster.gossip.keyring import gossip_keys
+from cluster.kept_tasks import Nursery
 from cluster.swim.core import Swim
 from cluster.swim.events import Changed, Identity, Join, Leave, MemberState, NameConflict, Renew
 from cluster.swim.wire import SYNC_MAX_BYTES
@@ -40,9 +40,8 @@ LINGER_GOSSIPS = 3  # gossip intervals from the word that we left until we fall 
 BACKLOG = 4096  # length of the accept queue: once it is full, a stopped process looks like one whose kernel is silent
 CONNECTIONS_MAX = 4096
 REQUEST_LIMIT_S = 5.0  # time that a connection has to send its request before the agent closes it
-LINES_MAX = 10_000  # lines that wait for a reader of stdout; later ones are lost
-LAST_LINES_S = 1.0  # time at the end for lines that nobody has read yet
 EXIT_CONFLICT = 3
+EXIT_BROKEN = 70
 FAR_MS = 10 * 365 * 86_400_000  # time by which an earlier life's clock may have been ahead: ten years
 
 
@@ -66,8 +65,8 @@ async def run(config: Config) -> int:
         await agent.leave()
     finally:
         await agent.close()
-        agent.lines.close()
-    return EXIT_CONFLICT if agent.has_conflict else 0
+        output.flush()
+    return EXIT_CONFLICT if agent.has_conflict else EXIT_BROKEN if agent.fault else 0
 
 
 class Agent:
@@ -79,17 +78,17 @@ class Agent:
         self.stop = asyncio.Event()
         self.has_conflict = False
         self.connections: set[Connection] = set()
-        self.lines = Lines()
         self._rng = SystemRandom()
         self._me = self._life(host, wall_ms())
         self.swim = Swim(config, self._me, self.keys, self._rng, time.monotonic())
         self.gossip = GossipDriver(config, self.keys, self.swim, self._on_changed, self._on_conflict)
         self._server: asyncio.Server | None = None
-        self._joining: asyncio.Task[None] | None = None
+        self.fault = ""  # why it can go on no longer
+        self._kept = Nursery(self._broke_down)
 
     async def begin(self) -> None:
         """Bind both ports and join. Raises ConfigError when a port is taken."""
-        self.lines.tell("start", self.config.name)
+        tell("start", self.config.name)
         loop = asyncio.get_running_loop()
         self.gossip.bind()
         try:
@@ -107,8 +106,8 @@ class Agent:
         loop.add_signal_handler(signal.SIGUSR1, self._tell_stats)
         threading.Thread(target=watch_stdin, args=(loop, self.stop), name="stdin", daemon=True).start()
         self.gossip.start()
-        self._joining = loop.create_task(self._joins())
-        self.lines.tell("ready", self.config.name)
+        self._kept.keep("join", self._joins)
+        tell("ready", self.config.name)
 
     async def leave(self) -> None:
         """Say that we left, and stay for a moment so that the word spreads."""
@@ -117,9 +116,7 @@ class Agent:
 
     async def close(self) -> None:
         """End every task and connection."""
-        if self._joining is not None:
-            self._joining.cancel()
-            await asyncio.gather(self._joining, return_exceptions=True)
+        await self._kept.halt()
         await self.gossip.close()
         if self._server is not None:
             self._server.close()
@@ -138,11 +135,15 @@ class Agent:
             self.gossip.feed(Join(tuple(missing)))
             await asyncio.sleep(JOIN_S)
 
+    def _broke_down(self, message: str) -> None:
+        self.fault = message
+        self.stop.set()
+
     def _on_changed(self, change: Changed) -> None:
         identity, state, was = change.member.identity, change.member.state, change.was
         if identity.node_id != self.config.name:
             for event in events(state, was):
-                self.lines.tell(event, identity.node_id)
+                tell(event, identity.node_id)
 
     def _life(self, host: str, began_ms: int) -> Identity:
         name = self.config.name
@@ -166,7 +167,7 @@ class Agent:
     def _tell_stats(self) -> None:
         live = sum(1 for member in self.swim.members() if member.state not in (MemberState.DEAD, MemberState.LEFT))
         state = {"live": live, "health": self.swim.health, "cpu_s": round(time.process_time(), 4)}
-        self.lines.tell("stats", self.config.name, **state, **self.swim.stats, **self.gossip.stats)
+        tell("stats", self.config.name, **state, **self.swim.stats, **self.gossip.stats)
 
 
 def events(state: MemberState, was: MemberState | None) -> list[str]:
@@ -190,29 +191,9 @@ def watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         loop.call_soon_threadsafe(stop.set)
 
 
-class Lines:
-    """Lines for stdout, written by a thread of its own: a reader that is late, or never reads, holds up no member."""
-
-    def __init__(self) -> None:
-        self._waiting: SimpleQueue[str] = SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="stdout", daemon=True)
-        self._thread.start()
-
-    def tell(self, event: str, subject: str, **more: object) -> None:
-        """One line, with the time."""
-        if self._waiting.qsize() < LINES_MAX:
-            line = json.dumps({"t": round(time.monotonic(), 6), "event": event, "subject": subject, **more})
-            self._waiting.put(f"{line}\n")
-
-    def close(self) -> None:
-        """Write the lines that are left, if somebody reads them."""
-        self._waiting.put("")
-        self._thread.join(LAST_LINES_S)
-
-    def _write(self) -> None:
-        while line := self._waiting.get():
-            with contextlib.suppress(OSError):  # Without a reader, or room on the disk, a member goes on all the same.
-                os.write(1, line.encode())
+def tell(event: str, subject: str, **more: object) -> None:
+    """One line on stdout, with the time. `output` sees to it that no reader holds up the member."""
+    print(json.dumps({"t": round(time.monotonic(), 6), "event": event, "subject": subject, **more}), flush=True)
 
 
 class Connection(asyncio.Protocol):

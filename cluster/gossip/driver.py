@@ -72,6 +72,7 @@ WATCH_CONNECT_TIMEOUT_S = 1.0
 WATCH_RETRY_MIN_S, WATCH_RETRY_MAX_S = 0.1, 5.0
 DEADLINE_MAX_S = 3600.0
 KNOCKS_S = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)  # waits for an answer, after each empty datagram
+TICK_AGAIN_S = 0.5  # pause after a tick that failed
 AWAY_S = 0.25  # lateness of a timer from which on this node was away, and a silence proves nothing
 
 
@@ -244,8 +245,14 @@ class GossipDriver:
             return
         if time.monotonic() - self.machine.deadline_s() < 0:
             self._arm()  # A datagram moved the deadline, or the timer was a little early.
-        else:
+            return
+        try:
             self.feed(Tick())
+        except Exception:
+            # Without a timer gossip would stand still until the next datagram; with a deadline gone by it would spin.
+            self.stats["tick_failures"] += 1
+            log.exception("tick_failed")
+            self._timer = self._loop.call_later(TICK_AGAIN_S, self._fire)
 
     # ---- carry out
 
@@ -383,6 +390,9 @@ class _Watcher:
                 self.writer = writer
                 try:
                     is_refused = await self._hold(reader, writer)
+                except Exception:  # An answer of any form: the watch goes on.
+                    is_refused = True
+                    log.exception("watch_failed", session=self.peer.session)
                 finally:
                     self.writer = None
                     writer.close()

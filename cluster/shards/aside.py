@@ -18,6 +18,7 @@ from typing import Any
 import redis.asyncio
 
 from cluster.errors import away
+from cluster.kept_tasks import OnEnd, unheard
 from cluster.shards.lane import Call, Lane
 
 TURN_US = 1_000  # time for which the calls of one group may hold Redis; a single call may take longer
@@ -35,9 +36,9 @@ class Aside:
         self._is_up = asyncio.Event()  # as the lane is
         self._is_up.set()
 
-    def start(self) -> None:
-        """Begin to exchange; needs the running loop."""
-        self._lane.start()
+    def start(self, on_end: OnEnd = unheard) -> None:
+        """Begin to exchange; needs the running loop. `on_end` hears when it has ended for good."""
+        self._lane.start(on_end)
 
     async def close(self) -> None:
         """End without waiting for the group under way."""

@@ -24,6 +24,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from cluster.deadline import Deadline
 from cluster.errors import TaskUnreadable, away, refused, too_late, unanswered
+from cluster.kept_tasks import Nursery, OnEnd, unheard
 from cluster.refusal import Refusal, lacks_rights, refusal_in
 from cluster.scripts import UNANSWERED, Arg, is_answer, script
 from cluster.shards.redis_clock import RedisClock
@@ -98,7 +99,7 @@ class Lane:
         self._calls: list[Call[Any]] = []
         self._has_work = asyncio.Event()
         self.kick: Callable[[], None] = self._has_work.set  # asks `collect`, although there is no call to add
-        self._task: asyncio.Task[None] | None = None
+        self._kept = Nursery()
         self._is_busy = False
         self.is_talking = False  # whether a group is under way: what is added now waits for its answer
         self.is_up = True  # whether Redis answered the last group, or the last look for it
@@ -109,9 +110,13 @@ class Lane:
         self.last_answer_s = 0.0  # loop time at the end of the last answered group
         self.latency_s = 0.0  # seconds that the last answered group took
 
-    def start(self) -> None:
-        """Begin to exchange; needs the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="lane")
+    def start(self, on_end: OnEnd = unheard) -> None:
+        """Begin to exchange; needs the running loop. `on_end` hears when the lane has ended for good.
+
+        It is at its first failure: whoever waits for an answer of the group under way would wait for ever.
+        """
+        self._kept = Nursery(on_end)
+        self._kept.keep("lane", self._run, restarts=0)
 
     def add(self, call: Call[Any]) -> None:
         """Send a call with the next group. While the lane is down, fail it in the next turn of the loop.
@@ -135,9 +140,7 @@ class Lane:
 
     async def close(self) -> None:
         """End without waiting for the group under way."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._kept.halt()
         await self._connection.disconnect(nowait=True)
 
     async def _run(self) -> None:

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from cluster import keys
 from cluster.errors import StoreUnavailable, away, refused, unanswered
+from cluster.kept_tasks import OnEnd, unheard
 from cluster.refusal import Refusal
 from cluster.shards.aside import Aside
 from cluster.shards.calls import Calls
@@ -54,6 +55,7 @@ class Shards:
         self._changed = asyncio.Event()  # set when a lane has gone up or down
         self._kicks = [lane.kick for lane in self._lanes]
         self._aside = Aside(client, timeout_s)
+        self.elsewhere: Refusal | None = None  # why Redis refuses this node's heartbeat: a lane may not know it yet
 
     def collect_with(self, collect: Callable[[int], list[Call[Any]]], on_state: Callable[[bool], None]) -> None:
         """Ask `collect` for its part of each group that a lane sends.
@@ -62,11 +64,11 @@ class Shards:
         """
         self._collect, self._on_state = collect, on_state
 
-    def start(self) -> None:
-        """Begin to exchange; needs the running loop."""
+    def start(self, on_end: OnEnd = unheard) -> None:
+        """Begin to exchange; needs the running loop. `on_end` hears when a lane has ended for good."""
         for lane in self._lanes:
-            lane.start()
-        self._aside.start()
+            lane.start(on_end)
+        self._aside.start(on_end)
 
     async def close(self) -> None:
         """End without waiting for the groups under way."""
@@ -169,7 +171,7 @@ class Shards:
 
     def away(self, storing: bool = False) -> StoreUnavailable:
         """The error for a call that is not sent, because a lane is down."""
-        return away(storing, self.refusal)
+        return away(storing, self.refusal or self.elsewhere)
 
     def is_lane_up(self, lane: int) -> bool:
         """Whether that lane is up: Redis answered its last group."""

@@ -20,11 +20,11 @@ from cluster import keys, session
 from cluster.bounded import Bounded
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
+from cluster.kept_tasks import Nursery, wait_for
 from cluster.swim.core import Swim
 from cluster.swim.events import Changed, Evidence, Member, MemberState
 from cluster.view import RedisWord
 from cluster.vitals.calls import Pulse
-from cluster.vitals.kept_tasks import Nursery, wait_for
 from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
 
 SWEEP_S = 1.0  # time between two readings of all members

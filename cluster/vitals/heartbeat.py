@@ -26,9 +26,9 @@ from cluster import keys
 from cluster.clock import boot_s
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
+from cluster.kept_tasks import wait_for
 from cluster.refusal import Refusal
 from cluster.vitals.calls import MemberRow, Pulse
-from cluster.vitals.kept_tasks import wait_for
 
 log = structlog.get_logger("vitals")
 

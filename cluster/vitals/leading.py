@@ -16,11 +16,11 @@ from typing import Protocol
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.gossip.driver import GossipDriver
+from cluster.kept_tasks import wait_for
 from cluster.swim.core import Swim
 from cluster.swim.events import SetEpoch
 from cluster.view import View
 from cluster.vitals.calls import Pulse
-from cluster.vitals.kept_tasks import wait_for
 from cluster.vitals.lease import Lease, Term
 
 ASKS_MAX = 3  # questions in a row: the lease may turn out to be free, or a session that has ended may hold it

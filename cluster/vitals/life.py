@@ -25,12 +25,13 @@ from typing import Any
 
 import structlog
 
-from cluster import keys, session
+from cluster import keys, output, session
 from cluster.bounded import Bounded
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.gossip.driver import GossipDriver
+from cluster.kept_tasks import Nursery
 from cluster.load import Load, encode_load
 from cluster.swim.core import Swim
 from cluster.swim.events import (
@@ -53,7 +54,6 @@ from cluster.vitals.calls import MemberRow, Pulse
 from cluster.vitals.fencing import Fencing
 from cluster.vitals.heartbeat import Heartbeat
 from cluster.vitals.joining import Joiner
-from cluster.vitals.kept_tasks import Nursery
 from cluster.vitals.leading import Leading
 from cluster.vitals.lease import Lease, Term
 from cluster.vitals.main_watch import MainWatch
@@ -97,7 +97,7 @@ class Life:
             SEEN_MAX
         )  # (kind, session) -> when its last event was told
         self._stats: Counter[str] = Counter()
-        self._nursery = Nursery(self._stats)
+        self._nursery = Nursery(self._broke_down, self._stats)
 
         self.pulse = Pulse(config.redis_url, config.redis_timeout_s, self._watch_broke)
         row = MemberRow(self.session, host, config.port, meta)
@@ -113,7 +113,8 @@ class Life:
         self._joining = Joiner(config, self.pulse, self._swim, self.gossip, self._fencing)
         self._lease = Lease(self.session, config.leader_lease_s)
         self._leading = Leading(config, self._lease, self.pulse, self._swim, self.gossip, self)
-        self.main = MainWatch(config.stall_after_s, config.stall_limit_s, self._on_stall, self._give_up)
+        self.main = MainWatch(config.stall_after_s, config.stall_limit_s, self._on_stall, self._on_hang)
+        self.turned_s = time.monotonic()  # when this thread's loop last turned; the main thread reads it
         first_view = View(config.name, self.session, (), None, 0, False, False)
         self._views = Views(first_view, self._make_view, tell)
 
@@ -158,6 +159,13 @@ class Life:
             await self._leading.resign()
             await self._end_own("left")
             await self.pulse.forget(self.session)
+
+    async def end_session(self) -> None:
+        """End our own session while everything else goes on; nothing of it may commit from here on."""
+        self._is_ending = True
+        with contextlib.suppress(StoreUnavailable):
+            await self._end_own("left")
+        self.gossip.feed(Fenced(self.session))
 
     async def close(self) -> None:
         """End every task and connection."""
@@ -432,22 +440,36 @@ class Life:
         if is_stalled:
             await self._leading.resign()
 
-    async def _give_up(self, quiet_s: float) -> None:
-        """End our own session, so that others take the work at once, then the process: it cannot heal."""
+    async def _on_hang(self, quiet_s: float) -> None:
+        """The main loop will never tick again."""
         message = f"the main loop has not ticked for {quiet_s:.0f} s (stall_limit_s {self.config.stall_limit_s})"
+        await self.give_up(message, "stalled")
+
+    def _broke_down(self, message: str) -> None:
+        """A task of this thread has ended for good."""
+        self._nursery.spawn(self.give_up(message, "broken"), "give_up")
+
+    async def give_up(self, message: str, cause: str) -> None:
+        """End our own session, so that others take the work at once, then the process: it cannot heal."""
+        if self._is_ending:
+            return
         log.error("gave_up", message=message)
         self._tell(GivingUp(message))
         self._is_ending = True
-        with contextlib.suppress(StoreUnavailable):
-            await self._end_own("stalled")
-        self.gossip.feed(Fenced(self.session))
-        os._exit(EXIT_GAVE_UP)
+        try:
+            with contextlib.suppress(StoreUnavailable):
+                await self._end_own(cause)
+            self.gossip.feed(Fenced(self.session))
+        finally:
+            output.flush()
+            os._exit(EXIT_GAVE_UP)
 
     # ---- load, view, timeline
 
     async def _loads(self) -> None:
         while True:
             await asyncio.sleep(LOAD_S)
+            self.turned_s = time.monotonic()
             self._tell_load()
             self._leading.look()
             self._views.now()

@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import structlog
+
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.gossip import watch_token
@@ -25,11 +27,17 @@ from cluster.gossip.address import own_host
 from cluster.load import Load
 from cluster.view import View
 from cluster.vitals.life import Life
-from cluster.vitals.told import Tell, Told
+from cluster.vitals.main_loop import MainLoop
+from cluster.vitals.told import Broken, Tell, Told
 
 T = TypeVar("T")
 
-STOP_LIMIT_S = 10.0  # time that the thread has to end
+log = structlog.get_logger("vitals")
+
+STOP_LIMIT_S = 4.0  # time that the thread has to end: some calls to a Redis that may not answer
+END_SESSION_S = 1.5  # time for it where the process must be over at once
+LEAVE_LIMIT_S = 2.0  # time that the thread has to say that this node drains
+TICK_S = 0.1  # time between two ticks of the main loop
 
 
 class Vitals:
@@ -47,6 +55,9 @@ class Vitals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._end: asyncio.Event | None = None
+        self._is_stopping = False
+        self._has_ended = asyncio.Event()  # on the main loop
+        self._turns = MainLoop(TICK_S, time.monotonic())  # the same reckoning as of the main loop, the other way round
 
     @property
     def _life(self) -> Life:
@@ -90,8 +101,12 @@ class Vitals:
         self._life.load = load
 
     def tick(self) -> None:
-        """Say that the main loop turns. Call it every 250 ms or so."""
-        self._life.main.ticked_s = time.monotonic()
+        """Say that the main loop turns, and look whether this thread's does. Call it every TICK_S."""
+        now_s = time.monotonic()
+        self._life.main.ticked_s = now_s
+        quiet_s = self._turns.look(self._life.turned_s, now_s)
+        if quiet_s > self.config.stall_limit_s:
+            self._hear(Broken(f"the loop of the vitals thread has not turned for {quiet_s:.0f} s"))
 
     def consider(self, sessions: Iterable[str]) -> None:
         """These sessions hold work in Redis: watch those that gossip does not know, and fence them by the rules."""
@@ -113,15 +128,45 @@ class Vitals:
 
     async def leave(self) -> None:
         """Say that this node drains: it keeps its heartbeat, owns nothing, leads nothing."""
-        await self._call(self._life.leave())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_LIMIT_S):
+                await self._call(self._life.leave())
 
     async def stop(self) -> None:
-        """Say that this node left, end its session in Redis, give the lease back, end the thread."""
+        """Say that this node left, end its session in Redis, give the lease back, end the thread.
+
+        Waits without the loop's executor: a handler may have filled its threads with calls that never return.
+        """
         if self._loop is None or self._thread is None or not self._thread.is_alive():
             return
+        self._is_stopping = True
         if self._end is not None:
             self._loop.call_soon_threadsafe(self._end.set)
-        await asyncio.to_thread(self._thread.join, STOP_LIMIT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await self._has_ended.wait()
+
+    def give_up(self, message: str) -> bool:
+        """End this node's session, so that others take its tasks at once, then the process, with EXIT_GAVE_UP.
+
+        False if this thread has ended: then nobody does either.
+        """
+        if self._loop is None or not self._turns_now():
+            return False
+        asyncio.run_coroutine_threadsafe(self._life.give_up(message, "broken"), self._loop)
+        return True
+
+    def end_session(self) -> None:
+        """End this node's session now, within END_SESSION_S. From any other thread, as the last thing."""
+        if self._loop is None or not self._turns_now():
+            return
+        with contextlib.suppress(Exception):  # Redis is away: there is nothing left to do
+            asyncio.run_coroutine_threadsafe(self._life.end_session(), self._loop).result(END_SESSION_S)
+
+    def _turns_now(self) -> bool:
+        """Whether the thread lives and its loop runs."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return is_alive and self._started_life is not None and self._loop is not None and self._loop.is_running()
 
     async def _call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the vitals loop, wait on this one."""
@@ -149,7 +194,14 @@ class Vitals:
             if not started.done():
                 started.set_exception(error)
                 return
-            raise
+            log.critical("vitals_ended", exc_info=error)
+            self._tell(Broken(f"the vitals thread ended: {error!r}"))
+        else:
+            if not self._is_stopping:
+                self._tell(Broken("the vitals thread ended, and nobody asked it to"))
+        finally:
+            with contextlib.suppress(RuntimeError):
+                self._main_loop.call_soon_threadsafe(self._has_ended.set)
 
     async def _live(self, started: Future[None]) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()

@@ -83,5 +83,12 @@ class GivingUp:
     message: str
 
 
-Told = NewView | SessionEnded | Disowned | NewSession | Woken | Happened | RedisReach | NameTaken | GivingUp
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The vitals thread has ended, or its loop hangs: the node must end, for this reason."""
+
+    message: str
+
+
+Told = NewView | SessionEnded | Disowned | NewSession | Woken | Happened | RedisReach | NameTaken | GivingUp | Broken
 Tell = Callable[[Told], None]

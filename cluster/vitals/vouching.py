@@ -18,10 +18,10 @@ from typing import Protocol
 from cluster import keys, session
 from cluster.errors import StoreUnavailable
 from cluster.gossip.driver import GossipDriver
+from cluster.kept_tasks import wait_for
 from cluster.swim.core import Swim
 from cluster.swim.events import Denied, Identity, MemberState, Unconfirmed, Vouched
 from cluster.vitals.calls import MemberRow, Pulse
-from cluster.vitals.kept_tasks import wait_for
 
 LOOK_S = 0.5  # time between two looks at members that came while Redis could not be asked
 RUMORS_MAX = 512  # sessions in one look; later ones are heard of again

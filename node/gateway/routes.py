@@ -197,7 +197,7 @@ ROUTES = (
         errors=(503,),
     ),
     Route("GET", "/health", "health", "Whether this node is usable, and what is wrong", {200: None, 503: None}),
-    Route("GET", "/livez", "livez", "Whether the process answers", {200: None}, for_whom=EVERYBODY),
+    Route("GET", "/livez", "livez", "Whether the process works", {200: None, 503: None}, for_whom=EVERYBODY),
     Route("GET", "/readyz", "readyz", "Whether the node takes work", {200: None, 503: None}, for_whom=EVERYBODY),
     Route("GET", "/metrics", "metrics", "Prometheus metrics", {200: "text/plain"}),
     Route("GET", "/openapi.json", "openapi", "This description", {200: None}),

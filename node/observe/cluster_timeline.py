@@ -27,7 +27,8 @@ from redis.exceptions import RedisError
 
 from cluster import keys
 from cluster.clock import wall_ms
-from cluster.errors import StoreUnavailable
+from cluster.errors import RumorError
+from cluster.kept_tasks import Nursery
 from cluster.shards.shards import Shards
 from node.observe import task_rates
 from node.observe.task_rates import Sum, Summing
@@ -81,19 +82,12 @@ class Bulletin:
         self._step = 0
         self._counted: dict[str, int] = {}  # by this node in that step
         self._is_watched = asyncio.Event()  # a client listens to this node
-        self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Begin; needs the running loop."""
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._tick()), loop.create_task(self._hear())]
+    def start(self, kept: Nursery) -> None:
+        """Begin; needs the running loop. It ends with `kept`."""
+        kept.keep("timeline_tells", self._tick)
+        kept.keep("timeline_hears", self._hear)
         self._read()
-
-    async def close(self) -> None:
-        """End."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def note(self, event: Event) -> None:
         """Keep an event that this node saw, and tell the cluster if no other node would."""
@@ -181,7 +175,7 @@ class Bulletin:
     async def _say(self, own: Sum, others: list[Sum]) -> None:
         try:
             counts: dict[str, Any] = await self._counts()
-        except StoreUnavailable:
+        except RumorError:
             counts = {"states": None, "queues": None}  # No number is better than an old one.
         event = {"at_ms": wall_ms(), "kind": "task_sums", "node_id": self._me, "window_s": INTERVAL_S}
         event["nodes"] = 1 + len({other.by for other in others})

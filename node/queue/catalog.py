@@ -113,10 +113,10 @@ class Catalog:
         rows: Any = await client.hgetall(keys.LEADER_CATALOG)
         for name, row in rows.items():
             try:
-                entry = msgspec.msgpack.decode(row, type=TypeEntry)
-            except msgspec.DecodeError:
+                entry, text = msgspec.msgpack.decode(row, type=TypeEntry), name.decode()
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 continue  # written by a node of another version, whose own gateway accepts the type
-            if (text := name.decode()) not in self._own:
+            if text not in self._own:
                 before = self._types.get(text)
                 if before is None or before.entry != entry:
                     self._types[text] = TaskType(text, entry)

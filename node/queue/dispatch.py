@@ -24,6 +24,7 @@ import structlog
 
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
+from cluster.kept_tasks import OnEnd, unheard
 from cluster.shards.answers import Claims, QueueHead, SettleCode, Settled, SettleKind, StoreCode, Stored, TaskFields
 from cluster.shards.calls import BATCH_MAX, NewTask, Settlement
 from cluster.shards.lane import Call
@@ -105,10 +106,10 @@ class Dispatcher:
 
     # ---- what the other parts call
 
-    def start(self, worker: Worker) -> None:
-        """Begin to exchange; needs the running loop."""
+    def start(self, worker: Worker, on_end: OnEnd = unheard) -> None:
+        """Begin to exchange; needs the running loop. `on_end` hears when a lane has ended for good."""
         self.worker = worker
-        self._shards.start()
+        self._shards.start(on_end)
 
     def kick(self) -> None:
         """Look for something to claim."""

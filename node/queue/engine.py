@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from random import Random
@@ -22,6 +22,7 @@ import structlog
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import NotFound, QueueFull, RumorError, StoreUnavailable, unanswered
+from cluster.kept_tasks import Nursery
 from cluster.redis_client import connect
 from cluster.session import node_of
 from cluster.shards.answers import QueueHead
@@ -31,6 +32,7 @@ from cluster.shards.task import Claimed, Lost
 from cluster.view import View
 from cluster.vitals.thread import Vitals
 from cluster.vitals.told import (
+    Broken,
     Disowned,
     GivingUp,
     Happened,
@@ -72,7 +74,6 @@ from node.work.worker import Worker
 LOAD_INTERVAL_S = 0.1  # between two reports of this node's load
 FADE_INTERVAL_S = 1.0  # between two calls of `Placement.fade`
 READ_TOGETHER = 256  # tasks of a repeated batch that are read at once
-READY_WITHIN_S = 3.0  # longest silence of a lane at which the node still is ready
 
 log = structlog.get_logger("rumor.engine")
 
@@ -98,14 +99,16 @@ class Engine:
         self.timeline = Timeline(config.name, secrets.token_hex(6))
         self._signs = Signs()
         self.memory = Memory()
-        self.is_draining = False
-        self.is_stopping = False
+        self.is_draining = self.is_stopping = self._is_hurried = False
+        self.hand_back_s = 2 * config.redis_timeout_s + 1.0  # time for the outcomes that are left after a drain
         self._rng = Random()
         self._started_s = time.monotonic()
-        self._tasks: list[asyncio.Task[None]] = []
+        self.fault = ""  # why this node can work no longer, once a part of it has ended for good
+        self.on_broken: Callable[[str], None] = lambda message: None
+        self._kept = Nursery(self._broke_down)
         self.shards = Shards(self.client, Calls.of(config), config.shards, config.redis_timeout_s, metrics.redis_s.add)
         self._reach = Reach(config.lease_s, self.shards, partial(self._note, node_id=config.name))
-        self.waiters = Waiters(self.client, config.database)
+        self.waiters = Waiters(self.client, self._kept, config.database)
         self.catalog = Catalog(registry, config)
         self._make_moving_parts()
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
@@ -172,14 +175,16 @@ class Engine:
         vitals.tick()  # Begins the watch: a handler that blocks the loop before the first report counts as a stall too.
         self.dispatch.session = vitals.session
         self.dispatch.is_sure = lambda: vitals.is_sure(self.dispatch.session)
-        self.dispatch.start(self.worker)
+        self.dispatch.start(self.worker, self._broke_down)
         self.dispatch.is_claiming = True
-        self.bulletin.start()
+        self.bulletin.start(self._kept)
         self._note("node_started", self.config.name, session=vitals.session)
         self.publish_load()
         self._on_view(vitals.view)
-        jobs = (self.housekeeping.run(), self._report_load(), self.upkeep.keep_catalog(), self.upkeep.watch_memory())
-        self._tasks += map(asyncio.get_running_loop().create_task, jobs)
+        self._kept.keep("housekeeping", self.housekeeping.run)
+        self._kept.keep("load", self._report_load)
+        self._kept.keep("catalog", self.upkeep.keep_catalog)
+        self._kept.keep("memory", self.upkeep.watch_memory)
 
     async def drain(self) -> None:
         """Stop claiming, let running tasks finish for drain_s, hand back the rest, and settle every outcome."""
@@ -190,12 +195,16 @@ class Engine:
         await self.vitals.leave()
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.config.drain_s
-        while self.worker.running and loop.time() < until_s:
+        while self.worker.running and loop.time() < until_s and not self._is_hurried:
             await asyncio.sleep(0.02)
         self.worker.release_all()
-        until_s = loop.time() + 2 * self.config.redis_timeout_s + 1.0
+        until_s = loop.time() + self.hand_back_s
         while not self._is_at_rest() and loop.time() < until_s:
             await asyncio.sleep(0.01)
+
+    def hurry(self) -> None:
+        """Cut the drain short: hand back now what still runs."""
+        self._is_hurried = True
 
     def _is_at_rest(self) -> bool:
         """Whether nothing runs, every outcome is answered, and all wake-ups for tasks handed back are sent."""
@@ -204,14 +213,17 @@ class Engine:
     async def close(self) -> None:
         """End everything that start began."""
         self.is_stopping = self._waiting.is_over = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.bulletin.close()
+        await self._kept.halt()
         await self.worker.close()
         await self.waiters.close()
         await self.shards.close()
         await self.client.aclose()
+
+    def _broke_down(self, message: str) -> None:
+        """A part of this node has ended for good: the node must end, so that its tasks run elsewhere."""
+        if not self.fault and not self.is_stopping:
+            self.fault = message
+            self.on_broken(message)
 
     # ---- news from the vitals thread
 
@@ -232,12 +244,14 @@ class Engine:
                 self._on_new_session(session)
             case RedisReach(is_ok, error, refusal):
                 self._reach.beats(is_ok, error, refusal)
+            case Broken(message):
+                self._broke_down(message)
             case NameTaken() | GivingUp():
                 pass  # These end the node itself; `node.main` hears them too.
 
     def _on_view(self, view: View) -> None:
         """Take over both witnesses' latest word: it decides who owns which shard, and brings the members' loads."""
-        self.view = view
+        self.view, self.shards.elsewhere = view, view.refusal
         self.ownership.see(view)
         self.placement.see(view, self.ownership.owners)
         self.balance.see(view)
@@ -457,12 +471,10 @@ class Engine:
         """Whether the node is ready, with the reason. Redis must have answered lately: an open socket is not enough."""
         if self.is_draining or self.is_stopping:
             return False, "draining"
-        if (refusal := self.view.refusal or self.shards.refusal) is not None:
-            return False, f"Redis refuses: {refusal.words}"
-        if not self.shards.is_up or self.shards.silent_s() > READY_WITHIN_S:
-            return False, "Redis does not answer"
-        if not self.view.redis_ok:
-            return False, "Redis does not take this node's heartbeat"
+        if self.fault:
+            return False, self.fault
+        if reason := self._reach.why_not(self.view):
+            return False, reason
         if not self.view.is_synced:
             return False, "joining"
         return True, "ready"

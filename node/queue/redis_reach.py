@@ -16,7 +16,10 @@ import structlog
 
 from cluster.refusal import Refusal
 from cluster.shards.shards import Shards
+from cluster.view import View
 from node.queue.own_lease import OwnLease
+
+READY_WITHIN_S = 3.0  # longest silence of a lane at which the node still is ready
 
 log = structlog.get_logger("rumor.engine")
 
@@ -71,6 +74,14 @@ class Reach:
             self._away_s, self._told = None, ""
             log.info("redis_back", after_s=round(away_for_s, 1))
             self._tell("redis_back", after_s=round(away_for_s, 1))
+
+    def why_not(self, view: View) -> str:
+        """Why this node does not reach Redis; "" if it does. An open socket is not enough: it answered lately."""
+        if (refusal := view.refusal or self._shards.refusal) is not None:
+            return f"Redis refuses: {refusal.words}"
+        if not self._shards.is_up or self._shards.silent_s() > READY_WITHIN_S:
+            return "Redis does not answer"
+        return "" if view.redis_ok else "Redis does not take this node's heartbeat"
 
     @property
     def is_lease_running(self) -> bool:

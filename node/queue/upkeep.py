@@ -74,7 +74,7 @@ class Upkeep:
                     await self._handlers.refresh(self._client)
             except UNANSWERED as error:
                 log.debug("catalog_unread", error=str(error))
-            except RumorError as error:
+            except (RumorError, ValueError, KeyError) as error:  # or what stands there is none of ours
                 log.error("cluster_facts_differ", error=str(error))
             try:
                 async with asyncio.timeout(CATALOG_INTERVAL_S):

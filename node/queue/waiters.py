@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import redis.asyncio
 import structlog
 
 from cluster import keys
+from cluster.kept_tasks import Nursery
 from cluster.scripts import UNANSWERED
 from cluster.shards.answers import TaskFields
 
@@ -38,13 +40,14 @@ class Waiter:
 class Waiters:
     """This node's waiters, by the task they wait for."""
 
-    def __init__(self, client: redis.asyncio.Redis, database: int) -> None:
+    def __init__(self, client: redis.asyncio.Redis, kept: Nursery, database: int) -> None:
         self._client = client
+        self._kept = kept
         self._database = database
         self._of_task: dict[str, set[Waiter]] = {}
         self._of_channel: dict[str, set[Waiter]] = {}  # those that wait for a task in the channel's shard
         self._pubsub: redis.asyncio.client.PubSub | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._is_reading = False
         self._changing = asyncio.Lock()
         self.awaited: Container[str] = self._of_task.keys()  # the tasks that somebody waits for; false when none is
 
@@ -93,9 +96,6 @@ class Waiters:
         for waiters in self._of_task.values():
             for waiter in waiters:
                 waiter.wake()
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
         if self._pubsub is not None:
             await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
@@ -105,8 +105,9 @@ class Waiters:
                 if self._pubsub is None:
                     self._pubsub = self._client.pubsub()
                 await self._pubsub.subscribe(channel)
-                if self._reader is None or self._reader.done():
-                    self._reader = asyncio.get_running_loop().create_task(self._read(self._pubsub))
+                if not self._is_reading:
+                    self._is_reading = True
+                    self._kept.keep("waiters", partial(self._read, self._pubsub))
         except UNANSWERED as error:
             log.warning("subscribe_failed", channel=channel, error=str(error))  # waiters still read once a second
 

@@ -379,3 +379,20 @@ async def test_gossip_that_others_can_reach_is_never_unsealed() -> None:
     gossip = GossipDriver(config, [], Script(), lambda change: None, lambda conflict: None)
     with pytest.raises(ConfigError, match="no gossip key"):
         gossip.bind()
+
+
+async def test_a_tick_that_fails_is_counted_and_gossip_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.gossip.driver.TICK_AGAIN_S", 0.01)
+
+    def fail(event: Event) -> list[Action]:
+        if isinstance(event, Tick) and len(script.heard(Tick)) < 3:
+            script.due_s = 0.0
+            raise RuntimeError("a fault of the protocol")
+        return []
+
+    script = Script()
+    script.reply = fail
+    script.due_s = time.monotonic()
+    async with driven(script) as gossip:
+        await until(lambda: len(script.heard(Tick)) >= 3, "the deadline fires again")
+        assert gossip.stats["tick_failures"] == 2

@@ -181,6 +181,13 @@ async def test_metrics_name_what_outsiders_count_with(client: Client, engine: Fa
     assert "# TYPE rumor_task_refused_total counter" in text
 
 
+async def test_a_node_whose_part_has_ended_for_good_is_not_alive(client: Client, engine: FakeEngine) -> None:
+    engine.fault = "the task 'lane', which must never end, was cancelled"
+    answer = await client.get("/livez")
+    assert answer.status == 503
+    assert "lane" in (await answer.json())["reason"]
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_a_page_needs_nothing_from_elsewhere(client: Client, path: str) -> None:
     response = await client.get(path)
