@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -13,25 +12,28 @@ from collections.abc import Sequence
 import redis.asyncio
 import structlog
 
-from cluster import __version__
+from cluster import __version__, output
 from cluster.config import Config, strangers
 from cluster.errors import ConfigError, RumorError, likely_holder
 from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
 from cluster.redis_client import connect
 from cluster.vitals.thread import Vitals
-from cluster.vitals.told import GivingUp, Happened, NameTaken, NewView, Told, Woken
+from cluster.vitals.told import Broken, GivingUp, Happened, NameTaken, NewView, Told, Woken
 from node.gateway import server
 from node.gateway.app import build
+from node.leaving import END_S, LEAVE_S, Leaving, ToldToEnd
 from node.observe import logs, tracing
 from node.observe.metrics import Metrics
 from node.queue import redis_checks
 from node.queue.engine import Engine
-from node.tasks import load
+from node.tasks import Registry, load
 from node.work import fork_guard
 
 EXIT_CONFIG = 2
 EXIT_CONFLICT = 3
+EXIT_BROKEN = 70
+BROKEN_WITHIN_S = 3.0  # from a fault until the session is ended and the process over
 SPANS_GRACE_S = 2.0  # time at the end of a node for spans that no collector has taken yet
 log = structlog.get_logger("rumor.node")
 
@@ -43,13 +45,13 @@ class Relay:
         self.engine: Engine | None = None
         self.conflict = ""
         self._stop = stop
-        self._early: list[Happened] = []
+        self._early: list[Told] = []
 
     def attach(self, engine: Engine) -> None:
         """Pass everything on to the engine from now on; first the timeline so far."""
         self.engine = engine
-        for happened in self._early:
-            engine.hear(happened)
+        for told in self._early:
+            engine.hear(told)
 
     def hear(self, told: Told) -> None:
         """One piece of news. Called on the main loop, in the order in which things happened."""
@@ -66,6 +68,9 @@ class Relay:
                 self._stop.set()
             case GivingUp(message):
                 log.error("give_up", reason=message)
+            case Broken():
+                if self.engine is None:
+                    self._early.append(told)
         if self.engine is not None:
             self.engine.hear(told)
 
@@ -111,11 +116,8 @@ def _no_tasks_in(module: str) -> dict[str, str]:
     return {"code": "no_tasks_in_module", "message": message, "hint": hint}
 
 
-async def run(config: Config) -> int:
-    """Run one node until a signal; the exit status. Raises RumorError when it cannot start."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    registry = load(config.tasks)
+def _warn(config: Config, registry: Registry, keys: Sequence[bytes]) -> None:
+    """Log what works and may not be meant."""
     for name, origin in registry.replaced.items():
         log.warning(
             "builtin_replaced",
@@ -123,9 +125,17 @@ async def run(config: Config) -> int:
             by=origin,
             hint="Give it another name, unless you mean to replace the built-in type.",
         )
-    keys = gossip_keys(config)
     if not keys and not config.is_loopback:
         log.warning("gossip_unsealed", hint="Anybody who reaches this port can join. Make a key: rumor keygen")
+
+
+async def run(config: Config, leaving: Leaving) -> int:
+    """Run one node until a signal; the exit status. Raises RumorError when it cannot start."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    registry = load(config.tasks)
+    keys = gossip_keys(config)
+    _warn(config, registry, keys)
     scheme = "https" if config.tls_cert else "http"
     meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, scheme, config.public_url))
     sock = bind(config)
@@ -140,16 +150,13 @@ async def run(config: Config) -> int:
     engine = Engine(config, registry, metrics, notes, spans)
     vitals = Vitals(config, keys, meta, relay.hear, loop)
 
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            log.warning("second_signal", signal=signal.Signals(number).name)
-            os._exit(128 + number)
-        log.info("signal", signal=signal.Signals(number).name)
-        stop.set()
+    def broken(message: str) -> None:
+        log.critical("node_broken", reason=message, hint="Its supervisor starts it again; others run its tasks.")
+        leaving.by(BROKEN_WITHIN_S if vitals.give_up(message) else 0.0, EXIT_BROKEN)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-
+    engine.on_broken = broken
+    leaving.last = vitals.end_session
+    ToldToEnd(leaving, config.drain_s, engine.draining.hand_back_s, stop, engine.draining.hurry)
     await engine.upkeep.announce()
     await vitals.start()
     await engine.start(vitals)
@@ -160,41 +167,56 @@ async def run(config: Config) -> int:
     gc.freeze()  # The objects that are here now stay for good: no collection need look at them again.
     log.info("started", node=config.name, session=vitals.session, url=f"http://{config.host}:{config.port}")
 
-    await stop.wait()
+    try:
+        await stop.wait()
+    except asyncio.CancelledError:
+        broken("the node's own task was cancelled: a handler cancelled all tasks of the loop")
+        raise
     if relay.conflict:
         log.error("conflict", reason=relay.conflict)
     else:
         await engine.drain()
+    status = EXIT_CONFLICT if relay.conflict else 0
+    leaving.by(END_S, status)
     engine.is_stopping = True
     await vitals.stop()
     await runner.cleanup()
     await engine.close()
     spans.close(SPANS_GRACE_S)
     log.info("stopped", node=config.name)
-    return EXIT_CONFLICT if relay.conflict else 0
+    leaving.by(LEAVE_S, status)
+    return status
 
 
 def main_node(config: Config) -> int:
     """Run one node in this process; the exit status."""
+    output.shield()
     logs.configure(config)
+    leaving = Leaving()
     for name, hint in strangers(os.environ).items():
         log.warning("variable_ignored", variable=name, hint=hint)
     gc.set_threshold(25_000, 20, 50)  # Tasks come and go by the ten thousand, and few objects here are in a cycle.
     sys.setswitchinterval(0.001)  # The vitals thread shares the interpreter with handlers: 5 ms is long for a turn.
     try:
-        return _to_its_end(config)
+        return _to_its_end(config, leaving)
     except RumorError as error:
         print(error, file=sys.stderr)
-        return EXIT_CONFIG if isinstance(error, ConfigError) else 1
+        status = EXIT_CONFIG if isinstance(error, ConfigError) else 1
+        leaving.by(LEAVE_S, status)
+        return status
+    except BaseException as error:
+        leaving.by(LEAVE_S, 130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise
 
 
-def _to_its_end(config: Config) -> int:
+def _to_its_end(config: Config, leaving: Leaving) -> int:
     """`run`, to its end. Code that a handler left behind may call exit: that stops the loop, and not the node."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         loop = runner.get_loop()
-        node = loop.create_task(run(config))
+        loop.set_exception_handler(logs.on_loop_error)
+        node = loop.create_task(run(config, leaving))
         while True:
             try:
                 return loop.run_until_complete(node)
@@ -202,3 +224,5 @@ def _to_its_end(config: Config) -> int:
                 if node.done():
                     raise
                 log.error("exit_ignored", status=error.code, hint="Something that a handler left behind called exit.")
+            except asyncio.CancelledError:
+                leaving.wait()  # The vitals thread ends the session, then the process.

@@ -56,6 +56,7 @@ from node.queue.amending import Amending
 from node.queue.balance import Balance
 from node.queue.catalog import Catalog
 from node.queue.dispatch import Dispatcher
+from node.queue.draining import Draining
 from node.queue.handlers import Handlers
 from node.queue.housekeeping import Housekeeping
 from node.queue.ownership import Ownership
@@ -99,8 +100,7 @@ class Engine:
         self.timeline = Timeline(config.name, secrets.token_hex(6))
         self._signs = Signs()
         self.memory = Memory()
-        self.is_draining = self.is_stopping = self._is_hurried = False
-        self.hand_back_s = 2 * config.redis_timeout_s + 1.0  # time for the outcomes that are left after a drain
+        self.is_draining = self.is_stopping = False
         self._rng = Random()
         self._started_s = time.monotonic()
         self.fault = ""  # why this node can work no longer, once a part of it has ended for good
@@ -113,6 +113,7 @@ class Engine:
         self._make_moving_parts()
         self.worker = Worker(config, registry, config.name, self.dispatch.on_outcome, self._on_progress, tracing)
         self.slots_taken = self.worker.taken  # by queue
+        self.draining = Draining(config, self.worker, self.dispatch, self.shards)
         self.queries = Queries(config, self.shards)
         self.submitting = Submitting(
             *(config, self.shards, self.dispatch, self.catalog, self.placement, metrics), self.waiters, self.queries
@@ -193,22 +194,7 @@ class Engine:
         self.publish_load()
         self._note("node_draining", self.config.name, session=self.dispatch.session, tasks=len(self.worker.running))
         await self.vitals.leave()
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + self.config.drain_s
-        while self.worker.running and loop.time() < until_s and not self._is_hurried:
-            await asyncio.sleep(0.02)
-        self.worker.release_all()
-        until_s = loop.time() + self.hand_back_s
-        while not self._is_at_rest() and loop.time() < until_s:
-            await asyncio.sleep(0.01)
-
-    def hurry(self) -> None:
-        """Cut the drain short: hand back now what still runs."""
-        self._is_hurried = True
-
-    def _is_at_rest(self) -> bool:
-        """Whether nothing runs, every outcome is answered, and all wake-ups for tasks handed back are sent."""
-        return not self.worker.running and not self.dispatch.settling and self.shards.is_idle
+        await self.draining.run()
 
     async def close(self) -> None:
         """End everything that start began."""

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node/plural": set(),
     "node/escapes": set(),
     "node/trace_context": set(),
+    "node/leaving": set(),
     "node/schema": {"cluster/shards"},
     "node/tasks": {"cluster/shards", "node/trace_context", "node/observe"},  # a handler's own log
     "node/builtin": {"node/tasks"},
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "node/main": {
         *("cluster/gossip", "cluster/vitals"),
-        *("node/gateway", "node/queue", "node/work", "node/observe", "node/tasks"),
+        *("node/gateway", "node/queue", "node/work", "node/observe", "node/tasks", "node/leaving"),
     },
     "node/__main__": {"node/cli"},
     "node": set(),  # what programs import, each name when it is asked for
