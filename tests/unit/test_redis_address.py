@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -219,3 +220,18 @@ def test_every_parameter_is_one_that_a_connection_takes() -> None:
     for name in redis_address.PARAMETERS:
         if name not in redis_address.FILES:
             connect(f"rediss://h?{name}={texts.get(name, 'x')}").connection_pool.make_connection()  # type: ignore[no-untyped-call]
+
+
+def test_every_url_that_a_document_shows_is_one_that_a_node_takes() -> None:
+    root = Path(__file__).resolve().parents[2]
+    pages = [root / "README.md", root / "docker-compose.yml", *(root / "docs").glob("*.md")]
+    pages += [path for path in (root / "deploy").rglob("*") if path.is_file()]
+    found = {
+        url
+        for page in pages
+        for url in re.findall(r"\b(?:rediss?|valkeys?|unix)://[\w@:/.?=&%\[\]-]+", page.read_text("utf-8", "replace"))
+        if "PORT" not in url and not url.rstrip(".,").endswith(("://", "@"))
+    }
+    assert len(found) > 3
+    for url in found:
+        parse(url.rstrip(".,"))
