@@ -84,7 +84,9 @@ class Dispatcher:
         self.worker: Worker
         self.session = ""
         self.is_claiming = False
-        self.parks_type: Callable[[str], bool] = _never  # whether a task that this node cannot run waits apart
+        self.parks_type: Callable[[str], bool] = lambda type_: (
+            False
+        )  # whether a task that this node cannot run waits apart
         self.is_sure: Callable[[], bool] = _always  # whether this session is certainly not fenced
         self.is_held_back = False  # the last group made no claims, since that was not sure
         self.backlog = Backlog()
@@ -492,10 +494,6 @@ class Dispatcher:
 
 def _always() -> bool:
     return True
-
-
-def _never(_: str) -> bool:
-    return False
 
 
 _OUTCOMES = {_SUCCEEDED: "succeeded", _DEAD: "dead", _RETRYING: "retrying", _RELEASED: "released", _PARKED: "released"}
