@@ -230,3 +230,18 @@ class Heartbeat:
             if self._unheard is not None and self._unheard.refusal is not None:
                 raise self._unheard from None
             raise StoreUnavailable("Redis does not take our subscription.") from None
+
+
+async def moves_on(pulse: Pulse, config: Config, name: str) -> bool:
+    """Whether a process is subscribed to this session's channel and moves its heartbeat on, so that the session lives.
+
+    Looks for heartbeat_stale_s at most. Raises StoreUnavailable.
+    """
+    first = (await pulse.read([name]))[0]
+    limit_s = time.monotonic() + config.heartbeat_stale_s
+    while first is not None and await pulse.subscribers(name) and time.monotonic() < limit_s:
+        await asyncio.sleep(config.heartbeat_interval_s / 5)
+        now = (await pulse.read([name]))[0]
+        if now not in (first, None) and not keys.is_tombstone(now):
+            return True
+    return False

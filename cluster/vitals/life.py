@@ -52,7 +52,7 @@ from cluster.view import Peer, View
 from cluster.vitals import view_maker
 from cluster.vitals.calls import MemberRow, Pulse
 from cluster.vitals.fencing import Fencing
-from cluster.vitals.heartbeat import Heartbeat
+from cluster.vitals.heartbeat import Heartbeat, moves_on
 from cluster.vitals.joining import Joiner
 from cluster.vitals.leading import Leading
 from cluster.vitals.lease import Lease, Term
@@ -188,7 +188,7 @@ class Life:
                 self._name_after(row.session)
                 self._heartbeat.rename(self.session)
                 self.gossip.feed(Renew(self.session))
-            if await self._is_alive(row.session, (await self.pulse.read([row.session]))[0]):
+            if await moves_on(self.pulse, self.config, row.session):
                 raise ConfigError(
                     f"node_id {self.config.name} is alive elsewhere, at {row.host}:{row.port}.",
                     "Give each node its own node_id, or stop the other one.",
@@ -196,19 +196,6 @@ class Life:
         except StoreUnavailable:
             return None
         return row.session
-
-    async def _is_alive(self, name: str, first: bytes | None) -> bool:
-        """Whether a process is subscribed to this session's channel and moves its heartbeat on from `first`.
-
-        Looks for heartbeat_stale_s at most. Raises StoreUnavailable.
-        """
-        limit_s = time.monotonic() + self.config.heartbeat_stale_s
-        while first is not None and await self.pulse.subscribers(name) and time.monotonic() < limit_s:
-            await asyncio.sleep(self.config.heartbeat_interval_s / 5)
-            now = (await self.pulse.read([name]))[0]
-            if now not in (first, None) and not keys.is_tombstone(now):
-                return True
-        return False
 
     # ---- what the main thread asks
 
@@ -275,7 +262,7 @@ class Life:
                 await self._end_own(Evidence.SUPERSEDED.value)
                 self._go_on_as_another(Evidence.SUPERSEDED.value, after=other.session)
                 return
-            if not await self._is_alive(other.session, value):
+            if not await moves_on(self.pulse, self.config, other.session):
                 self._stats["conflicts_denied"] += 1
                 return
         except StoreUnavailable:
