@@ -28,7 +28,7 @@ import msgspec
 from cluster.config import QUEUE_NAME, Config
 from cluster.errors import ConfigError
 from cluster.shards.task import LEVEL_MAX, LEVELS, Backoff, Claimed
-from node import trace_context
+from node import import_path, trace_context
 
 TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
 ATTEMPTS_MAX = 1000
@@ -330,7 +330,7 @@ def load(modules: Sequence[str]) -> Registry:
     """
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)  # `python -m` has it there; a console script has not
+        sys.path.insert(import_path.behind_the_library(sys.path), here)
     _import(BUILTIN)
     empty = []
     for module in modules:

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node/trace_context": set(),
     "node/leaving": set(),
     "node/schema": {"cluster/shards"},
-    "node/tasks": {"cluster/shards", "node/trace_context", "node/observe"},  # a handler's own log
+    "node/import_path": set(),
+    "node/tasks": {"cluster/shards", "node/import_path", "node/trace_context", "node/observe"},  # a handler's own log
     "node/builtin": {"node/tasks"},
     "node/observe": {"cluster/shards", "cluster/swim", "node/schema", "node/trace_context"},
     "node/work": {"cluster/shards", "node/tasks", "node/observe"},
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("cluster/gossip", "cluster/vitals"),
         *("node/gateway", "node/queue", "node/work", "node/observe", "node/tasks", "node/leaving"),
     },
-    "node/__main__": {"node/cli"},
+    "node/__main__": {"node/cli", "node/import_path"},
     "node": set(),  # what programs import, each name when it is asked for
 }
 
