@@ -72,6 +72,18 @@ class Config:
         (), "Comma-separated modules with @task handlers, found from the working directory."
     )
     queues: str = option("default:100,sync:2", "Queues this node serves and its slots for each: NAME:SLOTS,…")
+    max_tasks_per_child: int = option(
+        0, "Tasks after which a child process is replaced by a fresh one; 0: tasks alone never wear it out."
+    )
+    max_memory_per_child_mb: int = option(
+        0,
+        "Resident memory, in MiB, at which a child process is replaced after its task; 0: once it holds 512 MiB more "
+        "than after its first task.",
+    )
+    child_idle_s: float = option(
+        300.0,
+        "Seconds after which an idle child process ends; the last one is only replaced by a fresh one. 0: never.",
+    )
     shards: int = option(64, "Number of shards; the first node of a cluster fixes it.")
     max_attempts: int = option(5, "Attempts a task gets unless its type or submission says otherwise.")
     timeout_s: float = option(3600.0, "Seconds one attempt may run unless its type or submission says otherwise.")
@@ -232,6 +244,7 @@ POSITIVE = [
     "connections_max",
 ]
 NOT_NEGATIVE = ["backoff_base_s", "backoff_max_s", "drain_s", "indirect_probes", "watch_peers"]
+NOT_NEGATIVE += ["max_tasks_per_child", "max_memory_per_child_mb", "child_idle_s"]
 ORDERED = (  # (smaller, larger, why the other way round cannot work)
     ("probe_timeout_s", "probe_interval_s", "a probe would outlive its round"),
     ("suspicion_min_s", "suspicion_max_s", "confirmations can only shorten a suspicion"),
@@ -386,6 +399,12 @@ def from_env(environ: Mapping[str, str], over: Mapping[str, str] | None = None) 
     """A Config from RUMOR_… variables; `over` (field name -> text, from the flags) wins over them."""
     values = {f.name: environ[variable(f.name)] for f in dataclasses.fields(Config) if variable(f.name) in environ}
     return from_text({**values, **(over or {})})
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables without those that hold the cluster's secrets. Handlers, and the programs they start, need none."""
+    secret = {variable(f.name) for f in dataclasses.fields(Config) if f.metadata["secret"]}
+    return {name: value for name, value in environ.items() if name not in secret}
 
 
 def parse(name: str, kind: Any, text: str) -> Any:

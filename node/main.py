@@ -13,7 +13,7 @@ import redis.asyncio
 import structlog
 
 from cluster import __version__, output
-from cluster.config import Config, strangers
+from cluster.config import Config, strangers, without_secrets
 from cluster.errors import ConfigError, RumorError, likely_holder
 from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
@@ -195,6 +195,9 @@ def main_node(config: Config) -> int:
     leaving = Leaving()
     for name, hint in strangers(os.environ).items():
         log.warning("variable_ignored", variable=name, hint=hint)
+    # Handlers on the loop, the programs they start and whatever shows the environment in a report need no secrets.
+    for name in os.environ.keys() - without_secrets(os.environ).keys():
+        del os.environ[name]
     gc.set_threshold(25_000, 20, 50)  # Tasks come and go by the ten thousand, and few objects here are in a cycle.
     sys.setswitchinterval(0.001)  # The vitals thread shares the interpreter with handlers: 5 ms is long for a turn.
     try:

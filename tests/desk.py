@@ -27,11 +27,11 @@ def claim(
 class Desk:
     """A worker and what it reported."""
 
-    def __init__(self, registry: Registry, queues: str) -> None:
+    def __init__(self, registry: Registry, queues: str, **settings: Any) -> None:
         self.outcomes: list[Outcome] = []
         self.progress: list[Any] = []
         self._changed = asyncio.Event()
-        self.worker = Worker(Config(queues=queues), registry, "n1", self._ended, self._progressed)
+        self.worker = Worker(Config(queues=queues, **settings), registry, "n1", self._ended, self._progressed)
 
     def _ended(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

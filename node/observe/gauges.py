@@ -144,6 +144,11 @@ def _health(name: str) -> Callable[[Sources], Labelled]:
     return lambda of: {(): float(of.engine.health().get(name, 0))}
 
 
+def _healths(name: str) -> Callable[[Sources], Labelled]:
+    """A reader of several numbers in the engine's health."""
+    return lambda of: {(label,): float(n) for label, n in of.engine.health().get(name, {}).items()}
+
+
 def _vitals(names: Mapping[str, str], of: Sources) -> Labelled:
     stats = of.engine.vitals.stats
     return {(label,) if label else (): float(stats.get(name, 0)) for label, name in names.items()}
@@ -254,6 +259,18 @@ GAUGES: tuple[tuple[str, str, Labels, Callable[[Sources], Labelled]], ...] = (
         "Runs that were stopped but whose thread goes on: they hold their slot and may not commit.",
         (),
         _health("lingering"),
+    ),
+    (
+        "rumor_children",
+        "Child processes of this node that run a task, wait for one, or start or end just now (other).",
+        ("state",),
+        _healths("children"),
+    ),
+    (
+        "rumor_children_replaced_total",
+        "Child processes that ended in good order, by the limit that they had reached.",
+        ("reason",),
+        _healths("children_replaced"),
     ),
     (
         "rumor_running_tasks",

@@ -485,5 +485,7 @@ class Engine:
             "shards_owned": len(self.housekeeping.owned),
             "running": len(self.worker.running),
             "lingering": len(self.worker.lingering),
+            "children": self.worker.children,
+            "children_replaced": self.worker.replaced,
             "problems": problems,
         }

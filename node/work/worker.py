@@ -110,6 +110,16 @@ class Worker:
         """Attempts that are reported and have not ended: threads and handlers that do not stop. They keep slots."""
         return [running.claimed for running in self._lingering]
 
+    @property
+    def children(self) -> dict[str, int]:
+        """Child processes by what they do."""
+        return self._pool.count()
+
+    @property
+    def replaced(self) -> dict[str, int]:
+        """Child processes that ended in good order, by the reason."""
+        return {str(reason): n for reason, n in self._pool.replaced.items()}
+
     def start(self, tasks: Sequence[Claimed], is_new: bool = False) -> None:
         """Begin these deliveries. Outcomes are reported later, never from inside this call.
 
