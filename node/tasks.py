@@ -28,7 +28,7 @@ import msgspec
 from cluster.config import QUEUE_NAME, Config
 from cluster.errors import ConfigError
 from cluster.shards.task import LEVEL_MAX, LEVELS, Backoff, Claimed
-from node import import_path, trace_context
+from node import exact_json, import_path, trace_context
 
 TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
 ATTEMPTS_MAX = 1000
@@ -131,9 +131,9 @@ class Context:
         """Show how far this attempt is: any JSON value of up to 4 KiB, by custom a number from 0 to 1.
 
         Cheap to call often: the node stores a few values a second, always including the latest. Raises TypeError for a
-        value that JSON cannot hold, ValueError for one that is too large.
+        value that JSON cannot hold, with the place in it, and ValueError for one that is too large.
         """
-        data = msgspec.json.encode(value)
+        data = exact_json.encode(value)
         if len(data) > PROGRESS_MAX_BYTES:
             raise ValueError(f"progress is {len(data)} bytes of JSON, at most {PROGRESS_MAX_BYTES}")
         self._link.report(data)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from cluster.shards.task import Failure, Kind
+from node import exact_json
 from node.tasks import BUILTIN, Context, Handler, Reject, Retry
 
 RESULT_MAX_BYTES = 1_048_576
@@ -36,7 +37,6 @@ class Ending(msgspec.Struct, array_like=True, frozen=True):
     retry_after_s: float = 0.0
 
 
-_encode = msgspec.json.Encoder().encode
 _NULL = Ending(_SUCCEEDED, b"null")
 
 
@@ -45,8 +45,8 @@ def returned(result: Any) -> Ending:
     if result is None:
         return _NULL
     try:
-        data = _encode(result)
-    except (Exception, RecursionError) as error:
+        data = exact_json.encode(result)
+    except exact_json.NotExact as error:
         message = f"the handler returned {type(result).__name__}, which JSON cannot hold: {_text(error)}"
         return rejected("ResultNotSerializable", message)
     if len(data) > RESULT_MAX_BYTES:

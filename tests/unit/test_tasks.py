@@ -296,9 +296,11 @@ def test_an_annotation_that_json_cannot_become_is_refused_when_loaded() -> None:
 
 
 def test_a_result_that_json_cannot_hold_is_final() -> None:
-    for value in (object(), "\ud800", {(1, 2): 3}):
+    for value in (object(), "\ud800", {(1, 2): 3}, float("nan"), {"rows": [None, {"price": float("inf")}]}):
         ending = returned(value)
         assert (ending.kind, ending.failure and ending.failure.type) == (Kind.REJECTED, "ResultNotSerializable")
+    assert ending.failure is not None
+    assert "$.rows[1].price is inf" in ending.failure.message  # and not null, which the others would take it for
 
 
 def test_a_result_over_the_bound_is_final_and_one_on_it_is_kept() -> None:
@@ -419,6 +421,8 @@ def test_a_context_tells_the_attempt_and_passes_progress_on_as_json() -> None:
     assert link.reported == [b'{"done":3}']
     with pytest.raises(ValueError, match="at most 4096"):
         ctx.progress("x" * 5000)
+    with pytest.raises(TypeError, match=r"\$\.done is nan"):
+        ctx.progress({"done": float("nan")})
     with pytest.raises(TypeError):
         ctx.progress(object())
 
