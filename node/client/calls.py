@@ -231,7 +231,7 @@ def encoded(value: Any) -> bytes:
         near = error.object[max(0, error.start - 20) : error.start + 1].encode("utf-8", "backslashreplace").decode()
         why = f"half of a surrogate pair stands in {near!r}"
     except Exception as error:  # a value's own code may raise anything when it is asked for its parts
-        why = str(error) or type(error).__name__
+        why = _where(value) or str(error) or type(error).__name__
     raise Invalid(f"this is not JSON: {why}.", "Task data is whatever JSON can hold.")
 
 
@@ -246,6 +246,16 @@ def check_text(name: str, text: str) -> None:
 def new_key() -> str:
     """An Idempotency-Key that nobody else has."""
     return secrets.token_hex(16)
+
+
+def _where(value: Any) -> str | None:
+    """What of this value is no JSON, and where it stands; None if nobody can say."""
+    try:
+        from node.exact_json import fault  # needs msgspec, which a process that only submits may lack
+
+        return fault(value)
+    except Exception:
+        return None
 
 
 def _plain(value: Any) -> Any:

@@ -234,8 +234,13 @@ async def test_what_msgspec_knows_can_be_data(use: Callable[..., Used], url: str
     call = use(url)
     task = await call("submit", "noop", Mail("a@b", datetime(2030, 1, 31, tzinfo=UTC)))
     assert task.data == {"to": "a@b", "at": "2030-01-31T00:00:00Z"}
-    for bad in (float("nan"), object(), {1: object()}):
-        with pytest.raises(Invalid, match="this is not JSON"):
+    for bad, where in (
+        (float("nan"), r"\$\.data is nan"),
+        ({"rows": [1, {"price": float("-inf")}]}, r"\$\.data\.rows\[1\]\.price is -inf"),
+        (Mail("a@b", object()), r"\$\.data\.at is object"),
+        ({1: object()}, r"\$\.data\.1 is object"),
+    ):
+        with pytest.raises(Invalid, match=f"this is not JSON: {where}"):
             await call("submit", "noop", bad)
 
 

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("cluster/shards", "cluster/swim", "cluster/gossip", "cluster/vitals"),
         *("node/schema", "node/trace_context", "node/tasks", "node/observe", "node/work"),
     },
-    "node/client": {"node/trace_context"},
+    "node/client": {"node/exact_json", "node/trace_context"},
     "node/lab": {"node/client", "node/escapes", "node/plural"},
     "node/cli": {
         *("cluster/gossip", "cluster/shards"),
