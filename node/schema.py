@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from cluster.errors import Invalid
-from cluster.shards.task import TERMINAL, State
+from cluster.shards.task import NO_DATA, TERMINAL, State
 
 WAIT_MAX_S = 60.0
 LIST_MAX = 500
@@ -23,6 +23,7 @@ EXPIRED = "expired"  # stands as the state of a first task that is past its rete
 ENDED = TERMINAL | {EXPIRED}
 FIELDS = ("data", "result", "error")  # what a list shows only on request
 NULL = Raw(b"null")
+ABSENT = Raw(NO_DATA)
 
 Priority = Literal["low", "normal", "high"] | Annotated[int, Meta(ge=0, le=9)]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
@@ -41,7 +42,9 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /tasks`. Fields left out come from the type's declaration, then from the configuration."""
 
     type: Annotated[str, Meta(min_length=1, max_length=200, description="The handler that runs it.")]
-    data: Annotated[Raw, Meta(description="The handler's argument: any JSON.")] = NULL
+    data: Annotated[
+        Raw, Meta(description="The handler's argument: any JSON. Without it the handler's default counts, else null.")
+    ] = ABSENT
     queue: Annotated[
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")] | None,
         Meta(description="Queue it waits in; default: that of its type."),

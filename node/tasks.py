@@ -27,7 +27,7 @@ import msgspec
 
 from cluster.config import QUEUE_NAME, Config
 from cluster.errors import ConfigError
-from cluster.shards.task import LEVEL_MAX, LEVELS, Backoff, Claimed
+from cluster.shards.task import LEVEL_MAX, LEVELS, NO_DATA, Backoff, Claimed
 from node import exact_json, import_path, trace_context
 
 TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
@@ -35,6 +35,8 @@ ATTEMPTS_MAX = 1000
 TIMEOUT_MAX_S = 604_800.0
 RETRY_MAX_S = 31_536_000.0
 PROGRESS_MAX_BYTES = 4096
+CONTEXT_NAME = re.compile(r"^_*(ctx|context)_*\Z")  # of a context that is not annotated
+SECOND_CONTEXT_NAME = re.compile(r"^_*c?_*\Z|ctx|context")  # the same, where the data stands before it
 BUILTIN = "node.builtin"
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -82,7 +84,7 @@ class WorkerLink(Protocol):
 
 
 class Context:
-    """A handler's view of its attempt. Take it as the second parameter, or annotate a parameter with it."""
+    """A handler's view of its attempt. Call a parameter `ctx`, or annotate one with Context."""
 
     __slots__ = ("_claimed", "_link", "_log", "node_id")
 
@@ -403,8 +405,10 @@ def bind(declaration: Declaration) -> Handler:
             f"{declaration.origin}: its annotations cannot be read: {type(error).__name__}: {error}",
             "Import or define the types it names at module level.",
         ) from error
-    data, context, data_type = _parameters(declaration, hints)
+    data, context, data_type, default = _parameters(declaration, hints)
     decode, schema = _decoder(declaration, data_type) if data else (_no_data, None)
+    if data and default is not inspect.Parameter.empty:
+        decode = _with_default(decode, default)
     call, is_async = _call(function, data, context, declaration.executor)
     return Handler(
         name=declaration.name,
@@ -423,33 +427,39 @@ def bind(declaration: Declaration) -> Handler:
     )
 
 
-def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str | None, str | None, Any]:
-    """(name of the data parameter, of the context parameter, type of data).
+def _parameters(declaration: Declaration, hints: Mapping[str, Any]) -> tuple[str | None, str | None, Any, Any]:
+    """(name of the data parameter, of the context parameter, type of data, default of data).
 
-    The context is the parameter annotated as one, else a second parameter without annotation. A further parameter by
-    position is refused, even with a default: whoever writes (a: int, b: int = 2) means to get both.
+    The context is the parameter that is annotated as one, or that has no annotation and the name of one. A further
+    parameter by position is refused: whoever writes (x, y), or (a: int, b: int = 2), means to get both from the data.
     """
     data: str | None = None
     context: str | None = None
     data_type: Any = Any
+    default: Any = inspect.Parameter.empty
     for name, parameter in inspect.signature(declaration.function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        is_required = parameter.default is parameter.empty
         annotation = hints.get(name, Any)
-        if context is None and annotation in (Context, Context | None):
+        if context is None and _is_context(name, annotation, comes_second=data is not None):
             context = name
         elif data is None and parameter.kind is not parameter.KEYWORD_ONLY:
-            data, data_type = name, annotation
-        elif context is None and annotation is Any and is_required:
-            context = name
-        elif is_required or parameter.kind is not parameter.KEYWORD_ONLY:
+            data, data_type, default = name, annotation, parameter.default
+        elif parameter.default is parameter.empty or parameter.kind is not parameter.KEYWORD_ONLY:
+            names = repr(name) if data is None else f"{data!r} and {name!r}"
             raise ConfigError(
-                f"{declaration.origin} takes {name!r}, and a handler gets its data, as one value, and a Context.",
-                "Put what it needs into data: a dataclass or TypedDict has many fields. A parameter that no task sets "
-                f"may stand after a *, with a default: (data, *, {name}=…).",
+                f"{declaration.origin} takes {names}, and a handler gets its data, as one value, and a Context.",
+                "Put what it needs into data: a dataclass or TypedDict has many fields. The Context is the parameter "
+                "that is called ctx, or annotated with Context. A parameter that no task sets may stand after a *, "
+                f"with a default: (data, *, {name}=…).",
             )
-    return data, context, data_type
+    return data, context, data_type, default
+
+
+def _is_context(name: str, annotation: Any, comes_second: bool) -> bool:
+    if annotation is Any:
+        return (SECOND_CONTEXT_NAME if comes_second else CONTEXT_NAME).search(name) is not None
+    return bool(annotation in (Context, Context | None))
 
 
 def _positional(function: Callable[..., Any]) -> list[str]:
@@ -471,6 +481,11 @@ def _decoder(declaration: Declaration, data_type: Any) -> tuple[Callable[[bytes]
 
 def _no_data(_: bytes) -> None:
     return None
+
+
+def _with_default(decode: Callable[[bytes], Any], default: Any) -> Callable[[bytes], Any]:
+    """Of a task that was submitted without data, the parameter's default; its annotation does not count for it."""
+    return lambda data: default if data == NO_DATA else decode(data)
 
 
 def _call(

@@ -59,6 +59,9 @@ class Spec(msgspec.Struct, array_like=True, frozen=True):
     trace: str | None = None  # W3C traceparent, followed by a space and the tracestate if there is one
 
 
+# Data of a task that was submitted without any. It is JSON's null, spelled as no gateway spells a null that was sent:
+# so a handler's default counts for the one and not for the other, and whoever does not know of it reads null.
+NO_DATA = b" null"
 _HEAD = 3  # bytes before a stored spec: its length in two, its level in one
 _APART = 0x8000  # bit of the length: the data has a field of its own
 NO_SPEC = Spec("", "", 0, 1, 1.0, Backoff(0, 1, 0))  # stands where the spec of a task is not known

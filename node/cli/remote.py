@@ -132,7 +132,7 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
 
 @click.command()
 @click.argument("task_type", metavar="TYPE")
-@click.argument("data", default="null", metavar="[DATA]")
+@click.argument("data", required=False, metavar="[DATA]")
 @click.option("--queue", help="Another queue than the type's own.")
 @click.option("--priority", callback=to_priority, metavar="LEVEL", help="low, normal, high, or 0 to 9.")
 @click.option("--key", help="Tasks of one key go to one shard.")
@@ -155,7 +155,7 @@ def status(url: str, ca_file: str, as_json: bool) -> int:
 @remote_options
 def submit(
     task_type: str,
-    data: str,
+    data: str | None,
     backoff_base_s: float | None,
     backoff_factor: float | None,
     backoff_max_s: float | None,
@@ -182,7 +182,7 @@ def submit(
         began_s = time.monotonic()
         task = client.submit(
             task_type,
-            parse_data(sys.stdin.read() if data == "-" else data),
+            calls.ABSENT if data is None else parse_data(sys.stdin.read() if data == "-" else data),
             idempotency_key=idempotency_key,
             wait_s=max(0.0, FIRST_WAIT_S if wait_s is None else min(FIRST_WAIT_S, wait_s)) if waits else 0.0,
             **options,

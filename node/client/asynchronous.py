@@ -83,7 +83,7 @@ class Client:
     async def submit(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         wait_s: float = 0.0,
@@ -100,7 +100,7 @@ class Client:
     async def run(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         within_s: float | None = None,
@@ -110,7 +110,7 @@ class Client:
     async def run(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         result_type: builtins.type[T],
@@ -120,7 +120,7 @@ class Client:
     async def run(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         result_type: builtins.type[T] | None = None,

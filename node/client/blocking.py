@@ -86,7 +86,7 @@ class SyncClient:
     def submit(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         wait_s: float = 0.0,
@@ -103,7 +103,7 @@ class SyncClient:
     def run(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         within_s: float | None = None,
@@ -113,7 +113,7 @@ class SyncClient:
     def run(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         result_type: builtins.type[T],
@@ -123,7 +123,7 @@ class SyncClient:
     def run(
         self,
         type: str,
-        data: Any = None,
+        data: Any = calls.ABSENT,
         *,
         idempotency_key: str | None = None,
         result_type: builtins.type[T] | None = None,

@@ -28,6 +28,7 @@ WAIT_AGAIN_S = 0.2  # the pause after an answer that came too early: a node that
 WAIT_STEP_S = 10.0  # the longest that one request of a wait stays open
 LONG_ATTEMPT_S = 60.0
 PAGE_TASKS = 500  # the most that a page may have: each page is a search of its own, where a list is filtered
+ABSENT: Any = object()  # data of a submission without any: the handler's default counts then, which null is not
 NO_QUERY: Mapping[str, Any] = {}
 
 T = TypeVar("T")
@@ -102,7 +103,8 @@ def run(
 
 
 def _post(type: str, data: Any, key: str, options: Mapping[str, Any], wait_s: float) -> Request:
-    body = encoded({"type": type, "data": data, **options})
+    sent = {} if data is ABSENT else {"data": data}
+    body = encoded({"type": type, **sent, **options})
     return Request("POST", "/tasks", body=body, headers=headers_of(key), wait_s=wait_s or None)
 
 

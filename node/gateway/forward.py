@@ -13,6 +13,7 @@ import math
 import ssl
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -24,7 +25,7 @@ from cluster.session import is_session
 from cluster.swim.events import MemberState
 from cluster.view import Peer, RedisWord, View
 from node import trace_context
-from node.schema import BatchKey, ErrorJson, Forward, Forwarded, IdempotencyKeys, Submission, Submitted
+from node.schema import ABSENT, BatchKey, ErrorJson, Forward, Forwarded, IdempotencyKeys, Submission, Submitted
 
 FORWARDED = "Rumor-Forwarded"  # header of a forwarded call, which goes one hop only: the session that is meant
 PATH = "/gossip/submit"
@@ -158,9 +159,20 @@ def outgoing(
 ) -> Forward:
     """The request to a peer."""
     if isinstance(idempotency_keys, BatchKey):
-        return Forward(list(ids), _encode_json(items), None, trace, idempotency_keys)
+        return Forward(list(ids), _as_sent(items), None, trace, idempotency_keys)
     keys = None if idempotency_keys is None else list(idempotency_keys)
-    return Forward(list(ids), _encode_json(items), keys, trace)
+    return Forward(list(ids), _as_sent(items), keys, trace)
+
+
+def _as_sent(items: Sequence[Submission]) -> bytes:
+    """The submissions as JSON; where one had no data, it has none on its way."""
+    return _encode_json([item if item.data is not ABSENT else _without_data(item) for item in items])
+
+
+def _without_data(item: Submission) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(item)
+    del fields["data"]
+    return fields
 
 
 def _may_be_stored(status: int, body: bytes) -> bool:

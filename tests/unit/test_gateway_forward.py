@@ -14,10 +14,11 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
+from cluster.shards.task import NO_DATA
 from cluster.swim.events import MemberState
 from cluster.view import Peer, RedisWord, View
-from node.gateway import app
-from node.gateway.forward import candidates
+from node.gateway import app, parse
+from node.gateway.forward import candidates, outgoing
 from tests.fake_engine import FakeEngine, peer
 
 Client = TestClient[Any, Any]
@@ -261,3 +262,12 @@ async def test_a_503_says_whether_the_task_may_have_been_stored_and_other_errors
         assert "may_have_happened" not in wrong
     finally:
         await client.close()
+
+
+def test_a_submission_without_data_has_none_at_the_peer_either() -> None:
+    """There its handler's default counts, which for a null that was sent does not."""
+    bodies = (b'{"type":"noop"}', b'{"type":"noop","data": null}', b'{"type":"noop","data":[1],"priority":3}')
+    items = [parse.submission(body, 64) for body in bodies]
+    arrived = parse.batch(outgoing(["a", "b", "c"], items, None, None).items, 10, 64)
+    assert arrived == items
+    assert [bytes(item.data) for item in arrived] == [NO_DATA, b"null", b"[1]"]

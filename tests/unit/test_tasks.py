@@ -16,7 +16,7 @@ import pytest
 import node.builtin  # noqa: F401 - declared once, outside of any test's own declarations
 from cluster.config import Config
 from cluster.errors import ConfigError
-from cluster.shards.task import Backoff, Claimed, Failure, Kind, Spec
+from cluster.shards.task import NO_DATA, Backoff, Claimed, Failure, Kind, Spec
 from node import tasks
 from node.tasks import Context, Executor, Reject, Retry, load, of, task
 from node.work.ending import MESSAGE_MAX, RESULT_MAX_BYTES, TRACEBACK_MAX, raised, returned, run
@@ -198,9 +198,126 @@ def test_a_handler_that_takes_more_than_data_and_context_is_refused() -> None:
     @task
     async def hopeful(a: int, b: int = 2) -> None: ...
 
-    with pytest.raises(ConfigError, match="takes 'b', and a handler gets its data, as one value") as caught:
+    with pytest.raises(ConfigError, match="takes 'a' and 'b', and a handler gets its data, as one value") as caught:
         of(hopeful)
     assert "(data, *, b=…)" in caught.value.hint
+
+
+def _add(x, y): ...  # type: ignore[no-untyped-def]
+def _add_defaults(x=1, y=2): ...  # type: ignore[no-untyped-def]
+def _key_only(*, x): ...  # type: ignore[no-untyped-def]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"), [(_add, "'x' and 'y'"), (_add_defaults, "'x' and 'y'"), (_key_only, "takes 'x', and")]
+)
+def test_a_second_parameter_is_no_context_unless_it_looks_like_one(function: Callable[..., Any], words: str) -> None:
+    """It would get the context where its author means the second of two arguments."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        of(task(function))
+    assert "called ctx, or annotated with Context" in caught.value.hint
+
+
+def _plain(data, ctx):
+    return locals()  # type: ignore[no-untyped-def]
+
+
+def _unused(data, _):
+    return locals()  # type: ignore[no-untyped-def]
+
+
+def _other_name(data, job_context):
+    return locals()  # type: ignore[no-untyped-def]
+
+
+def _first(ctx, data):
+    return locals()  # type: ignore[no-untyped-def]
+
+
+def _alone(context):
+    return locals()  # type: ignore[no-untyped-def]
+
+
+def _optional(data, ctx=None):
+    return locals()  # type: ignore[no-untyped-def]
+
+
+@pytest.mark.parametrize("function", [_plain, _unused, _other_name, _first, _alone, _optional])
+def test_a_context_without_annotation_is_known_by_its_name(function: Callable[..., Any]) -> None:
+    (handler,) = of(task(function))
+    ctx = context()
+    got = handler.call([1], ctx)
+    assert got.pop("data", [1]) == [1]
+    assert list(got.values()) == [ctx]
+
+
+@dataclasses.dataclass
+class _Page:
+    number: int = 1
+
+
+def _number(n: int = 5) -> Any:
+    return n
+
+
+def _maybe(n: int | None = 5) -> Any:
+    return n
+
+
+def _any(data: Any = "all") -> Any:
+    return data
+
+
+def _page(page: _Page = _Page(7)) -> Any:  # noqa: B008 - as a user would write it
+    return page
+
+
+def _bounded(n: Annotated[int, msgspec.Meta(ge=1)] = 0, *, ctx: Context) -> Any:
+    return n
+
+
+def _after_the_context(ctx: Context, n: int = 5) -> Any:
+    return n
+
+
+def _keyword(data: int, *, n: int = 5) -> Any:
+    return n
+
+
+def _without(n: int | None) -> Any:
+    return n
+
+
+@pytest.mark.parametrize(
+    ("function", "data", "expected"),
+    [
+        (_number, NO_DATA, 5),
+        (_number, b"6", 6),
+        (_maybe, NO_DATA, 5),
+        (_maybe, b"null", None),
+        (_any, NO_DATA, "all"),
+        (_any, b"null", None),
+        (_page, NO_DATA, _Page(7)),
+        (_page, b"{}", _Page(1)),
+        (_bounded, NO_DATA, 0),
+        (_after_the_context, NO_DATA, 5),
+        (_keyword, b"6", 5),
+        (_without, NO_DATA, None),
+    ],
+)
+def test_without_data_the_default_counts_and_for_null_it_does_not(
+    function: Callable[..., Any], data: bytes, expected: Any
+) -> None:
+    (handler,) = of(task(function))
+    value = handler.decode(data)
+    assert handler.call(value, context() if handler.wants_context else None) == expected
+
+
+@pytest.mark.parametrize(("function", "data"), [(_number, b"null"), (_page, b"null"), (_keyword, NO_DATA)])
+def test_a_null_that_does_not_fit_is_wrong_data_whatever_the_default(function: Callable[..., Any], data: bytes) -> None:
+    (handler,) = of(task(function))
+    with pytest.raises(msgspec.ValidationError, match="got `null`"):
+        handler.decode(data)
 
 
 async def test_an_async_function_behind_a_decorator_that_hides_it_runs_on_the_loop_when_asked_for() -> None:
