@@ -1,7 +1,7 @@
 """`Client`: the calls of `calls.py` carried out with aiohttp.
 
 The first call opens the session, so that a client can be made where no loop runs yet; from then on it belongs to that
-call's loop.
+call's loop, until that loop has ended. A forked process opens a session of its own.
 
 Does not know: what to send, which node to ask, when to try again.
 """
@@ -35,6 +35,10 @@ from node.client.task import Page, Task, result_of
 # wait for a connection until their time is up, and their errors would blame nodes that were never asked.
 CONNECTIONS_MAX = 0
 
+# Sessions of the process that this one was forked off. They stay: to close them would take their connections out of the
+# other process's event loop, with which this one shares the kernel's list of them.
+_inherited: list[Any] = []
+
 T = TypeVar("T")
 Results = list[Result]
 
@@ -63,6 +67,8 @@ class Client:
         self._headers = bearer(token)
         self._ca_file = os.environ.get("RUMOR_CA_FILE", "") if ca_file is None else ca_file
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the session's
+        self._pid = os.getpid()
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,6 +80,7 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._be_one_process()
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
@@ -323,8 +330,24 @@ class Client:
                 for event in parser.feed(part):
                     yield event
 
+    def _be_one_process(self) -> None:
+        """Let go of what a fork has copied: processes must not share a connection, nor draw the same chance."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._rng.seed()
+            self.nodes.first = self._rng.choice(self.nodes.given)
+            _inherited.append(self._session)
+            self._session = None
+
     def _opened(self) -> aiohttp.ClientSession:
+        self._be_one_process()
+        loop = asyncio.get_running_loop()
+        if self._session is not None and self._loop is not None and self._loop is not loop:
+            if not self._loop.is_closed():
+                raise RuntimeError("this Client belongs to another event loop, which goes on: make one for each loop.")
+            self._session = None  # its connections ended with their loop
         if self._session is None:
+            self._loop = loop
             tls = tls_context(self._ca_file) if self._ca_file else True
             connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=tls)
             self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)

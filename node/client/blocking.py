@@ -59,6 +59,7 @@ class SyncClient:
         spread: bool = True,
     ) -> None:
         self._rng = Random()
+        self._spreads = spread
         self.nodes = nodes_from(urls, self._rng if spread else None, learn)
         self.within_s = within_s
         self._insists = insist
@@ -66,6 +67,7 @@ class SyncClient:
         self._ca_file = os.environ.get("RUMOR_CA_FILE", "") if ca_file is None else ca_file
         self._tls: ssl.SSLContext | None = None
         self._idle: dict[str, deque[Connection]] = {}
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +82,18 @@ class SyncClient:
         for idle in list(self._idle.values()):
             while idle:
                 idle.pop().close()
+
+    def _be_one_process(self) -> None:
+        """Let go of what a fork has copied: processes must not share a connection, nor draw the same chance.
+
+        To close a connection here closes it for this process alone.
+        """
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._rng.seed()
+            if self._spreads:
+                self.nodes.first = self._rng.choice(self.nodes.given)
+            self.close()
 
     # ---- tasks
 
@@ -292,6 +306,7 @@ class SyncClient:
 
     def _ask(self, ask: Ask) -> Answer | NoAnswer:
         deadline_s = time.monotonic() + ask.within_s
+        self._be_one_process()
         idle = self._idle.setdefault(ask.url, deque(maxlen=IDLE_MAX))
         # A kept connection may have ended unnoticed; then nobody can tell whether the node got the request. So one that
         # must not be repeated gets a new connection, and any other is sent once more over the next one.
@@ -338,7 +353,10 @@ class SyncClient:
                 raise error_of(response.status, decoded(response.read()), url)
             self.nodes.answered(url)
             parser = Parser(last_id)
+            pid = os.getpid()
             while part := response.read1(READ_BYTES):
+                if pid != os.getpid():
+                    raise ConnectionError("this process was forked while it read them")
                 yield None
                 yield from parser.feed(part)
 

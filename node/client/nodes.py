@@ -75,7 +75,7 @@ class Nodes:
         urls = (str(member.get("url", "")) for member in members if member.get("state") in THERE)
         self.learned_urls = tuple(url for url in urls if urlsplit(url).scheme == scheme)[:MEMBERS_MAX]
         known = set(self.known())
-        self._rests = {url: rest for url, rest in self._rests.items() if url in known}
+        self._rests = {url: rest for url, rest in list(self._rests.items()) if url in known}
 
 
 def address(text: str) -> str:
