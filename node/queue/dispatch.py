@@ -34,7 +34,7 @@ from node.observe import logs
 from node.observe.metrics import Metrics
 from node.observe.tracing import OFF, Tracing
 from node.queue.backlog import Backlog
-from node.work.worker import Worker
+from node.work.worker import New, Worker
 
 GROUP_TASKS_MAX = 2_048  # new tasks in one group: some 20 ms of Redis's time, far below a group's deadline
 GROUP_BYTES_MAX = 4_194_304  # bytes of their data in one group, and bytes of results
@@ -155,11 +155,11 @@ class Dispatcher:
             self._steals[self._shards.lane_of[shard]][shard, queue] = limit
         self.kick()
 
-    def begin(self, tasks: Sequence[Claimed], is_new: bool = False) -> None:
-        """Remember and run tasks that this session has claimed. `is_new`: their submissions are answered just now."""
+    def begin(self, tasks: Sequence[Claimed], new: list[New] | None = None) -> None:
+        """Remember and run tasks that this session has claimed. `new`: as for `Worker.start`."""
         for claimed in tasks:
             self.held[claimed.shard][claimed.id] = claimed.delivery
-        self.worker.start(tasks, is_new)
+        self.worker.start(tasks, new)
 
     def compare(self, shard: int) -> None:
         """Ask Redis which tasks of a shard it holds in flight for this session, and mend the differences."""

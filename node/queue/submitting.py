@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from redis.exceptions import OutOfMemoryError
@@ -32,8 +32,9 @@ from node.queue.keyed_batches import SLICE, Keyed, KeyedBatches
 from node.queue.names import conflict, names_of
 from node.queue.placement import Placement, shard_of_key
 from node.queue.queries import Queries, carry
-from node.queue.waiters import Waiters
+from node.queue.waiters import Held, Waiters
 from node.schema import BackoffJson, BatchKey, IdempotencyKeys, Submission, Submitted, TaskJson, run_at_ms
+from node.work.worker import New
 
 CROWD = 512  # ids that a batch makes for one shard before it dates them later
 AGAIN_WITHIN_S = 0.5  # time for storing again after a connection dropped; a peer needs the rest of a second
@@ -158,9 +159,12 @@ class Submitting:
                 self._homes.store(new)
             else:
                 self._dispatch.store(new)
-        await batch.wait()
-        if keyed is not None and batch.failure is None:
-            await self._mark(keyed, batch)
+        try:
+            await batch.wait()
+            if keyed is not None and batch.failure is None:
+                await self._mark(keyed, batch)
+        finally:
+            self._answered(batch)
         if batch.held is not None:
             batch.results[0] = self._let_go(batch.held, batch.results[0])
         failure = batch.failure
@@ -328,11 +332,11 @@ class Submitting:
             task.queued_at_ms = now_ms
             batch.new(n, task)
         elif code is _CODE_CLAIMED:
-            self._begin(new, task, now_ms, is_answered=batch.hold_s == 0)
+            self._begin(new, task, now_ms, batch)
             batch.new(n, task)
             if batch.hold_s > 0:
                 batch.waiting += 1
-                batch.held = _Held(self._waiters, new.id, batch.hold_s, batch.one_less)
+                batch.held = Held(self._waiters, new.id, batch.hold_s, batch.one_less)
         elif isinstance(code, StoreUnavailable):
             batch.failure = code
             batch.may_have_happened |= code.may_have_happened
@@ -340,9 +344,17 @@ class Submitting:
             batch.results[n] = _not_stored(code)
         else:
             self._on_rare_code(new, code, now_ms, first)
+        if batch.waiting == 1 and not batch.has_plan:
+            self._answered(batch)  # the caller goes on in the next turn, and answers in it
         batch.one_less()
 
-    def _let_go(self, held: _Held, began: Result | None) -> Result | None:
+    def _answered(self, batch: _Batch) -> None:
+        """The call is answered in the next turn of the loop, or its caller has gone: begin what it put aside."""
+        if batch.begun:
+            self._dispatch.worker.begin(batch.begun)
+        batch.begun = None
+
+    def _let_go(self, held: Held, began: Result | None) -> Result | None:
         """The task as it ended; as it began if it goes on, or if the read behind the settle came before it.
 
         A lane sends a script again, by its text, to a Redis that has forgotten it: after all else of the group.
@@ -353,13 +365,13 @@ class Submitting:
         task = self._queries.shown(held.task_id, held.waiter.read)
         return Submitted(task, True) if task.state in TERMINAL else began
 
-    def _begin(self, new: NewTask, task: TaskJson, now_ms: int, is_answered: bool) -> None:
+    def _begin(self, new: NewTask, task: TaskJson, now_ms: int, batch: _Batch) -> None:
         session = self._dispatch.session
         task.state, task.attempt, task.delivery = State.RUNNING, 1, 1
         task.queued_at_ms = task.started_at_ms = now_ms
         task.node_id = node_of(session)
         self._metrics.claims.add("submission")
-        self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)], is_answered)
+        self._dispatch.begin([Claimed(task.id, new.shard, 1, 1, new.spec, new.data, session)], batch.begun)
 
     def _on_rare_code(self, new: NewTask, code: StoreCode, now_ms: int, first: str) -> None:
         n, batch, task = new.more
@@ -398,7 +410,7 @@ class _Batch:
     ) -> None:
         self.size = size
         self.hold_s = hold_s
-        self.held: _Held | None = None
+        self.held: Held | None = None
         self.own_load = own_load  # this node's load by queue, with the tasks placed here since
         self.trace = trace
         self.has_plan = False  # whether it is under one Idempotency-Key
@@ -406,6 +418,7 @@ class _Batch:
         self.wall_ms = wall_ms()
         self.crowd: dict[int, int] = {}  # by shard: ids made, in a large batch
         self.results: list[Result | None] = [None] * size
+        self.begun: list[New] | None = [] if hold_s == 0 else None  # attempts that wait until the call is answered
         self.ids = [""] * size
         self.waiting = 1  # answers to come, and 1 until all tasks are prepared
         self.stored = 0
@@ -435,27 +448,6 @@ class _Batch:
         await self._done
 
 
-class _Held:
-    """The answer about a task that began here, held back until the task ends, or for a short time."""
-
-    def __init__(self, waiters: Waiters, task_id: str, for_s: float, let_go: Callable[[], None]) -> None:
-        self.task_id = task_id
-        self._waiters = waiters
-        self._let_go: Callable[[], None] | None = let_go
-        self.waiter = waiters.add(task_id, self._woken)
-        # It ends here also if the caller gives up meanwhile.
-        self._timer = asyncio.get_running_loop().call_later(for_s, self.close)
-
-    def close(self) -> None:
-        """Hold it no longer."""
-        self._timer.cancel()
-        self._waiters.discard(self.task_id, self.waiter)
-        self._woken()
-
-    def _woken(self) -> None:
-        if self._let_go is not None:
-            let_go, self._let_go = self._let_go, None
-            let_go()
 
 
 def _not_stored(error: Exception) -> RumorError:

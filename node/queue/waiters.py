@@ -142,3 +142,26 @@ def _discard(waiters: dict[str, set[Waiter]], name: str, waiter: Waiter) -> None
         others.discard(waiter)
         if not others:
             del waiters[name]
+
+
+class Held:
+    """The answer about a task that began here, held back until the task ends, or for a short time."""
+
+    def __init__(self, waiters: Waiters, task_id: str, for_s: float, let_go: Callable[[], None]) -> None:
+        self.task_id = task_id
+        self._waiters = waiters
+        self._let_go: Callable[[], None] | None = let_go
+        self.waiter = waiters.add(task_id, self._woken)
+        # It ends here also if the caller gives up meanwhile.
+        self._timer = asyncio.get_running_loop().call_later(for_s, self.close)
+
+    def close(self) -> None:
+        """Hold it no longer."""
+        self._timer.cancel()
+        self._waiters.discard(self.task_id, self.waiter)
+        self._woken()
+
+    def _woken(self) -> None:
+        if self._let_go is not None:
+            let_go, self._let_go = self._let_go, None
+            let_go()

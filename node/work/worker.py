@@ -65,6 +65,9 @@ class Running(msgspec.Struct, eq=False):
     is_ended: bool = False
 
 
+New = tuple[Running, Handler, contextvars.Context, Executor]  # an attempt that has a slot and has not begun
+
+
 class Worker:
     """Slots, and the attempts in them. All methods are called on the loop; none of them blocks."""
 
@@ -89,8 +92,7 @@ class Worker:
         self._free = dict(self._slots)
         self._running: dict[str, Running] = {}
         self._lingering: dict[Running, None] = {}
-        # Attempts that begin once their submissions are answered:
-        self._new: list[tuple[Running, Handler, contextvars.Context]] = []
+        self._new: list[New] = []  # begin in the next turn of the loop
         self._pool = Pool(config, registry.modules, node_id, sum(self._free.values()), tracing.is_on)
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at_s = _NEVER
@@ -120,12 +122,13 @@ class Worker:
         """Child processes that ended in good order, by the reason."""
         return {str(reason): n for reason, n in self._pool.replaced.items()}
 
-    def start(self, tasks: Sequence[Claimed], is_new: bool = False) -> None:
+    def start(self, tasks: Sequence[Claimed], new: list[New] | None = None) -> None:
         """Begin these deliveries. Outcomes are reported later, never from inside this call.
 
-        `is_new`: the answers to their submissions leave in the next turn of the loop; the handlers begin after it.
+        `new`: their submissions are not answered yet. What runs in the node itself is put there, for `begin`.
         """
         loop, running_of, free = self._loop, self._running, self._free
+        later: list[New] = [] if new is None else new
         now_s = loop.time()
         for claimed in tasks:
             spec = claimed.spec
@@ -143,19 +146,26 @@ class Worker:
             if spec.trace is not None:
                 running.span = self._tracing.begin(claimed, context)
             executor = handler.executor if claimed.lost < ISOLATE_AFTER_LOST else Executor.PROCESS
-            if is_new and executor is not Executor.PROCESS:
-                if not self._new:
-                    loop.call_soon(self._begin_new)
-                self._new.append((running, handler, context))
-            elif executor is _LOOP:
-                running.job = asyncio.Task(self._on_loop(running, handler), loop=loop, name=task_id, context=context)
-            elif executor is Executor.PROCESS:
+            if executor is Executor.PROCESS:
                 running.deadline_s = _NEVER  # until a child process has begun it
                 running.job = loop.create_task(self._in_child(running), name=task_id)
             else:
-                self._in_thread(running, handler, context)
+                later.append((running, handler, context, executor))
             if running.deadline_s < self._wake_at_s:
                 self._wake_by(running.deadline_s)
+        if new is None:
+            self.begin(later)
+
+    def begin(self, new: list[New]) -> None:
+        """Begin attempts in the turn after the next: in the next, the answers to their submissions are written.
+
+        uvloop hands what a turn has written to the kernel at the end of that turn. So a handler may compute, or end the
+        node: it cannot hold up or lose the answer to its own submission. A claim may find what was stored just before
+        it, in the same group, so this holds for all.
+        """
+        if new and not self._new:
+            self._loop.call_soon(self._begin_new)
+        self._new += new
 
     def stop(self, task_id: str, delivery: int | None, reason: str) -> bool:
         """End the right to commit of this delivery (None: of any): it is cancelled, fenced or gone. Outcome STOPPED.
@@ -193,16 +203,12 @@ class Worker:
     # Attempts
 
     def _begin_new(self) -> None:
-        """Begin the attempts of the turn before. In the present turn the answers to their submissions are written.
-
-        uvloop hands what a turn has written to the kernel at the end of that turn. So a handler may compute from the
-        next turn on: it cannot hold up the answer to its own submission, neither on the loop nor in a thread.
-        """
+        """Begin the attempts of the turn before. In the present turn the answers to their submissions are written."""
         new, self._new = self._new, []
-        for running, handler, context in new:
+        for running, handler, context, executor in new:
             if running.stop_as is not None:  # stopped before it began
                 self._end(running, running.stop_as)
-            elif handler.executor is _LOOP:
+            elif executor is _LOOP:
                 running.job = asyncio.Task(
                     self._on_loop(running, handler), loop=self._loop, name=running.claimed.id, context=context
                 )

@@ -22,9 +22,12 @@ import node.builtin  # noqa: F401 - declared once, outside of any test's own dec
 from cluster.shards.task import Claimed, Kind, Outcome
 from node import tasks
 from node.tasks import load
+from tests.chaos.nodes import fleet
 from tests.desk import Desk
 from tests.desk import claim as claim_of
+from tests.integration.conftest import RedisServer
 from tests.integration.test_pool import eventually, lives
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -298,6 +301,23 @@ def test_it_ends_with_a_node_that_is_killed(how: str, end: str, shop: Path) -> N
         finally:
             if end == "with a copy":
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM twice", "drained for too long"])
+def test_it_ends_with_a_real_node(how: str, tmp_path: Path, redis_server: RedisServer) -> None:
+    pid_file = tmp_path / "pid"
+    with fleet(tmp_path, redis_server.url, tasks="tests.integration.waits_tasks", drain_s=0.5) as nodes:
+        nodes.start(1)
+        (node,) = nodes.nodes
+        node.submit("with_a_program", str(pid_file))
+        wait_until(pid_file.exists, 20, "the handler starts its program")
+        program = int(pid_file.read_text())
+        assert lives(program)
+        node.kill() if how == "SIGKILL" else node.terminate()
+        if how == "SIGTERM twice":
+            wait_until(lambda: "signal" in node.log(), 10, "the node hears the first signal")
+            node.terminate()
+        wait_until(lambda: not node.is_running and not lives(program), 20, "the node and the program end")
 
 
 async def test_an_answer_counts_for_its_own_delivery_alone(desk: Desk) -> None:

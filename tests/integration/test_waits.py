@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,6 +56,40 @@ def test_the_answer_to_a_submission_leaves_before_its_handler_computes(make_flee
             with connection:
                 connection.sendall(b"!")
             assert node.task(task["id"], wait_s=10)["result"] is True
+
+
+NOOPS = [{"type": "noop"}] * 5
+LINES = "application/x-ndjson"
+
+
+@pytest.mark.parametrize(
+    ("path", "tasks", "headers"),
+    [
+        ("/tasks", {"type": "end_node"}, {}),
+        ("/tasks", {"type": "end_node"}, {"Idempotency-Key": "k"}),
+        ("/tasks", {"type": "end_node_in_a_thread"}, {}),
+        ("/tasks/batch", [{"type": "end_node"}, *NOOPS], {}),
+        ("/tasks/batch", [*NOOPS, {"type": "end_node_in_a_thread"}, *NOOPS], {}),
+        ("/tasks/batch", [{"type": "end_node"}, *NOOPS], {"Idempotency-Key": "k"}),
+        ("/tasks/batch", [{"type": "end_node"}, *NOOPS], {"Content-Type": LINES}),
+    ],
+)
+def test_the_answer_to_a_submission_leaves_before_its_handler_ends_the_node(
+    make_fleet: Make, path: str, tasks: Any, headers: dict[str, str]
+) -> None:
+    (node,) = make_fleet(1).nodes
+    body = "\n".join(map(json.dumps, tasks)) if LINES in headers.values() else json.dumps(tasks)
+    request = urllib.request.Request(
+        node.remote.url + path, body.encode(), {"Content-Type": "application/json", **headers}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        try:
+            answer = response.read().decode()
+        except http.client.IncompleteRead as error:  # all lines are here; the node was gone before the end of the body
+            answer = error.partial.decode()
+    count = len(tasks) if isinstance(tasks, list) else 1
+    assert answer.count('"id":') == count, answer
+    wait_until(lambda: not node.is_running, 10, "the handler ends the node")
 
 
 def test_the_answers_to_many_submissions_leave_before_their_handlers_compute(make_fleet: Make, tmp_path: Path) -> None:

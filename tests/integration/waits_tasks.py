@@ -1,8 +1,11 @@
-"""Handlers of `test_waits`: `--tasks tests.integration.waits_tasks`."""
+"""Handlers of `test_waits` and `test_keeper`: `--tasks tests.integration.waits_tasks`."""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import time
 
 from node import task
 
@@ -25,3 +28,24 @@ async def held_by_client(path: str) -> bool:
 async def far(data: int) -> int:
     """A task that only a node with the queue `far` runs."""
     return 2 * data
+
+
+@task(max_attempts=1)
+async def end_node() -> None:
+    """End the node in the handler's first step."""
+    os._exit(9)
+
+
+@task(max_attempts=1, executor="thread", queue="default")
+def end_node_in_a_thread() -> None:
+    os._exit(9)
+
+
+@task(max_attempts=1)
+def with_a_program(path: str) -> None:
+    """Start a program in a session of its own, leave its pid in this file, and hang."""
+    program = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    with open(path + ".part", "w") as file:
+        file.write(str(program.pid))
+    os.rename(path + ".part", path)
+    time.sleep(300)

@@ -232,16 +232,18 @@ async def test_a_handler_that_ignores_its_cancellation_is_reported_and_keeps_its
 
 @pytest.mark.usefixtures("short_grace")
 async def test_a_task_claimed_again_while_its_first_run_lingers_reports_each_delivery_once() -> None:
-    release = threading.Event()
+    began, release = threading.Event(), threading.Event()
 
     @task(executor="thread")
     def slow(data: Any, ctx: Context) -> int:
         if ctx.delivery == 1:
+            began.set()
             release.wait(LIMIT_S)
         return ctx.delivery
 
     async with desk(slow) as one:
         one.worker.start([claim("slow", delivery=1, queue="sync")])
+        await eventually(began.is_set)
         one.worker.start([claim("slow", delivery=2, queue="sync")])
         await one.until(lambda: len(one.outcomes) == 2)
         first, second = one.outcomes
@@ -324,7 +326,7 @@ async def test_a_new_task_begins_in_a_later_turn_than_the_answer_to_its_submissi
     async with desk(on_loop if executor == "loop" else in_thread) as one:
         loop = asyncio.get_running_loop()
         loop.call_soon(count)
-        one.worker.start([claim("quick")], is_new=True)
+        one.worker.start([claim("quick")])
         assert one.worker.free("default") == 3, "it has its slot at once"
         loop.call_soon(answer)
         assert (await one.next()).kind is Kind.SUCCEEDED
@@ -343,9 +345,9 @@ async def test_a_new_task_that_is_stopped_before_it_begins_never_runs_and_is_rep
 
     task(name="quick", executor=executor)(on_loop if executor == "loop" else in_thread)  # type: ignore[call-overload]
     async with desk(on_loop if executor == "loop" else in_thread) as one:
-        one.worker.start([claim("quick", id_="A")], is_new=True)
+        one.worker.start([claim("quick", id_="A")])
         assert one.worker.stop("A", 1, "cancelled")
-        one.worker.start([claim("quick", id_="B")], is_new=True)
+        one.worker.start([claim("quick", id_="B")])
         await asyncio.sleep(0)
         one.worker.stop("B", 1, "cancelled")
         await one.until(lambda: len(one.outcomes) == 2)
