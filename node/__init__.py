@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from node.client.asynchronous import Client
     from node.client.blocking import SyncClient
     from node.client.errors import NotFinished, TaskCancelled, TaskFailed, Unreachable
-    from node.tasks import Context, Reject, Retry, task
+    from node.context import Context
+    from node.tasks import Reject, Retry, task
 
 __all__ = [
     "Client",
@@ -29,7 +30,8 @@ _WHERE = {
     "Client": "node.client.asynchronous",
     "SyncClient": "node.client.blocking",
     **dict.fromkeys(("NotFinished", "TaskCancelled", "TaskFailed", "Unreachable"), "node.client.errors"),
-    **dict.fromkeys(("Context", "Reject", "Retry", "task"), "node.tasks"),
+    "Context": "node.context",
+    **dict.fromkeys(("Reject", "Retry", "task"), "node.tasks"),
 }
 
 

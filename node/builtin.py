@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from node.tasks import Context, task
+from node.context import Context
+from node.tasks import task
 
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 CRASH_CODE = 86

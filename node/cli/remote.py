@@ -19,6 +19,7 @@ from cluster import header_text
 from cluster.errors import BadRequest, ConfigError, RumorError
 from node.cli import hints, output
 from node.cli.each import parse_data, submit_each
+from node.client import calls
 from node.client.asking import WAIT_SPARE_S
 from node.client.blocking import SyncClient
 from node.client.errors import NotFinished

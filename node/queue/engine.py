@@ -483,9 +483,6 @@ class Engine:
             "leader": self.view.leader.node_id if self.view.leader else None,
             "members": report.head_count(self.view),
             "shards_owned": len(self.housekeeping.owned),
-            "running": len(self.worker.running),
-            "lingering": len(self.worker.lingering),
-            "children": self.worker.children,
-            "children_replaced": self.worker.replaced,
+            **self.worker.health(),
             "problems": problems,
         }

@@ -24,10 +24,11 @@ from cluster import output
 from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.shards.task import Claimed
+from node.context import Context
 from node.observe import logs
 from node.observe.tracing import OFF
 from node.observe.tracing import start as start_tracing
-from node.tasks import Context, load
+from node.tasks import load
 from node.work import fork_guard
 from node.work.ending import Ending, failed, run
 from node.work.frames import HEADER, Done, FromChild, Hello, Progress, Ready, body_length, frame

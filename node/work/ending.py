@@ -17,7 +17,8 @@ import msgspec
 
 from cluster.shards.task import Failure, Kind
 from node import exact_json
-from node.tasks import BUILTIN, Context, Handler, Reject, Retry
+from node.context import Context
+from node.tasks import BUILTIN, Handler, Reject, Retry
 
 RESULT_MAX_BYTES = 1_048_576
 MESSAGE_MAX = 2_000  # characters

@@ -28,9 +28,10 @@ import msgspec
 
 from cluster.config import Config
 from cluster.shards.task import Claimed, Kind, Outcome
+from node.context import Context
 from node.observe import logs
 from node.observe.tracing import OFF, Tracing
-from node.tasks import Context, Executor, Handler, Registry
+from node.tasks import Executor, Handler, Registry
 from node.work import fork_guard
 from node.work.ending import Ending, failed, raised, returned, run, unfit
 from node.work.pool import Pool
@@ -121,6 +122,15 @@ class Worker:
     def replaced(self) -> dict[str, int]:
         """Child processes that ended in good order, by the reason."""
         return {str(reason): n for reason, n in self._pool.replaced.items()}
+
+    def health(self) -> dict[str, Any]:
+        """What `/health` shows of it."""
+        return {
+            "running": len(self._running),
+            "lingering": len(self._lingering),
+            "children": self.children,
+            "children_replaced": self.replaced,
+        }
 
     def start(self, tasks: Sequence[Claimed], new: list[New] | None = None) -> None:
         """Begin these deliveries. Outcomes are reported later, never from inside this call.

@@ -31,16 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node/schema": {"cluster/shards"},
     "node/import_path": set(),
     "node/exact_json": set(),
-    "node/tasks": {
-        "cluster/shards",
-        "node/exact_json",
-        "node/import_path",
-        "node/trace_context",
-        "node/observe",
-    },  # a handler's own log
-    "node/builtin": {"node/tasks"},
+    "node/context": {"cluster/shards", "node/exact_json", "node/trace_context", "node/observe"},  # a handler's own log
+    "node/tasks": {"cluster/shards", "node/context", "node/import_path"},
+    "node/builtin": {"node/context", "node/tasks"},
     "node/observe": {"cluster/shards", "cluster/swim", "node/schema", "node/trace_context"},
-    "node/work": {"cluster/shards", "node/exact_json", "node/tasks", "node/observe"},
+    "node/work": {"cluster/shards", "node/context", "node/exact_json", "node/tasks", "node/observe"},
     "node/gateway": {"cluster/gossip", "cluster/swim", "node/schema", "node/trace_context", "node/observe"},
     "node/queue": {
         *("cluster/shards", "cluster/swim", "cluster/gossip", "cluster/vitals"),

@@ -558,9 +558,9 @@ const tasks = (() => {
 
   $("submit-form").addEventListener("submit", async (event) => {
     event.preventDefault();
-    const data = $("s-data").value.trim() || "null";
+    const data = $("s-data").value.trim();
     try {
-      JSON.parse(data); // the node gets the text, to the last digit
+      if (data) JSON.parse(data); // the node gets the text, to the last digit
     } catch (error) {
       say($("submit-note"), `The data is not JSON: ${error.message}`);
       return;
@@ -579,7 +579,8 @@ const tasks = (() => {
     if ($("s-priority").value) options.priority = $("s-priority").value;
     if ($("s-delay").value) options.delay_s = Number($("s-delay").value);
     if ($("s-attempts").value) options.max_attempts = Number($("s-attempts").value);
-    const body = exact.withField(options, "data", data);
+    // Without data the handler's default counts, which is not what null says.
+    const body = data ? exact.withField(options, "data", data) : JSON.stringify(options);
     const times = Math.max(1, Math.min(10000, Number($("s-count").value) || 1));
     if (times === 1) {
       const task = await net.change("POST", "/tasks", body);
