@@ -243,8 +243,14 @@ POSITIVE = [
     "nesting_max",
     "connections_max",
 ]
-NOT_NEGATIVE = ["backoff_base_s", "backoff_max_s", "drain_s", "indirect_probes", "watch_peers"]
-NOT_NEGATIVE += ["max_tasks_per_child", "max_memory_per_child_mb", "child_idle_s"]
+NOT_NEGATIVE = [
+    "backoff_base_s",
+    "backoff_max_s",
+    "drain_s",
+    "indirect_probes",
+    "watch_peers",
+    *("max_tasks_per_child", "max_memory_per_child_mb", "child_idle_s"),
+]
 ORDERED = (  # (smaller, larger, why the other way round cannot work)
     ("probe_timeout_s", "probe_interval_s", "a probe would outlive its round"),
     ("suspicion_min_s", "suspicion_max_s", "confirmations can only shorten a suspicion"),

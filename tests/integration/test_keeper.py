@@ -378,6 +378,16 @@ async def test_a_child_has_no_file_of_its_node_and_its_programs_have_none_of_the
     assert not [name for name in program if name.startswith("socket:") or name == str(tmp_path / "open")]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_program_of_a_handler_on_the_loop_has_no_file_of_the_node(tmp_path: Path, redis_server: RedisServer) -> None:
+    """Though it is told to close none: all of the node's are closed when a program is executed."""
+    with fleet(tmp_path, redis_server.url, tasks="tests.integration.waits_tasks") as nodes:
+        nodes.start(1)
+        (node,) = nodes.nodes
+        (task_id,) = node.submit("files_of_a_program")
+        assert node.task(task_id, wait_s=10)["result"] == []
+
+
 async def test_a_users_file_does_not_stand_in_for_a_module_of_the_library(desk: Desk, shop: Path) -> None:
     for name in ("queue", "random", "sched", "secrets", "selectors", "json", "signal", "select", "socket"):
         (shop / f"{name}.py").write_text("raise SystemExit('not this one')")

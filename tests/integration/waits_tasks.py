@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 
 from node import task
@@ -49,3 +50,13 @@ def with_a_program(path: str) -> None:
         file.write(str(program.pid))
     os.rename(path + ".part", path)
     time.sleep(300)
+
+
+@task(queue="default")
+async def files_of_a_program() -> list[str]:
+    """What a program has open that a handler on the node's own loop starts."""
+    listing = (
+        "import os; print(*(f'{n} {os.path.realpath(f\"/proc/self/fd/{n}\")}' for n in range(3, 4096)), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, close_fds=False)  # noqa: ASYNC221
+    return [line for line in done.stdout.splitlines() if not line.endswith(f"/fd/{line.split()[0]}")]
