@@ -299,7 +299,7 @@ class Pool:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         child = Child(process, reader, writer, self._limits)
         self._children[child] = None
-        child.exited.add_done_callback(lambda _: self._children.pop(child, None))
+        child.exited.add_done_callback(lambda _: self._forget(child))
         try:
             async with asyncio.timeout(BOOT_LIMIT_S):
                 await child.boot(sys.path, self._hello)
@@ -310,6 +310,11 @@ class Pool:
             await self._end(child)
             raise
         return child
+
+    def _forget(self, child: Child) -> None:
+        self._children.pop(child, None)
+        if child in self._idle:  # it died while it was idle
+            self._idle.remove(child)
 
     async def _end(self, child: Child) -> None:
         child.kill()
