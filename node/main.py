@@ -188,6 +188,15 @@ async def run(config: Config, leaving: Leaving) -> int:
     return status
 
 
+def forget_secrets() -> None:
+    """Take the cluster's secrets out of the environment, now that they are read.
+
+    Handlers on the loop, the programs that they start, and whatever shows the environment in a report need none.
+    """
+    for name in os.environ.keys() - without_secrets(os.environ).keys():
+        del os.environ[name]
+
+
 def main_node(config: Config) -> int:
     """Run one node in this process; the exit status."""
     output.shield()
@@ -195,9 +204,7 @@ def main_node(config: Config) -> int:
     leaving = Leaving()
     for name, hint in strangers(os.environ).items():
         log.warning("variable_ignored", variable=name, hint=hint)
-    # Handlers on the loop, the programs they start and whatever shows the environment in a report need no secrets.
-    for name in os.environ.keys() - without_secrets(os.environ).keys():
-        del os.environ[name]
+    forget_secrets()
     gc.set_threshold(25_000, 20, 50)  # Tasks come and go by the ten thousand, and few objects here are in a cycle.
     sys.setswitchinterval(0.001)  # The vitals thread shares the interpreter with handlers: 5 ms is long for a turn.
     try:

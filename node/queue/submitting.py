@@ -448,8 +448,6 @@ class _Batch:
         await self._done
 
 
-
-
 def _not_stored(error: Exception) -> RumorError:
     """The error for a task that Redis refused to store."""
     if isinstance(error, OutOfMemoryError):
