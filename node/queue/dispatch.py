@@ -104,7 +104,7 @@ class Dispatcher:
         self._is_kicked = False  # whether every lane is to ask for the outcomes that came since one last did
         self._is_first = [False for _ in shards.lanes]  # whether a lane was woken alone, before the others
         self._note_run = metrics.run_s.add
-        self._retention_s, self._kept_ms = config.retention_s, shards.calls.kept_ms
+        self._kept_ms, self._kept_s, self._dead_s = shards.calls.kept_ms, config.retention_s, config.dead_retention_s
 
     # ---- what the other parts call
 
@@ -181,7 +181,7 @@ class Dispatcher:
         kind = outcome.kind
         self._note_run(outcome.run_s)
         if kind is _WELL_ENDED:
-            ms = self._kept_ms(claimed.spec.retention_s, self._retention_s)
+            ms = self._kept_ms(claimed.spec.retention_s, self._kept_s)
             result = outcome.result
             if result is None or result == b"null":
                 result = b""  # as settle.lua writes null
@@ -200,8 +200,7 @@ class Dispatcher:
         else:
             failure = _encode_failure(outcome.failure or Failure("Error", "no reason given"))
             if kind is Kind.REJECTED or claimed.attempt >= claimed.spec.max_attempts:
-                ms = self._kept_ms(claimed.spec.retention_s, self._config.dead_retention_s)
-                ended = Settlement(claimed, _DEAD, failure, ms)
+                ended = Settlement(claimed, _DEAD, failure, self._kept_ms(claimed.spec.retention_s, self._dead_s))
             else:
                 wait_s = outcome.retry_after_s if kind is Kind.RETRY else None
                 if wait_s is None:
@@ -351,7 +350,7 @@ class Dispatcher:
             self.kick()
 
     def _may_begin(self, shard: int, session: str) -> bool:
-        """Whether what was just claimed may start. Of a session that may be fenced, a reaper or `compare` takes it back."""
+        """Whether what was just claimed may start. Where its session may be fenced, it is taken back."""
         if session == self.session and self.is_sure():
             return True
         self.compare(shard)
