@@ -78,7 +78,8 @@ def test_the_answer_to_a_submission_leaves_before_its_handler_ends_the_node(
     make_fleet: Make, path: str, tasks: Any, headers: dict[str, str]
 ) -> None:
     (node,) = make_fleet(1).nodes
-    body = "\n".join(map(json.dumps, tasks)) if LINES in headers.values() else json.dumps(tasks)
+    # Each line ends in a line break: one that does not is a chunk of its own, which is stored after the others' answer.
+    body = "".join(f"{json.dumps(task)}\n" for task in tasks) if LINES in headers.values() else json.dumps(tasks)
     request = urllib.request.Request(
         node.remote.url + path, body.encode(), {"Content-Type": "application/json", **headers}, method="POST"
     )
