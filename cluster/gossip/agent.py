@@ -26,7 +26,7 @@ from cluster import output, session
 from cluster.clock import wall_ms
 from cluster.config import Config
 from cluster.errors import ConfigError, likely_holder
-from cluster.gossip import http1, watch_token
+from cluster.gossip import http1, site, watch_token
 from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import GossipDriver
 from cluster.gossip.keyring import gossip_keys
@@ -39,7 +39,8 @@ JOIN_S = 3.0  # time between two looks for seeds that are not alive here
 LINGER_GOSSIPS = 3  # gossip intervals from the word that we left until we fall silent
 BACKLOG = 4096  # length of the accept queue: once it is full, a stopped process looks like one whose kernel is silent
 CONNECTIONS_MAX = 4096
-REQUEST_LIMIT_S = 5.0  # time that a connection has to send its request before the agent closes it
+STRANGERS_MAX_BYTES = 16_777_216  # bytes of requests that are not whole yet, of all connections
+REQUEST_LIMIT_S = 5.0  # time that a connection has to send its request, and to take the answer
 EXIT_CONFLICT = 3
 EXIT_BROKEN = 70
 FAR_MS = 10 * 365 * 86_400_000  # time by which an earlier life's clock may have been ahead: ten years
@@ -78,6 +79,8 @@ class Agent:
         self.stop = asyncio.Event()
         self.has_conflict = False
         self.connections: set[Connection] = set()
+        self.strangers: dict[Connection, None] = {}  # those whose request is not whole yet, the oldest first
+        self.strangers_bytes = 0
         self._rng = SystemRandom()
         self._me = self._life(host, wall_ms())
         self.swim = Swim(config, self._me, self.keys, self._rng, time.monotonic())
@@ -203,33 +206,43 @@ class Connection(asyncio.Protocol):
         self._agent = agent
         self._transport: asyncio.Transport | None = None
         self._data = b""
-        self._is_watch = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        agent = self._agent
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are not asyncio's by name.
-        if len(self._agent.connections) >= CONNECTIONS_MAX:
-            self._transport.abort()
-            return
-        self._agent.connections.add(self)
-        self._timer = asyncio.get_running_loop().call_later(REQUEST_LIMIT_S, self.close)
+        if len(agent.connections) >= CONNECTIONS_MAX:
+            if not agent.strangers:
+                self._transport.abort()
+                return
+            next(iter(agent.strangers)).abort()  # Who asks slowly keeps nobody out.
+        agent.connections.add(self)
+        agent.strangers[self] = None
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_LIMIT_S, self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._agent.connections.discard(self)
+        self._settle()
         if self._timer is not None:
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_watch:
-            return  # These bytes only show that both kernels are there.
+        if self not in self._agent.strangers:
+            return  # A watch: these bytes only show that both kernels are there.
         self._data += data
+        self._agent.strangers_bytes += len(data)
+        while self._agent.strangers_bytes > STRANGERS_MAX_BYTES:
+            next(iter(self._agent.strangers)).abort()
         head, end, body = self._data.partition(http1.HEAD_END)
         if not end:
             if len(head) > http1.HEAD_MAX_BYTES:
                 self._answer(b"431 Request Header Fields Too Large")
             return
         method, path, headers = http1.parse_request(head)
-        if (method, path) == (b"GET", watch_token.PATH.encode()):
+        host = headers.get(b"host", b"").decode("latin-1")
+        if any(name.lower().encode() in headers for name in site.BROWSER_HEADERS) or not site.is_own_host(host, ()):
+            self._answer(b"403 Forbidden")
+        elif (method, path) == (b"GET", watch_token.PATH.encode()):
             self._hold(headers.get(watch_token.HEADER.lower().encode(), b""))
         elif (method, path) == (b"POST", b"/gossip"):
             length = http1.parse_length(headers.get(b"content-length", b""))
@@ -240,6 +253,13 @@ class Connection(asyncio.Protocol):
                 self._answer(b"403 Forbidden" if reply is None else b"200 OK", reply or b"")
         else:
             self._answer(b"404 Not Found")
+
+    def abort(self) -> None:
+        """End it at once, also if the other side does not read."""
+        self._agent.connections.discard(self)
+        self._settle()
+        if self._transport is not None:
+            self._transport.abort()
 
     def close(self) -> None:
         """End it from this side."""
@@ -253,11 +273,18 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         assert self._timer is not None
         self._timer.cancel()
-        self._is_watch, self._data = True, b""
+        self._settle()
         self._transport.write(http1.endless_answer())
 
     def _answer(self, status: bytes, body: bytes = b"") -> None:
         assert self._transport is not None
-        self._data = b""
+        self._settle()
         self._transport.write(http1.answer(status, body))
         self._transport.close()
+
+    def _settle(self) -> None:
+        """Its request is dealt with, or will never be whole."""
+        if self in self._agent.strangers:
+            del self._agent.strangers[self]
+            self._agent.strangers_bytes -= len(self._data)
+        self._data = b""

@@ -2,9 +2,10 @@
 
 A node on localhost without a token trusts the programs of its machine. A browser is one of them, and it carries out
 what any web page says. The node therefore believes what a browser says about a page's origin. It also refuses a request
-for a host name that is not its own, because the author of a page can let a name of his own point at 127.0.0.1.
+for a host name that is not its own, because the author of a page can let a name of his own point at 127.0.0.1. The
+calls of peers, which need no token, are closed to browsers in the same way.
 
-Does not know: routes, the engine.
+Does not know: handlers, the engine.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import ssl
-from collections.abc import Callable, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
 from cluster.config import Config
 from cluster.errors import ConfigError, Forbidden, Unauthorized
+from cluster.gossip.site import BROWSER_HEADERS, is_own_host, split_host
 from cluster.view import View
+from node.gateway.routes import CALLERS, PEERS
 
 Check = Callable[[web.Request], None]
+Origin = tuple[str, str, int]  # scheme, host, port
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_SITE = frozenset(
@@ -31,12 +35,21 @@ OWN_SITE = frozenset(
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 NO_HEADERS: Mapping[str, str] = {}
+ORIGINS_MAX = 1024  # origins that are kept parsed
+SHOWN_MAX = 80  # characters of a header that an error repeats
 HOSTS_MAX = 256  # Host headers that are remembered as accepted, and sources in a policy
 
 
-def caller_check(config: Config) -> Check:
-    """The check for every call but the open ones; it raises Unauthorized or Forbidden."""
-    return token_check(config.api_token) if config.api_token else local_check(config)
+def check_for(route_is_for: str, config: Config) -> Check | None:
+    """The check of a caller before any handler; it raises Unauthorized or Forbidden. None: all may call.
+
+    Where there is a token, it alone opens what needs it, whichever page or proxy brings it.
+    """
+    if route_is_for == PEERS:
+        return peer_check(config)
+    if config.api_token:
+        return token_check(config.api_token) if route_is_for == CALLERS else None
+    return local_check(config)
 
 
 def token_check(token: str) -> Check:
@@ -59,31 +72,72 @@ def token_check(token: str) -> Check:
 def local_check(config: Config) -> Check:
     """Without a token: every caller is trusted except a browser that acts for somebody else's page."""
     checks_names = config.is_loopback and not config.insecure
-    own_names = {config.host.lower(), config.reachable_host.lower(), urlsplit(config.public_url).hostname or ""}
+    names = own_names(config)
+    public = _split_origin(config.public_url) if config.public_url else None
     accepted: set[str] = set()
 
     def check(request: web.Request) -> None:
         headers = request.headers
         host = headers.get(hdrs.HOST, "")
-        if checks_names and host not in accepted:
-            if not is_own_host(host, own_names):
-                _refuse(f"the request is for the host {host!r}, which is not this node.")
-            if len(accepted) < HOSTS_MAX:
-                accepted.add(host)
-        if request.method not in SAFE_METHODS and is_cross_site(headers, host):
+        if checks_names:
+            if host not in accepted:
+                _require_own_host(host, names)
+                if len(accepted) < HOSTS_MAX:
+                    accepted.add(host)
+            if request.raw_path[:1] != "/":  # a whole URL, which counts instead of the header (RFC 9112 §3.2.2)
+                _require_own_host(_authority(request.raw_path), names)
+        if request.method not in SAFE_METHODS and is_cross_site(headers, request.scheme, public):
             origin = headers.get(hdrs.ORIGIN) or headers.get("Sec-Fetch-Site")
-            _refuse(f"a web page of another origin ({origin}) may not change anything here.")
+            raise Forbidden(
+                f"a web page of another origin ({origin}) may not change anything here.",
+                "Use the node's own page, curl or a program; behind a proxy set public_url to the origin that the "
+                "browser shows; or set api_token (RUMOR_API_TOKEN).",
+            )
 
     return check
 
 
-def is_cross_site(headers: Mapping[str, str], host: str) -> bool:
-    """Whether a browser says that a page of another origin made this request. Programs send neither header."""
+def peer_check(config: Config) -> Check:
+    """For calls of peers: no browser makes them, and peers ask for an address.
+
+    Without a gossip key nothing is sealed; then only this machine may gossip, unless the node is told otherwise
+    (`insecure`).
+    """
+    names = own_names(config)
+    is_open = bool(config.gossip_keys or config.gossip_key_file or config.insecure)
+
+    def check(request: web.Request) -> None:
+        headers = request.headers
+        if any(name in headers for name in BROWSER_HEADERS):
+            raise Forbidden("a web page may not gossip.", "Only nodes call this.")
+        _require_own_host(headers.get(hdrs.HOST, ""), names)
+        if not is_open and not is_loopback(request):
+            raise Forbidden(
+                "this node has no gossip key and takes gossip from its own machine only.", "Set gossip_keys."
+            )
+
+    return check
+
+
+def own_names(config: Config) -> frozenset[str]:
+    """The names with dots by which the settings call this node."""
+    public_host = urlsplit(config.public_url).hostname or ""
+    return frozenset(name.lower().removesuffix(".") for name in (config.host, config.reachable_host, public_host))
+
+
+def is_cross_site(headers: Mapping[str, str], scheme: str, public: Origin | None) -> bool:
+    """Whether a browser says that a page of another origin made this request. Programs send neither header.
+
+    `scheme` is the one that this node serves; `public` is the origin under which a proxy in front of it does.
+    """
     site = headers.get("Sec-Fetch-Site")
     if site is not None and site not in OWN_SITE:
         return True
     origin = headers.get(hdrs.ORIGIN)
-    return origin is not None and origin.partition("://")[2].lower() != host.lower()
+    if origin is None:
+        return False
+    page = _parse_origin(origin)
+    return page is None or page not in (_parse_origin(f"{scheme}://{headers.get(hdrs.HOST, '')}"), public)
 
 
 def cors_headers(origin: str | None, view: View, config: Config) -> Mapping[str, str]:
@@ -127,13 +181,20 @@ def policy_sources(view: View) -> list[str]:
     return list(sources)[:HOSTS_MAX]
 
 
-def _split_origin(origin: str) -> tuple[str, str, int] | None:
-    """(scheme, host, port) of an Origin header; None when no node can have that origin."""
-    scheme, colon, rest = origin.partition("://")
-    host, _, port = rest.rpartition(":") if ":" in rest and not rest.endswith("]") else (rest, "", "")
-    if not colon or scheme not in DEFAULT_PORTS or (port and not (port.isascii() and port.isdigit() and len(port) < 6)):
+@lru_cache(ORIGINS_MAX)
+def _parse_origin(text: str) -> Origin | None:
+    """(scheme, host, port) of an Origin header or a URL without a path; None when no node can have that origin."""
+    scheme, colon, rest = text.lower().partition("://")
+    parts = split_host(rest)
+    if not colon or scheme not in DEFAULT_PORTS or parts is None:
         return None
-    return scheme, _plain(host.strip("[]")), int(port) if port else DEFAULT_PORTS[scheme]
+    return scheme, parts[0], int(parts[1]) if parts[1] else DEFAULT_PORTS[scheme]
+
+
+def _split_origin(text: str) -> Origin | None:
+    """The same, with one name for all loopback addresses."""
+    origin = _parse_origin(text)
+    return None if origin is None else (origin[0], _plain(origin[1]), origin[2])
 
 
 def _plain(host: str) -> str:
@@ -143,24 +204,6 @@ def _plain(host: str) -> str:
         return LOOPBACK if host == "localhost" or ipaddress.ip_address(host).is_loopback else host
     except ValueError:
         return host
-
-
-def is_own_host(host: str, own_names: set[str]) -> bool:
-    """Whether a Host header can be this node's: an address, a local or single-label name, or a configured one."""
-    name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-    name = name.lower()
-    if not name or "." not in name or name in own_names or name.endswith(".localhost"):
-        return True
-    return is_address(name)
-
-
-def is_address(text: str) -> bool:
-    """Whether this is an IP address, and not a name, which anybody's DNS may answer."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def is_loopback(request: web.Request) -> bool:
@@ -186,5 +229,15 @@ def server_tls(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def _refuse(message: str) -> NoReturn:
-    raise Forbidden(message, "Use the node's own page, curl or a program; or set api_token (RUMOR_API_TOKEN).")
+def _authority(url: str) -> str:
+    """HOST:PORT of a URL, "" if it has none."""
+    return url.partition("://")[2].partition("/")[0]
+
+
+def _require_own_host(host: str, names: Collection[str]) -> None:
+    if not is_own_host(host, names):
+        raise Forbidden(
+            f"the request is for the host {host[:SHOWN_MAX]!r}, which is not this node.",
+            "Ask by the node's address. For a proxy in front of it, set public_url to its origin (RUMOR_PUBLIC_URL); "
+            "or set api_token.",
+        )

@@ -23,13 +23,15 @@ from node.gateway.cluster_calls import ClusterCalls, ClusterEngine
 from node.gateway.forward import Forwarder
 from node.gateway.peer_calls import PeerCalls, PeerEngine, PeerVitals
 from node.gateway.responses import error_response
-from node.gateway.routes import CALLERS, ROUTES, Route, methods_of
+from node.gateway.routes import CALLERS, PEERS, ROUTES, Route, methods_of
+from node.gateway.server import trust
 from node.gateway.task_calls import TaskCalls, TaskEngine
 from node.gateway.waits import OpenWaits
 from node.observe import gauges
 from node.observe.redis_memory import Memory
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ExpectHandler = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 Answers = dict[tuple[str, ...], float]  # (operation, status) -> requests answered so
 
 ELSEWHERE = Route("*", "", "elsewhere", "Any call that no route takes", {}, is_public=False)
@@ -63,12 +65,13 @@ def build(engine: GatewayEngine) -> web.Application:
     entrance = Entrance(engine, answers)
     app = web.Application()
     for route in ROUTES:
-        handler = entrance.around(route, handlers[route.operation])
-        app.router.add_route(route.method, route.path, handler)
+        handler, expect = entrance.around(route, handlers[route.operation]), entrance.expecting(route)
+        app.router.add_route(route.method, route.path, handler, expect_handler=expect)
         if route.method == "GET" and route.is_public:
-            app.router.add_route("HEAD", route.path, handler)
+            app.router.add_route("HEAD", route.path, handler, expect_handler=expect)
     # `elsewhere` takes every other call, because aiohttp's own 404 and 405 do not have the error form.
-    app.router.add_route("*", "/{path:.*}", entrance.around(ELSEWHERE, elsewhere))
+    handler, expect = entrance.around(ELSEWHERE, elsewhere), entrance.expecting(ELSEWHERE)
+    app.router.add_route("*", "/{path:.*}", handler, expect_handler=expect)
 
     async def end_waits(_: web.Application) -> None:
         waits.end_all()
@@ -101,12 +104,15 @@ class Entrance:
 
     def __init__(self, engine: GatewayEngine, answers: Answers) -> None:
         self._engine = engine
-        self._check = access.caller_check(engine.config)
         self._answers = answers
 
     def around(self, route: Route, handler: Handler) -> Handler:
         """The handler with the check of who calls before it and errors as JSON behind it."""
-        check = self._check if route.for_whom == CALLERS else None
+        config = self._engine.config
+        check = access.check_for(route.for_whom, config)
+        # A token shows at once who calls. Where there is none, a caller is known once his request has come wholly.
+        shows_token = bool(config.api_token) and route.for_whom == CALLERS
+        opens_to_all = not config.api_token and route.for_whom != PEERS
         takes_query = route.query is not None or route is ELSEWHERE
         rejected = self._engine.metrics.rejected if route.operation == "submit" else None
         answers = self._answers
@@ -122,9 +128,14 @@ class Entrance:
             try:
                 if check is not None:
                     check(request)
+                is_known = shows_token or (opens_to_all and request.content.is_eof())
+                if is_known:
+                    trust(request)
                 if not takes_query and request.rel_url.raw_query_string:
                     parse.no_query(request.query)
                 response = await handler(request)
+                if opens_to_all and not is_known:
+                    trust(request)
             except RumorError as error:
                 if rejected is not None:
                     rejected.add(error.code)
@@ -152,6 +163,22 @@ class Entrance:
             return response
 
         return answer
+
+    def expecting(self, route: Route) -> ExpectHandler:
+        """What a client hears that sends `Expect: 100-continue`: to go on, if it may call at all."""
+        check = access.check_for(route.for_whom, self._engine.config)
+
+        async def go_on(request: web.Request) -> None:
+            try:
+                if check is not None:
+                    check(request)
+            except RumorError:
+                return  # `around` answers with the error, without the body.
+            if request.headers[hdrs.EXPECT].lower() == "100-continue":
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0  # The answer has not begun.
+
+        return go_on
 
     def _cors_headers(self, request: web.Request) -> Mapping[str, str]:
         """The headers that let the page of another node read here; none for any other origin."""

@@ -16,11 +16,13 @@ from msgspec import msgpack
 from cluster.config import Config
 from cluster.errors import BadRequest, Forbidden, RumorError
 from cluster.gossip.watch_token import HEADER as WATCH_HEADER
+from cluster.swim.wire import SYNC_MAX_BYTES
 from cluster.view import View
-from node.gateway import access, parse
+from node.gateway import parse
 from node.gateway.forward import FORWARDED, refuse_misdirected
-from node.gateway.request_body import read_body
+from node.gateway.request_body import Exchanges, read_body
 from node.gateway.responses import as_json, error_json
+from node.gateway.server import trust
 from node.gateway.waits import OpenWaits
 from node.observe.tracing import Tracing
 from node.schema import Forward, Forwarded, IdempotencyKeys, Submission, Submitted
@@ -64,19 +66,19 @@ class PeerCalls:
         self._engine = engine
         self._config = engine.config
         self._waits = waits
+        self._exchanges = Exchanges(SYNC_MAX_BYTES)
 
     async def gossip(self, request: web.Request) -> web.Response:
-        self._require_peer(request)
-        answer = await self._engine.vitals.push_pull(await read_body(request, self._config.body_max_bytes))
+        answer = await self._engine.vitals.push_pull(await self._exchanges.read(request))
         if answer is None:
             raise Forbidden("this is not a sealed member table of this cluster.", "Compare the gossip keys.")
         return web.Response(body=answer, headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """A connection whose end tells the peer that this process is gone; it is held until one side stops."""
-        self._require_peer(request)
         if not self._engine.vitals.accepts_watch(request.headers.get(WATCH_HEADER, "")):
             raise Forbidden("the watch token is not one of this cluster.", "Compare the gossip keys.")
+        trust(request)
         response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "application/octet-stream"})
         await response.prepare(request)
         try:
@@ -110,19 +112,6 @@ class PeerCalls:
         with self._engine.tracing.receiving(request.headers):
             results = await self._engine.submit(items, keys, ids=submission.ids, trace=submission.trace)
         return as_json([_forwarded(result) for result in results])
-
-    def _require_peer(self, request: web.Request) -> None:
-        """Raise Forbidden unless a node may have sent this.
-
-        Without a gossip key nothing is sealed; then only this machine may gossip, unless the node is told otherwise
-        (`insecure`). No web page may gossip, either, by way of a browser on this machine.
-        """
-        config = self._config
-        if access.is_cross_site(request.headers, request.headers.get(hdrs.HOST, "")):
-            raise Forbidden("a web page may not gossip.", "Only nodes call this.")
-        if config.gossip_keys or config.gossip_key_file or config.insecure or access.is_loopback(request):
-            return
-        raise Forbidden("this node has no gossip key and takes gossip from its own machine only.", "Set gossip_keys.")
 
 
 def _forwarded(result: Submitted | RumorError) -> Forwarded:

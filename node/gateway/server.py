@@ -1,8 +1,11 @@
 """The listening socket: HTTP or HTTPS in front of an application, and an answer to bytes that are not HTTP at all.
 
 A client has HEAD_S to send the head of its request, and there is room for a bounded number of connections. The deadline
-costs nothing per request, because one timer looks after all connections that still owe a head. When there is no room,
-the connection that has been without a request the longest must go.
+costs nothing per request, because one timer looks after all connections that still owe a head.
+
+When there is no room, the oldest connection whose caller is a stranger must go, whatever it does. So strangers can hold
+every connection and still keep nobody out: each new one, be it a peer's, a probe's or a client's, finds room, and keeps
+it once its caller has shown the token or a peer's seal (`known`).
 
 Does not know: routes, the engine. How long a body may take is `request_body`'s decision.
 """
@@ -14,13 +17,15 @@ import contextlib
 import math
 import resource
 import socket
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import structlog
 from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
 
 from cluster.config import Config
-from cluster.errors import BadRequest, RumorError, TooManyConnections, TooSlow
+from cluster.errors import BadRequest, NotFound, RumorError, TooLarge, TooManyConnections, TooSlow
 from node.gateway import access
 from node.gateway.responses import error_bytes, error_response
 
@@ -29,11 +34,15 @@ BACKLOG = 4096  # length of the accept queue: the kernel of a stopped process mu
 HEAD_S = 10.0  # time for the whole head of a request, from its first byte or from the connection's beginning
 LOOK_S = 1.0  # time between two looks for connections that are over it
 LINGER_S = 1.0  # time in which a refused client may still send; if we closed at once, its kernel would drop our answer
+HEAD_MAX_BYTES = 65_536  # size of a whole head; a browser with all its cookies stays below
 LINGERING_MAX = 64  # such clients at once; each takes an open file that Redis and gossip could need
 IDLE_S = 30.0  # time without a request after which a connection may be ended to make room; else it stays for an hour
 LOG_S = 10.0  # time between two log lines that there is no room
+PARTS_MAX = 16  # slashes in a path; no call has more than four
 FILES_KEPT = 256  # open files kept free for the node itself: Redis, gossip, child processes, logs
 ROOM_MIN = 16  # connections, however few files may be open
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger("rumor.gateway")
 
@@ -57,6 +66,13 @@ async def start(app: web.Application, config: Config, sock: socket.socket | None
         await runner.cleanup()
         raise
     return runner
+
+
+def trust(request: web.Request) -> None:
+    """The caller of this request has shown who he is: when there is no room, his connection stays."""
+    connection = request.protocol
+    if isinstance(connection, _Connection):
+        connection.trust()
 
 
 def room_for(connections: int) -> int:
@@ -83,7 +99,9 @@ def room_for(connections: int) -> int:
 # - of a site: _backlog, _runner, _server, _sock, _ssl_context, and what SockSite.start does
 # - of a runner: _kwargs, _make_server; of a server: _connections, _kwargs, _loop
 # - of a request handler: _request_count (counts the heads that came), _waiter (pending while it has no request),
-#   _next_keepalive_close_time less _keepalive_timeout (when its last request ended), _force_close, _loop
+#   _next_keepalive_close_time less _keepalive_timeout (when its last request ended), _force_close, _loop,
+#   _upgraded (the last head asks for another protocol), _message_tail (what came behind it), _close (read no more, and
+#   close after the answer), _messages (what was parsed and waits for its handler; an _ErrInfo where it is no HTTP)
 
 
 class _Site(web.SockSite):
@@ -106,12 +124,26 @@ class Runner(web.AppRunner):
     """AppRunner whose connections answer malformed HTTP in the error form, too, and wait only for so long."""
 
     def __init__(self, app: web.Application, room: int) -> None:
-        super().__init__(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        # Nothing is unpacked before its caller is known: `request_body` does it, and aiohttp would do it on arrival.
+        super().__init__(app, access_log=None, shutdown_timeout=SHUTDOWN_S, auto_decompress=False)
         self._room = room
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(self._room, server.request_handler, request_factory=server.request_factory, **self._kwargs)
+        return _Server(
+            self._room, _shallow(server.request_handler), request_factory=server.request_factory, **self._kwargs
+        )
+
+
+def _shallow(handler: Handler) -> Handler:
+    """The same handler, but a path with very many parts is refused at once: aiohttp looks it up part by part."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.rel_url.raw_path.count("/") > PARTS_MAX:
+            return error_response(NotFound("there is no such path.", "GET /openapi.json describes every call."))
+        return await handler(request)
+
+    return handle
 
 
 class _Server(web.Server):
@@ -121,6 +153,7 @@ class _Server(web.Server):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.room = room
         self.headless: dict[_Connection, float] = {}  # connection that owes a head -> its deadline, in order
+        self.strangers: dict[_Connection, None] = {}  # connections whose callers have shown nothing, the oldest first
         self.lingering: dict[_Connection, asyncio.TimerHandle] = {}  # refused, and not closed yet
         self._look: asyncio.TimerHandle | None = None
         self._sought_idle_s = self._logged_full_s = -math.inf  # when it did either for the last time
@@ -129,13 +162,16 @@ class _Server(web.Server):
         return _Connection(self, loop=self._loop, **self._kwargs)
 
     def has_room(self) -> bool:
-        """Whether one more connection may come. If need be, ends the one that has had no request for the longest."""
+        """Whether one more connection may come. If need be, ends the oldest of a stranger, or those idle for long."""
         if len(self._connections) < self.room:
             return True
-        if not self.headless:
-            return self._end_idle()
-        self._end(next(iter(self.headless)), self.full())
-        return True
+        if self.strangers:
+            self._end(next(iter(self.strangers)), self.full())
+            return True
+        if self.headless:
+            self._end(next(iter(self.headless)), self.full())
+            return True
+        return self._end_idle()
 
     def refused(self) -> TooManyConnections:
         """The error for a client that found no room. Logged now and then, since there may be very many of them."""
@@ -174,9 +210,13 @@ class _Server(web.Server):
             message = f"the head of the request did not come within {HEAD_S:g} s."
             self._end(connection, TooSlow(message, "Send it in one go."))
 
+    def end_large(self, connection: _Connection) -> None:
+        """End a connection whose head is too large."""
+        self._end(connection, TooLarge(f"the head of the request is over {HEAD_MAX_BYTES:,} bytes.", "Send less."))
+
     def _end(self, connection: _Connection, error: RumorError) -> None:
-        del self.headless[connection]
-        connection.end_headless(error)
+        self.strangers.pop(connection, None)
+        connection.end(error if self.headless.pop(connection, None) is not None else None)
 
     def _end_idle(self) -> bool:
         """End all idle connections; whether there was one. Costs a look at each, so at most once in LOOK_S."""
@@ -194,12 +234,17 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_has_begun", "_server")
+    __slots__ = ("_has_begun", "_head_bytes", "_server")
 
     def __init__(self, server: _Server, **kwargs: object) -> None:
         super().__init__(server, **kwargs)  # type: ignore[arg-type]
         self._server = server
         self._has_begun = False  # whether part of a head has come
+        self._head_bytes = 0  # of that part
+
+    def trust(self) -> None:
+        """The caller is no stranger: when there is no room, this connection stays while it is in use."""
+        self._server.strangers.pop(self, None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server = self._server
@@ -207,10 +252,12 @@ class _Connection(web.RequestHandler):
             self._refuse(transport)
             return
         super().connection_made(transport)
+        server.strangers[self] = None
         server.wait_for(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.headless.pop(self, None)
+        self._server.strangers.pop(self, None)
         lingers = self._server.lingering.pop(self, None)
         if lingers is not None:
             lingers.cancel()
@@ -219,18 +266,31 @@ class _Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         requests = self._request_count
         super().data_received(data)
+        if self._upgraded or (self._messages and isinstance(self._messages[-1][0], _ErrInfo)):
+            # This is no HTTP, or no longer: no call takes an upgrade or a CONNECT. Answer it and read no further, since
+            # aiohttp would keep what follows, or an error for each piece of it.
+            self._message_tail = b""
+            self._close = True
         if self._request_count != requests:
             self._has_begun = False
+            self._head_bytes = 0
             self._server.headless.pop(self, None)
         elif data and self._waiter is not None and not self._waiter.done():
             self._has_begun = True
+            self._head_bytes += len(data)
             if self not in self._server.headless:
                 self._server.wait_for(self)
+            if self._head_bytes > HEAD_MAX_BYTES:
+                self._server.end_large(self)
 
-    def end_headless(self, error: RumorError) -> None:
-        """End it; a client that began a head is told why. The others only opened a connection in advance."""
-        if self._has_begun and self.transport is not None:
-            self.transport.write(error_bytes(error))
+    def end(self, error: RumorError | None) -> None:
+        """End it now. A client that began a head is told why; the others only opened a connection in advance."""
+        transport = self.transport
+        if transport is not None:
+            if self._has_begun and error is not None:
+                transport.write(error_bytes(error))
+            if transport.get_write_buffer_size():
+                transport.abort()  # A close would wait for a client that does not read, perhaps for ever.
         self.force_close()
 
     def idle_s(self, now_s: float) -> float:

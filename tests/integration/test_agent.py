@@ -199,6 +199,9 @@ def test_its_tcp_side_answers_members_only(start: Start) -> None:
         (b"POST /gossip HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
         (b"POST /gossip HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"413"),
         (b"POST /gossip HTTP/1.1\r\n\r\n", b"413"),
+        (b"POST /gossip HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 4\r\n\r\nfour", b"403"),
+        (b"POST /gossip HTTP/1.1\r\nOrigin: http://127.0.0.1\r\nContent-Length: 9999\r\n\r\n", b"403"),
+        (b"GET /gossip/watch HTTP/1.1\r\nSec-Fetch-Site: same-origin\r\n\r\n", b"403"),
         (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 2000, b"431"),
         (b"POST /gossip HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from cluster.config import Config
+from cluster.gossip import site
 from cluster.load import Meta
 from cluster.swim.events import MemberState
 from node.gateway import access, app
@@ -89,6 +91,99 @@ async def test_a_name_that_somebody_points_at_this_machine_is_refused(method: st
     assert response.status == 403
 
 
+EVERY = [(route.method, route.path.replace("{id}", "x")) for route in ROUTES]
+
+
+@pytest.mark.parametrize(("method", "path"), [*EVERY, ("GET", "/no/such"), ("HEAD", "/"), ("OPTIONS", "/tasks")])
+async def test_under_a_name_that_somebody_points_here_no_path_answers(method: str, path: str) -> None:
+    """For a browser, a page there is of the same origin as this node: it may read, and no header gives it away."""
+    headers = {"Host": "evil.example:5000", "Rumor-Watch": "good"}
+    response, body = await ask(Config(), method, path, headers, b"sealed")
+    assert response.status == 403
+    assert method == "HEAD" or b"'evil.example:5000', which is not this node" in body
+    assert method == "HEAD" or b"set public_url" in body, "behind a proxy it can be right"
+
+
+@pytest.mark.parametrize("token", ["", "s3cret-token"])
+@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://127.0.0.1:5000"}])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/gossip"), ("GET", "/gossip/watch")])
+async def test_a_token_for_callers_does_not_open_gossip_to_browsers(
+    method: str, path: str, headers: Mapping[str, str], token: str
+) -> None:
+    response, _ = await ask(Config(api_token=token), method, path, {"Rumor-Watch": "good", **headers}, b"sealed table")
+    assert response.status == 403
+
+
+async def raw(config: Config, request: bytes) -> bytes:
+    """The first line of the answer to these bytes."""
+    async with TestServer(app.build(FakeEngine(config))) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(request)
+        line = await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+        return line
+
+
+@pytest.mark.parametrize(
+    ("request_line", "hosts", "status"),
+    [
+        (b"GET /cluster HTTP/1.1", [b"127.0.0.1"], b"200"),
+        (b"GET /cluster HTTP/1.0", [], b"200"),  # a program; browsers always say for whom they ask
+        (b"GET http://127.0.0.1:5000/cluster HTTP/1.1", [b"127.0.0.1:5000"], b"200"),
+        (b"GET http://evil.example/cluster HTTP/1.1", [b"127.0.0.1"], b"403"),
+        (b"GET http://127.0.0.1@evil.example/cluster HTTP/1.1", [b"127.0.0.1"], b"403"),
+        (b"GET http://127.0.0.1/cluster HTTP/1.1", [b"evil.example"], b"403"),
+        (b"GET /cluster HTTP/1.1", [b"127.0.0.1", b"evil.example"], b"400"),
+        (b"GET /cluster HTTP/1.1", [b"evil.example", b"127.0.0.1"], b"400"),
+        (b"GET /cluster HTTP/1.1", [b"evil.example, 127.0.0.1"], b"403"),
+    ],
+)
+async def test_whichever_way_a_request_says_for_whom_it_is(
+    request_line: bytes, hosts: list[bytes], status: bytes
+) -> None:
+    head = b"\r\n".join([request_line, *(b"Host: " + host for host in hosts)])
+    assert (await raw(Config(), head + b"\r\n\r\n")).split(b" ")[1] == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "public_url", "may_change"),
+    [
+        ("http://127.0.0.1:5000", "127.0.0.1:5000", "", True),
+        ("http://LOCALHOST:5000", "localhost:5000", "", True),
+        ("http://localhost", "localhost:80", "", True),
+        ("http://localhost:80", "localhost", "", True),
+        ("http://[::1]:5000", "[::1]:5000", "", True),
+        ("https://127.0.0.1:5000", "127.0.0.1:5000", "", False),
+        ("https://127.0.0.1", "127.0.0.1", "", False),
+        ("http://127.0.0.1:5001", "127.0.0.1:5000", "", False),
+        ("http://127.0.0.1", "127.0.0.1:5000", "", False),
+        ("http://localhost:5000", "127.0.0.1:5000", "", False),
+        ("http://[::1]:5000", "127.0.0.1:5000", "", False),
+        ("null", "127.0.0.1:5000", "", False),
+        ("null", "", "", False),
+        ("", "", "", False),
+        ("file://", "", "", False),
+        ("http://", "", "", False),
+        ("http://evil.example@127.0.0.1:5000", "127.0.0.1:5000", "", False),
+        ("http://127.0.0.1:5000/", "127.0.0.1:5000", "", False),
+        ("http://127.0.0.1:5000 http://evil.example", "127.0.0.1:5000", "", False),
+        ("https://rumor.example.com", "rumor.example.com", "https://rumor.example.com", True),
+        ("https://rumor.example.com", "127.0.0.1:5000", "https://rumor.example.com", True),  # a proxy that rewrites it
+        ("https://rumor.example.com:443", "rumor.example.com", "https://rumor.example.com", True),
+        ("http://rumor.example.com", "127.0.0.1:5000", "https://rumor.example.com", False),
+        ("http://evil.example", "127.0.0.1:5000", "https://rumor.example.com", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+async def test_only_the_nodes_own_origin_may_change_anything(
+    origin: str, host: str, public_url: str, may_change: bool, kind: str
+) -> None:
+    """Own is what this node serves, by scheme, host and port, and its public_url."""
+    headers = {"Origin": origin, "Host": host, "Content-Type": kind}
+    response, _ = await ask(Config(public_url=public_url), "POST", "/tasks", headers, b'{"type": "noop"}')
+    assert response.status == (202 if may_change else 403)
+
+
 @pytest.mark.parametrize(
     ("host", "is_own"),
     [
@@ -102,10 +197,33 @@ async def test_a_name_that_somebody_points_at_this_machine_is_refused(method: st
         ("evil.example.com", False),
         ("127.0.0.1.evil.com", False),
         ("", True),
+        ("LocalHost:80", True),
+        ("localhost.:5000", True),
+        ("127.0.0.1:", True),
+        ("[::1]", True),
+        ("[fe80::1%25eth0]:5000", True),
+        ("0.0.0.0:5000", True),
+        ("QUEUE.example.com.", True),
+        ("evil.example.com.", False),
+        ("evil.example:5000", False),
+        ("queue.example.com.evil.example", False),
+        ("localhost.evil.example", False),
+        ("evil.localhost.example", False),
+        ("127.0.0.1@evil.example", False),
+        ("evil.example@127.0.0.1", False),
+        ("evil.example:80@localhost", False),
+        ("x@localhost", False),
+        ("[::1]evil.example", False),
+        ("[::1", False),
+        ("[evil.example]", False),
+        ("127.0.0.1:5000:80", False),
+        ("127.0.0.1 evil.example", False),
+        ("127.0.0.1/evil.example", False),
+        ("127.0.0.1\t", False),
     ],
 )
 def test_a_host_is_this_nodes_when_no_public_dns_answers_for_it(host: str, is_own: bool) -> None:
-    assert access.is_own_host(host, {"queue.example.com"}) is is_own
+    assert site.is_own_host(host, {"queue.example.com"}) is is_own
 
 
 async def test_gossip_is_answered_sealed_or_not_at_all() -> None:

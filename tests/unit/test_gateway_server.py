@@ -251,7 +251,8 @@ async def test_a_body_that_is_not_what_it_says_is_400_in_a_line_and_no_traceback
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serving() as (port, _):
-        head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n"
+        head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n"
+        head += b"Connection: close\r\nContent-Length: 4\r\n\r\n"
         answer = await to_the_end(await opened(port, head + b"nope"))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"message":"the body cannot be read: Can not decode content-encoding: gzip."' in answer

@@ -25,6 +25,7 @@ DECIDES = (
         "cluster/shards/answers.py",
         "cluster/gossip/watch_token.py",
         "cluster/gossip/http1.py",
+        "cluster/gossip/site.py",
     ),
     *("cluster/vitals/witness.py", "cluster/vitals/lease.py", "cluster/vitals/main_loop.py"),
     *("cluster/vitals/view_maker.py", "cluster/vitals/told.py"),
