@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from cluster.config import QUEUE_NAME
 from cluster.errors import Invalid
 from cluster.shards.task import NO_DATA, TERMINAL, State
 
@@ -46,7 +47,7 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
         Raw, Meta(description="The handler's argument: any JSON. Without it the handler's default counts, else null.")
     ] = ABSENT
     queue: Annotated[
-        Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")] | None,
+        Annotated[str, Meta(pattern=QUEUE_NAME.pattern)] | None,
         Meta(description="Queue it waits in; default: that of its type."),
     ] = None
     priority: Annotated[Priority | None, Meta(description="low, normal, high or 0 to 9 (2, 5, 8).")] = None
@@ -229,6 +230,13 @@ class TaskList(Struct, frozen=True):
             "the bytes or the time that it may take. `cursor` goes on."
         ),
     ] = True
+    unreadable: Annotated[
+        list[str] | UnsetType,
+        Meta(
+            description="Only if there are some: ids that belong on this page, but what Redis holds of their tasks "
+            "cannot be read."
+        ),
+    ] = UNSET
 
 
 class Replay(Struct, forbid_unknown_fields=True, frozen=True):

@@ -15,6 +15,7 @@ import msgspec
 
 from cluster import keys
 from cluster.config import Config
+from cluster.errors import TaskUnreadable
 from cluster.scripts import Arg
 from cluster.shards import redis_clock, replies
 from cluster.shards.answers import (
@@ -363,8 +364,8 @@ class Calls:
         return self._read(shard, (task_id,), True, on_reply, partial(replies.fields_of_one, self._aging_ms))
 
     def read_rows(
-        self, shard: int, ids: Sequence[str], whole: bool, on_reply: OnReply[list[TaskFields | None]]
-    ) -> Call[list[TaskFields | None]]:
+        self, shard: int, ids: Sequence[str], whole: bool, on_reply: OnReply[list[TaskFields | TaskUnreadable | None]]
+    ) -> Call[list[TaskFields | TaskUnreadable | None]]:
         """read.lua for up to BATCH_MAX tasks; unless `whole`, without data, results and errors above APART_BYTES."""
         return self._read(shard, ids, whole, on_reply, partial(replies.fields_of_rows, self._aging_ms))
 

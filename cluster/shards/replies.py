@@ -31,6 +31,7 @@ from cluster.shards.answers import (
 )
 from cluster.shards.task import NO_SPEC, Claimed, Lost, State, is_apart, spec_of, unpack
 
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _STORE_CODES = {code.value.encode(): code for code in StoreCode}
 _NAMES_FIRST = StoreCode.REPEAT  # stands for REPEAT and MISMATCH until their letter is read
 _COMMITTED, _REFUSED = SettleCode.COMMITTED, SettleCode.REFUSED
@@ -164,8 +165,13 @@ def running(reply: Any) -> dict[str, list[str]]:
 
 def listed(reply: Any) -> Listed:
     reached, searched, flat = reply
-    rows = [(flat[n].decode(), flat[n + 1].decode()) for n in range(0, len(flat), 2)]
-    return Listed(reached.decode(), searched, rows)
+    rows = [(_text(flat[n]), _text(flat[n + 1])) for n in range(0, len(flat), 2)]
+    return Listed(_text(reached), searched, rows)
+
+
+def _text(raw: bytes) -> str:
+    """A member of a set, which another program may have put there."""
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def _ms(word: bytes) -> int | None:
@@ -176,14 +182,14 @@ _FIRST_STATE = b"queued 0 0 0 - - - - -"  # of a task that was never moved since
 _APART_MARK = b"+"  # a payload that has a field of its own
 
 
-def fields_of_rows(aging_ms: int, reply: Sequence[Sequence[bytes]]) -> list[TaskFields | None]:
-    """The rows of a list; None also for a task that cannot be read."""
-    rows: list[TaskFields | None] = []
+def fields_of_rows(aging_ms: int, reply: Sequence[Sequence[bytes]]) -> list[TaskFields | TaskUnreadable | None]:
+    """The rows of a list; in the place of one that cannot be read stands its error."""
+    rows: list[TaskFields | TaskUnreadable | None] = []
     for row in reply:
         try:
             rows.append(fields(row, aging_ms) if row else None)
-        except TaskUnreadable:
-            rows.append(None)
+        except TaskUnreadable as error:
+            rows.append(error)
     return rows
 
 
@@ -204,6 +210,14 @@ def fields(row: Sequence[bytes], aging_ms: int) -> TaskFields:
         ) from error
 
 
+def _check_json(text: bytes) -> None:
+    """Raise DecodeError or ValueError for what would spoil the answer that shows it."""
+    if text:
+        _decode_raw(text)
+        if not text.isascii():
+            text.decode()
+
+
 def _fields(row: Sequence[bytes], aging_ms: int) -> TaskFields:
     stored, text, session, token, score, *rest = row
     data_apart, end, progress, history = rest or (b"", b"", b"", b"")
@@ -222,6 +236,10 @@ def _fields(row: Sequence[bytes], aging_ms: int) -> TaskFields:
     reported = payload[0] if payload else b""
     if reported == _APART_MARK:
         reported = end
+    for text in (data_apart, reported, progress):
+        _check_json(text)
+    if data and not is_apart(stored):
+        _check_json(data)
     has_ended_well = state == b"succeeded"
     return TaskFields(
         spec=spec,

@@ -18,6 +18,7 @@ import click
 
 from node.client.task import Page, Task
 from node.escapes import lines, one_line
+from node.plural import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,6 +35,7 @@ STATE_STYLES = {
     **dict.fromkeys(("scheduled", "waiting", "queued"), "cyan"),
     **{"running": "bold cyan", "retrying": "yellow", "succeeded": "green", "dead": "bold red", "cancelled": "dim"},
 }
+UNREADABLE_SHOWN = 5  # ids of such tasks that a list names
 TASK_HEAD = ("id", "type", "state", "attempt", "node", "queue", "age")
 TASK_STYLES: Styles = {2: STATE_STYLES}
 WORKER_HEAD = ("node", "gossip", "verdict", "running", "queues", "pid", "version")
@@ -104,6 +106,15 @@ def how_far(last: Page, found: int, searched: int) -> None:
     if not found:
         looked = f"no task found; {looked}" if looked else "no task found"
     click.echo(looked + (f"; to go on: --all, or --cursor {one_line(last.cursor)}" if last.cursor else ""), err=True)
+
+
+def unreadable(ids: Sequence[str]) -> None:
+    """On stderr: the tasks of a page that cannot be read, so that a list is not taken for the whole."""
+    if ids:
+        # Another program may have put there whatever it liked.
+        shown = ", ".join(ascii(task_id)[1:-1] for task_id in ids[:UNREADABLE_SHOWN])
+        more = ", …" if len(ids) > UNREADABLE_SHOWN else ""
+        click.echo(f"{counted(len(ids), 'task')} cannot be read: {shown}{more}", err=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Styles) -> None:

@@ -233,8 +233,11 @@ def show_page(page: Page, as_json: bool) -> None:
     """The tasks of a page, as JSON with its cursor and how far the node looked, or as a table."""
     if as_json:
         rows = [task.told for task in page.tasks]
-        output.as_json({"tasks": rows, "cursor": page.cursor, "searched": page.searched, "complete": page.is_complete})
-    elif page.tasks:
+        told = {"tasks": rows, "cursor": page.cursor, "searched": page.searched, "complete": page.is_complete}
+        output.as_json(told | ({"unreadable": page.unreadable} if page.unreadable else {}))
+        return
+    output.unreadable(page.unreadable)
+    if page.tasks:
         output.table(output.TASK_HEAD, [output.task_row(task) for task in page.tasks], output.TASK_STYLES)
 
 

@@ -184,7 +184,9 @@ def page(asker: Asker, query: Mapping[str, Any]) -> Steps[Page]:
             check_text(name, value)
     answer = yield from asker.ask(Request("GET", "/tasks", query))
     tasks = [task_of(row) for row in answer["tasks"]]
-    return Page(tasks, answer.get("cursor"), answer.get("searched"), answer.get("complete", True))
+    found = Page(tasks, answer.get("cursor"), answer.get("searched"), answer.get("complete", True))
+    found.unreadable = answer.get("unreadable", ())
+    return found
 
 
 class Pages:

@@ -7,7 +7,7 @@ Does not know: HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -69,17 +69,22 @@ class Task(Generic[T]):
         return self.state in ENDED
 
 
-class Page(NamedTuple):
+class _Page(NamedTuple):
+    tasks: list[Task[Any]]
+    cursor: str | None
+    searched: int | None = None  # tasks that the node looked at; None: an older node, which does not say
+    is_complete: bool = True
+
+
+class Page(_Page):
     """A page of a listing; the last one has no cursor.
 
     A node looks at a bounded number of tasks for one page. Where that ended the page early, `is_complete` is False: the
     page may be short or empty, and `cursor` goes on.
     """
 
-    tasks: list[Task[Any]]
-    cursor: str | None
-    searched: int | None = None  # tasks that the node looked at; None: an older node, which does not say
-    is_complete: bool = True
+    # Ids that belong on the page, but what Redis holds of their tasks cannot be read. Programs unpack a page into four.
+    unreadable: Sequence[str] = ()
 
 
 def task_of(answer: Mapping[str, Any]) -> Task[Any]:

@@ -22,7 +22,7 @@ from msgspec import Raw
 
 from cluster import keys, session
 from cluster.config import SHARDS_MAX, TRACE_ID, Config
-from cluster.errors import BadRequest, NotFound, StoreUnavailable, unread
+from cluster.errors import BadRequest, NotFound, StoreUnavailable, TaskUnreadable, unread
 from cluster.shards.answers import Listed, TaskFields
 from cluster.shards.lane import Call, OnReply
 from cluster.shards.shards import Shards
@@ -31,7 +31,7 @@ from node import trace_context
 from node.observe import task_rates
 from node.observe.metrics import OTHER
 from node.queue.placement import shard_of_key
-from node.queue.search import SEARCH_MAX, Found, order, search
+from node.queue.search import SCORED_PLACE, SEARCH_MAX, Found, search
 from node.queue.turns import Shared, Turns
 from node.schema import FIELDS, AttemptJson, FailureJson, ListQuery, TaskJson, TaskList
 
@@ -69,6 +69,7 @@ OWN_SET = frozenset(  # states whose tasks are in sets that hold no others
 FAILED = frozenset({State.DEAD, State.RETRYING})  # states whose tasks have an error
 
 T = TypeVar("T")
+Row = TaskJson | TaskUnreadable | None
 Source = tuple[int, str | None]  # a shard, and the key of the sorted set to list; None: all its tasks by their ids
 
 _NULL_TEXT = b"null"
@@ -210,11 +211,13 @@ class Queries:
                 found = await self._search_running(query, before, until_s)
             else:
                 found = await self._search(query, before, until_s)
-            tasks, used = await self._rows([task_id for _, task_id in found.rows], fields, until_s)
+            unreadable: list[str] = []
+            tasks, used = await self._rows([task_id for _, task_id in found.rows], fields, until_s, unreadable)
+        of_rest = unreadable or msgspec.UNSET
         if used < len(found.rows):
-            return TaskList(tasks, _cursor(mark, found.rows[used - 1][0]), found.searched, False)
+            return TaskList(tasks, _cursor(mark, found.rows[used - 1][0]), found.searched, False, of_rest)
         cursor = _cursor(mark, found.next) if found.next else None
-        return TaskList(tasks, cursor, found.searched, found.is_complete)
+        return TaskList(tasks, cursor, found.searched, found.is_complete, of_rest)
 
     async def ids(self, state: State, kind: str | None, limit: int, cursor: str | None) -> tuple[list[str], str | None]:
         """A page of ids of one state, for a replay, and the cursor of the next; an empty page may not be the last."""
@@ -222,7 +225,8 @@ class Queries:
         mark = _mark(query)
         until_s = asyncio.get_running_loop().time() + PAGE_WITHIN_S
         found = await self._search(query, _place(cursor, mark), until_s)
-        return [task_id for _, task_id in found.rows], _cursor(mark, found.next) if found.next else None
+        ids = [task_id for _, task_id in found.rows if shard_of(task_id, self._config.shards) is not None]
+        return ids, _cursor(mark, found.next) if found.next else None
 
     async def counts(self) -> dict[str, Any]:
         """The whole cluster's tasks by state and queue, up to COUNTS_FRESH_S old."""
@@ -329,7 +333,7 @@ class Queries:
         for first in range(0, len(ids), ROWS_AT_ONCE):
             chunk = ids[first : first + ROWS_AT_ONCE]
             for n, task in enumerate(await self._read(chunk, False), first + 1):
-                if task and query.type in (None, task.type) and query.key in (None, task.key):
+                if isinstance(task, TaskJson) and query.type in (None, task.type) and query.key in (None, task.key):
                     found.append((task.id, task.id))
                     if len(found) == query.limit:
                         return Found(found, task.id if n < len(ids) else "", n, True)
@@ -340,8 +344,13 @@ class Queries:
 
     # ---- rows
 
-    async def _rows(self, ids: Sequence[str], fields: Collection[str], until_s: float) -> tuple[list[TaskJson], int]:
-        """The tasks of a page as far as its bytes and its time reach, and how many of the ids that is."""
+    async def _rows(
+        self, ids: Sequence[str], fields: Collection[str], until_s: float, unreadable: list[str]
+    ) -> tuple[list[TaskJson], int]:
+        """The tasks of a page as far as its bytes and its time reach, and how many of the ids that is.
+
+        Adds to `unreadable` the ids among them whose tasks cannot be read.
+        """
         loop = asyncio.get_running_loop()
         is_whole = bool(fields)
         at_once = WHOLE_AT_ONCE if is_whole else ROWS_AT_ONCE
@@ -351,7 +360,9 @@ class Queries:
             if first and loop.time() > until_s:
                 return tasks, first
             for used, task in enumerate(await self._read(ids[first : first + at_once], is_whole), first):
-                if task is None:
+                if isinstance(task, TaskUnreadable):
+                    unreadable.append(ids[used])
+                if not isinstance(task, TaskJson):
                     continue
                 summarize(task, fields)
                 size += sum(len(bytes(part)) for part in (task.data, task.result, task.error, task.progress) if part)
@@ -360,32 +371,42 @@ class Queries:
                 tasks.append(task)
         return tasks, len(ids)
 
-    async def _read(self, ids: Sequence[str], is_whole: bool) -> list[TaskJson | None]:
-        """These tasks, in order; None in the place of one that was dropped since, or that cannot be read."""
+    async def _read(self, ids: Sequence[str], is_whole: bool) -> list[Row]:
+        """These tasks, in order; None in the place of one that was dropped since, an error if it cannot be read."""
         groups: dict[int, list[str]] = {}
-        for task_id in ids:
-            if is_whole:  # one by one, since each may be large
-                groups[len(groups)] = [task_id]
+        rows: dict[str, Row] = {}
+        for n, task_id in enumerate(ids):
+            shard = shard_of(task_id, self._config.shards)
+            if shard is None:
+                rows[task_id] = TaskUnreadable(f"{task_id!r} is not an id of this cluster.")
             else:
-                groups.setdefault(self.shard(task_id), []).append(task_id)
-        rows = await asyncio.gather(*(self._read_of_one_shard(group, is_whole) for group in groups.values()))
-        tasks = {task.id: task for row in rows for task in row}
+                groups.setdefault(n if is_whole else shard, []).append(task_id)  # whole ones may be large: one by one
+        parts = (self._read_of_one_shard(group, is_whole) for group in groups.values())
+        for part in await asyncio.gather(*parts):
+            rows |= part
         if not is_whole:
-            await self._read_long_errors(tasks)
-        return [tasks.get(task_id) for task_id in ids]
+            await self._read_long_errors(rows)
+        return [rows[task_id] for task_id in ids]
 
-    async def _read_long_errors(self, tasks: Mapping[str, TaskJson]) -> None:
+    async def _read_long_errors(self, rows: dict[str, Row]) -> None:
         """Redis keeps a long error apart from what it reads for a row, and a list shows its message all the same."""
+        tasks = {row.id: row for row in rows.values() if isinstance(row, TaskJson)}
         lack = [task.id for task in tasks.values() if task.state in FAILED and bytes(task.error) == _NULL_TEXT]
         for first in range(0, len(lack), WHOLE_AT_ONCE):
-            for whole in await self._read(lack[first : first + WHOLE_AT_ONCE], True):
-                if whole is not None:
-                    tasks[whole.id].error = whole.error
+            chunk = lack[first : first + WHOLE_AT_ONCE]
+            for task_id, whole in zip(chunk, await self._read(chunk, True), strict=True):
+                if isinstance(whole, TaskJson):
+                    tasks[task_id].error = whole.error
+                elif whole is not None:
+                    rows[task_id] = whole
 
-    async def _read_of_one_shard(self, ids: Sequence[str], is_whole: bool) -> list[TaskJson]:
+    async def _read_of_one_shard(self, ids: Sequence[str], is_whole: bool) -> dict[str, Row]:
         read = partial(self._shards.calls.read_rows, self.shard(ids[0]), ids, is_whole)
         rows = await self._look(read, WHOLE_US if is_whole else READ_US + ROW_US * len(ids))
-        return [task_json(task_id, row) for task_id, row in zip(ids, rows, strict=True) if row is not None]
+        return {
+            task_id: task_json(task_id, row) if isinstance(row, TaskFields) else row
+            for task_id, row in zip(ids, rows, strict=True)
+        }
 
 
 def queue_rows(
@@ -441,8 +462,9 @@ def _place(cursor: str | None, mark: str) -> str:
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         place = text[1:]
-        _, task_id = order(place)
-        if text[:1] != mark or shard_of(task_id, SHARDS_MAX) is None:
+        # A set may hold what is no id of ours, and a page may end there.
+        is_place = SCORED_PLACE.match(place) if mark == "s" else shard_of(place, SHARDS_MAX) is not None
+        if text[:1] != mark or not is_place:
             raise ValueError(cursor)
     except ValueError:
         raise BadRequest(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,6 +28,10 @@ from cluster.shards.answers import Listed
 SEARCH_MAX = 20_000  # tasks that one page looks at, at most
 SCAN_MAX = 100  # tasks that one script looks at: some 0.7 ms where each is in a bucket of its own
 SCAN_MIN = 4  # tasks that one script looks at, at least: fewer cost as much as the call itself
+
+SCORED_PLACE = re.compile(  # a score, below 0 under strict priorities (a very large priority_aging_s), and an id
+    r"(-?[0-9]{1,20}) (.*)\Z", re.DOTALL
+)
 
 S = TypeVar("S")
 Order = tuple[int, str]
@@ -93,9 +98,6 @@ async def search(
 
 
 def order(place: str) -> Order:
-    """A sort key for a place: by id alone, or by score and then id. Raises ValueError if it is neither."""
-    score, space, task_id = place.rpartition(" ")
-    digits = score.removeprefix("-")  # strict priorities (a very large priority_aging_s) make scores below 0
-    if space and not (digits.isascii() and digits.isdigit()):
-        raise ValueError(place)
-    return (int(score), task_id) if space else (0, task_id)
+    """A sort key for a place: by score and then id, or by id alone."""
+    scored = SCORED_PLACE.match(place)
+    return (int(scored[1]), scored[2]) if scored else (0, place)

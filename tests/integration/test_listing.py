@@ -11,7 +11,7 @@ import pytest
 from msgspec import Raw
 
 from cluster import keys
-from cluster.errors import BadRequest, StoreUnavailable, TooManyReads, unanswered, unread
+from cluster.errors import BadRequest, StoreUnavailable, TaskUnreadable, TooManyReads, unanswered, unread
 from cluster.shards.answers import SettleKind
 from cluster.shards.aside import TURN_US
 from cluster.shards.lane import Call
@@ -307,3 +307,64 @@ async def test_a_large_batch_of_one_key_makes_no_bucket_that_takes_long_to_list(
     assert max(Counter(task_id[:9] for task_id in ids).values()) <= CROWD
     listed = await pages(engine, key="user:1", limit=500)
     assert ids_of(listed) == ids[::-1]
+
+
+DAMAGE = {  # what another program, or an older version, can leave in the place of a task or beside it
+    "no task": ("", b"no task"),
+    "nothing": ("", b""),
+    "no state": (".", b"garbage"),
+    "numbers that are none": (".", b"succeeded x y z 1 1 1 1 node"),
+    "a state that is none": (".", b"lost 1 1 0 0 0 0 - node"),
+    "a result that is no JSON": (".", b"succeeded 1 1 0 1 1 1 - node NaN"),
+    "a result that is half": (".", b'succeeded 1 1 0 1 1 1 - node {"a":'),
+    "a result that is not UTF-8": (".", b'succeeded 1 1 0 1 1 1 - node "\xff"'),
+    "progress that is no JSON": (".progress", b"half way"),
+}
+QUERIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"fields": "data,result,error"},
+    {"state": State.SUCCEEDED},
+    {"state": State.SUCCEEDED, "fields": "result"},
+    {"type": "old"},
+    {"type": "old", "state": State.SUCCEEDED, "limit": 1},
+)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=str)
+@pytest.mark.parametrize(("field", "value"), DAMAGE.values(), ids=DAMAGE)
+async def test_a_task_that_cannot_be_read_spoils_no_list_of_others(
+    engine: Engine, field: str, value: bytes, query: dict[str, Any]
+) -> None:
+    made = await make(engine, 5)
+    bucket = keys.bucket_prefix(engine.queries.shard(made[2])) + made[2][:9]
+    await engine.client.hset(bucket, made[2] + field, value)  # type: ignore[misc]
+    found = [msgspec.json.decode(msgspec.json.encode(page)) for page in await pages(engine, **query)]
+    others = [*reversed(made[3:]), *reversed(made[:2])]
+    shown = [task["id"] for page in found for task in page["tasks"]]
+    unreadable = [task_id for page in found for task_id in page.get("unreadable", ())]
+    assert sorted({*shown, made[2]}) == sorted(made)
+    assert [task_id for task_id in shown if task_id != made[2]] == others if "state" not in query else True
+    is_seen = made[2] in unreadable
+    assert not (is_seen and made[2] in shown)
+    if not query or query == {"fields": "data,result,error"}:
+        is_hidden = field == ".progress" and not query  # a row does not read it
+        assert is_seen is not is_hidden
+        if is_seen and query:
+            with pytest.raises(TaskUnreadable):
+                await engine.get(made[2])
+
+
+@pytest.mark.parametrize("member", ["no id", "\x1b[2J", b"\xff\xfe", "", "01JDZ6M0X2R5T8V1W4Y7Z0B3C6-ff"])
+@pytest.mark.parametrize("at", [-1.0, 1e18])
+async def test_what_is_no_id_of_a_task_spoils_no_list(engine: Engine, member: str | bytes, at: float) -> None:
+    made = await make(engine, 3, outcome=SettleKind.DEAD, payload=FAILURE)
+    await engine.client.zadd(keys.dead(1), {member: at})
+    await engine.client.zadd(keys.scheduled(1), {member: at})
+    await engine.client.sadd(keys.sessions(1), member)  # type: ignore[misc]
+    for limit in (1, 50):
+        found = await pages(engine, state=State.DEAD, limit=limit)
+        assert sorted(ids_of(found)) == sorted(made)
+        assert sum(len(page.unreadable or ()) for page in found) == 1
+    assert not ids_of(await pages(engine, state=State.SCHEDULED))
+    assert sorted(ids_of(await pages(engine))) == sorted(made)
+    assert await engine.replay(None, None) == 3

@@ -371,6 +371,10 @@ def test_tasks_are_listed_and_filtered(asked: list[dict[str, Any]], capsys: pyte
             "searched 20,000 tasks; to go on: --all, or --cursor c9\n",
         ),
         ({"searched": 3, "complete": True, "cursor": None, "tasks": [TASK]}, ""),
+        (
+            {"searched": 3, "complete": True, "cursor": None, "tasks": [TASK], "unreadable": ["01C-1f", "\x1b[2J"]},
+            "2 tasks cannot be read: 01C-1f, \\x1b[2J\n",
+        ),
     ],
 )
 def test_a_list_says_how_far_it_looked_where_that_matters(

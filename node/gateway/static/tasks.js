@@ -150,7 +150,7 @@ const tasks = (() => {
   const FILTERS = ["state", "type", "key"];
   const LIVE_MAX = 2000; // a search that looked at more tasks than this is not repeated by itself
   let filter = {};
-  const list = { page: 0, cursor: null, rows: [], searched: 0, isComplete: true, isLoading: false, loadedMs: 0, turn: 0 };
+  const list = { page: 0, cursor: null, rows: [], searched: 0, unreadable: 0, isComplete: true, isLoading: false, loadedMs: 0, turn: 0 };
 
   function openList(query) {
     filter = Object.fromEntries(FILTERS.filter((name) => query.get(name)).map((name) => [name, query.get(name)]));
@@ -189,6 +189,7 @@ const tasks = (() => {
     list.cursor = page.cursor;
     list.isComplete = page.complete !== false; // an older node does not say
     list.rows = goesOn ? [...list.rows, ...page.tasks] : page.tasks;
+    list.unreadable = (goesOn ? list.unreadable : 0) + (page.unreadable || []).length;
     list.searched = (goesOn ? list.searched : 0) + (page.searched || 0);
     put($("rows"), list.rows.map((task) => ({ key: task.id + task.state + task.attempt, id: task.id, make: () => listRow(task) })));
     $("older").hidden = !page.cursor || !list.isComplete;
@@ -210,6 +211,11 @@ const tasks = (() => {
   }
 
   function listWords() {
+    const spoilt = list.unreadable ? ` ${many(list.unreadable, "task")} cannot be read.` : "";
+    return foundWords() + spoilt;
+  }
+
+  function foundWords() {
     const parts = [filter.state, filter.type && `type ${filter.type}`, filter.key && `key ${filter.key}`];
     const what = parts.filter(Boolean).join(", ");
     if (!list.isComplete) {
