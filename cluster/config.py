@@ -20,6 +20,7 @@ from cluster.header_text import unfit
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
+SLOTS = re.compile(r"[0-9]{1,7}\Z")
 SEED = re.compile(r"([^\s\[\]]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
 PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 UNSPECIFIED = ("0.0.0.0", "::")  # hosts that stand for every address and so name none at which peers reach this node
@@ -198,7 +199,7 @@ def parse_queues(text: str) -> dict[str, int]:
     slots: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, colon, count = part.rpartition(":")
-        if not colon or not QUEUE_NAME.match(name) or not count.isdigit() or int(count) > SLOTS_MAX:
+        if not colon or not QUEUE_NAME.match(name) or not SLOTS.match(count) or int(count) > SLOTS_MAX:
             raise ConfigError(
                 f"queues is {text!r}: {part!r} is not NAME:SLOTS with 0 to {SLOTS_MAX} slots.",
                 "Write it like default:100,sync:2",

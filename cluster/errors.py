@@ -132,6 +132,13 @@ class TooManyReads(RumorError):
     status = 429
 
 
+class TooManyBatches(RumorError):
+    """This node works on as many bytes of batches as it may (429). Nothing happened; another node may have room."""
+
+    code = "too_many_batches"
+    status = 429
+
+
 class TooManyConnections(RumorError):
     """This node has no room for another connection (503). Nothing happened; another node may have room."""
 

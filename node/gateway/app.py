@@ -19,6 +19,7 @@ from aiohttp import hdrs, web
 
 from cluster.errors import BadRequest, MethodNotAllowed, NotFound, RumorError, StoreUnavailable, without_key
 from node.gateway import access, parse
+from node.gateway.batch_body import BatchRoom
 from node.gateway.cluster_calls import ClusterCalls, ClusterEngine
 from node.gateway.forward import Forwarder
 from node.gateway.peer_calls import PeerCalls, PeerEngine, PeerVitals
@@ -59,8 +60,11 @@ def build(engine: GatewayEngine) -> web.Application:
     counted = gauges.register(engine.metrics, engine, answers)
     forwarder = Forwarder(engine.config)
     waits = OpenWaits()
+    room = BatchRoom(engine.config.batch_max_bytes)
     handlers = handlers_of(
-        TaskCalls(engine, forwarder, waits), ClusterCalls(engine, counted, waits), PeerCalls(engine, waits)
+        TaskCalls(engine, forwarder, waits, room),
+        ClusterCalls(engine, counted, waits),
+        PeerCalls(engine, waits, room),
     )
     entrance = Entrance(engine, answers)
     app = web.Application()

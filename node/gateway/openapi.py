@@ -179,7 +179,19 @@ def _schemas() -> dict[str, Any]:
         "items": {"anyOf": [_schema(schema.TaskJson), _schema(schema.ErrorJson)]},
     }
     components["TaskList"]["properties"]["tasks"]["items"] = _schema(schema.TaskJson)
-    return components
+    return _in_ecma(components)  # type: ignore[no-any-return]
+
+
+def _in_ecma(node: Any) -> Any:
+    """The same with patterns as JSON Schema has them. There `$` is the end; in Python a line break may follow it."""
+    if isinstance(node, list):
+        return [_in_ecma(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: value.replace(r"\Z", "$") if key == "pattern" and isinstance(value, str) else _in_ecma(value)
+        for key, value in node.items()
+    }
 
 
 def _described(kind: type[Struct]) -> type[Struct]:

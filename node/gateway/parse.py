@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,15 +22,21 @@ from cluster.errors import BadRequest, Invalid, RumorError, TooLarge
 from node.schema import BackoffJson, Replay, Submission
 
 T = TypeVar("T", bound=Struct)
+Parsed = Submission | RumorError
 
 SHOWN_MAX = 80  # characters of a value or of malformed JSON that an error repeats
+AT_ONCE_BYTES = 2_097_152  # size up to which an array is decoded in one go, which is the fastest
+PART_BYTES = 262_144  # bytes of an array after which others have a turn: a few milliseconds
+PART_ITEMS = 250
 EXAMPLE = 'Send JSON like {"type": "process", "data": "Hello World"}.'
+QUEUE_HINT = "Use 1 to 48 of letters, digits, '_', '.', '-', beginning with a letter or digit."
 LINES_HINT = "Send an array of tasks. For one JSON task a line, send Content-Type: application/x-ndjson."
 EXAMPLES: dict[Any, str] = {Replay: 'Send JSON like {"type": "process", "limit": 100}, or nothing for all.'}
 
 _json = msgspec.json.Decoder().decode
 _submission = msgspec.json.Decoder(Submission).decode
 _submissions = msgspec.json.Decoder(list[Submission]).decode
+_raw = msgspec.json.Decoder(Raw).decode
 _raws = msgspec.json.Decoder(list[Raw]).decode
 _replay = msgspec.json.Decoder(Replay).decode
 
@@ -42,32 +48,102 @@ def submission(body: bytes, nesting_max: int, root: str = "$") -> Submission:
     return item
 
 
-def batch(body: bytes, tasks_max: int, nesting_max: int) -> list[Submission | RumorError]:
-    """An array of tasks; in the place of one that does not fit stands its error."""
+def batch(body: bytes, tasks_max: int, nesting_max: int, item_max_bytes: int) -> Iterator[list[Parsed]]:
+    """An array of tasks, in parts, so that a caller can do something else between two of them.
+
+    In the place of an item that does not fit stands its error. Raises if the array itself does not fit; the whole of it
+    is known to do so only after the last part.
+    """
+    if len(body) > AT_ONCE_BYTES:
+        yield from _in_parts(body, tasks_max, nesting_max, item_max_bytes)
+        return
     try:
         items: list[Submission] = _submissions(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # At least one item does not fit. The array itself must; then its items are read one by one.
-        try:
-            raws = _decoded(_raws, body, nesting_max, "$")
-        except (BadRequest, Invalid) as error:
-            if body.lstrip().startswith(b"{"):
-                error.hint = LINES_HINT
-            raise
-        _check_length(len(raws), tasks_max)
-        return [_or_error(bytes(raw), nesting_max, f"$[{place}]") for place, raw in enumerate(raws)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # at least one item does not fit
+        yield from _in_parts(body, tasks_max, nesting_max, item_max_bytes)
+        return
     _check_length(len(items), tasks_max)
-    checked: list[Submission | RumorError] = []
-    for place, item in enumerate(items):
+    step = max(1, PART_BYTES * len(items) // len(body))
+    for first in range(0, len(items), step):
+        checked: list[Parsed] = []
+        for place, item in enumerate(items[first : first + step], first):
+            try:
+                _check_data(item.data, nesting_max, f"$[{place}]", item_max_bytes)
+                checked.append(item)
+            except RumorError as error:
+                checked.append(error)
+        yield checked
+
+
+def _in_parts(body: bytes, tasks_max: int, nesting_max: int, item_max_bytes: int) -> Iterator[list[Parsed]]:
+    """The same, item by item: only one is held apart at a time, and those beyond `tasks_max` are not looked at."""
+    part: list[Parsed] = []
+    size = 0
+    for place, item in enumerate(_items(body, nesting_max)):
+        if place == tasks_max:
+            if len(body) <= AT_ONCE_BYTES:
+                _check_length(len(_decoded(_raws, body, nesting_max, "$")), tasks_max)
+            raise _too_many(f"more than {tasks_max:,}", tasks_max)
+        if len(item) > item_max_bytes:
+            part.append(_too_large(f"$[{place}]", item_max_bytes))
+        else:
+            part.append(_or_error(bytes(item), nesting_max, f"$[{place}]"))
+        size += len(item)
+        if len(part) == PART_ITEMS or size > PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _items(body: bytes, nesting_max: int) -> Iterator[memoryview]:
+    """The items of a JSON array, not decoded. Raises BadRequest or Invalid where it is none."""
+    view = memoryview(body)
+    at = _skip_space(body, 0)
+    if body[at : at + 1] != b"[":
+        raise _no_array(body, nesting_max)
+    at = _skip_space(body, at + 1)
+    separator = b","
+    if body[at : at + 1] == b"]":
+        separator = b"]"
+        at = _skip_space(body, at + 1)
+    while separator == b",":
+        start = at
         try:
-            _check_data(item.data, nesting_max, f"$[{place}]")
-            checked.append(item)
-        except RumorError as error:
-            checked.append(error)
-    return checked
+            _raw(view[start:])
+            raise _no_array(body, nesting_max)  # It reaches to the end, where the array should.
+        except RecursionError:
+            raise _too_deep(nesting_max, "$") from None
+        except msgspec.DecodeError as error:
+            # A decoder for one value says where it ended and the rest begins: msgspec has no other word for it.
+            behind = _BEHIND.search(str(error))
+            if behind is None:
+                raise _no_array(body, nesting_max) from None
+            at = start + int(behind[1]) - 1
+        separator = body[at : at + 1]
+        yield view[start:at]
+        at = _skip_space(body, at + 1)
+    if separator != b"]" or at < len(body):
+        raise _no_array(body, nesting_max)
 
 
-def lines(chunk: list[bytes], nesting_max: int, first: int) -> list[Submission | RumorError]:
+def _no_array(body: bytes, nesting_max: int) -> RumorError:
+    """The error for a body that is not an array of JSON values."""
+    try:
+        _decoded(_raws, body, nesting_max, "$")
+    except (BadRequest, Invalid) as error:
+        if body.lstrip().startswith(b"{"):
+            error.hint = LINES_HINT
+        return error
+    return BadRequest("the body is not a JSON array.", EXAMPLE)
+
+
+def _skip_space(body: bytes, at: int) -> int:
+    space = _SPACE.match(body, at)
+    return at if space is None else space.end()
+
+
+def lines(chunk: Sequence[bytes], nesting_max: int, first: int) -> list[Parsed]:
     """Lines of NDJSON; `first` is the number of the first line."""
     return [_or_error(line, nesting_max, f"line {number}: $") for number, line in enumerate(chunk, first)]
 
@@ -82,7 +158,7 @@ def query(kind: type[T], pairs: Mapping[str, str]) -> T:
     names = kind.__struct_fields__
     for name in pairs:
         if name not in names:
-            raise BadRequest(f"unknown query parameter {name!r}.", _suggestion(name, names))
+            raise BadRequest(f"unknown query parameter {_cut(name)!r}.", _suggestion(name, names))
     try:
         return msgspec.convert(dict(pairs), kind, strict=False)
     except msgspec.ValidationError as error:
@@ -103,7 +179,7 @@ def no_query(pairs: Mapping[str, str]) -> None:
         hint = "This call takes none; the body carries the fields."
         if name == "wait_s":
             hint = "POST /tasks waits for one task. Wait for each task of a batch with GET /tasks/{id}?wait_s=20."
-        raise BadRequest(f"unknown query parameter {name!r}.", hint)
+        raise BadRequest(f"unknown query parameter {_cut(name)!r}.", hint)
 
 
 def idempotency_key(text: str | None) -> str | None:
@@ -132,8 +208,10 @@ _ONE_KIND = bytes.maketrans(b"[]", b"{}")
 _NO_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
 
 
-def _check_data(data: Raw, nesting_max: int, root: str) -> None:
+def _check_data(data: Raw, nesting_max: int, root: str, max_bytes: int | None = None) -> None:
     """Raise Invalid for data that is JSON by its syntax, but cannot be read or is nested too deep."""
+    if max_bytes is not None and memoryview(data).nbytes > max_bytes:
+        raise _too_large(f"{root}.data", max_bytes)
     try:
         _json(data)
     except RecursionError:
@@ -150,13 +228,23 @@ def _check_data(data: Raw, nesting_max: int, root: str) -> None:
 
 def _check_length(tasks: int, tasks_max: int) -> None:
     if tasks > tasks_max:
-        raise TooLarge(
-            f"the batch has {tasks:,} tasks, at most {tasks_max:,}.",
-            "Send several batches, or NDJSON (Content-Type: application/x-ndjson), which is streamed.",
-        )
+        raise _too_many(f"{tasks:,}", tasks_max)
 
 
-def _or_error(text: bytes, nesting_max: int, root: str) -> Submission | RumorError:
+def _too_many(tasks: str, tasks_max: int) -> TooLarge:
+    return TooLarge(
+        f"the batch has {tasks} tasks, at most {tasks_max:,}.",
+        "Send several batches, or NDJSON (Content-Type: application/x-ndjson), which is streamed.",
+    )
+
+
+def _too_large(path: str, max_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"{path} is over {max_bytes:,} bytes, the most for one task.", "Store the data elsewhere and send a reference."
+    )
+
+
+def _or_error(text: bytes, nesting_max: int, root: str) -> Parsed:
     try:
         return submission(text, nesting_max, root)
     except RumorError as error:
@@ -212,11 +300,14 @@ def _misfit(error: msgspec.ValidationError, body: bytes, root: str, kind: type[S
     unknown = _UNKNOWN_FIELD.search(what)
     if unknown is not None:
         names = BackoffJson.__struct_fields__ if path.endswith("backoff") else kind.__struct_fields__
-        return Invalid(f"{root}{path[1:]} has an unknown field {unknown[1]!r}.", _suggestion(unknown[1], names))
+        name = unknown[1]
+        return Invalid(f"{root}{path[1:]} has an unknown field {_cut(name)!r}.", _suggestion(name, names))
     value = _value_at(body, path)
     if what.startswith("Object missing"):
         return Invalid(f"{root}{path[1:]}: {_lower(what)}.", EXAMPLE)
     hint = "GET /openapi.json describes every field."
+    if "matching regex" in what:  # only a queue's name has a pattern
+        what, hint = "not the name of a queue", QUEUE_HINT
     if what.startswith("Invalid enum value"):
         hint = f"Use one of {', '.join(_choices(kind, path.rpartition('.')[2]))}."
     return Invalid(f"{root}{path[1:]} is {value}: {_lower(what)}.", hint)
@@ -248,6 +339,8 @@ def _choices(kind: type[Struct], field: str) -> list[str]:
     return choices
 
 
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_BEHIND = re.compile(r"trailing characters \(byte (\d+)\)")
 _AT_BYTE = re.compile(r" \(byte (\d+)\)")
 _HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?=\"|[^\\])"
@@ -264,6 +357,8 @@ def _split(error: msgspec.DecodeError) -> tuple[str, str]:
 
 def _value_at(body: bytes, path: str) -> str:
     """The value that the path names, as short JSON."""
+    if len(body) > AT_ONCE_BYTES:
+        return "too large to show"
     try:
         value = _json(body)
         for name, place in _STEP.findall(path):
@@ -276,12 +371,15 @@ def _value_at(body: bytes, path: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, str):  # header bytes that are not UTF-8 arrive as lone surrogates, which JSON cannot hold
         value = value.encode("utf-8", "backslashreplace").decode()
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
+    return _cut(msgspec.json.encode(value).decode())
+
+
+def _cut(text: str, max_chars: int = SHOWN_MAX) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 def _suggestion(name: str, names: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
+    near = difflib.get_close_matches(name[:SHOWN_MAX], names, 1)
     return (f"Did you mean {near[0]}? " if near else "") + f"Known here: {', '.join(names)}."
 
 
@@ -290,4 +388,4 @@ def _place(root: str) -> str:
 
 
 def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:].rstrip(".")
+    return _cut(text[:1].lower() + text[1:].rstrip("."), 4 * SHOWN_MAX)

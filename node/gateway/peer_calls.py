@@ -18,7 +18,8 @@ from cluster.errors import BadRequest, Forbidden, RumorError
 from cluster.gossip.watch_token import HEADER as WATCH_HEADER
 from cluster.swim.wire import SYNC_MAX_BYTES
 from cluster.view import View
-from node.gateway import parse
+from node.gateway import batch_body
+from node.gateway.batch_body import BatchRoom
 from node.gateway.forward import FORWARDED, refuse_misdirected
 from node.gateway.request_body import Exchanges, read_body
 from node.gateway.responses import as_json, error_json
@@ -27,6 +28,7 @@ from node.gateway.waits import OpenWaits
 from node.observe.tracing import Tracing
 from node.schema import Forward, Forwarded, IdempotencyKeys, Submission, Submitted
 
+FORWARDED_SIZE = 2  # largest size of a forwarded task or batch, in sizes of one that a client may send
 WATCH_LOOK_S = 1.0  # time within which a watch whose client has gone is let go
 
 _decode_forward = msgpack.Decoder(Forward).decode
@@ -62,10 +64,11 @@ class PeerEngine(Protocol):
 class PeerCalls:
     """The handlers, each named for the `operation` of its route."""
 
-    def __init__(self, engine: PeerEngine, waits: OpenWaits) -> None:
+    def __init__(self, engine: PeerEngine, waits: OpenWaits, batch_room: BatchRoom) -> None:
         self._engine = engine
         self._config = engine.config
         self._waits = waits
+        self._batch_room = batch_room
         self._exchanges = Exchanges(SYNC_MAX_BYTES)
 
     async def gossip(self, request: web.Request) -> web.Response:
@@ -93,14 +96,18 @@ class PeerCalls:
     async def take_over(self, request: web.Request) -> web.Response:
         """Store a submission for a peer that cannot reach Redis. Never forwards again."""
         refuse_misdirected(request.headers.get(FORWARDED), self._engine.view.session)
-        body = await read_body(
-            request, 2 * self._config.batch_max_bytes
-        )  # Its left-out fields are written out as null.
+        async with self._batch_room.taken(request):
+            return await self._take_over(request)
+
+    async def _take_over(self, request: web.Request) -> web.Response:
+        # Its left-out fields are written out as null, so it may be larger than a batch.
+        body = await read_body(request, FORWARDED_SIZE * self._config.batch_max_bytes)
         try:
             submission = _decode_forward(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f"not a forwarded submission: {error}", "Only nodes call this.") from None
-        items = parse.batch(submission.items, self._config.batch_max_tasks, self._config.nesting_max)
+        item_max_bytes = FORWARDED_SIZE * self._config.body_max_bytes
+        items = await batch_body.parsed(submission.items, self._config, item_max_bytes)
         if len(items) != len(submission.ids):
             raise BadRequest(f"{len(submission.ids)} ids for {len(items)} tasks.", "Only nodes call this.")
         keys: IdempotencyKeys = submission.idempotency_keys

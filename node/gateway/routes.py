@@ -120,7 +120,7 @@ ROUTES = (
         {200: schema.BatchJson},
         body=list[schema.Submission],
         body_example=[{"type": "process", "data": n} for n in (1, 2)],
-        errors=(408, 413, 422, 503),
+        errors=(408, 413, 422, 429, 503),
         headers=_SUBMIT_BATCH,
     ),
     Route(

@@ -29,7 +29,8 @@ from cluster.errors import (
 )
 from cluster.view import View
 from node import trace_context
-from node.gateway import forward, parse
+from node.gateway import batch_body, forward, parse
+from node.gateway.batch_body import BatchRoom
 from node.gateway.request_body import read_body, read_lines
 from node.gateway.responses import JSON_HEADERS, as_json, error_json, json_line
 from node.gateway.waits import OpenWaits
@@ -94,13 +95,16 @@ class TaskEngine(Protocol):
 class TaskCalls:
     """The handlers, each named for the `operation` of its route."""
 
-    def __init__(self, engine: TaskEngine, forwarder: forward.Forwarder, waits: OpenWaits) -> None:
+    def __init__(
+        self, engine: TaskEngine, forwarder: forward.Forwarder, waits: OpenWaits, batch_room: BatchRoom
+    ) -> None:
         self._engine = engine
         self._config = engine.config
         self._nesting_max = engine.config.nesting_max
         self._body_max = engine.config.body_max_bytes
         self._forwarder = forwarder
         self._waits = waits
+        self._batch_room = batch_room
         self._store = engine.tracing.sending(self._store_or_forward)
         self._forward = engine.tracing.forwarding(forwarder.submit)
 
@@ -168,13 +172,14 @@ class TaskCalls:
         trace = trace_context.received(request.headers)
         if request.content_type in NDJSON:
             return await self._submit_lines(request, key, trace)
-        body = await read_body(request, self._config.batch_max_bytes)
-        items = parse.batch(body, self._config.batch_max_tasks, self._nesting_max)
-        results = await self._store_valid(items, 0, key, trace, started_s)
-        rejected = sum(isinstance(result, ErrorJson) for result in results)
-        response = as_json(BatchJson(len(results) - rejected, rejected, results))
-        response.headers.update(_trace_headers(results))
-        return response
+        async with self._batch_room.taken(request):
+            body = await read_body(request, self._config.batch_max_bytes)
+            items = await batch_body.parsed(body, self._config, self._body_max)
+            results = await self._store_valid(items, 0, key, trace, started_s)
+            rejected = sum(isinstance(result, ErrorJson) for result in results)
+            response = as_json(BatchJson(len(results) - rejected, rejected, results))
+            response.headers.update(_trace_headers(results))
+            return response
 
     async def _submit_lines(self, request: web.Request, key: str | None, trace: str | None) -> web.StreamResponse:
         """NDJSON: store and answer each chunk of lines before reading the next.
@@ -185,7 +190,7 @@ class TaskCalls:
         place = 0
         try:
             async for chunk in read_lines(request, self._body_max):
-                items = parse.lines(chunk, self._nesting_max, place + 1)
+                items = await batch_body.parsed_lines(chunk, self._config, place + 1)
                 try:
                     results = await self._store_valid(items, place, key, trace, time.monotonic(), is_stream=True)
                 except (StoreUnavailable, IdempotencyConflict) as error:

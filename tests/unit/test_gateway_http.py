@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -206,6 +207,13 @@ async def test_openapi_describes_each_public_call_and_no_other(client: Client) -
     described = await (await client.get("/openapi.json")).json()
     calls = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
     assert calls == {(route.method, route.path) for route in ROUTES if route.is_public}
+
+
+def test_each_pattern_in_openapi_is_one_of_json_schema() -> None:
+    """There `$` is the end of the text and `\\Z` is nothing; in Python a line break may follow `$`."""
+    text = json.dumps(document())
+    assert r"[A-Za-z0-9_.-]{0,47}$" in text
+    assert r"\Z" not in text
 
 
 def test_each_reference_in_openapi_leads_somewhere() -> None:

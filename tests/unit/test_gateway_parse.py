@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import Invalid, RumorError
+from cluster.errors import Invalid, RumorError, TooLarge
 from node.gateway import parse
 from node.schema import ListQuery, Submission, run_at_ms
 
@@ -86,7 +86,8 @@ pieces = st.sampled_from(
 def test_no_bytes_at_all_raise_anything_but_our_own_errors(body: bytes) -> None:
     readers: tuple[Callable[[], object], ...] = (
         lambda: parse.submission(body, NESTING_MAX),
-        lambda: parse.batch(body, 3, NESTING_MAX),
+        lambda: list(parse.batch(body, 3, NESTING_MAX, 1_000)),
+        lambda: list(parse._in_parts(body, 3, NESTING_MAX, 1_000)),
         lambda: parse.replay(body),
     )
     for error in filter(None, map(refusal, readers)):
@@ -106,7 +107,75 @@ def test_each_line_has_one_result(chunk: list[bytes]) -> None:
 @given(st.lists(values.map(lambda value: {"type": "noop", "data": value}) | values, max_size=5))
 def test_a_batch_gives_each_item_what_it_gets_alone(items: list[Any]) -> None:
     body = json.dumps(items).encode()
-    together = parse.batch(body, 5, NESTING_MAX)
+    for together in (parsed(body, 5), apart(body, 5)):
+        check_each(items, together)
+
+
+@given(st.lists(pieces, max_size=6), st.sampled_from([b"", b" ", b"\n\t "]), st.sampled_from([b"", b"x", b"]", b",1"]))
+def test_an_array_is_one_whichever_way_it_is_read(items: list[bytes], space: bytes, tail: bytes) -> None:
+    body = b"[" + space + (space + b"," + space).join(items) + space + b"]" + tail
+    readers = (lambda: parsed(body, 3), lambda: apart(body, 3))
+    at_once, item_by_item = (refusal(reader) for reader in readers)
+    if at_once is None or item_by_item is None:
+        assert at_once is item_by_item is None
+        assert [str(item) for item in parsed(body, 3)] == [str(item) for item in apart(body, 3)]
+    elif isinstance(at_once, TooLarge) or isinstance(item_by_item, TooLarge):
+        pass  # What stands behind the tasks that may come need not be looked at.
+    else:
+        assert str(at_once) == str(item_by_item)
+
+
+def test_items_beyond_the_most_are_not_even_looked_at() -> None:
+    seen = 0
+
+    def count(text: bytes, *_: object) -> Submission:
+        nonlocal seen
+        seen += 1
+        return Submission(type="noop")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parse, "_or_error", count)
+        with pytest.raises(TooLarge, match="more than 100 tasks, at most 100"):
+            apart(b"[" + b"1," * parse.AT_ONCE_BYTES + b"1]", 100)
+    assert seen <= 100
+
+
+@pytest.mark.parametrize("size", [1_000, parse.AT_ONCE_BYTES])
+def test_a_task_of_an_array_is_no_larger_than_one_alone(size: int) -> None:
+    body = json.dumps([{"type": "noop"}, {"type": "noop", "data": "x" * size}, {"type": "noop"}]).encode()
+    results = [item for part in parse.batch(body, 5, NESTING_MAX, 500) for item in part]
+    assert isinstance(results[1], TooLarge)
+    assert "$[1]" in results[1].message
+    assert isinstance(results[0], Submission)
+    assert isinstance(results[2], Submission)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":"noop","' + b"a" * 1_000_000 + b'":1}',
+        b'{"type":"noop","priority":"' + b"a" * 1_000_000 + b'"}',
+        b'{"type":"noop","queue":"' + b"a" * 1_000_000 + b'"}',
+        b'{"type":"' + b"a" * 1_000_000 + b'"}',
+        b'{"type":"noop","delay_s":' + b"1" * 100_000 + b"}",
+    ],
+)
+def test_an_error_is_short_however_long_its_field_is(body: bytes) -> None:
+    error = refusal(lambda: parse.submission(body, NESTING_MAX))
+    assert error is not None
+    assert len(str(error)) < 1_000
+
+
+def parsed(body: bytes, tasks_max: int) -> list[parse.Parsed]:
+    return [item for part in parse.batch(body, tasks_max, NESTING_MAX, 1_000_000) for item in part]
+
+
+def apart(body: bytes, tasks_max: int) -> list[parse.Parsed]:
+    """As a large array is read."""
+    return [item for part in parse._in_parts(body, tasks_max, NESTING_MAX, 1_000_000) for item in part]
+
+
+def check_each(items: list[Any], together: list[parse.Parsed]) -> None:
     for place, (item, result) in enumerate(zip(items, together, strict=True)):
         alone = parse.lines([json.dumps(item).encode()], NESTING_MAX, 1)[0]
         if isinstance(alone, RumorError):
