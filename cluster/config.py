@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +23,16 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
 SLOTS = re.compile(r"[0-9]{1,7}\Z")
 SEED = re.compile(r"([^\s\[\]]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
+HOST_NAME = re.compile(r"[^\s\[\]/@,:]+\Z")  # a name, or an address with dots
 PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
+LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){1,3}\Z")  # also in its short forms
 UNSPECIFIED = ("0.0.0.0", "::")  # hosts that stand for every address and so name none at which peers reach this node
 OTHER_VARIABLES = re.compile(  # of the client, launcher and tests, and those that Kubernetes sets for a service "rumor"
     r"RUMOR_((URL|CA_FILE|BASE_PORT|DATA_DIR|LAUNCH_ID|LAUNCHER|COMPLETE)|(TEST|SIM|BENCH)_.*"
     r"|(.*_)?SERVICE_(HOST|PORT.*)|(.*_)?PORT_\d+_.*)\Z"
 )
+KNOWN_TOKENS = ("demo-token", "change-me")  # those of docker-compose.yml and deploy/kubernetes
+LONGEST_S = 315_360_000  # of any time in seconds: Redis and the system hold no time that is very much longer
 SLOTS_MAX = 100_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
@@ -154,7 +159,9 @@ class Config:
 
     # Security and operation
     api_token: str = option("", "Bearer token that every HTTP call must carry. Required off loopback.", secret=True)
-    insecure: bool = option(False, "Allow addresses other than loopback without a key or a token.")
+    insecure: bool = option(
+        False, "Allow addresses other than loopback without a key or a token, or with those of an example."
+    )
     insecure_redis: bool = option(False, "Start although Redis may evict or lose tasks (maxmemory-policy).")
     tls_cert: str = option("", "Certificate chain (PEM) for HTTPS.")
     tls_key: str = option("", "Private key (PEM) for HTTPS.")
@@ -181,7 +188,10 @@ class Config:
     @property
     def name(self) -> str:
         """The node's stable name."""
-        return self.node_id or f"{self.reachable_host}:{self.port}"
+        if self.node_id:
+            return self.node_id
+        host = self.reachable_host.partition("%")[0]  # the zone of an IPv6 address names an interface of this machine
+        return f"{'0' * host.startswith(':')}{host}:{self.port}"  # a name begins with a letter or digit: 0::1 is ::1
 
     @property
     def reachable_host(self) -> str:
@@ -191,7 +201,24 @@ class Config:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the node."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach this address; of names, localhost alone is known to be such."""
+    if host.lower() == "localhost" or LOOPBACK.match(host):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_loopback or (mapped is not None and mapped.is_loopback)
+
+
+def hostport(host: str, port: int) -> str:
+    """HOST:PORT as URLs and people have it: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_queues(text: str) -> dict[str, int]:
@@ -289,6 +316,13 @@ def _measures(c: Config) -> Rules:
             f"{name} is {value!r}: it must not be negative.",
             f"Set {flag(name)} or {variable(name)} to 0 or more.",
         )
+    for name in (f.name for f in dataclasses.fields(c) if f.name.endswith("_s")):
+        value = getattr(c, name)
+        yield (
+            value > LONGEST_S,
+            f"{name} is {value!r}: it must be at most {LONGEST_S:,} (ten years).",
+            f"Set {flag(name)} or {variable(name)} lower.",
+        )
     for small, large, why in ORDERED:
         low, high = getattr(c, small), getattr(c, large)
         yield low > high, f"{small} is {low} but {large} is {high}: {why}.", f"Set {small} below {large}."
@@ -302,9 +336,22 @@ def _names_and_addresses(c: Config) -> Rules:
         f"host is {c.host}, so the default node_id would be {c.name} on every machine.",
         "Set node_id to a name that no other node has, or advertise_host to the address at which peers reach it.",
     )
+    for field_name in ("host", "advertise_host"):
+        host = getattr(c, field_name)
+        yield (
+            bool(host) and not _is_host(host),
+            f"{field_name} is {host!r}: not an address or a name.",
+            "Write an IPv6 address without brackets, like ::1, and the port with --port.",
+        )
+    yield (
+        not c.node_id and not NAME.match(c.name),
+        f"{'advertise_host' if c.advertise_host else 'host'} is {c.reachable_host!r}, and the default node_id that it "
+        f"makes, {c.name!r}, is no name: 1 to 63 of letters, digits, '_', '.', ':', '@', '-'.",
+        "Set node_id to a plain name.",
+    )
     yield (
         not NAME.match(c.name),
-        f"node_id is {c.name!r}: 1 to 63 of letters, digits, '_', '.', ':', '@', '-'.",
+        f"node_id is {c.name!r}: 1 to 63 of letters, digits, '_', '.', ':', '@', '-', the first a letter or digit.",
         "Choose a plain name.",
     )
     yield (
@@ -359,8 +406,24 @@ def _protection(c: Config) -> Rules:
         f"Set {'it' if len(missing) == 1 else 'them'} (rumor keygen makes a key), bind 127.0.0.1, or use --insecure.",
     )
 
+    yield (
+        c.api_token in KNOWN_TOKENS and not c.is_loopback and not c.insecure,
+        f"host is {c.host}, which others can reach, and the api_token is that of an example.",
+        "Draw one (rumor keygen does). For a demo in a network of its own, say --insecure.",
+    )
+
 
 TABLES = (_measures, _names_and_addresses, _operation, _protection)
+
+
+def _is_host(text: str) -> bool:
+    if ":" not in text:
+        return HOST_NAME.match(text) is not None
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_seed(text: str) -> bool:

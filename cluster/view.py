@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cluster.config import hostport
 from cluster.load import Load, Meta
 from cluster.refusal import Refusal
 from cluster.swim.events import Evidence, MemberState
@@ -64,8 +65,7 @@ class Peer:
     @property
     def url(self) -> str:
         """The URL at which it answers its peers."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.meta.scheme if self.meta else 'http'}://{host}:{self.port}"
+        return f"{self.meta.scheme if self.meta else 'http'}://{hostport(self.host, self.port)}"
 
     @property
     def public_url(self) -> str:

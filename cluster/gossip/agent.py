@@ -24,7 +24,7 @@ from typing import cast
 
 from cluster import output, session
 from cluster.clock import wall_ms
-from cluster.config import Config
+from cluster.config import Config, hostport
 from cluster.errors import ConfigError, likely_holder
 from cluster.gossip import http1, site, watch_token
 from cluster.gossip.address import own_host, seed_addresses
@@ -101,7 +101,7 @@ class Agent:
             )
         except OSError as error:
             raise ConfigError(
-                f"TCP {self.config.host}:{self.config.port} cannot be bound: {error.strerror or error}.",
+                f"TCP {hostport(self.config.host, self.config.port)} cannot be bound: {error.strerror or error}.",
                 "Another agent may run there; choose another port or stop it." + likely_holder(self.config.port),
             ) from error
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -163,7 +163,7 @@ class Agent:
             self._me = self._life(me.host, last_ms + 1)
             self.gossip.feed(Renew(self._me.session))
             return
-        print(f"the name {other.node_id} is used twice: also at {other.host}:{other.port}.", file=sys.stderr)
+        print(f"the name {other.node_id} is used twice: also at {hostport(other.host, other.port)}.", file=sys.stderr)
         self.has_conflict = True
         self.stop.set()
 

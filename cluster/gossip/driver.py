@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import structlog
 
 from cluster.clock import wall_ms
-from cluster.config import Config
+from cluster.config import Config, hostport
 from cluster.errors import ConfigError
 from cluster.gossip import http1, watch_token
 from cluster.swim.events import (
@@ -63,6 +63,7 @@ log = structlog.get_logger("gossip")
 
 DATAGRAM_MAX_BYTES = 65_536  # most that the socket may hand over; the protocol drops what is above its own limit
 DATAGRAMS_PER_TURN = 512  # datagrams read before the loop gets a turn; deadlines wait on
+MAPPED = "::ffff:"  # before an IPv4 address on an IPv6 socket
 UDP_BUFFER_BYTES = 1 << 20
 CONNECTS_MAX = 256
 EXCHANGES_MAX = 8
@@ -141,7 +142,7 @@ class GossipDriver:
             if sock is not None:
                 sock.close()
             raise ConfigError(
-                f"UDP {host}:{port} cannot be bound: {error.strerror or error}.",
+                f"UDP {hostport(host, port)} cannot be bound: {error.strerror or error}.",
                 "Another node may run there; choose another port or stop it.",
             ) from error
         self._socket = sock
@@ -220,7 +221,8 @@ class GossipDriver:
                 self.stats["receive_errors"] += 1
                 continue
             if data:  # An empty datagram only asks the kernel whether this port is open.
-                self.feed(Datagram((source[0], source[1]), data))
+                # A socket for both families (host ::) tells an IPv4 address inside an IPv6 one.
+                self.feed(Datagram((source[0].removeprefix(MAPPED), source[1]), data))
             if self._socket is None:
                 return True
         return False
@@ -262,8 +264,11 @@ class GossipDriver:
         if not _is_numeric(action.target[0]):
             self.stats["unresolved"] += 1  # The system would look up the name, and block meanwhile.
             return
+        host, port = action.target
+        if self._socket.family == socket.AF_INET6 and ":" not in host:
+            host = MAPPED + host
         try:
-            self._socket.sendto(action.data, action.target)
+            self._socket.sendto(action.data, (host, port))
         except BlockingIOError:
             self.stats["send_drops"] += 1
         except OSError:

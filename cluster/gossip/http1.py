@@ -9,6 +9,7 @@ Pure: bytes in, bytes out. Does not know: sockets, which paths there are, what b
 
 from __future__ import annotations
 
+from cluster.config import hostport
 from cluster.swim.events import Address
 
 HEAD_MAX_BYTES = 8_192
@@ -78,5 +79,4 @@ def parse_length(value: bytes) -> int | None:
 
 
 def _host(target: Address) -> str:
-    host, port = target
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return hostport(*target)

@@ -28,7 +28,7 @@ import structlog
 from cluster import keys, output, session
 from cluster.bounded import Bounded
 from cluster.clock import wall_ms
-from cluster.config import Config
+from cluster.config import Config, hostport
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.gossip.driver import GossipDriver
 from cluster.kept_tasks import Nursery
@@ -190,7 +190,7 @@ class Life:
                 self.gossip.feed(Renew(self.session))
             if await moves_on(self.pulse, self.config, row.session):
                 raise ConfigError(
-                    f"node_id {self.config.name} is alive elsewhere, at {row.host}:{row.port}.",
+                    f"node_id {self.config.name} is alive elsewhere, at {hostport(row.host, row.port)}.",
                     "Give each node its own node_id, or stop the other one.",
                 )
         except StoreUnavailable:
@@ -268,7 +268,8 @@ class Life:
         except StoreUnavailable:
             return  # Gossip tells it again.
         message = (
-            f"node_id {other.node_id} is used twice: also at {other.host}:{other.port}, as session {other.session}."
+            f"node_id {other.node_id} is used twice: also at {hostport(other.host, other.port)}, as session "
+            f"{other.session}."
         )
         log.error("name_used_twice", message=message)
         self._tell(NameTaken(message))

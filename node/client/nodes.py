@@ -86,7 +86,9 @@ def address(text: str) -> str:
     except ValueError:
         is_fine = False
     if not is_fine or parts.username is not None:
-        raise ConfigError(f"url is {text!r}: not an HTTP address.", "Write it like http://127.0.0.1:5000")
+        raise ConfigError(
+            f"url is {text!r}: not an HTTP address.", "Write it like http://127.0.0.1:5000 or http://[::1]:5000"
+        )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from cluster.config import Config
+from cluster.config import is_loopback as is_own_machine
 from cluster.errors import ConfigError, Forbidden, Unauthorized
 from cluster.gossip.site import BROWSER_HEADERS, is_own_host, split_host
 from cluster.view import View
@@ -208,10 +209,7 @@ def _plain(host: str) -> str:
 
 def is_loopback(request: web.Request) -> bool:
     """Whether the caller is on this machine."""
-    try:
-        return ipaddress.ip_address(request.remote or "").is_loopback
-    except ValueError:
-        return False
+    return is_own_machine(request.remote or "")
 
 
 def server_tls(config: Config) -> ssl.SSLContext | None:

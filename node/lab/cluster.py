@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cluster.config import Config
+from cluster.config import Config, hostport
 from cluster.errors import RumorError, likely_holder
 from node.client.asking import decoded
 from node.client.errors import Unreachable
@@ -191,7 +191,7 @@ class Cluster:
         process, child = spawn(command, environ, log, self.record.cwd)
         self._children[child.pid] = child
         scheme = "https" if config.tls_cert else "http"
-        url = f"{scheme}://{config.reachable_host}:{config.port}"
+        url = f"{scheme}://{hostport(config.reachable_host, config.port)}"
         node = NodeRecord(number, config.name, url, process.pid, process.began, over, log_from)
         self.record.put(node)
         self.save()

@@ -374,6 +374,26 @@ async def test_a_taken_port_is_said_in_words() -> None:
             other.bind()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_socket_for_both_families_speaks_to_each_by_its_plain_address(host: str) -> None:
+    script = Script()
+    config = Config(host="::", port=free_port(), node_id="n1", insecure=True)
+    gossip = GossipDriver(config, [KEY], script, lambda change: None, lambda conflict: None)
+    gossip.bind()
+    gossip.start()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind((host, 0))
+        peer.settimeout(LIMIT_S)
+        address = peer.getsockname()[:2]
+        peer.sendto(b"ping", (host, config.port))
+        await until(lambda: script.heard(Datagram), "the datagram")
+        assert script.heard(Datagram)[0].source == address
+        act(gossip, script, Send(address, b"ack"))
+        assert await asyncio.to_thread(peer.recv, 100) == b"ack"
+    assert not gossip.stats["send_errors"]
+    await gossip.close()
+
+
 async def test_gossip_that_others_can_reach_is_never_unsealed() -> None:
     config = Config(host="0.0.0.0", port=free_port(), node_id="n1", gossip_key_file="empty", api_token="t")
     gossip = GossipDriver(config, [], Script(), lambda change: None, lambda conflict: None)

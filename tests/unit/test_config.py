@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import config
+from cluster import config, session
 from cluster.config import Config, from_env, from_text, parse_queues, variable
 from cluster.errors import ConfigError
+from cluster.gossip.keyring import gossip_keys
 from node.cli import config_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,10 +72,14 @@ def test_what_must_be_ordered_is_refused_with_both_values_and_the_reason(small: 
 BREAKING = [  # for each rule of `check`, in order, settings that break it and no rule before it
     *({name: "0"} for name in config.POSITIVE),
     *({name: "-1"} for name in config.NOT_NEGATIVE),
+    *({field.name: "1e12"} for field in FIELDS if field.name.endswith("_s")),
     *({small: str(2 * getattr(Config(), large))} for small, large, _ in config.ORDERED),
     {"port": "0"},
     {"shards": "257"},
     {"host": "0.0.0.0", "insecure": "true"},
+    {"host": "[::1]"},
+    {"advertise_host": "http://n1"},
+    {"host": "n" * 60},
     {"node_id": "a/b"},
     {"cluster": ""},
     {"public_url": "localhost:5000"},
@@ -82,6 +90,7 @@ BREAKING = [  # for each rule of `check`, in order, settings that break it and n
     {"tls_key": "only-one.pem"},
     {"api_token": "a\tb"},
     {"host": "10.0.0.1"},
+    {"host": "10.0.0.1", "api_token": "demo-token", "gossip_key_file": "f"},
 ]
 
 
@@ -99,6 +108,9 @@ def test_every_rule_can_be_broken_and_the_first_broken_one_is_told(monkeypatch: 
     ("name", "text"),
     [
         ("port", "0"),
+        ("retention_s", "1e300"),
+        ("timeout_s", "1e400"),
+        ("timeout_s", "nan"),
         ("port", "65536"),
         ("port", "http"),
         ("lease_s", "nan"),
@@ -168,9 +180,88 @@ def test_a_node_bound_to_every_address_needs_a_name_of_its_own(host: str) -> Non
     assert from_text(bound | {"advertise_host": "10.0.0.7"}).name == "10.0.0.7:5000"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.0.1", "127.1", "localhost", "LOCALHOST", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1"]
+)
 def test_loopback_needs_neither_key_nor_token(host: str) -> None:
     assert from_text({"host": host}).is_loopback
+
+
+@pytest.mark.parametrize("host", ["127.evil.example", "127.0.0.1.evil.example", "fe80::1%lo", "::2", "10.127.0.0"])
+def test_what_only_looks_like_loopback_needs_both(host: str) -> None:
+    assert "no gossip key" in refused(lambda: from_text({"host": host}))
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("::1", "0::1:5000"),
+        ("::ffff:127.0.0.1", "0::ffff:127.0.0.1:5000"),
+        ("fd00::7", "fd00::7:5000"),
+        ("fe80::1%eth0", "fe80::1:5000"),
+    ],
+)
+def test_a_node_at_an_ipv6_address_has_a_name_that_every_member_takes(host: str, name: str) -> None:
+    built = from_text({"host": host, "insecure": "true"})
+    assert built.name == name
+    assert session.is_session(session.new(name, 1, Random(1)))
+    assert ipaddress.ip_address(name.rpartition(":")[0]) == ipaddress.ip_address(host.partition("%")[0])
+
+
+@pytest.mark.parametrize(
+    "host", ["[::1]", "[::1]:5000", "::1:5000:", "127.0.0.1:5000", "http://n1", "n 1", "n1,n2", "n1\n"]
+)
+@pytest.mark.parametrize("name", ["host", "advertise_host"])
+def test_a_host_that_is_none_is_told_by_its_own_name(host: str, name: str) -> None:
+    message = refused(lambda: from_text({name: host, "node_id": "n1", "insecure": "true"}))
+    assert message.startswith(f"{name} is {host!r}")
+
+
+def test_a_host_that_makes_no_name_is_told_so_and_not_a_node_id_that_nobody_gave() -> None:
+    message = refused(lambda: from_text({"host": "n" * 60}))
+    assert message.startswith("host is 'nnn")
+    assert "default node_id" in message
+
+
+@pytest.mark.parametrize("token", ["demo-token", "change-me"])
+def test_the_token_of_an_example_is_for_this_machine_only(token: str) -> None:
+    outside = {"host": "10.0.0.1", "gossip_key_file": "f", "api_token": token}
+    assert "that of an example" in refused(lambda: from_text(outside))
+    from_text(outside | {"insecure": "true"})
+    from_text(outside | {"host": "127.0.0.1"})
+
+
+def known(text: str) -> bool:
+    """Whether a node that others can reach refuses this text as its only gossip key."""
+    try:
+        gossip_keys(Config(host="10.0.0.1", api_token="a-token", gossip_keys=(text,)))
+    except ConfigError as error:
+        return "that others know" in error.message
+    return False
+
+
+@pytest.mark.parametrize(
+    "key", [bytes(32), b"k" * 32, b"0123456789" * 3 + b"01", bytes(range(32)), bytes(range(64, 0, -2)), b"ab" * 16]
+)
+def test_a_key_that_was_typed_is_refused_where_others_reach_the_node(key: bytes) -> None:
+    assert known(base64.b64encode(key).decode())
+    assert gossip_keys(Config(gossip_keys=(base64.b64encode(key).decode(),))) == [key]
+
+
+@given(st.randoms(use_true_random=True))
+def test_a_key_that_was_drawn_is_taken(random: Random) -> None:
+    assert not known(base64.b64encode(random.randbytes(32)).decode())
+
+
+def test_the_keys_and_tokens_of_all_examples_are_known() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text("utf-8")
+    keys = set(re.findall(r"RUMOR_GOSSIP_KEYS:-([^}]+)", compose))
+    assert keys
+    assert all(known(key) for key in keys)
+    tokens = set(re.findall(r"RUMOR_API_TOKEN:-([^}]+)", compose))
+    secret = (ROOT / "deploy/kubernetes/secret.example.yaml").read_text("utf-8")
+    tokens |= set(re.findall(r"^  api-token: (.+)$", secret, re.MULTILINE))
+    assert tokens == set(config.KNOWN_TOKENS)
 
 
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default() -> None:
