@@ -27,7 +27,8 @@ NULL = Raw(b"null")
 ABSENT = Raw(NO_DATA)
 
 Priority = Literal["low", "normal", "high"] | Annotated[int, Meta(ge=0, le=9)]
-Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+AHEAD_MAX_S = 31_536_000
+Seconds = Annotated[float, Meta(ge=0, le=AHEAD_MAX_S)]
 Filter = Annotated[str, Meta(min_length=1, max_length=200)]  # as long as what it is compared with, which is never empty
 
 
@@ -60,7 +61,7 @@ class Submission(Struct, forbid_unknown_fields=True, kw_only=True):
     delay_s: Annotated[Seconds | None, Meta(description="Run no sooner than this many seconds from now.")] = None
     run_at: Annotated[
         Annotated[str, Meta(max_length=64)] | None,
-        Meta(description="Run no sooner than this: RFC 3339 with an offset."),
+        Meta(description="Run no sooner than this: RFC 3339 with an offset, at most 365 days ahead."),
     ] = None
     max_attempts: Annotated[
         Annotated[int, Meta(ge=1, le=1000)] | None, Meta(description="Attempts before it is dead.")
@@ -302,10 +303,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _Instant = Annotated[datetime, Meta(tz=True)]
 
 
-def run_at_ms(text: str) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time with an offset. Raises Invalid for any other text."""
+def run_at_ms(text: str, now_ms: int | None = None) -> int:
+    """Milliseconds since 1970 of an RFC 3339 time with an offset. Raises Invalid for any other text.
+
+    With `now_ms`, also for a time further ahead than `delay_s` may be. One that is past is as good as now.
+    """
     try:
-        return (msgspec.convert(text, _Instant) - _EPOCH) // timedelta(milliseconds=1)
+        at_ms = (msgspec.convert(text, _Instant) - _EPOCH) // timedelta(milliseconds=1)
     except msgspec.ValidationError as error:
         why = "it has no offset" if "timezone" in str(error) else "it is not an RFC 3339 time"
         raise Invalid(
@@ -313,3 +317,9 @@ def run_at_ms(text: str) -> int:
         ) from None
     except OverflowError:
         raise Invalid(f"$.run_at is {text!r}: outside the years 1 to 9999.", "Choose another time.") from None
+    if now_ms is not None and at_ms > now_ms + AHEAD_MAX_S * 1000:
+        latest = datetime.fromtimestamp(now_ms // 1000 + AHEAD_MAX_S, UTC).isoformat().replace("+00:00", "Z")
+        raise Invalid(
+            f"$.run_at is {text!r}: more than {AHEAD_MAX_S // 86_400} days ahead.", f"Use a time up to {latest}."
+        )
+    return at_ms

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import os
 import re
 import sys
@@ -34,6 +33,7 @@ from node.context import Context
 TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
 ATTEMPTS_MAX = 1000
 TIMEOUT_MAX_S = 604_800.0
+BACKOFF_BOUNDS = {"base_s": (0.0, 86_400.0), "factor": (0.0, 100.0), "max_s": (0.0, 604_800.0)}
 RETRY_MAX_S = 31_536_000.0
 CONTEXT_NAME = re.compile(r"^_*(ctx|context)_*\Z")  # of a context that is not annotated
 SECOND_CONTEXT_NAME = re.compile(r"^_*c?_*\Z|ctx|context")  # the same, where the data stands before it
@@ -211,9 +211,9 @@ def _declaration(
         queue = "default" if chosen is Executor.LOOP else "sync"
     if not QUEUE_NAME.match(queue):
         raise ConfigError(f"{where}: queue is {queue!r}.", "Use 1 to 48 letters, digits and _ . -")
-    if max_attempts is not None and not 1 <= max_attempts <= ATTEMPTS_MAX:
+    if max_attempts is not None and not (_is_whole(max_attempts) and 1 <= max_attempts <= ATTEMPTS_MAX):
         raise ConfigError(f"{where}: max_attempts is {max_attempts!r}.", f"Use 1 to {ATTEMPTS_MAX}.")
-    if timeout_s is not None and not 0 < timeout_s <= TIMEOUT_MAX_S:
+    if timeout_s is not None and not (_is_number(timeout_s) and 0 < timeout_s <= TIMEOUT_MAX_S):
         raise ConfigError(
             f"{where}: timeout_s is {timeout_s!r}.", f"Use more than 0 and at most {TIMEOUT_MAX_S:.0f} seconds."
         )
@@ -225,24 +225,34 @@ def _level(where: str, priority: str | int | None) -> int | None:
     if priority is None:
         return None
     level = LEVELS.get(priority, -1) if isinstance(priority, str) else priority
-    if not 0 <= level <= LEVEL_MAX:
+    if not (_is_whole(level) and 0 <= level <= LEVEL_MAX):
         raise ConfigError(f"{where}: priority is {priority!r}.", f"Use low, normal, high or 0 to {LEVEL_MAX}.")
     return level
 
 
 def _backoff(where: str, backoff: Backoff | Mapping[str, float] | None) -> Backoff | None:
     """Values that a mapping leaves out come from the configuration's defaults."""
-    if backoff is None or isinstance(backoff, Backoff):
-        return backoff
-    names = ("base_s", "factor", "max_s")
-    default: dict[str, float] = {name: getattr(Config, f"backoff_{name}") for name in names}
+    if backoff is None:
+        return None
+    if isinstance(backoff, Backoff):
+        backoff = {name: getattr(backoff, name) for name in BACKOFF_BOUNDS}
+    default: dict[str, float] = {name: getattr(Config, f"backoff_{name}") for name in BACKOFF_BOUNDS}
     unknown = sorted(set(backoff) - set(default))
     if unknown:
         raise ConfigError(f"{where}: backoff has {', '.join(unknown)}.", f"Its fields are {', '.join(default)}.")
-    values = {name: float(value) for name, value in {**default, **backoff}.items()}
-    if not all(math.isfinite(value) and value >= 0 for value in values.values()):
-        raise ConfigError(f"{where}: backoff is {dict(backoff)!r}.", "Use finite values from 0 up.")
-    return Backoff(**values)
+    for name, value in backoff.items():
+        low, high = BACKOFF_BOUNDS[name]
+        if not (_is_number(value) and low <= value <= high):  # not-a-number is neither more nor less
+            raise ConfigError(f"{where}: backoff has {name} {value!r}.", f"Use {low:.0f} to {high:.0f}.")
+    return Backoff(**{name: float(value) for name, value in {**default, **backoff}.items()})
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or _is_whole(value)
 
 
 def load(modules: Sequence[str]) -> Registry:

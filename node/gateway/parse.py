@@ -37,6 +37,7 @@ _json = msgspec.json.Decoder().decode
 _submission = msgspec.json.Decoder(Submission).decode
 _submissions = msgspec.json.Decoder(list[Submission]).decode
 _raw = msgspec.json.Decoder(Raw).decode
+_raw_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _raws = msgspec.json.Decoder(list[Raw]).decode
 _replay = msgspec.json.Decoder(Replay).decode
 
@@ -308,8 +309,12 @@ def _misfit(error: msgspec.ValidationError, body: bytes, root: str, kind: type[S
     hint = "GET /openapi.json describes every field."
     if "matching regex" in what:  # only a queue's name has a pattern
         what, hint = "not the name of a queue", QUEUE_HINT
+    field = path.rpartition(".")[2]
+    choices = _choices(BackoffJson if ".backoff." in path else kind, field)
     if what.startswith("Invalid enum value"):
-        hint = f"Use one of {', '.join(_choices(kind, path.rpartition('.')[2]))}."
+        hint = f"Use one of {', '.join(choices)}."
+    elif choices:
+        hint = f"Use {'seconds, from ' * field.endswith('_s')}{', '.join(choices)}, or leave {field} out."
     return Invalid(f"{root}{path[1:]} is {value}: {_lower(what)}.", hint)
 
 
@@ -326,7 +331,9 @@ def _choices(kind: type[Struct], field: str) -> list[str]:
             case inspect.IntType(ge=int() as low, le=int() as high):
                 choices.append(f"{low} to {high}")
             case inspect.FloatType(ge=int() | float() as low, le=int() | float() as high):
-                choices.append(f"{low:g} to {high:g}")
+                choices.append(f"{_plain(low)} to {_plain(high)}")
+            case inspect.FloatType(gt=int() | float() as low, le=int() | float() as high):
+                choices.append(f"more than {_plain(low)} to {_plain(high)}")
             case inspect.UnionType():
                 for part in taken.types:
                     collect(part)
@@ -364,8 +371,23 @@ def _value_at(body: bytes, path: str) -> str:
         for name, place in _STEP.findall(path):
             value = value[name] if name else value[int(place)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
-        return "not acceptable"
+        return _raw_value_at(body, path)
     return _shown(value)
+
+
+def _raw_value_at(body: bytes, path: str) -> str:
+    """The same where some value of the body cannot be decoded, such as a number that no float holds."""
+    try:
+        value = Raw(body)
+        for name, _ in _STEP.findall(path):
+            value = _raw_fields(value)[name]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError):
+        return "not acceptable"
+    return _cut(bytes(value).decode("utf-8", "backslashreplace"))
+
+
+def _plain(number: float) -> str:
+    return f"{number:.0f}" if number == int(number) else f"{number:g}"
 
 
 def _shown(value: Any) -> str:

@@ -226,7 +226,7 @@ class Submitting:
         if task_type is None:
             raise self._catalog.unknown(item.type)
         spec, spec_packed = self._spec(task_type, item, batch.trace)
-        due = _due(item)
+        due = _due(item, batch.wall_ms)
         names = names_of(item, idempotency_key, self._key_ms)
         if task_id is None:
             shard = self._place(names.place, spec.queue, batch)
@@ -455,12 +455,12 @@ def _not_stored(error: Exception) -> RumorError:
     return refused(error)
 
 
-def _due(item: Submission) -> int:
+def _due(item: Submission, now_ms: int) -> int:
     """The time as store.lua takes it: 0 now, < 0 in that many ms, > 0 at that ms. Raises Invalid."""
     if item.run_at is not None:
         if item.delay_s is not None:
             raise Invalid("delay_s and run_at are both given.", "Give one of them.")
-        return max(1, run_at_ms(item.run_at))
+        return max(1, run_at_ms(item.run_at, now_ms))
     return -int(item.delay_s * 1000) if item.delay_s else 0
 
 

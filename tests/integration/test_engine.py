@@ -21,6 +21,7 @@ from cluster.errors import (
     BadRequest,
     Conflict,
     IdempotencyConflict,
+    Invalid,
     NotFound,
     RumorError,
     StoreUnavailable,
@@ -502,6 +503,16 @@ async def test_what_another_program_wrote_in_a_task_s_place_does_not_hide_the_ot
     assert [task.id for task in listed] == [tasks[2].id, tasks[0].id]
     with pytest.raises(TaskUnreadable, match="cannot be read: "):
         await engine.get(tasks[1].id)
+
+
+@pytest.mark.parametrize("run_at", ["9999-12-31T23:59:59Z", "2500-01-01T00:00:00+02:00"])
+async def test_a_task_for_a_time_that_is_too_far_ahead_is_refused(engine: Engine, run_at: str) -> None:
+    with pytest.raises(Invalid, match="more than 365 days ahead"):
+        await submit(engine, "noop", run_at=run_at)
+    items = [Submission(type="noop"), Submission(type="noop", run_at=run_at)]
+    first, second = await engine.submit(items)
+    assert isinstance(first, Submitted)
+    assert isinstance(second, Invalid)
 
 
 async def test_the_lease_stands_still_only_while_redis_refuses_everybody(engine: Engine) -> None:

@@ -206,6 +206,67 @@ def test_run_at_without_a_full_time_and_offset_is_refused_with_its_value(text: s
     assert repr(text) in caught.value.message
 
 
+NOW_MS = 1_800_000_000_000
+YEAR_MS = 365 * 86_400_000
+
+
+@pytest.mark.parametrize(
+    ("text", "ahead_ms"),
+    [
+        ("2028-01-15T08:00:00Z", YEAR_MS),
+        ("2028-01-15T10:00:00+02:00", YEAR_MS),
+        ("2027-01-15T08:00:00Z", 0),
+        ("2026-01-15T08:00:00Z", -YEAR_MS),
+        ("0001-01-01T00:00:00Z", -63_935_596_800_000),
+    ],
+)
+def test_run_at_is_at_most_a_year_ahead_and_may_be_past(text: str, ahead_ms: int) -> None:
+    assert run_at_ms(text, NOW_MS) == NOW_MS + ahead_ms
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2028-01-15T08:00:00.001Z",
+        "2028-01-15T08:00:00-00:01",
+        "9999-12-31T23:59:59Z",
+        "9999-12-31T23:59:59-10:00",
+        "3000-01-01T00:00:00+14:00",
+    ],
+)
+def test_run_at_beyond_that_is_refused_with_field_value_and_bound(text: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        run_at_ms(text, NOW_MS)
+    assert caught.value.message == f"$.run_at is {text!r}: more than 365 days ahead."
+    assert caught.value.hint == "Use a time up to 2028-01-15T08:00:00Z."
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "bound"),
+    [
+        ("delay_s", b"1e400", "0 to 31536000"),
+        ("delay_s", b"31536001", "0 to 31536000"),
+        ("delay_s", b"-0.001", "0 to 31536000"),
+        ("timeout_s", b"1e400", "more than 0 to 604800"),
+        ("timeout_s", b"0", "more than 0 to 604800"),
+        ("retention_s", b"-1", "0 to 31536000"),
+        ("unique_for_s", b"0", "more than 0 to 2592000"),
+        ("max_attempts", b"0", "1 to 1000"),
+        ("max_attempts", b"1" * 100, "1 to 1000"),
+        ("priority", b"10", "0 to 9"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_field_value_and_bound(field: str, value: bytes, bound: str) -> None:
+    item = b'{"type":"noop","%s":%s}' % (field.encode(), value)
+    alone = refusal(lambda: parse.submission(item, NESTING_MAX))
+    (together,) = parsed(b"[" + item + b"]", 5)
+    (line,) = parse.lines([item], NESTING_MAX, 1)
+    for error, root in ((alone, "$"), (together, "$[0]"), (line, "line 1: $")):
+        assert isinstance(error, Invalid)
+        assert error.message.startswith(f"{root}.{field} is {value.decode()[:70]}")
+        assert bound in error.hint
+
+
 def test_a_header_that_is_not_utf_8_is_refused_in_words_that_json_can_hold() -> None:
     """As aiohttp hands it over: a lone surrogate for each byte. Found by schemathesis."""
     error = refusal(lambda: parse.idempotency_key("k\udcff"))
