@@ -20,7 +20,7 @@ from node.queue import queries as querying
 from node.queue import search as searching
 from node.queue.engine import Engine
 from node.queue.placement import shard_of_key
-from node.queue.queries import LISTS_AT_ONCE, PAGE_BYTES_MAX, TURNS_WAITING_MAX
+from node.queue.queries import LISTS_AT_ONCE, PAGE_BYTES_MAX, READS_AT_ONCE, TURNS_WAITING_MAX
 from node.queue.submitting import CROWD
 from node.schema import ListQuery, Submission, Submitted, TaskList
 from tests.integration.conftest import RedisServer
@@ -203,6 +203,29 @@ async def test_a_page_is_bounded_in_bytes_and_goes_on(engine: Engine) -> None:
     assert all(len(msgspec.json.encode(page)) <= PAGE_BYTES_MAX + 10_000 for page in found)
     assert len(found) == 4
     assert len(await pages(engine)) == 1, "summaries are small"
+
+
+async def test_however_many_read_large_tasks_the_work_goes_on_beside_them(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share its way to Redis, where a call has 0.8 s: 300 of 1 MB at once would look like a Redis that is away."""
+    made = await make(engine, 100, data=b'"' + b"x" * 10_000 + b'"')
+    ask = engine.shards.ask
+    now = most = 0
+
+    async def counted(call: Any, **more: Any) -> Any:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            return await ask(call, **more)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(engine.shards, "ask", counted)
+    tasks = await asyncio.gather(*(engine.get(task_id) for task_id in made))
+    assert [task.id for task in tasks] == made
+    assert most == READS_AT_ONCE
 
 
 async def test_callers_who_would_wait_too_long_for_a_list_are_told_so(engine: Engine) -> None:
