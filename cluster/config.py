@@ -199,6 +199,11 @@ class Config:
         return self.advertise_host or self.host
 
     @property
+    def address(self) -> str:
+        """What it binds, as URLs and people have it."""
+        return hostport(self.host, self.port)
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the node."""
         return is_loopback(self.host)

@@ -13,7 +13,7 @@ import redis.asyncio
 import structlog
 
 from cluster import __version__, output
-from cluster.config import Config, hostport, strangers, without_secrets
+from cluster.config import Config, strangers, without_secrets
 from cluster.errors import ConfigError, RumorError, likely_holder
 from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
@@ -86,7 +86,7 @@ def bind(config: Config) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConfigError(
-            f"port is {config.port}, and {hostport(config.host, config.port)} cannot be bound: {error.strerror}.",
+            f"port is {config.port}, and {config.address} cannot be bound: {error.strerror}.",
             "Is another node running there? Choose another --port." + likely_holder(config.port),
         ) from None
     return sock
@@ -165,9 +165,7 @@ async def run(config: Config, leaving: Leaving) -> int:
     runner = await server.start(build(engine), config, sock)
     gc.collect()
     gc.freeze()  # The objects that are here now stay for good: no collection need look at them again.
-    log.info(
-        "started", node=config.name, session=vitals.session, url=f"{scheme}://{hostport(config.host, config.port)}"
-    )
+    log.info("started", node=config.name, session=vitals.session, url=f"{scheme}://{config.address}")
 
     try:
         await stop.wait()

@@ -33,6 +33,7 @@ from node.context import Context
 TYPE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
 ATTEMPTS_MAX = 1000
 TIMEOUT_MAX_S = 604_800.0
+NUMBERS = (int, float)  # types that are numbers; bool, which is an int by its class, is none
 BACKOFF_BOUNDS = {"base_s": (0.0, 86_400.0), "factor": (0.0, 100.0), "max_s": (0.0, 604_800.0)}
 RETRY_MAX_S = 31_536_000.0
 CONTEXT_NAME = re.compile(r"^_*(ctx|context)_*\Z")  # of a context that is not annotated
@@ -211,9 +212,9 @@ def _declaration(
         queue = "default" if chosen is Executor.LOOP else "sync"
     if not QUEUE_NAME.match(queue):
         raise ConfigError(f"{where}: queue is {queue!r}.", "Use 1 to 48 letters, digits and _ . -")
-    if max_attempts is not None and not (_is_whole(max_attempts) and 1 <= max_attempts <= ATTEMPTS_MAX):
+    if max_attempts is not None and not (type(max_attempts) is int and 1 <= max_attempts <= ATTEMPTS_MAX):
         raise ConfigError(f"{where}: max_attempts is {max_attempts!r}.", f"Use 1 to {ATTEMPTS_MAX}.")
-    if timeout_s is not None and not (_is_number(timeout_s) and 0 < timeout_s <= TIMEOUT_MAX_S):
+    if timeout_s is not None and not (type(timeout_s) in NUMBERS and 0 < timeout_s <= TIMEOUT_MAX_S):
         raise ConfigError(
             f"{where}: timeout_s is {timeout_s!r}.", f"Use more than 0 and at most {TIMEOUT_MAX_S:.0f} seconds."
         )
@@ -225,7 +226,7 @@ def _level(where: str, priority: str | int | None) -> int | None:
     if priority is None:
         return None
     level = LEVELS.get(priority, -1) if isinstance(priority, str) else priority
-    if not (_is_whole(level) and 0 <= level <= LEVEL_MAX):
+    if not (type(level) is int and 0 <= level <= LEVEL_MAX):
         raise ConfigError(f"{where}: priority is {priority!r}.", f"Use low, normal, high or 0 to {LEVEL_MAX}.")
     return level
 
@@ -234,25 +235,15 @@ def _backoff(where: str, backoff: Backoff | Mapping[str, float] | None) -> Backo
     """Values that a mapping leaves out come from the configuration's defaults."""
     if backoff is None:
         return None
-    if isinstance(backoff, Backoff):
-        backoff = {name: getattr(backoff, name) for name in BACKOFF_BOUNDS}
-    default: dict[str, float] = {name: getattr(Config, f"backoff_{name}") for name in BACKOFF_BOUNDS}
-    unknown = sorted(set(backoff) - set(default))
+    given = msgspec.structs.asdict(backoff) if isinstance(backoff, Backoff) else backoff
+    unknown = sorted(set(given) - set(BACKOFF_BOUNDS))
     if unknown:
-        raise ConfigError(f"{where}: backoff has {', '.join(unknown)}.", f"Its fields are {', '.join(default)}.")
-    for name, value in backoff.items():
+        raise ConfigError(f"{where}: backoff has {', '.join(unknown)}.", f"Its fields are {', '.join(BACKOFF_BOUNDS)}.")
+    for name, value in given.items():
         low, high = BACKOFF_BOUNDS[name]
-        if not (_is_number(value) and low <= value <= high):  # not-a-number is neither more nor less
+        if not (type(value) in NUMBERS and low <= value <= high):  # not-a-number is neither more nor less
             raise ConfigError(f"{where}: backoff has {name} {value!r}.", f"Use {low:.0f} to {high:.0f}.")
-    return Backoff(**{name: float(value) for name, value in {**default, **backoff}.items()})
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float) or _is_whole(value)
+    return Backoff(*(float(given.get(name, getattr(Config, f"backoff_{name}"))) for name in BACKOFF_BOUNDS))
 
 
 def load(modules: Sequence[str]) -> Registry:

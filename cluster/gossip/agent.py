@@ -101,7 +101,7 @@ class Agent:
             )
         except OSError as error:
             raise ConfigError(
-                f"TCP {hostport(self.config.host, self.config.port)} cannot be bound: {error.strerror or error}.",
+                f"TCP {self.config.address} cannot be bound: {error.strerror or error}.",
                 "Another agent may run there; choose another port or stop it." + likely_holder(self.config.port),
             ) from error
         for number in (signal.SIGTERM, signal.SIGINT):
