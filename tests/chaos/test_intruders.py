@@ -6,11 +6,13 @@ Each is turned away with a reason, and the members do not suffer for it.
 from __future__ import annotations
 
 import base64
+import gzip
 import os
 import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -155,4 +157,36 @@ def test_garbage_on_the_http_port_harms_nobody(make_fleet: Make, ledger: Ledger)
                 answer = b""
             assert b" 500 " not in answer[:20], body[:60]
             assert b" 202 " not in answer[:20], body[:60]
+    check_unharmed(fleet, sessions, ledger)
+
+
+def test_strangers_who_hold_hundreds_of_connections_keep_nobody_out(make_fleet: Make, ledger: Ledger) -> None:
+    """More of them than the node has places, each in another way; some send bodies that unpack to 20 MB."""
+    fleet = make_fleet(
+        2, api_token="a-token-of-this-test", gossip_keys=base64.b64encode(KEY).decode(), connections_max=100
+    )
+    target = fleet.nodes[0]
+    sessions = [node.session for node in fleet.nodes]
+    bomb = gzip.compress(b" " * 20_000_000)
+    ways = [
+        b"",
+        b"GET /livez HTTP/1.1\r\nHost:",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{",
+        b"POST /gossip HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nx",
+        b"POST /gossip HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb,
+        b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb,
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n" + b"z" * 50_000,
+    ]
+    with ExitStack() as held:
+        for n in range(600):
+            tcp = held.enter_context(socket.create_connection((target.host, target.port), timeout=5))
+            with suppress(OSError):  # The node may have ended it already.
+                tcp.sendall(ways[n % len(ways)])
+        assert target.get("/livez") == {"status": "ok"}
+        ids = target.submit("noop", count=20)
+        assert {target.task(task_id, wait_s=10)["state"] for task_id in ids} == {"succeeded"}
+        assert target.get("/cluster")["members"]
+    assert not target.events("main_stalled")
+    assert not fleet.nodes[1].events("member_dead")
     check_unharmed(fleet, sessions, ledger)
