@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ from typing import Any, get_type_hints
 from cluster import redis_address
 from cluster.errors import ConfigError
 from cluster.header_text import unfit
+from cluster.hosts import hostport, is_host, is_loopback
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,62}\Z")
 QUEUE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}\Z")
 SLOTS = re.compile(r"[0-9]{1,7}\Z")
 SEED = re.compile(r"([^\s\[\]]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
-HOST_NAME = re.compile(r"[^\s\[\]/@,:]+\Z")  # a name, or an address with dots
 PUBLIC_URL = re.compile(r"(?=.{1,120}\Z)https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
-LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){1,3}\Z")  # also in its short forms
 UNSPECIFIED = ("0.0.0.0", "::")  # hosts that stand for every address and so name none at which peers reach this node
 OTHER_VARIABLES = re.compile(  # of the client, launcher and tests, and those that Kubernetes sets for a service "rumor"
     r"RUMOR_((URL|CA_FILE|BASE_PORT|DATA_DIR|LAUNCH_ID|LAUNCHER|COMPLETE)|(TEST|SIM|BENCH)_.*"
@@ -209,23 +207,6 @@ class Config:
         return is_loopback(self.host)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach this address; of names, localhost alone is known to be such."""
-    if host.lower() == "localhost" or LOOPBACK.match(host):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return address.is_loopback or (mapped is not None and mapped.is_loopback)
-
-
-def hostport(host: str, port: int) -> str:
-    """HOST:PORT as URLs and people have it: an IPv6 address stands in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def parse_queues(text: str) -> dict[str, int]:
     """`default:100,sync:2` as a dict. Raises ConfigError naming the part that is wrong."""
     slots: dict[str, int] = {}
@@ -344,7 +325,7 @@ def _names_and_addresses(c: Config) -> Rules:
     for field_name in ("host", "advertise_host"):
         host = getattr(c, field_name)
         yield (
-            bool(host) and not _is_host(host),
+            bool(host) and not is_host(host),
             f"{field_name} is {host!r}: not an address or a name.",
             "Write an IPv6 address without brackets, like ::1, and the port with --port.",
         )
@@ -419,16 +400,6 @@ def _protection(c: Config) -> Rules:
 
 
 TABLES = (_measures, _names_and_addresses, _operation, _protection)
-
-
-def _is_host(text: str) -> bool:
-    if ":" not in text:
-        return HOST_NAME.match(text) is not None
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_seed(text: str) -> bool:

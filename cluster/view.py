@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.config import hostport
+from cluster.hosts import hostport
 from cluster.load import Load, Meta
 from cluster.refusal import Refusal
 from cluster.swim.events import Evidence, MemberState

@@ -24,12 +24,13 @@ from typing import cast
 
 from cluster import output, session
 from cluster.clock import wall_ms
-from cluster.config import Config, hostport
+from cluster.config import Config
 from cluster.errors import ConfigError, likely_holder
 from cluster.gossip import http1, site, watch_token
 from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import GossipDriver
 from cluster.gossip.keyring import gossip_keys
+from cluster.hosts import hostport
 from cluster.kept_tasks import Nursery
 from cluster.swim.core import Swim
 from cluster.swim.events import Changed, Identity, Join, Leave, MemberState, NameConflict, Renew

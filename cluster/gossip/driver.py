@@ -26,9 +26,10 @@ from typing import Any, Protocol
 import structlog
 
 from cluster.clock import wall_ms
-from cluster.config import Config, hostport
+from cluster.config import Config
 from cluster.errors import ConfigError
 from cluster.gossip import http1, watch_token
+from cluster.hosts import hostport
 from cluster.swim.events import (
     Action,
     Address,

@@ -9,7 +9,7 @@ Pure: bytes in, bytes out. Does not know: sockets, which paths there are, what b
 
 from __future__ import annotations
 
-from cluster.config import hostport
+from cluster.hosts import hostport
 from cluster.swim.events import Address
 
 HEAD_MAX_BYTES = 8_192

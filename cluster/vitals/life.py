@@ -28,9 +28,10 @@ import structlog
 from cluster import keys, output, session
 from cluster.bounded import Bounded
 from cluster.clock import wall_ms
-from cluster.config import Config, hostport
+from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.gossip.driver import GossipDriver
+from cluster.hosts import hostport
 from cluster.kept_tasks import Nursery
 from cluster.load import Load, encode_load
 from cluster.swim.core import Swim
@@ -267,10 +268,8 @@ class Life:
                 return
         except StoreUnavailable:
             return  # Gossip tells it again.
-        message = (
-            f"node_id {other.node_id} is used twice: also at {hostport(other.host, other.port)}, as session "
-            f"{other.session}."
-        )
+        place = hostport(other.host, other.port)
+        message = f"node_id {other.node_id} is used twice: also at {place}, as session {other.session}."
         log.error("name_used_twice", message=message)
         self._tell(NameTaken(message))
 

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from cluster.config import Config
-from cluster.config import is_loopback as is_own_machine
 from cluster.errors import ConfigError, Forbidden, Unauthorized
 from cluster.gossip.site import BROWSER_HEADERS, is_own_host, split_host
+from cluster.hosts import is_loopback as is_own_machine
 from cluster.view import View
 from node.gateway.routes import CALLERS, PEERS
 

@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cluster.config import Config, hostport
+from cluster.config import Config
 from cluster.errors import RumorError, likely_holder
+from cluster.hosts import hostport
 from node.client.asking import decoded
 from node.client.errors import Unreachable
 from node.client.one_node import Remote
