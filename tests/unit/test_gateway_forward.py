@@ -268,6 +268,7 @@ def test_a_submission_without_data_has_none_at_the_peer_either() -> None:
     """There its handler's default counts, which for a null that was sent does not."""
     bodies = (b'{"type":"noop"}', b'{"type":"noop","data": null}', b'{"type":"noop","data":[1],"priority":3}')
     items = [parse.submission(body, 64) for body in bodies]
-    arrived = parse.batch(outgoing(["a", "b", "c"], items, None, None).items, 10, 64)
+    sent = outgoing(["a", "b", "c"], items, None, None).items
+    arrived = [item for part in parse.batch(sent, 10, 64, 1_000) for item in part]
     assert arrived == items
     assert [bytes(item.data) for item in arrived] == [NO_DATA, b"null", b"[1]"]

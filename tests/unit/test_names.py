@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from cluster.header_text import unfit
 from node.gateway import parse
 from node.queue.names import LINES, NO_ID, conflict, names_of, note
 from node.schema import BatchKey, Submission
 
-KEYS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF), min_size=1, max_size=255).filter(str.isprintable)
+TEXTS = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF), min_size=1, max_size=255)
+KEYS = TEXTS.filter(lambda text: unfit(text) is None)
 
 
 @given(key=KEYS, place=st.integers(0, 10_000), unique_key=KEYS)
