@@ -37,6 +37,7 @@ from cluster.swim.events import (
     Datagram,
     Event,
     Identity,
+    Looked,
     NameConflict,
     PushPull,
     PushPullReply,
@@ -98,6 +99,7 @@ class GossipDriver:
         on_conflict: Callable[[NameConflict], None],
         on_seen: Callable[[str, str], None] = lambda kind, session: None,
         on_unconfirmed: Callable[[Unconfirmed], None] = lambda rumor: None,
+        on_looked: Callable[[Looked], None] = lambda looked: None,
     ) -> None:
         self.config = config
         self.keys = tuple(keys)
@@ -107,6 +109,7 @@ class GossipDriver:
         self._on_conflict = on_conflict
         self._on_unconfirmed = on_unconfirmed
         self.on_seen = on_seen  # hears what this node itself saw on a session's sockets: for people, decides nothing
+        self._on_looked = on_looked
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -157,7 +160,7 @@ class GossipDriver:
     def feed(self, event: Event) -> list[Action]:
         """Hand one event to the protocol and carry out its actions, which are returned too."""
         actions = self.machine.handle(event, time.monotonic())
-        news: list[Changed | NameConflict | Unconfirmed] = []
+        news: list[Changed | NameConflict | Unconfirmed | Looked] = []
         for action in actions:
             match action:
                 case Send():
@@ -168,7 +171,7 @@ class GossipDriver:
                     self._watch(action)
                 case PushPull():
                     self._exchange(action)
-                case Changed() | NameConflict() | Unconfirmed():
+                case Changed() | NameConflict() | Unconfirmed() | Looked():
                     # Last, since a listener may feed the next event, whose actions are newer than the rest of these.
                     news.append(action)
                 case PushPullReply():
@@ -182,6 +185,8 @@ class GossipDriver:
                     self._on_conflict(item)
                 case Unconfirmed():
                     self._on_unconfirmed(item)
+                case Looked():
+                    self._on_looked(item)
         return actions
 
     def answer(self, body: bytes) -> bytes | None:
@@ -296,9 +301,9 @@ class GossipDriver:
         if outcome is Tcp.REFUSED:
             self.on_seen("connection_refused", action.session)
         if outcome is not None:
-            self.feed(TcpOutcome(action.session, outcome))
+            self.feed(TcpOutcome(action.session, outcome, action.look))
         if outcome is Tcp.REFUSED and await is_udp_closed(action.target):
-            self.feed(TcpOutcome(action.session, Tcp.GONE))
+            self.feed(TcpOutcome(action.session, Tcp.GONE, action.look))
 
     def _watch(self, action: Watch) -> None:
         peers = {peer.session: peer for peer in action.peers}

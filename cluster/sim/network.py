@@ -36,6 +36,7 @@ from cluster.swim.events import (
     Fenced,
     Identity,
     Join,
+    Looked,
     Member,
     MemberState,
     NameConflict,
@@ -247,6 +248,7 @@ class Sim:
         self.has_registry = has_registry
         self.registered: dict[str, Identity] = {}  # sessions whose heartbeat stands in the registry
         self.tombstones: dict[str, None] = {}
+        self.on_looked: Callable[[Node, Looked], None] = lambda node, looked: None
         self._rng = Random(f"network {seed}")
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -473,8 +475,10 @@ class Sim:
                 assert len(data) <= 1400, f"a datagram of {len(data)} bytes"
                 self.sent[node.name] = self.sent.get(node.name, 0) + len(data)
                 self._transmit(node, target, data)
-            case TcpConnect(target, about, timeout_s):
-                self._connect(node, target, about, timeout_s)
+            case TcpConnect():
+                self._connect(node, action)
+            case Looked():
+                self.on_looked(node, action)
             case Watch(peers):
                 self._watch(node, peers)
             case PushPull(target, data):
@@ -515,10 +519,14 @@ class Sim:
                 delay_s = self._delay_s() + (self.link.reorder_s if self._rng.random() < self.link.reorder else 0.0)
                 self._deliver(to, Datagram(node.address, data), delay_s)
 
-    def _connect(self, node: Node, target: Address, about: str, timeout_s: float) -> None:
-        to = self._by_address.get(target)
+    def _connect(self, node: Node, connect: TcpConnect) -> None:
+        to, timeout_s = self._by_address.get(connect.target), connect.timeout_s
+
+        def tell(outcome: Tcp, delay_s: float) -> None:
+            self._deliver(node, TcpOutcome(connect.session, outcome, connect.look), delay_s)
+
         if to is None or not self._is_reachable(node, to):
-            self._deliver(node, TcpOutcome(about, Tcp.SILENT), timeout_s)
+            tell(Tcp.SILENT, timeout_s)
             return
         took_s = self._delay_s() + self._delay_s()
         while self._rng.random() < 1 - (1 - self.link.tcp_loss) ** 2:
@@ -527,15 +535,15 @@ class Sim:
         if is_closing and to.syn_loss and self._rng.random() < to.syn_loss:
             took_s += SYN_RETRY_S
         if took_s > timeout_s:
-            self._deliver(node, TcpOutcome(about, Tcp.SILENT), timeout_s)
+            tell(Tcp.SILENT, timeout_s)
         elif is_closing or (to.swim is not None and not to.is_port_closed):
-            self._deliver(node, TcpOutcome(about, Tcp.ACCEPTED), took_s)
+            tell(Tcp.ACCEPTED, took_s)
         else:
-            self._deliver(node, TcpOutcome(about, Tcp.REFUSED), took_s)
+            tell(Tcp.REFUSED, took_s)
             knock_s = self.now_s + took_s
             if self.link.icmp and to.swim is None and to.udp_closed_s < knock_s + KNOCKS_S:
                 gone_s = max(to.udp_closed_s, knock_s) + self._delay_s() + self._delay_s()
-                self._deliver(node, TcpOutcome(about, Tcp.GONE), gone_s - self.now_s)
+                tell(Tcp.GONE, gone_s - self.now_s)
 
     def _watch(self, node: Node, peers: Iterable[Identity]) -> None:
         node.watched = {peer.session: peer for peer in peers}

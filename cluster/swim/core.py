@@ -57,6 +57,8 @@ from cluster.swim.events import (
     Identity,
     Join,
     Leave,
+    Look,
+    Looked,
     Member,
     MemberState,
     NameConflict,
@@ -67,6 +69,7 @@ from cluster.swim.events import (
     Renew,
     SetEpoch,
     SetLoad,
+    Sight,
     Tcp,
     TcpOutcome,
     Tick,
@@ -75,12 +78,14 @@ from cluster.swim.events import (
     Watch,
     WatchEnded,
 )
+from cluster.swim.looks import Looks
 from cluster.swim.newcomers import Challenges, Contest, Contests, Joins
 from cluster.swim.outbox import Outbox
 from cluster.swim.plausible import EPOCH_AHEAD, INCARNATION_AHEAD, LOAD_AHEAD, is_plausible
+from cluster.swim.probe import REFUSAL_GRACE_SHARE
 from cluster.swim.rounds import Rounds
 from cluster.swim.suspicion import CONFIRMATIONS, Suspicion, witnesses_needed
-from cluster.swim.table import LIVE, Entry, Table, accusation, is_same_claim, merge, precedence, short
+from cluster.swim.table import LIVE, STEADY, Entry, Table, accusation, is_same_claim, merge, precedence, short
 from cluster.swim.watch_ring import predecessors, successors
 from cluster.swim.wire import (
     Ack,
@@ -172,6 +177,7 @@ class Swim:
         self._stats = dict.fromkeys(COUNTERS, 0)
         self._table = Table()
         self._outbox = Outbox(config.cluster, me.node_id, keys, nonce, self._table, self._stats)
+        self._looks = Looks()
         self._exchange = Exchange(self._table, self._outbox, rng, self._stats)
         self._tombstones: Bounded[str, None] = Bounded(TOMBSTONES_MAX)
         self._has_registry = has_registry
@@ -214,7 +220,9 @@ class Swim:
             case Tick():
                 self._on_tick()
             case TcpOutcome():
-                self._on_tcp(event.session, event.outcome)
+                self._on_tcp(event)
+            case Look():
+                self._on_look(event)
             case WatchEnded():
                 self._on_watch_ended(event.session)
             case Join():
@@ -244,6 +252,7 @@ class Swim:
         self._update_watch()
         self._deadline_s = self._next_s()
         out, self._outbox.out = self._outbox.out, []
+        self._looks.take(out)
         return out
 
     def deadline_s(self) -> float:
@@ -253,6 +262,15 @@ class Swim:
     def members(self) -> tuple[Member, ...]:
         """All rows, sorted by node_id: this node's too, and those of the dead and the left while it remembers them."""
         return tuple(sorted((entry.member() for entry in self._table), key=lambda member: member.identity.node_id))
+
+    def member(self, session: str) -> Member | None:
+        """The row of exactly this session."""
+        entry = self._table.of(session)
+        return entry.member() if entry is not None else None
+
+    def is_neighbour(self, session: str) -> bool:
+        """Whether this node is one of the few that stand before this session on the ring."""
+        return self._me.node_id in predecessors(self._table.live, node_of(session), CONFIRMATIONS + 1)
 
     @property
     def epoch(self) -> int:
@@ -279,6 +297,7 @@ class Swim:
     def _next_s(self) -> float:
         return min(
             self._rounds.due_s,
+            self._looks.due_s,
             self._gossip_s if self._outbox.news else inf,
             self._load_told_s,
             self._push_pull_s,
@@ -290,6 +309,7 @@ class Swim:
     def _on_tick(self) -> None:
         now_s = self._now_s
         self._rounds.advance(now_s)
+        self._looks.advance(now_s)
         for suspicion in list(self._suspicions.values()):
             self._pursue(suspicion)
         for address in self._joins.due(now_s):
@@ -334,14 +354,21 @@ class Swim:
         self._stats["late_ticks"] += 1
         self._rounds.feel(1)
         self._rounds.restart(self._now_s)
+        self._looks.clear()
         self._outbox.news.drop_old(self._now_s)
         for suspicion in self._suspicions.values():
             suspicion.excused_s += late_s
 
     # ---- evidence
 
-    def _on_tcp(self, session: str, outcome: Tcp) -> None:
+    def _on_tcp(self, event: TcpOutcome) -> None:
+        session, outcome = event.session, event.outcome
         entry = self._table.of(session)
+        if entry is not None:
+            entry.kernel_said(outcome, self._now_s)
+        if event.look:
+            self._looks.connected(event.look, outcome)
+            return
         if self._rounds.connected(session, outcome, self._now_s):
             return
         # The outcome is too late for its round. It still tells which kind of silence the suspicion is about.
@@ -350,6 +377,23 @@ class Swim:
             return
         if entry.answered_s < suspicion.started_s and outcome is not Tcp.SILENT:
             self.accuse(session, Evidence.STALLED if outcome is Tcp.ACCEPTED else Evidence.REFUSED)
+
+    def _on_look(self, look: Look) -> None:
+        """Ping and connect, and say soon what came of it."""
+        session, entry = look.session, self._table.of(look.session)
+        address = entry.address if entry is not None else look.address
+        if session == self._me.session or self._has_left:
+            return
+        if address == (self._me.host, self._me.port):
+            self._outbox.out.append(Looked(session, Sight.REFUSED))  # This process has that address now.
+        elif address is None:
+            self._outbox.out.append(Looked(session, Sight.SILENT))
+        else:
+            rto_s = (entry.rtt.rto_s if entry is not None else None) or 0.0
+            length_s = max(rto_s, REFUSAL_GRACE_SHARE * self._config.probe_timeout_s)
+            self._looks.begin(
+                session, address, self._rounds.ping_session(session, address, self._now_s), self._now_s, length_s
+            )
 
     def _on_watch_ended(self, session: str) -> None:
         entry = self._table.of(session)
@@ -560,6 +604,7 @@ class Swim:
         """The entry has a new row: keep suspicions, rounds, news and the ring in step, and tell the driver."""
         row = entry.row
         was_live = was in LIVE
+        entry.doubted_s = inf if row.state in STEADY else min(entry.doubted_s, self._now_s)
         self._outbox.out.append(Changed(entry.member(), was, first))
         self._outbox.news.add(row if before is None or row.state is MemberState.ALIVE else short(row), self._now_s)
         if not before or was_live != entry.is_live:
@@ -705,6 +750,7 @@ class Swim:
         self._outbox.out.append(Changed(self._my_entry.member(), mine.state, False))
         if done:
             self._rounds.clear()
+            self._looks.clear()
             self._suspicions.clear()
             self._joins.clear()
 
@@ -845,7 +891,10 @@ class Swim:
             case Ping():
                 self._outbox.send(source, Ack(body.nr, self._me.session), self._answer_rows(body, head))
             case Ack():
-                self._rounds.answered(body, self._now_s, is_direct=body.subject == head.session)
+                is_direct = body.subject == head.session
+                self._rounds.answered(body, self._now_s, is_direct=is_direct)
+                if is_direct:
+                    self._looks.answered(body.nr, head.session, source)
             case PingReq():
                 self._rounds.help(body, source, self._now_s)
             case Nack():

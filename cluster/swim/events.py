@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 Address = tuple[str, int]
 
@@ -44,6 +45,15 @@ class Tcp(StrEnum):
     SILENT = "silent"
 
 
+class Sight(StrEnum):
+    """What a look at a session saw."""
+
+    ANSWERED = "answered"  # it answered the ping
+    ACCEPTED = "accepted"  # no answer, but the kernel at its address takes connections: the process hangs
+    REFUSED = "refused"  # nothing listens at its address, or another session answers there
+    SILENT = "silent"  # nothing came back
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who a member is for one life. `meta` is opaque here, at most 200 bytes, and fixed for the session."""
@@ -70,6 +80,9 @@ class Member:
     load_seq: int  # rises with each load of that session
     load_at_s: float  # when this node heard the load (-inf: never)
     is_vouched: bool = True  # Redis has shown the heartbeat of this session (or nobody can be asked)
+    doubted_s: float = inf  # when this node began to hold it suspect, dead or left (inf: it does not)
+    answered_s: float = -inf  # when it last answered a ping of this node, directly or through a helper
+    accepted_s: float = -inf  # when its kernel first took a connection of this node after its last answer, if it did
 
 
 # ---- events: handed to Swim.handle
@@ -101,6 +114,18 @@ class TcpOutcome:
 
     session: str
     outcome: Tcp
+    look: int = 0  # as in the action
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Look at this session, and report Looked. `address`: where it was last known to be, if the table has no row of it.
+
+    No outcome comes if this node is away meanwhile, or is no member any more.
+    """
+
+    session: str
+    address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +216,7 @@ Event = (
     | Tick
     | Join
     | TcpOutcome
+    | Look
     | WatchEnded
     | SetLoad
     | SetEpoch
@@ -226,6 +252,15 @@ class TcpConnect:
     target: Address
     session: str
     timeout_s: float
+    look: int = 0  # the look that it belongs to; 0: to a round
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a look saw."""
+
+    session: str
+    sight: Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,4 +322,4 @@ class NameConflict:
     other: Identity
 
 
-Action = Send | TcpConnect | Watch | PushPull | PushPullReply | Changed | Unconfirmed | NameConflict
+Action = Send | TcpConnect | Looked | Watch | PushPull | PushPullReply | Changed | Unconfirmed | NameConflict

@@ -133,6 +133,13 @@ class Rounds:
         ping = Ping(self._number(entry.row.session, entry.address, now_s), entry.row.session)
         self._outbox.send(entry.address, ping, accusation(entry))
 
+    def ping_session(self, session: str, address: Address, now_s: float) -> int:
+        """Send a single ping to a session that the table need not know. Returns the number of the ping."""
+        nr = self._number(session, address, now_s)
+        entry = self._table.of(session)
+        self._outbox.send(address, Ping(nr, session), accusation(entry) if entry is not None else ())
+        return nr
+
     def ping_address(self, address: Address, now_s: float) -> None:
         """Ping whoever is at this address, and say who we are."""
         self._outbox.send(address, Ping(self._number("", address, now_s), ""), [self._table[self._name].row])

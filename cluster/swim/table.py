@@ -21,7 +21,7 @@ from functools import lru_cache
 import msgspec
 
 from cluster.session import node_of, order
-from cluster.swim.events import Address, Evidence, Identity, Member, MemberState
+from cluster.swim.events import Address, Evidence, Identity, Member, MemberState, Tcp
 from cluster.swim.probe import Rtt
 from cluster.swim.wire import HASH_BYTES, TABLE_MAX, Digest, Row
 
@@ -41,6 +41,8 @@ EVIDENCE_RANK = {
     Evidence.FENCED: 5,
 }
 LIVE = (MemberState.ALIVE, MemberState.LEAVING, MemberState.SUSPECT)
+STEADY = (MemberState.ALIVE, MemberState.LEAVING)
+CLOSING_S = 0.5  # time for which the sockets of a process that has ended may still accept
 
 life = lru_cache(maxsize=2 * TABLE_MAX)(order)  # parses each session once: every datagram carries some
 
@@ -103,6 +105,8 @@ class Entry:
     is_vouched: bool = True  # Redis has shown this session's heartbeat, or this node has no Redis to ask
     own_incarnation: int = 0  # in its last answer to a ping of ours
     own_load_seq: int = 0  # likewise
+    doubted_s: float = float("inf")  # when we began to hold it suspect, dead or left
+    accepted_s: float = float("-inf")  # when its kernel first took a connection of ours in this silence
 
     @property
     def node_id(self) -> str:
@@ -123,6 +127,16 @@ class Entry:
     def identity(self) -> Identity:
         """Who it is."""
         return Identity(self.node_id, self.row.session, self.row.host, self.row.port, self.row.meta)
+
+    def kernel_said(self, outcome: Tcp, now_s: float) -> None:
+        """Take in how a connect of ours ended. A dying process's sockets close one after another: at first one accepts.
+
+        A refusal long after an acceptance does not undo it: the process may hang behind a firewall that is new.
+        """
+        if outcome is Tcp.ACCEPTED:
+            self.accepted_s = self.accepted_s if self.accepted_s > self.answered_s else now_s
+        elif outcome is not Tcp.SILENT and now_s - self.accepted_s <= CLOSING_S:
+            self.accepted_s = float("-inf")
 
     def aged(self, now_s: float) -> Row:
         """The row as others are to take it in: with its age if it is dead or left."""
@@ -145,6 +159,9 @@ class Entry:
             load_seq=self.load_seq,
             load_at_s=self.load_at_s,
             is_vouched=self.is_vouched,
+            doubted_s=self.doubted_s,
+            answered_s=self.answered_s,
+            accepted_s=self.accepted_s,
         )
 
 
