@@ -190,6 +190,11 @@ def heartbeat(session: str) -> str:
     return f"{{{session}}}:heartbeat"
 
 
+def words(session: str) -> str:
+    """Hash: a session -> its word on whether this one is gone (see `lua/vote.lua`). PX, some seconds."""
+    return f"{{{session}}}:words"
+
+
 def wake(session: str) -> str:
     """Channel: wake-ups for the session, and its heartbeat's echo. Same slot as its heartbeat."""
     return f"{{{session}}}:wake"
@@ -202,6 +207,17 @@ def session_never(session: str) -> str:
 
 UNDATED_MS = 1 << 53  # stands for the time of a tombstone that names none: later than all that was ever claimed
 FENCED = "fenced "  # first characters of a tombstone
+VOTES = " votes"  # last characters of the heartbeat of a session that says its word on others
+
+
+def heartbeat_value(beat: int) -> str:
+    """What a living session's heartbeat says: a number that rises, and that the session votes."""
+    return f"{beat}{VOTES}"
+
+
+def votes(value: bytes | None) -> bool:
+    """Whether the session of this heartbeat says words, or may do so. Older versions of Rumor do not."""
+    return value is None or value.endswith(VOTES.encode())
 
 
 def is_tombstone(value: bytes | None) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from cluster import keys
 from cluster.errors import StoreUnavailable, away
-from cluster.vitals.calls import Beat, FenceReply, MemberRow
+from cluster.vitals.calls import LOOK, WORD_BEATS, Beat, FenceReply, MemberRow, Vote
+from cluster.vitals.jury import FRESH_S, Ballot
 from cluster.vitals.lease import Term, Wish
 from cluster.vitals.witness import Fence
+from tests.vote_model import Slot
 
 
 class FakePulse:
@@ -25,6 +28,7 @@ class FakePulse:
         self.channels: dict[str, list[asyncio.Queue[bytes]]] = {}
         self.leader: Term | None = None
         self.calls: list[str] = []
+        self.slots: dict[str, Slot] = {}
 
     def go_away(self) -> None:
         """Answer nothing from now on."""
@@ -48,10 +52,10 @@ class FakePulse:
         self._ask()
         value = self.heartbeats.get(name)
         if keys.is_tombstone(value):
-            return Beat(value, await self.subscribers(name))
-        self.heartbeats[name] = b"%d" % beat
+            return Beat(value, await self.subscribers(name), self._now_ms())
+        self.heartbeats[name] = keys.heartbeat_value(beat).encode()
         self.publish(name, echo)
-        return Beat(None, await self.subscribers(name))
+        return Beat(None, await self.subscribers(name), self._now_ms())
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         self._ask()
@@ -78,6 +82,31 @@ class FakePulse:
             return FenceReply(True, False, value)
         self.heartbeats[fence.session] = f"fenced {fence.cause} 0 {by}".encode()
         return FenceReply(True, True, self.heartbeats[fence.session])
+
+    async def vote(self, ballot: Ballot, said_ms: int, beat_s: float, cause: str, tombstone_ms: int, by: str) -> Vote:
+        self._ask(f"vote {ballot.session} {ballot.word}")
+        slot = self.slots.setdefault(ballot.session, Slot())
+        slot.heartbeat = self.heartbeats.get(ballot.session)
+        slot.subscribers = await self.subscribers(ballot.session)
+        reply = slot.vote(
+            *(ballot.voter, ballot.word, said_ms, ballot.seen, int(1000 * ballot.alibi_s), ballot.ways, ballot.jury),
+            stands_ms=int(1000 * WORD_BEATS * beat_s),
+            fresh_ms=int(1000 * FRESH_S),
+            cause=cause,
+            by=by,
+            now_ms=self._now_ms(),
+        )
+        if isinstance(reply, FenceReply):
+            self.heartbeats[ballot.session] = reply.value
+        return reply
+
+    async def ask_to_look(self, names: Sequence[str], at: str) -> None:
+        self._ask()
+        for name in names:
+            self.publish(name, LOOK + at.encode())
+
+    def _now_ms(self) -> int:
+        return int(1000 * time.monotonic())
 
     async def lease(self, wish: Wish, ttl_ms: int, heard: int) -> Term | None:
         self._ask()

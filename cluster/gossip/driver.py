@@ -96,7 +96,7 @@ class GossipDriver:
         keys: Sequence[bytes],
         machine: Machine,
         on_changed: Callable[[Changed], None],
-        on_conflict: Callable[[NameConflict], None],
+        on_conflict: Callable[[NameConflict], object],
         on_seen: Callable[[str, str], None] = lambda kind, session: None,
         on_unconfirmed: Callable[[Unconfirmed], None] = lambda rumor: None,
         on_looked: Callable[[Looked], None] = lambda looked: None,

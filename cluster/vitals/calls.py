@@ -24,6 +24,7 @@ from cluster.deadline import ends_within
 from cluster.errors import StoreUnavailable, refused
 from cluster.redis_client import connect
 from cluster.swim import wire
+from cluster.vitals.jury import FRESH_S, Ballot, Undecided
 from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term, Wish
 from cluster.vitals.witness import Fence
 
@@ -31,8 +32,11 @@ T = TypeVar("T")
 Client = Any  # redis.asyncio.Redis, whose own types and published stubs disagree with each other
 Connection = Any  # redis.asyncio.connection.AbstractConnection, likewise
 
-SCRIPTS = ("heartbeat", "fence", "lease", "takeover", "resign", "snapshot", "forget")
-FENCES_MAX = 8  # fences under way at a time
+SCRIPTS = ("heartbeat", "fence", "vote", "lease", "takeover", "resign", "snapshot", "forget")
+FENCES_MAX = 8  # fences and words under way at a time
+WORD_BEATS = 2  # beats for which a word counts
+WORDS_TTL_MS = 60_000  # time for which words stay after the last of them: longer than any alibi stands
+LOOK = b"\x01"  # first byte of the message that asks a session to look at another one, whose name follows
 READ_MAX = 512  # heartbeats in one pipeline
 MEMBERS_MAX = 10_000  # rows read of the member list
 
@@ -52,6 +56,7 @@ class Beat:
 
     tombstone: bytes | None  # None: the session lives
     subscribers: int
+    redis_ms: int  # when Redis took it, by its own clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,9 @@ class FenceReply:
     is_dead: bool
     is_ours: bool  # this very call wrote the tombstone
     value: bytes  # the tombstone, or the heartbeat of a session that lives
+
+
+Vote = FenceReply | Undecided
 
 
 class Pulse:
@@ -88,13 +96,13 @@ class Pulse:
 
     async def beat(self, name: str, beat: int, ttl_ms: int, echo: bytes) -> Beat:
         """Say that this session lives."""
-        answer, count = await self._script(
+        answer, count, redis_ms = await self._script(
             self._beats,
             "heartbeat",
             [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
-            [beat, ttl_ms, echo],
+            [keys.heartbeat_value(beat), ttl_ms, echo],
         )
-        return Beat(None if answer == b"ok" else bytes(answer), int(count))
+        return Beat(None if answer == b"ok" else bytes(answer), int(count), int(redis_ms))
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         """The heartbeats (or tombstones) of these sessions, in order."""
@@ -118,10 +126,35 @@ class Pulse:
             code, value = await self._script(
                 self._fences,
                 "fence",
-                [keys.heartbeat(name), keys.wake(name), keys.session_never(name)],
+                [keys.heartbeat(name), keys.session_never(name)],
                 [fence.path.value, fence.seen, fence.cause, tombstone_ms, by],
             )
         return FenceReply(int(code) != 0, int(code) == 1, bytes(value))
+
+    async def vote(self, ballot: Ballot, said_ms: int, beat_s: float, cause: str, tombstone_ms: int, by: str) -> Vote:
+        """Say a word on another session. `said_ms`: when its look ended, by Redis's clock."""
+        name = ballot.session
+        args: list[scripts.Arg] = [
+            *(ballot.voter, ballot.word.value, said_ms, b"*" if ballot.seen is None else b"=" + ballot.seen),
+            *(int(1000 * ballot.alibi_s), ballot.ways),
+            *(int(1000 * WORD_BEATS * beat_s), int(1000 * FRESH_S), WORDS_TTL_MS),
+            *(cause, tombstone_ms, by),
+            *ballot.jury,
+        ]
+        slots = [keys.heartbeat(name), keys.words(name), keys.wake(name), keys.session_never(name)]
+        async with self._fencing:
+            code, value, *more = await self._script(self._fences, "vote", slots, args)
+        if int(code):
+            return FenceReply(True, int(code) == 1, bytes(value))
+        subscribers, words, missing, alibis = more
+        return Undecided(int(subscribers), int(words), _names(missing), _names(alibis))
+
+    async def ask_to_look(self, names: Sequence[str], at: str) -> None:
+        """Ask these sessions to look at another one."""
+        pipeline = self._fences.pipeline(transaction=False)
+        for name in names:
+            pipeline.publish(keys.wake(name), LOOK + at.encode())
+        await self._ask(pipeline.execute())
 
     async def lease(self, wish: Wish, ttl_ms: int, heard: int) -> Term | None:
         """Carry out a wish. Returns who holds the lease now."""
@@ -252,6 +285,10 @@ def _rows(pairs: Iterable[tuple[str, bytes | None]]) -> dict[str, MemberRow]:
         if session.is_session(row.session) and session.node_of(row.session) == node_id:
             members[node_id] = row
     return members
+
+
+def _names(rows: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(row.decode("utf-8", "replace") for row in rows)
 
 
 def _pack(record: MemberRow) -> bytes:

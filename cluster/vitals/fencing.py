@@ -1,10 +1,10 @@
-"""The driver of the second witness: reads heartbeats, asks `Witness` whom to fence, carries the fences out.
+"""The driver of the second witness: reads heartbeats, sees to the silent sessions, carries fences out.
 
-All members are read each second. At every beat it reads those that gossip doubts, those whose heartbeat paused, and
-those that hold work in Redis while gossip does not know them. It fences a process that gossip proves gone without any
-reading: Redis itself looks whether that session's subscriber is gone.
+All members are read each second. At every beat it reads those that gossip doubts, those whose heartbeat paused, those
+that hold work in Redis while gossip does not know them, and the jurors that were not heard in a trial that runs. It
+fences a session whose lease has run out. What may end one before that is decided by all (see `jury`, `trials`).
 
-Decides nothing about who may be fenced; see `witness`.
+Decides nothing about who may be fenced; see `witness` and `jury`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,31 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Protocol
+
+import structlog
 
 from cluster import keys, session
 from cluster.bounded import Bounded
 from cluster.config import Config
 from cluster.errors import StoreUnavailable
+from cluster.gossip.driver import GossipDriver
 from cluster.kept_tasks import Nursery, wait_for
 from cluster.swim.core import Swim
-from cluster.swim.events import Changed, Evidence, Member, MemberState
+from cluster.swim.events import Address, Changed, Evidence, Looked, MemberState, Sight
 from cluster.view import RedisWord
-from cluster.vitals.calls import Pulse
-from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
+from cluster.vitals.calls import FenceReply, Pulse
+from cluster.vitals.jury import Ballot, Jury, Undecided
+from cluster.vitals.trials import Trials
+from cluster.vitals.witness import Belief, Fence, Witness
+
+log = structlog.get_logger("vitals")
 
 SWEEP_S = 1.0  # time between two readings of all members
-RETRIES_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1)  # waits: Redis may see a process end later than its peers do
-CONSIDERED_MAX, CONSIDERED_S = 10_000, 60.0  # sessions considered at a time, and for how long each
-LIVES_MAX = 10_000  # nodes whose latest session this node remembers
 ENDED_MAX = 10_000  # dead sessions that this node remembers, so that it tells of each once
+HELD_UP_AFTER_S = 0.5  # time for which a session is undecided before people are told
+HELD_UP_S = 10.0  # time between two such words about one session
+NAMED_MAX = 5  # jurors named to people
 
 
 class Owner(Protocol):
@@ -54,26 +60,50 @@ class Owner(Protocol):
     def on_word(self) -> None:
         """Redis's word on some session changed."""
 
+    def on_held_up(self, name: str, why: str) -> None:
+        """This session would be fenced, but for others: `why` names them."""
+
+
+class Pace(Protocol):
+    """The node's own heartbeat."""
+
+    @property
+    def is_hearing(self) -> bool:
+        """Whether its own subscription stands."""
+
+    def redis_ms(self, at_s: float) -> int:
+        """Redis's clock at that moment of the monotonic one."""
+
 
 class Fencing:
     """One node's second witness, at work."""
 
     def __init__(
-        self, config: Config, pulse: Pulse, swim: Swim, nursery: Nursery, owner: Owner, stats: Counter[str]
+        self,
+        config: Config,
+        pulse: Pulse,
+        swim: Swim,
+        gossip: GossipDriver,
+        nursery: Nursery,
+        heartbeat: Pace,
+        owner: Owner,
+        stats: Counter[str],
     ) -> None:
         self._config = config
         self._pulse = pulse
         self._swim = swim
         self._nursery = nursery
+        self._heartbeat = heartbeat
         self._owner = owner
         self._stats = stats
-        self._witness = Witness(config.heartbeat_stale_s, config.lease_s)
         self._now = asyncio.Event()
         self._read_all_s = 0.0
         self._fencing: dict[str, None] = {}
         self._ended: Bounded[str, str] = Bounded(ENDED_MAX)  # session -> cause, of every tombstone that this node knows
-        self._considered: dict[str, float] = {}
-        self._lives: Bounded[str, str] = Bounded(LIVES_MAX)  # node_id -> the latest session that gossip named
+        self._held_up_s: Bounded[str, float] = Bounded(ENDED_MAX)  # session -> when people are to be told (again)
+        self._witness = Witness(config.heartbeat_stale_s, config.lease_s)
+        self._jury = Jury(config, swim, self._witness, self._ended, lambda: owner.session)
+        self._trials = Trials(config, pulse, self._jury, gossip.feed, nursery, self, stats)
 
     # ---- what others ask
 
@@ -100,33 +130,49 @@ class Fencing:
 
     def consider(self, names: Iterable[str]) -> None:
         """Watch these too: they hold work in Redis or stand on the member list, and gossip does not hold them alive."""
-        until_s = time.monotonic() + CONSIDERED_S
+        now_s = time.monotonic()
         for name in names:
             if name == self._owner.session or not session.is_session(name):
                 continue
             if cause := self._ended.get(name):
                 self._owner.on_ended_again(name, cause)
-            elif len(self._considered) < CONSIDERED_MAX or name in self._considered:
-                self._considered[name] = until_s
-                if self._is_superseded(name):
-                    self._fence_soon(Fence(name, Path.FAST, b"", "gone"))
+            elif self._jury.consider(name, now_s) and self._jury.is_superseded(name):
+                self._trials.hurry(name)
         self._now.set()
+
+    def lives_at(self, name: str, address: Address) -> None:
+        """Where a session is to be looked for."""
+        self._jury.lives_at(name, address)
 
     def changed(self, change: Changed) -> None:
         """Gossip's word on another node changed: look at once where it matters."""
         member = change.member
-        name, node_id = member.identity.session, member.identity.node_id
-        last = self._lives.get(node_id)
-        if last is None or session.is_newer(name, than=last):
-            self._lives[node_id] = name
-            if last is not None and last not in self._ended:
-                self.consider([last])  # A newer life ends it, whatever gossip says of it.
+        name = member.identity.session
+        last = self._jury.met(member)
+        if last is not None and last not in self._ended:
+            self.consider([last])  # A newer life ends it, whatever gossip says of it.
         if member.state is MemberState.ALIVE:
             return
-        if self._belief(name, member) is Belief.GONE:
+        if self._jury.belief(name, member) is Belief.GONE:
             self.consider([name])  # Gossip forgets a session as soon as it knows a newer one; Redis may not yet.
-            self._fence_soon(Fence(name, Path.FAST, b"", "gone"))
+            self._trials.hurry(name)
         self._now.set()
+
+    def looked(self, looked: Looked) -> None:
+        """A look of this node has ended."""
+        self._trials.looked(looked)
+
+    def asked(self, name: str) -> None:
+        """Another node asks for this one's word on a session."""
+        if name != self._owner.session and session.is_session(name) and name not in self._ended:
+            now_s = time.monotonic()
+            self._stats["asked"] += 1
+            self._jury.asked(name, now_s)
+            if self._swim.member(name) is None:
+                self._jury.consider(name, now_s)
+            if self._jury.is_open(name, now_s):
+                self._trials.hurry(name)
+            self._now.set()
 
     def ended(self, name: str, tombstone: bytes, is_ours: bool = False) -> None:
         """A tombstone stands for this session."""
@@ -134,7 +180,9 @@ class Fencing:
             return  # Our next beat finds our own.
         cause, by = keys.tombstone(tombstone)
         self._remember(name, cause)
-        self._considered.pop(name, None)
+        self._jury.forget(name)
+        self._held_up_s.pop(name, None)
+        self._trials.gone(name)
         self._witness.forget(name)
         self._owner.on_ended(name, cause, by, is_ours)
 
@@ -152,8 +200,9 @@ class Fencing:
 
     async def _read(self) -> None:
         asked_s = time.monotonic()
-        beliefs = self._beliefs(asked_s)
-        names = self._due(beliefs, asked_s)
+        for name in self._jury.drop_old(asked_s):
+            self._witness.forget(name)
+        names = self._due(self._jury.beliefs(), asked_s)
         if not names or not self._owner.redis_ok:
             return
         try:
@@ -171,8 +220,10 @@ class Fencing:
             elif self._witness.word(name) is not word:
                 self._owner.on_word()
         if self._owner.redis_ok:
-            for fence in self._witness.fences(self._beliefs(now_s)):
+            beliefs = self._jury.beliefs()
+            for fence in self._witness.expired(beliefs):
                 self._fence_soon(fence)
+            self._trials.open(self._jury.open_cases(beliefs, now_s))
 
     def _due(self, beliefs: dict[str, Belief], now_s: float) -> list[str]:
         """The sessions to read now."""
@@ -180,78 +231,96 @@ class Fencing:
             self._read_all_s = now_s
             return list(beliefs)
         suspects = {m.identity.session: None for m in self._swim.members() if m.state is MemberState.SUSPECT}
+        missing = {name: None for names in self._trials.missing.values() for name in names}
         paused_s = self._config.heartbeat_stale_s / 2
         return [
             name
             for name, belief in beliefs.items()
             if belief is not Belief.ALIVE
             or name in suspects
-            or name in self._considered
+            or name in missing
+            or self._jury.is_considered(name)
             or (self._witness.age_s(name) or 0.0) >= paused_s
         ]
 
-    def _beliefs(self, now_s: float) -> dict[str, Belief]:
-        """Gossip's word on every session that this node watches: members, and those that it considers."""
-        members = {m.identity.session: m for m in self._swim.members() if m.is_vouched}
-        beliefs = {
-            name: self._belief(name, member)
-            for name, member in members.items()
-            if name != self._owner.session and name not in self._ended
-        }
-        for name, until_s in list(self._considered.items()):
-            if until_s < now_s:
-                del self._considered[name]
-                if name not in members:
-                    self._witness.forget(name)
-            elif name not in members:
-                beliefs[name] = self._belief(name, None)
-        return beliefs
-
-    def _belief(self, name: str, member: Member | None) -> Belief:
-        state, evidence = (member.state, member.evidence) if member is not None else (None, Evidence.NONE)
-        return believe(state, evidence, self._is_superseded(name), self._swim.is_synced)
-
-    def _is_superseded(self, name: str) -> bool:
-        newest = self._lives.get(session.node_of(name))
-        own = self._owner.session
-        return (newest is not None and session.is_newer(newest, than=name)) or session.is_newer(own, than=name)
-
     # ---- fencing
+
+    @property
+    def redis_ok(self) -> bool:
+        """Whether Redis takes our heartbeats."""
+        return self._owner.redis_ok
+
+    @property
+    def is_hearing(self) -> bool:
+        """Whether our own subscription stands."""
+        return self._heartbeat.is_hearing
+
+    def redis_ms(self, at_s: float) -> int:
+        """Redis's clock at that moment of the monotonic one."""
+        return self._heartbeat.redis_ms(at_s)
+
+    def fenced(self, name: str, reply: FenceReply, cause: str) -> None:
+        """The session's tombstone stands."""
+        if reply.is_ours:
+            self._stats["fences"] += 1
+            self._stats[f"fences_{cause}"] += 1
+        self.ended(name, reply.value, reply.is_ours)
+
+    def held_up(self, name: str, ballot: Ballot, reply: Undecided) -> None:
+        """Tell people who stands in the way, once it has lasted for a moment: the session's neighbours do."""
+        due_s = self._held_up_s.setdefault(name, ballot.said_s + HELD_UP_AFTER_S)
+        if not ballot.ways or ballot.said_s < due_s or not self._swim.is_neighbour(name):
+            return
+        self._held_up_s[name] = ballot.said_s + HELD_UP_S
+        self._stats["held_up_fences"] += 1
+        why = _why(ballot, reply)
+        log.info("fence_held_up", session=name, word=ballot.word.value, why=why)
+        self._owner.on_held_up(name, why)
 
     def _fence_soon(self, fence: Fence) -> None:
         name = fence.session
         if name not in self._fencing and name not in self._ended and name != self._owner.session:
             self._fencing[name] = None
-            self._nursery.spawn(self._fence(replace(fence, cause=self._cause(fence))))
+            self._nursery.spawn(self._fence(fence))
 
     async def _fence(self, fence: Fence) -> None:
-        """Ask Redis to end a session. The fast path asks a few times: Redis notices a closed connection late."""
+        """Ask Redis to end a session whose lease has run out."""
         try:
-            for wait_s in RETRIES_S if fence.path is Path.FAST else (0.0,):
-                answer = await self._pulse.fence(fence, int(self._config.tombstone_s * 1000), self._config.name)
-                if answer.is_dead:
-                    if answer.is_ours:
-                        self._stats["fences"] += 1
-                        self._stats[f"fences_{fence.cause}"] += 1
-                    self.ended(fence.session, answer.value, answer.is_ours)
-                    return
+            reply = await self._pulse.fence(fence, int(self._config.tombstone_s * 1000), self._config.name)
+            if reply.is_dead:
+                self.fenced(fence.session, reply, fence.cause)
+            else:
                 self._stats["fence_calls_refused"] += 1
-                await asyncio.sleep(wait_s)
         except StoreUnavailable:
             self._stats["fence_calls_failed"] += 1
         finally:
             self._fencing.pop(fence.session, None)
 
-    def _cause(self, fence: Fence) -> str:
-        """One word for the tombstone: the witness's own for a lease, else gossip's evidence."""
-        if fence.cause == "lease":
-            return fence.cause
-        if self._is_superseded(fence.session):
+    def cause(self, name: str) -> str:
+        """One word for the tombstone: gossip's evidence."""
+        if self._jury.is_superseded(name):
             return Evidence.SUPERSEDED.value
-        member = next((m for m in self._swim.members() if m.identity.session == fence.session), None)
+        member = self._swim.member(name)
         if member is None:
             return "unknown"
         return MemberState.LEFT.value if member.state is MemberState.LEFT else member.evidence.value
 
     def _remember(self, name: str, cause: str) -> None:
         self._ended[name] = cause
+
+
+def _why(ballot: Ballot, reply: Undecided) -> str:
+    """Who stands in the way of a fence, for people."""
+
+    def nodes(names: Iterable[str]) -> str:
+        shown = [session.node_of(name) for name in names]
+        more = f" and {len(shown) - NAMED_MAX} more" if len(shown) > NAMED_MAX else ""
+        return ", ".join(shown[:NAMED_MAX]) + more
+
+    if reply.missing:
+        return f"no word from {nodes(reply.missing)}, which may hear it"
+    if reply.alibis:
+        return f"{nodes(reply.alibis)} heard it before falling silent"
+    if reply.subscribers and ballot.sight is Sight.REFUSED:
+        return "its connection to Redis stands"
+    return "its silence is too short, or nobody knows more than a cut"

@@ -28,12 +28,13 @@ from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.kept_tasks import wait_for
 from cluster.refusal import Refusal
-from cluster.vitals.calls import MemberRow, Pulse
+from cluster.vitals.calls import LOOK, MemberRow, Pulse
 
 log = structlog.get_logger("vitals")
 
 ECHO = b"\x00"  # first byte of what a session publishes to itself; no other message begins with it
 ECHOES_LOST_MAX = 3  # beats without an echo, before the subscription counts as deaf
+ECHOES_LATE_MAX = 1  # beats without an echo (the last may be under way), up to which the subscription certainly stands
 RELISTEN_MIN_S = 0.5  # time between two new subscriptions, unless nobody is subscribed at all
 TTL_LEASES = 2  # leases until a heartbeat vanishes after its last beat: longer than any fencer watches it
 ENROLL_S = 1.0  # time between two writings of our own row on the member list
@@ -57,6 +58,9 @@ class Bearer(Protocol):
     def on_message(self, message: bytes) -> None:
         """Another node published this to our channel."""
 
+    def on_asked(self, name: str) -> None:
+        """Another node asks this one to look at that session."""
+
 
 class Heartbeat:
     """The heartbeat of one node, session after session. `run` and `listen` are endless tasks; both must run."""
@@ -73,6 +77,7 @@ class Heartbeat:
         self._beat_nr = 0
         self._echoed_nr = 0
         self._acked_s = boot_s()
+        self._clock_ms = 0.0  # what is to be added to this machine's monotonic time to get Redis's, or a little less
         self._listened_s = 0.0
         self._enrolled_s = -inf
         self._not_enrolled = ""  # why our row could not be written, as last logged
@@ -88,6 +93,15 @@ class Heartbeat:
     def age_s(self) -> float:
         """Seconds since the last heartbeat left that Redis acknowledged."""
         return boot_s() - self._acked_s
+
+    @property
+    def is_hearing(self) -> bool:
+        """Whether our own subscription stands: Redis echoed our last heartbeats to us."""
+        return self._listening.is_set() and self._beat_nr - self._echoed_nr <= ECHOES_LATE_MAX
+
+    def redis_ms(self, at_s: float) -> int:
+        """Redis's clock at a moment of our monotonic one, as the last heartbeat shows it; rather too early."""
+        return int(1000 * at_s + self._clock_ms)
 
     def rename(self, session: str) -> None:
         """Take another session's name, while Redis has heard nothing under the old one."""
@@ -129,6 +143,7 @@ class Heartbeat:
             self._stats["beats_failed"] += 1
             self._reached(False, error.message, error.refusal)
             return
+        self._clock_ms = beat.redis_ms - 1000 * time.monotonic()
         if name != self.session:
             return
         if beat.tombstone is not None:
@@ -218,6 +233,8 @@ class Heartbeat:
             if message[:1] == ECHO:
                 with contextlib.suppress(ValueError):
                     self._echoed_nr = int(message[1:])
+            elif message[:1] == LOOK:
+                self._bearer.on_asked(message[1:].decode("utf-8", "replace"))
             else:
                 self._stats["wakes"] += 1
                 self._bearer.on_message(message)

@@ -17,12 +17,14 @@ from cluster.config import Config
 from cluster.errors import StoreUnavailable
 from cluster.gossip.address import seed_addresses
 from cluster.gossip.driver import GossipDriver
+from cluster.kept_tasks import wait_for
 from cluster.swim.core import Swim
 from cluster.swim.events import Join, MemberState
 from cluster.vitals.calls import MemberRow, Pulse
 from cluster.vitals.fencing import Fencing
 
 JOIN_S = 3.0  # time between two looks
+LOOK_MIN_S = 0.5  # the same while members are in doubt
 
 
 class Joiner:
@@ -34,12 +36,18 @@ class Joiner:
         self._swim = swim
         self._gossip = gossip
         self._fencing = fencing
+        self._now = asyncio.Event()
 
     async def run(self) -> None:
         """Look, for ever."""
         while True:
-            await asyncio.sleep(JOIN_S)
+            await wait_for(self._now, JOIN_S)
             await self.look()
+            await asyncio.sleep(LOOK_MIN_S)
+
+    def hurry(self) -> None:
+        """Look now: a member is in doubt, and one that joined just now and is not known here may hear it."""
+        self._now.set()
 
     async def look(self) -> None:
         """Have gossip try every address at which nobody is alive here, and clean the member list."""
@@ -58,4 +66,5 @@ class Joiner:
                 with contextlib.suppress(StoreUnavailable):
                     await self._pulse.forget(row.session)
             elif row.session not in alive and session.node_of(row.session) != self._config.name:
+                self._fencing.lives_at(row.session, (row.host, row.port))
                 self._fencing.consider([row.session])

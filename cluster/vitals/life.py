@@ -33,7 +33,7 @@ from cluster.errors import ConfigError, StoreUnavailable
 from cluster.gossip.driver import GossipDriver
 from cluster.hosts import hostport
 from cluster.kept_tasks import Nursery
-from cluster.load import Load, encode_load
+from cluster.load import Load
 from cluster.swim.core import Swim
 from cluster.swim.events import (
     Changed,
@@ -46,8 +46,6 @@ from cluster.swim.events import (
     NameConflict,
     RegistryReach,
     Renew,
-    SetLoad,
-    Unconfirmed,
 )
 from cluster.view import Peer, View
 from cluster.vitals import view_maker
@@ -58,6 +56,7 @@ from cluster.vitals.joining import Joiner
 from cluster.vitals.leading import Leading
 from cluster.vitals.lease import Lease, Term
 from cluster.vitals.main_watch import MainWatch
+from cluster.vitals.own_load import OwnLoad
 from cluster.vitals.told import (
     Disowned,
     GivingUp,
@@ -89,14 +88,11 @@ class Life:
         self._rng: Random = SystemRandom()
         self.session = session.new(config.name, wall_ms(), self._rng)
         self.load = Load(True, False, False, {})
-        self._own_load: Load | None = None  # as gossiped last, with what the vitals add to it
-        self._own_load_bytes = b""
+        self._own_load = OwnLoad()
         self._is_leaving = False
         self._is_ending = False
         self._was: tuple[str, str] | None = None  # the session before this one and its cause, until this is registered
-        self._seen_s: Bounded[tuple[str, str], float] = Bounded(
-            SEEN_MAX
-        )  # (kind, session) -> when its last event was told
+        self._seen_s: Bounded[tuple[str, str], float] = Bounded(SEEN_MAX)  # (kind, session) -> when it was last told
         self._stats: Counter[str] = Counter()
         self._nursery = Nursery(self._broke_down, self._stats)
 
@@ -107,17 +103,25 @@ class Life:
         # The system's randomness: nobody may guess the number of the next ping from those before it.
         self._swim = Swim(config, me, gossip_keys, self._rng, time.monotonic(), has_registry=True)
         self.gossip = GossipDriver(
-            config, gossip_keys, self._swim, self._on_changed, self._on_conflict, self._on_seen, self._on_unconfirmed
+            config,
+            gossip_keys,
+            self._swim,
+            self._on_changed,
+            lambda conflict: self._nursery.spawn(self._contest(conflict)),
+            self._on_seen,
+            lambda rumor: self._vouching.hear(rumor),
+            lambda looked: self._fencing.looked(looked),
         )
         self._vouching = Vouching(self.pulse, self._swim, self.gossip, self, self._stats)
-        self._fencing = Fencing(config, self.pulse, self._swim, self._nursery, self, self._stats)
+        self._fencing = Fencing(
+            config, self.pulse, self._swim, self.gossip, self._nursery, self._heartbeat, self, self._stats
+        )
         self._joining = Joiner(config, self.pulse, self._swim, self.gossip, self._fencing)
         self._lease = Lease(self.session, config.leader_lease_s)
         self._leading = Leading(config, self._lease, self.pulse, self._swim, self.gossip, self)
         self.main = MainWatch(config.stall_after_s, config.stall_limit_s, self._on_stall, self._on_hang)
         self.turned_s = time.monotonic()  # when this thread's loop last turned; the main thread reads it
-        first_view = View(config.name, self.session, (), None, 0, False, False)
-        self._views = Views(first_view, self._make_view, tell)
+        self._views = Views(View(config.name, self.session, (), None, 0, False, False), self._make_view, tell)
 
     # ---- birth and end
 
@@ -134,7 +138,8 @@ class Life:
         self.gossip.start()
         await self._joining.look()
         if older is not None:
-            self.consider([older])
+            self._fencing.lives_at(older.session, (older.host, older.port))
+            self.consider([older.session])
         self._nursery.keep("beat", self._heartbeat.run)
         self._nursery.keep("read", self._fencing.run)
         self._nursery.keep("join", self._joining.run)
@@ -175,8 +180,8 @@ class Life:
         await self.gossip.close()
         await self.pulse.close()
 
-    async def _older_life(self) -> str | None:
-        """The session that the member list names for us, if there is one. Raises ConfigError if it lives.
+    async def _older_life(self) -> MemberRow | None:
+        """The row that the member list has under our name, of an earlier session. Raises ConfigError if it lives.
 
         Our port is bound by now, so whoever moves that heartbeat is another process under our name.
         """
@@ -196,7 +201,7 @@ class Life:
                 )
         except StoreUnavailable:
             return None
-        return row.session
+        return row
 
     # ---- what the main thread asks
 
@@ -285,6 +290,10 @@ class Life:
         """Whether Redis takes our heartbeats."""
         return self._heartbeat.redis_ok
 
+    def on_asked(self, name: str) -> None:
+        """Another node asks this one to look at that session."""
+        self._fencing.asked(name)
+
     def on_fenced(self, cause: str) -> None:
         """Our own tombstone stands there, or may have stood there."""
         self._go_on_as_another(cause)
@@ -350,6 +359,10 @@ class Life:
         """Redis's word on some session changed."""
         self._views.soon()
 
+    def on_held_up(self, name: str, why: str) -> None:
+        """This session would be fenced, but for others."""
+        self._event("fence_held_up", session.node_of(name), session=name, by=self.config.name, why=why)
+
     def _watch_broke(self) -> None:
         self._fencing.broke()
 
@@ -375,10 +388,9 @@ class Life:
         if member.state is not change.was:
             self._event(f"member_{kind}", node_id, session=name, by=member.by, evidence=member.evidence.value)
         self._fencing.changed(change)
+        if member.state in (MemberState.SUSPECT, MemberState.DEAD):
+            self._joining.hurry()
         self._views.soon()
-
-    def _on_unconfirmed(self, rumor: Unconfirmed) -> None:
-        self._vouching.hear(rumor)
 
     def on_own_rumor(self) -> None:
         """Gossip says that we were fenced. Whoever has its key can say so; a heartbeat tells whether it is true."""
@@ -389,9 +401,6 @@ class Life:
         self._fencing.ended(name, tombstone)
         if keys.tombstone(tombstone)[0] != MemberState.LEFT.value:
             self.gossip.feed(Fenced(name))
-
-    def _on_conflict(self, conflict: NameConflict) -> None:
-        self._nursery.spawn(self._contest(conflict))
 
     def _on_seen(self, kind: str, name: str) -> None:
         """This node itself saw this on a session's sockets. The timeline alone hears of it, once in SEEN_S each."""
@@ -462,20 +471,12 @@ class Life:
             self._views.now()
 
     def _tell_load(self) -> None:
-        """Gossip our load if it changed. Redis counts as reached while both loops reach it."""
-        load = self.load
-        own = Load(
-            redis=self.redis_ok and load.redis,
-            stalled=self.main.is_stalled,
-            leaving=self._is_leaving,
-            queues=load.queues,
-            running=load.running,
+        """Gossip our load if it changed."""
+        news = self._own_load.news(
+            self.load, redis_ok=self.redis_ok, is_stalled=self.main.is_stalled, is_leaving=self._is_leaving
         )
-        encoded = encode_load(own)
-        if encoded != self._own_load_bytes:
-            self._own_load_bytes = encoded
-            self.gossip.feed(SetLoad(encoded, is_urgent=own.turns(self._own_load)))
-            self._own_load = own
+        if news is not None:
+            self.gossip.feed(news)
 
     def _make_view(self) -> View:
         return View(

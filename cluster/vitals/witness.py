@@ -4,15 +4,16 @@ A heartbeat counts as stale, and a lease as run out, only if this node itself re
 by its own monotonic clock, with all its own calls answered. Anything that breaks the watch (a call without an answer, a
 late reply, a new connection, a pause of this node itself) starts it again: a Redis that was away fences nobody.
 
-Gossip is the first witness; its word comes in as a `Belief`. Only both together end a session, and Redis has the last
-word, inside the fence script. Pure: the caller reads Redis, reports what it read, and carries out the fences.
+Gossip is the first witness; its word comes in as a `Belief`. A lease that has run out ends a session by itself. Before
+that, the sessions that are left say their words (see `words` and `jury`), and this watch is half of each. Redis
+decides, inside its scripts. Pure: the caller reads Redis, reports what it read, and carries out the fences.
 
 Does not know: Redis, asyncio, gossip's reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,8 +33,7 @@ class Belief(StrEnum):
 class Path(StrEnum):
     """What the fence script checks inside Redis before it writes the tombstone."""
 
-    FAST = "fast"  # is nobody subscribed to the session's channel?
-    SLOW = "slow"  # does its heartbeat still stand where the fencer watched it?
+    LEASE = "lease"  # does its heartbeat still stand where the fencer watched it?
     OWN = "own"  # nothing: a session ends itself
 
 
@@ -45,6 +45,20 @@ class Fence:
     path: Path
     seen: bytes
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standstill:
+    """A heartbeat that stands still: this node read `value`, and nothing else, from `since_s` to `asked_s`, often."""
+
+    value: bytes | None
+    since_s: float
+    asked_s: float
+
+    @property
+    def for_s(self) -> float:
+        """How long it stood still for certain."""
+        return max(0.0, self.asked_s - self.since_s)
 
 
 @dataclass(slots=True)
@@ -125,28 +139,18 @@ class Witness:
         watch = self._watches.get(session)
         return RedisWord.LIVE if watch and watch.has_moved else RedisWord.UNKNOWN
 
-    def fences(self, beliefs: Mapping[str, Belief]) -> list[Fence]:
-        """The sessions to fence now, among those that gossip has a belief about.
+    def watched(self, session: str) -> Standstill | None:
+        """What this node saw of its heartbeat without a gap. None: nothing yet."""
+        watch = self._watches.get(session)
+        return Standstill(watch.value, watch.stale_since_s, watch.asked_s) if watch is not None else None
 
-        | gossip | heartbeat                   | then                                         |
-        | ------ | --------------------------- | -------------------------------------------- |
-        | any    | a tombstone                 | nothing: it is fenced                        |
-        | gone   | any                         | fence, if its channel has no subscriber      |
-        | dead   | stale, and not one of many  | fence, if its heartbeat still stands there   |
-        | any    | unchanged for lease_s       | fence, if its heartbeat still stands there   |
-        """
-        fences = []
-        for session, belief in beliefs.items():
-            if self.tombstone(session):
-                continue
-            seen = self._seen(session)
-            if self.is_expired(session):
-                fences.append(Fence(session, Path.SLOW, seen, "lease"))
-            elif belief is not Belief.ALIVE and self.is_stale(session) and not self.is_suspect(session, beliefs):
-                fences.append(Fence(session, Path.SLOW, seen, "silent"))
-            elif belief is Belief.GONE:
-                fences.append(Fence(session, Path.FAST, seen, "gone"))
-        return fences
+    def expired(self, sessions: Iterable[str]) -> list[Fence]:
+        """Fences for those of these sessions whose lease has run out, whatever anybody else says of them."""
+        return [
+            Fence(session, Path.LEASE, self._seen(session), "lease")
+            for session in sessions
+            if self.is_expired(session) and not self.tombstone(session)
+        ]
 
     def is_suspect(self, session: str, beliefs: Mapping[str, Belief]) -> bool:
         """Whether the fault is likelier the witness's than the session's: too many sessions went stale together.

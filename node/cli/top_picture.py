@@ -60,6 +60,7 @@ SENTENCES = {  # kind of event -> (sentence, style)
     "connection_ended": ("connections to {node} ended, noticed by {by}", "yellow"),
     "connection_refused": ("{node} refuses connections, seen by {by}", "yellow"),
     "session_fenced": ("{node} is fenced by {by}: both witnesses hold it dead{because}", "red"),
+    "fence_held_up": ("{by} holds {node} dead and does not fence it: {why}", "yellow"),
     "session_reaped": ("{tasks} queued again, by {by}", "bold"),
     "session_renewed": ("{node} goes on under a new session", "yellow"),
     "leader_elected": ("{node} leads, epoch {epoch}", "bold"),

@@ -43,7 +43,7 @@ NAMES = {  # kind of an event -> its name in the stream of server-sent events
     ),
     **dict.fromkeys(("leader_elected", "leader_lost"), "leader"),
     "shards_moved": "shards",
-    **dict.fromkeys(("session_fenced", "session_renewed", "session_reaped"), "fence"),
+    **dict.fromkeys(("session_fenced", "session_renewed", "session_reaped", "fence_held_up"), "fence"),
 }
 OF_ONESELF = {"node_started", "node_draining", "main_stalled", "main_recovered", "leader_elected", "session_renewed"}
 

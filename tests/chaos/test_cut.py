@@ -67,6 +67,13 @@ class Site:
             reset = ("-p", "tcp", "--dport", str(PORT), "-j", "REJECT", "--reject-with", "tcp-reset")
             self.net.rule(name, "-A", "INPUT", "-s", peer.host, *reset)
 
+    def split(self, *side: Node) -> None:
+        """Drop all between these nodes and the others."""
+        for node in side:
+            for peer in self.peers(node):
+                if peer not in side:
+                    self.net.drop(self._names[node.number], peer.host)
+
     def cut_redis(self, node: Node) -> None:
         """Drop all between this node and Redis."""
         name, port = self._names[node.number], str(self.redis.port)
@@ -196,3 +203,27 @@ def test_a_node_cut_from_redis_for_longer_than_the_lease_loses_its_tasks_and_can
     more = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 0.2}, each=30)
     check_kept(fleet.wait_ended(more, 15), more, ledger)
     check_ran_once(ledger, more)
+
+
+def test_a_node_killed_in_an_old_split_is_fenced_at_once_by_the_words_of_both_sides(
+    make_site: Callable[..., Site], ledger: Ledger
+) -> None:
+    """Its own side was refused. The other side holds it dead since the cut, and says that it knows no more."""
+    site = make_site(4, queues="default:60")
+    fleet = site.fleet
+    near, victim, far = fleet.nodes[0], fleet.nodes[1], fleet.nodes[2]
+    site.split(near, victim)
+    wait_until(lambda: far.member(victim.node_id)["verdict"] == "cut_from_peers", 15, "the other side holds it dead")
+    with Commits(site.redis.url) as commits:
+        ids = fleet.spread("chaos.sleep", {"ledger": str(ledger.path), "seconds": 3.0}, each=10)
+        wait_until(lambda: ledger.started(ids) == len(ids), 10, "all run")
+        killed_s = time.monotonic()
+        victim.kill()
+        held = ledger.open_on(victim.node_id)
+        assert held
+        tasks = fleet.wait_ended(ids, 20, through=near)
+        check_committed_once(commits, ids)
+    check_kept(tasks, ids, ledger)
+    check_ran_once(ledger, ids, again=held)
+    assert max(run.start_s for run in ledger.of(held) if run.delivery == 2) - killed_s < 2.0
+    assert fleet.fences() == 1

@@ -18,9 +18,12 @@ from cluster.shards.calls import BATCH_MAX, Calls, NewTask, Settlement
 from cluster.shards.lane import Call, T
 from cluster.shards.shards import Shards
 from cluster.shards.task import Backoff, Claimed, Ids, Spec, packed
+from cluster.swim.events import Sight
 from cluster.vitals.calls import Pulse
+from cluster.vitals.jury import Ballot, Undecided
 from cluster.vitals.lease import Acquire, RenewTerm, Takeover, Term
 from cluster.vitals.witness import Fence, Path
+from cluster.vitals.words import Word
 from node.observe.metrics import Metrics
 from node.queue.dispatch import GROUP_BYTES_MAX, SETTLE_AGAIN_S, Dispatcher
 from tests.integration.conftest import RedisServer
@@ -117,7 +120,10 @@ async def test_a_full_redis_refuses_new_tasks_and_nothing_else(
     try:
         assert (await pulse.beat(SESSION, 1, 60_000, b"\0")).tombstone is None
         assert await pulse.lease(Acquire(SESSION), 5_000, 0) == Term(SESSION, 1)
-        assert (await pulse.fence(Fence(SESSION, Path.FAST, b"", "gone"), 60_000, "b")).is_ours
+        now_ms = int((await pulse.beat(SESSION, 2, 60_000, b"\0")).redis_ms)
+        ballot = Ballot(SESSION, "b/018bcfe5680-00000001", Word.ABSTAINS, Sight.SILENT, 0.0, None, 0.0, "n", ())
+        assert isinstance(await pulse.vote(ballot, now_ms, 0.25, "", 60_000, "b"), Undecided)
+        assert (await pulse.fence(Fence(SESSION, Path.OWN, b"", "gone"), 60_000, "b")).is_ours
         assert await pulse.lease(Takeover("b/018bcfe5680-00000001", SESSION), 5_000, 0) is not None
     finally:
         await pulse.close()

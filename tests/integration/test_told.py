@@ -200,7 +200,7 @@ async def test_what_happens_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch
 
         # Gossip says first that it was fenced: it asks Redis, and then it is true.
         rumor = Unconfirmed(Identity("n1", third, "127.0.0.1", 1), True)
-        await script.do(lambda life: life._on_unconfirmed(rumor))
+        await script.do(lambda life: life._vouching.hear(rumor))
         script.pulse.heartbeats[third] = b"fenced lease 1 n2"
         await told("disowned own3", "event session_renewed own4 lease", "fenced own4", "dead own3 lease")
 

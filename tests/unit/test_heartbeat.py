@@ -79,7 +79,7 @@ async def test_a_session_that_does_not_hear_its_channel_says_nothing() -> None:
     assert not body.heart.redis_ok
     async with body.listening():
         await body.heart.beat()
-    assert body.pulse.heartbeats == {FIRST: b"2"}
+    assert body.pulse.heartbeats == {FIRST: b"2 votes"}
     assert body.script.told == ["reach True", "registered"]
     assert body.pulse.rows["n1"].session == FIRST
 

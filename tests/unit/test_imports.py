@@ -28,6 +28,7 @@ DECIDES = (
         "cluster/gossip/site.py",
     ),
     *("cluster/vitals/witness.py", "cluster/vitals/lease.py", "cluster/vitals/main_loop.py"),
+    *("cluster/vitals/words.py", "cluster/vitals/jury.py"),
     *("cluster/vitals/view_maker.py", "cluster/vitals/told.py"),
     *("node/queue/placement.py", "node/queue/backlog.py", "node/queue/own_lease.py", "node/observe/task_rates.py"),
     *("node/client/asking.py", "node/client/calls.py", "node/client/nodes.py", "node/client/stream.py"),

@@ -27,7 +27,10 @@ class Search:
         self.fed: list[Any] = []
         self.considered: list[str] = []
         members = [member(ALIVE, 5002, MemberState.ALIVE), member(DEAD, 5003, MemberState.DEAD)]
-        fencing = SimpleNamespace(is_ended=lambda name: name == ENDED, consider=self.considered.extend)
+        self.addresses: dict[str, tuple[str, int]] = {}
+        fencing = SimpleNamespace(
+            is_ended=lambda name: name == ENDED, consider=self.considered.extend, lives_at=self.addresses.__setitem__
+        )
         self.joiner = Joiner(
             Config(node_id="n1", seeds=seeds),
             self.pulse,  # type: ignore[arg-type]
@@ -55,6 +58,7 @@ async def test_a_session_that_is_listed_and_not_alive_here_is_watched_and_an_end
     }
     await search.joiner.look()
     assert search.considered == [DEAD]
+    assert search.addresses == {DEAD: ("127.0.0.1", 5003)}
     assert search.pulse.calls == [f"forget {ENDED}"]
 
 

@@ -76,7 +76,7 @@ async def test_a_word_that_we_were_fenced_makes_us_beat_and_no_more(pulse: FakeP
     told: list[Told] = []
     life = life_of(told)
     ours = life.session
-    life._on_unconfirmed(Unconfirmed(Identity("n1", ours, "127.0.0.1", 5000), True))
+    life._vouching.hear(Unconfirmed(Identity("n1", ours, "127.0.0.1", 5000), True))
     assert life._heartbeat._beat_now.is_set()
     assert (life.session, told) == (ours, [])
     pulse.heartbeats[ours] = b"fenced lease 1 n2"
@@ -120,7 +120,9 @@ async def test_a_life_that_ends_takes_no_other_name() -> None:
 async def test_a_life_comes_after_the_one_that_the_member_list_names(pulse: FakePulse) -> None:
     life = life_of([])
     pulse.rows["n1"] = MemberRow(EARLIER, "127.0.0.1", 5000)
-    assert await life._older_life() == EARLIER
+    older = await life._older_life()
+    assert older is not None
+    assert older.session == EARLIER
     assert session.is_newer(life.session, than=EARLIER)
     assert life._heartbeat.session == life.session
 

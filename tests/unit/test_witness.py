@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.swim.events import Evidence, MemberState
 from cluster.view import RedisWord
-from cluster.vitals.witness import Belief, Fence, Path, Witness, believe
+from cluster.vitals.witness import Belief, Fence, Path, Standstill, Witness, believe
 
 STALE_S, LEASE_S, EVERY_S = 1.0, 30.0, 0.25
 
@@ -39,49 +39,32 @@ def test_a_heartbeat_that_moves_is_live() -> None:
     for beat in range(20):
         witness.read("a", b"%d" % beat, beat * EVERY_S, beat * EVERY_S + 0.001)
     assert witness.word("a") is RedisWord.LIVE
-    assert witness.fences({"a": Belief.DEAD}) == []
+    assert witness.expired(["a"]) == []
 
 
-def test_gossips_word_alone_fences_nobody() -> None:
-    witness = Witness(STALE_S, LEASE_S)
-    watch(witness, {"a": b"7"}, 0.0, 0.5)
-    assert witness.fences({"a": Belief.DEAD}) == []
-
-
-def test_a_stale_heartbeat_alone_fences_nobody() -> None:
-    witness = Witness(STALE_S, LEASE_S)
-    watch(witness, {"a": b"7"}, 0.0, 5.0)
-    assert witness.fences({"a": Belief.ALIVE}) == []
-
-
-def test_both_witnesses_together_fence_by_the_value_that_was_watched() -> None:
-    witness = Witness(STALE_S, LEASE_S)
-    watch(witness, {"a": b"7"}, 0.0, 1.5)
-    assert witness.fences({"a": Belief.DEAD}) == [Fence("a", Path.SLOW, b"7", "silent")]
-
-
-def test_a_process_that_is_proven_gone_is_fenced_at_once_by_the_fast_path() -> None:
-    assert Witness(STALE_S, LEASE_S).fences({"a": Belief.GONE}) == [Fence("a", Path.FAST, b"", "gone")]
-
-
-def test_a_lying_refusal_still_ends_in_the_slow_path() -> None:
-    witness = Witness(STALE_S, LEASE_S)
-    watch(witness, {"a": b"7"}, 0.0, 1.5)
-    assert witness.fences({"a": Belief.GONE}) == [Fence("a", Path.SLOW, b"7", "silent")]
-
-
-def test_a_session_that_gossip_holds_alive_is_fenced_only_after_its_lease() -> None:
+def test_a_session_is_fenced_by_one_node_alone_only_after_its_lease_and_by_the_value_that_was_watched() -> None:
     witness = Witness(STALE_S, LEASE_S)
     next_s = watch(witness, {"a": b"7"}, 0.0, LEASE_S - 1.0)
-    assert witness.fences({"a": Belief.ALIVE}) == []
+    assert witness.expired(["a"]) == []
     watch(witness, {"a": b"7"}, next_s, 2.0)
-    assert witness.fences({"a": Belief.ALIVE}) == [Fence("a", Path.SLOW, b"7", "lease")]
+    assert witness.expired(["a"]) == [Fence("a", Path.LEASE, b"7", "lease")]
 
 
-def test_a_session_without_any_heartbeat_is_fenced_as_one_that_stands_still() -> None:
+def test_a_session_without_any_heartbeat_counts_as_one_that_stands_still() -> None:
     witness = Witness(STALE_S, LEASE_S)
-    watch(witness, {"a": None}, 0.0, 1.5)
-    assert witness.fences({"a": Belief.DEAD}) == [Fence("a", Path.SLOW, b"", "silent")]
+    watch(witness, {"a": None}, 0.0, LEASE_S + 1.0)
+    assert witness.is_stale("a")
+    assert witness.expired(["a"]) == [Fence("a", Path.LEASE, b"", "lease")]
+
+
+def test_what_was_watched_begins_with_the_first_reply_and_ends_with_the_last_question() -> None:
+    witness = Witness(STALE_S, LEASE_S)
+    assert witness.watched("a") is None
+    watch(witness, {"a": b"7"}, 0.0, 0.5)
+    assert witness.watched("a") == Standstill(b"7", 0.001, 0.5)
+    witness.read("a", b"8", 0.75, 0.751)
+    assert witness.watched("a") == Standstill(b"8", 0.751, 0.75)
+    assert Standstill(b"8", 0.751, 0.75).for_s == 0.0
 
 
 def test_a_redis_that_was_away_fences_nobody() -> None:
@@ -89,9 +72,10 @@ def test_a_redis_that_was_away_fences_nobody() -> None:
     next_s = watch(witness, {"a": b"7", "b": b"9"}, 0.0, 0.75)
     witness.restart()  # Calls went unanswered for three seconds.
     next_s = watch(witness, {"a": b"7", "b": b"9"}, next_s + 3.0, 0.75)
-    assert witness.fences({"a": Belief.DEAD, "b": Belief.DEAD}) == []
+    assert not witness.is_stale("a")
     watch(witness, {"a": b"7", "b": b"9"}, next_s, 0.75)
-    assert len(witness.fences({"a": Belief.DEAD, "b": Belief.DEAD})) == 2
+    assert witness.is_stale("a")
+    assert witness.is_stale("b")
 
 
 def test_a_late_reply_restarts_the_whole_watch() -> None:
@@ -100,7 +84,7 @@ def test_a_late_reply_restarts_the_whole_watch() -> None:
     witness.read("b", b"9", next_s, next_s + 0.7)
     assert witness.age_s("a") is None
     witness.read("a", b"7", next_s + 0.8, next_s + 0.801)
-    assert witness.fences({"a": Belief.DEAD}) == []
+    assert not witness.is_stale("a")
 
 
 def test_a_pause_of_the_watcher_itself_proves_nothing() -> None:
@@ -123,13 +107,13 @@ def test_slow_reads_prove_a_lease_but_never_a_stale_heartbeat() -> None:
 def test_many_that_go_stale_together_put_the_witness_under_suspicion() -> None:
     witness = Witness(STALE_S, LEASE_S)
     watch(witness, {"a": b"7", "b": b"9", "c": b"3"}, 0.0, 1.5)
-    assert witness.fences({"a": Belief.DEAD, "b": Belief.ALIVE, "c": Belief.ALIVE}) == []
+    assert witness.is_suspect("a", {"a": Belief.DEAD, "b": Belief.ALIVE, "c": Belief.ALIVE})
 
 
 def test_many_that_both_witnesses_hold_dead_are_a_rack_that_is_gone() -> None:
     witness = Witness(STALE_S, LEASE_S)
     watch(witness, {"a": b"7", "b": b"9"}, 0.0, 1.5)
-    assert len(witness.fences({"a": Belief.DEAD, "b": Belief.DEAD})) == 2
+    assert not witness.is_suspect("a", {"a": Belief.DEAD, "b": Belief.DEAD})
 
 
 def test_one_long_cut_from_redis_does_not_shield_another_that_dies_later() -> None:
@@ -138,13 +122,14 @@ def test_one_long_cut_from_redis_does_not_shield_another_that_dies_later() -> No
     for beat in range(20):
         next_s = watch(witness, {"cut": b"1", "a": b"%d" % beat}, next_s, 0.0)
     watch(witness, {"cut": b"1", "a": b"19"}, next_s, 1.5)
-    assert [fence.session for fence in witness.fences({"cut": Belief.ALIVE, "a": Belief.DEAD})] == ["a"]
+    assert witness.is_stale("a")
+    assert not witness.is_suspect("a", {"cut": Belief.ALIVE, "a": Belief.DEAD})
 
 
 def test_a_fenced_session_is_not_fenced_again() -> None:
     witness = Witness(STALE_S, LEASE_S)
-    watch(witness, {"a": b"fenced gone 17 n2"}, 0.0, 1.5)
-    assert witness.fences({"a": Belief.GONE}) == []
+    watch(witness, {"a": b"fenced gone 17 n2"}, 0.0, LEASE_S + 1.0)
+    assert witness.expired(["a"]) == []
     assert witness.word("a") is RedisWord.GONE
 
 

@@ -1,0 +1,12 @@
+-- clock: Redis's own time.
+--
+-- now()    milliseconds
+--
+-- Keeps    reads only
+-- Repeat   harmless
+
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
