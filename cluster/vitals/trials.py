@@ -58,6 +58,7 @@ class Court(Protocol):
 class _Trial:
     rounds: int = 0
     quick: int = 0  # quick repetitions so far
+    has_spoken: bool = False  # whether a word of ours may stand in Redis
     now: asyncio.Event = field(default_factory=asyncio.Event)
     looked: asyncio.Future[Sight] | None = None
 
@@ -162,8 +163,9 @@ class Trials:
             return 2 * beat_s
         is_large = len(ballot.jury) > JURY_AT_ONCE_MAX and trial.rounds % 4 != 0
         reply = await self._vote(ballot.counting() if is_large else ballot)
-        if is_large and isinstance(reply, Undecided) and reply.words >= len(ballot.jury):
+        if is_large and isinstance(reply, Undecided) and reply.words - trial.has_spoken >= len(ballot.jury):
             reply = await self._vote(ballot)
+        trial.has_spoken = True
         if not isinstance(reply, Undecided):
             return 0.0
         if self._jury.voted(ballot, reply, time.monotonic()):
