@@ -129,6 +129,20 @@ def test_a_process_that_is_killed_while_another_one_hangs_waits_only_until_that_
         sim.at(BEGIN_S + 1.5, Resume("n3"))
         (took_s,) = end(sim, ["n2"], Crash, 4.0)
         assert took_s < 1.8, hint(sim)
+        assert {why for *_, why in sim.held_up} == {"no word from n3, which may hear it"}, "people are told"
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.05, 0.5])
+@pytest.mark.parametrize("seed", seeds(4))
+def test_a_process_that_is_started_again_at_once_takes_the_place_of_its_earlier_life(after_s: float, seed: int) -> None:
+    """Its next life answers at its address: so the earlier one is gone, whatever is refused or accepted there now."""
+    with court(seed, 4) as sim:
+        earlier = sim.nodes["n2"].session
+        sim.at(BEGIN_S, Crash("n2"))
+        sim.at(BEGIN_S + after_s, Start("n2"))
+        sim.run_until(BEGIN_S + 4.0)
+        assert [fence.session for fence in sim.fences] == [earlier], hint(sim)
+        assert sim.fences[0].at_s - BEGIN_S < 1.0, f"{sim.fences}\n{hint(sim)}"
 
 
 @pytest.mark.parametrize("seed", seeds(4))
