@@ -298,7 +298,7 @@ class GossipDriver:
                 outcome = Tcp.ACCEPTED
         finally:
             self._connects -= 1
-        if outcome is Tcp.REFUSED:
+        if outcome is Tcp.REFUSED and not action.look:  # Everybody looks at one that is gone; a few tell people.
             self.on_seen("connection_refused", action.session)
         if outcome is not None:
             self.feed(TcpOutcome(action.session, outcome, action.look))

@@ -186,11 +186,12 @@ class Jury:
             watched = self._witness.watched(name)
             is_paused = watched is not None and watched.for_s >= self._config.heartbeat_stale_s / 2
             return name in self._told or (is_paused and self._swim.is_neighbour(name))
-        return (
-            self._asked_s.get(name, -inf) > now_s
-            or self._witness.is_stale(name)
-            or may_be_gone(self.silence(name, now_s), self._witness.watched(name), now_s, self._config)
-        )
+        if self._asked_s.get(name, -inf) > now_s or self._witness.is_stale(name):
+            return True
+        member = self._swim.member(name)
+        if member is not None and member.state is MemberState.LEFT:
+            return False  # It said so itself, and writes its own tombstone now.
+        return may_be_gone(self.silence(name, now_s), self._witness.watched(name), now_s, self._config)
 
     def silence(self, name: str, now_s: float) -> Silence:
         """What gossip and this node's own sockets know of the session."""

@@ -164,6 +164,14 @@ def test_nobody_looks_at_one_that_was_cut_off_and_whose_heartbeat_moves_until_so
     assert ballot.word is Word.ABSTAINS
 
 
+def test_one_that_left_is_looked_at_only_if_it_did_not_end_its_session_itself() -> None:
+    bench = Bench()
+    bench.table.put(TARGET, MemberState.LEFT, doubted_s=NOW_S)
+    assert not bench.jury.is_open(TARGET, NOW_S)
+    bench.watch(TARGET, b"7 votes", NOW_S - 1.25)
+    assert bench.jury.is_open(TARGET, NOW_S)
+
+
 def test_who_speaks_first_asks_those_whom_no_gossip_reaches_and_later_a_neighbour_asks_all_who_are_missing() -> None:
     bench = Bench()
     bench.table.put(N4, MemberState.DEAD, evidence=Evidence.SILENT, doubted_s=NOW_S - 20.0)
