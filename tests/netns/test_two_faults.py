@@ -78,6 +78,7 @@ def test_a_node_without_peers_does_not_fence_one_that_lost_redis_for_a_moment(gr
         ground.partition("no-redis", "1")
         hold(SILENT_S)
         ground.partition("heal")
+        wait_until(ground.node(1).is_ready, 15, "it reaches Redis again")
 
 
 @pytest.mark.parametrize("stopped", [1, 4])
