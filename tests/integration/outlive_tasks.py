@@ -205,7 +205,7 @@ LEFT: dict[str, Callable[[], Any]] = {
 
 
 @task
-async def leave(what: str) -> str:
+async def leave_behind(what: str) -> str:
     _kept.append(LEFT[what]())
     return what
 

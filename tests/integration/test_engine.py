@@ -593,7 +593,7 @@ async def test_a_task_that_succeeds_in_the_end_shows_no_error_of_an_earlier_atte
     assert (done.state, done.attempt, bytes(done.error)) == ("succeeded", 2, b"null")
 
 
-@pytest.mark.parametrize("text", ["s1_0 x", "s x", "s-1 x", "ix y", "z", "s\u0661 x", "i0", "s1 01JDZ6M0X2R5T8V1"])
+@pytest.mark.parametrize("text", ["s1_0 x", "s x", "ix y", "z", "s\u0661 x", "i0"])
 async def test_a_cursor_that_no_listing_gave_is_refused(engine: Engine, text: str) -> None:
     cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
     with pytest.raises(BadRequest, match="cursor"):

@@ -38,7 +38,7 @@ DATA: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "schema1.jso
 BEFORE: dict[str, dict[str, Any]] = {task["id"]: task for task in DATA["tasks"].values()}
 CALLS = Calls(60.0, 1000, 60.0)
 OLD = "old-1/1a22031856b-469fae45"  # the session that was killed while it ran a task
-CONFIG = Config(retention_s=3e9, dead_retention_s=3e9)
+CONFIG = Config(retention_s=3e8, dead_retention_s=3e8)
 
 
 def nobody(_: Any) -> None: ...
