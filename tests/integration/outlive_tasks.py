@@ -103,7 +103,7 @@ def _hang_vitals() -> None:
     loop.call_soon_threadsafe(time.sleep, LONG_S)
 
 
-SABOTAGE: dict[str, Callable[[], Any]] = {
+ACTS: dict[str, Callable[[], Any]] = {
     "all tasks cancelled": lambda: [one.cancel() for one in asyncio.all_tasks()],
     "a lane cancelled": lambda: _cancel("lane"),
     "a lane fails": lambda: setattr(Lane, "_exchange", _raise_async),
@@ -120,7 +120,7 @@ SABOTAGE: dict[str, Callable[[], Any]] = {
 
 @task(queue="sabotage", max_attempts=1)
 async def sabotage(what: str) -> None:
-    SABOTAGE[what]()
+    ACTS[what]()
     await asyncio.sleep(LONG_S)
 
 
@@ -191,7 +191,7 @@ def _generator() -> Any:
     return generator, asyncio.create_task(anext(generator))
 
 
-LEFT: dict[str, Callable[[], Any]] = {
+LEAVES: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,
     "a task that swallows its cancellation": _swallow,
     "a full executor": _executor,
@@ -205,8 +205,8 @@ LEFT: dict[str, Callable[[], Any]] = {
 
 
 @task
-async def leave_behind(what: str) -> str:
-    _kept.append(LEFT[what]())
+async def leave(what: str) -> str:
+    _kept.append(LEAVES[what]())
     return what
 
 

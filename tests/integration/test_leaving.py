@@ -15,7 +15,7 @@ import pytest
 
 from tests.chaos.nodes import Fleet, Node, fleet
 from tests.integration.conftest import RedisServer
-from tests.integration.outlive_tasks import LEFT
+from tests.integration.outlive_names import LEFT
 from tests.processes import free_base_port
 from tests.waiting import wait_until
 
@@ -50,7 +50,7 @@ def runs(node: Node, kind: str) -> str:
 def test_a_node_ends_whatever_its_handlers_left_behind(nodes: Fleet, what: str) -> None:
     nodes.start(1)
     node = nodes.nodes[0]
-    task = node.submit("leave_behind", what)[0]
+    task = node.submit("leave", what)[0]
     assert node.task(task, wait_s=20)["state"] == "succeeded"
     took_s = end(node)
     assert what != "nothing" or took_s < DRAIN_S + 3, "nothing holds it up"

@@ -21,7 +21,7 @@ import pytest
 from cluster.errors import RumorError
 from tests.chaos.nodes import Fleet, Node, fleet
 from tests.integration.conftest import RedisServer
-from tests.integration.outlive_tasks import SABOTAGE
+from tests.integration.outlive_names import SABOTAGE
 from tests.processes import ROOT, free_base_port
 from tests.waiting import wait_until
 
