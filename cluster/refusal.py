@@ -42,6 +42,7 @@ KNOWN = {  # Redis's error code -> (hint, whether Redis refuses everybody)
     "NOPERM": (_RIGHTS, False),
     "DENIED": ("Give Redis a password or addresses to bind; it lets nobody in from other machines.", False),
     "LOADING": ("Wait: it reads its data. It answers as soon as it is done.", False),
+    "BUSY": ("Somebody's script holds it: SCRIPT KILL ends one that has written nothing.", False),
     "MASTERDOWN": ("This server is a replica without its master: redis_url must name the master.", False),
     "WRONGTYPE": ("Something else writes into this database: give the cluster one of its own.", False),
 }

@@ -138,8 +138,9 @@ async def run(config: Config, leaving: Leaving) -> int:
     _warn(config, registry, keys)
     scheme = "https" if config.tls_cert else "http"
     meta = encode_meta(Meta(config.queue_slots, os.getpid(), __version__, scheme, config.public_url))
-    sock = bind(config)
     client = connect(config.redis_url)
+    await redis_checks.loaded(client)  # before it listens, so that clients meet no port that accepts and never answers
+    sock = bind(config)
     notes = [*map(_no_tasks_in, registry.empty), *await _ask_redis(client, config, keys)]
     fork_guard.guard(client, config.port)
     relay = Relay(stop)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio
+import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from cluster import keys
@@ -18,7 +20,34 @@ from node.queue import members, migration
 
 VERSIONS = {"valkey": (7, 2), "redis": (6, 2)}  # oldest versions that have the commands that the scripts use
 
+ANSWER_WITHIN_S = 10.0  # time that Redis has for each look whether it still reads its data
+LOOK_EVERY_S = 0.5
+
+log = structlog.get_logger("rumor.node")
+
 Note = dict[str, str]
+
+
+async def loaded(client: redis.asyncio.Redis) -> None:
+    """Return when Redis has read its data: after a restart that takes it minutes, if the data are large.
+
+    Until then it refuses all that a node does, and says so itself: a node that ended instead would come late, since its
+    supervisor waits longer after each end. Whatever else is wrong, `ready` says.
+    """
+    is_told = False
+    while True:
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                info: Any = await client.info("persistence")
+        except (RedisError, OSError):  # a time-out is an OSError, too
+            return
+        if not info.get("loading"):
+            return
+        if not is_told:
+            is_told = True
+            left_s = info.get("loading_eta_seconds")
+            log.warning("redis_loading", left_s=left_s, hint="Redis reads its data. This node starts once it is done.")
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def examine(client: redis.asyncio.Redis, config: Config) -> list[Note]:

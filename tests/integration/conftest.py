@@ -56,6 +56,7 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._extra = extra
+        self._log = directory / "redis.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -65,21 +66,25 @@ class RedisServer:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it and return when it answers PING (after loading its file)."""
+    def spawn(self) -> None:
+        """Start it, and return before it has read its file."""
         command = [
             *(find_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
             *("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"),
             *("--daemonize", "no", *self._extra),
         ]
-        log = self.directory / "redis.log"
-        with log.open("ab") as out:
+        with self._log.open("ab") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.directory)
+
+    def start(self) -> None:
+        """Start it and return when it answers PING (after loading its file)."""
+        self.spawn()
+        assert self._process is not None
         limit = time.monotonic() + READY_LIMIT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > limit:
                 self.kill()
-                raise RuntimeError(f"{command[0]} did not become ready:\n{log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(f"Redis did not become ready:\n{self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.01)
 
     def stop(self) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from redis import Redis
 
 from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
 from cluster.redis_client import connect
 from node.queue import redis_checks
+from tests.chaos.nodes import READY_LIMIT_S, fleet
+from tests.integration.conftest import RedisServer
+from tests.processes import free_base_port
+from tests.waiting import wait_until
+
+# A restart then takes 1 ms a key, and Redis answers meanwhile.
+READS_SLOWLY = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+KEYS = 4_000
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 SESSION = "n1:1/018bcfe5680-00000001"
@@ -48,6 +59,29 @@ async def test_a_server_that_is_not_there_is_told_in_one_sentence() -> None:
     with pytest.raises(ConfigError) as caught:
         await redis_checks.ready(Gone(), Config(), [])  # type: ignore[arg-type]
     assert caught.value.message.endswith(":1. Connection refused.")
+
+
+def test_a_node_waits_for_a_redis_that_reads_its_data(tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis", *READS_SLOWLY)
+    try:
+        with Redis.from_url(server.url) as client:
+            client.mset({f"key{n}": n for n in range(KEYS)})
+            client.bgrewriteaof()  # one key after another, and no longer one command
+            wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], READY_LIMIT_S, "rewritten")
+        server.kill()
+        server.spawn()
+        with fleet(tmp_path, server.url) as nodes:
+            node = nodes.make("127.0.0.1", free_base_port(1))
+            node.start()
+            nodes.nodes.append(node)
+            wait_until(lambda: "redis_loading" in node.log(), READY_LIMIT_S, "the node says what it waits for")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", node.port), timeout=5)
+            wait_until(node.is_ready, READY_LIMIT_S, "the node is ready")
+            assert node.log().count("redis_loading") == 1
+    finally:
+        server.kill()
 
 
 async def test_a_server_that_may_evict_is_refused_unless_told_otherwise(redis_server: Any) -> None:

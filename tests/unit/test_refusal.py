@@ -36,6 +36,12 @@ def test_the_words_are_redis_s_own_without_the_place_in_a_script(text: str) -> N
     assert "min-replicas-to-write" in why.hint
 
 
+def test_a_script_that_holds_redis_is_named_with_its_remedy() -> None:
+    why = refusal("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.")
+    assert why.words == "BUSY Redis is busy running a script"
+    assert "SCRIPT KILL" in why.hint
+
+
 def test_only_what_the_server_says_of_itself_is_said_to_everybody() -> None:
     assert refusal(REPLICAS).is_of_all
     assert refusal(DISK).is_of_all
