@@ -38,6 +38,6 @@ connection = http.client.HTTPSConnection(*place, timeout=2, context=ssl._create_
     else http.client.HTTPConnection(*place, timeout=2); \
 connection.request('GET', '/livez'); \
 raise SystemExit(connection.getresponse().status != 200)"]
-# Exec form: the node is process 1, so SIGTERM reaches it and drains it.
+# Exec form: SIGTERM reaches the node and drains it. Start it with `docker run --init` (docs/operating.md, The image).
 ENTRYPOINT ["rumor"]
 CMD ["node"]

@@ -303,6 +303,18 @@ def test_a_pod_may_take_as_long_to_end_as_its_node_does() -> None:
     assert probe["httpGet"]["path"] == "/livez"
 
 
+def test_no_node_is_process_1_of_its_container() -> None:
+    """As process 1 a node would keep, dead, whatever an async handler's programs or a probe leave behind."""
+    node = (ROOT / "docker-compose.yml").read_text("utf-8").split("\nx-node:")[1].split("\nx-redis:")[0]
+    assert re.search(r"^  init: true\b", node, re.MULTILINE)
+    stateful = (DEPLOY / "kubernetes" / "statefulset.yaml").read_text("utf-8")
+    assert re.search(r"^      shareProcessNamespace: true\b", stateful, re.MULTILINE)
+    operating = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    commands = re.findall(r"^\$ docker run .* rumor$", operating, re.MULTILINE)
+    assert commands
+    assert all(" --init " in command for command in commands)
+
+
 def test_a_pods_variables_make_a_configuration() -> None:
     from cluster.config import from_env
 
