@@ -10,10 +10,13 @@ and the task goes on.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -41,16 +44,23 @@ COMMANDS = {  # name -> (module, name there), in the order of the help
     "keygen": (LOCAL, "keygen"),
     "completion": (REMOTE, "completion"),
 }
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a full disk or a lost terminal answers
+
+
+class NobodyReads(Exception):
+    """Whoever read our output has enough of it, as in `rumor tasks | head`."""
 
 
 def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
     """Run a command line and exit. `default`: the subcommand of a command line that names none."""
     open_standard_streams()
+    write_what_they_can_show()
     words = list(sys.argv[1:] if argv is None else argv)
     if default is not None and (not words or words[0].startswith("-")) and words[:1] not in (["--help"], ["--version"]):
         words.insert(0, default)
     try:
         status = rumor.main(words, prog_name="rumor", standalone_mode=False)
+        sys.stdout.flush()
     except RumorError as error:
         click.echo(hints.in_lines(error), err=True)
         status = 2 if isinstance(error, ConfigError) else 1
@@ -69,9 +79,17 @@ def main(argv: Sequence[str] | None = None, default: str | None = None) -> None:
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = 130
-    except BrokenPipeError:  # `rumor tasks | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (NobodyReads, BrokenPipeError):
+        drop_output()
         status = 0
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        drop_output()
+        click.echo(
+            f"cannot_write: {error.strerror}.\n  Make room where the output goes, or send it elsewhere.", err=True
+        )
+        status = 1
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -83,8 +101,26 @@ def open_standard_streams() -> None:
     os.close(number)
 
 
+def write_what_they_can_show() -> None:
+    """Let the standard streams show `?` for a character that their encoding lacks: a terminal may be in Latin-1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def drop_output() -> None:
+    """Let what is still to be written go nowhere: Python would try once more at its end, and fail aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Commands(click.Group):
     """The commands of the table, each imported when it is needed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise NobodyReads from None  # Click would end the process by itself, with 1.
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
