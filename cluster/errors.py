@@ -7,6 +7,7 @@ the caller may simply try again.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -278,6 +279,19 @@ class StoreUnsafe(RumorError):
 
     code = "store_unsafe"
     status = 503
+
+
+def bind_hint(error: OSError, port: int, elsewhere: str = "choose another port") -> str:
+    """What to do about a port that cannot be bound. `elsewhere`: how to choose another."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"Another process has it, perhaps an older node: end that one, or {elsewhere}.{likely_holder(port)}"
+        case errno.EACCES:
+            return f"This user may not open ports as low as {port}: {elsewhere}."
+        case _:
+            return (
+                "host must be an address of this machine, or a name of one; 0.0.0.0 and :: stand for all that it has."
+            )
 
 
 def likely_holder(port: int) -> str:

@@ -14,7 +14,7 @@ import structlog
 
 from cluster import __version__, output
 from cluster.config import Config, strangers, without_secrets
-from cluster.errors import ConfigError, RumorError, likely_holder
+from cluster.errors import ConfigError, RumorError, StoreUnsafe, bind_hint
 from cluster.gossip.keyring import gossip_keys
 from cluster.load import Meta, encode_meta
 from cluster.redis_client import connect
@@ -76,7 +76,7 @@ class Relay:
 
 
 def bind(config: Config) -> socket.socket:
-    """The HTTP socket. Raises ConfigError when the port is taken."""
+    """The HTTP socket. Raises ConfigError when host and port cannot be bound."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -87,7 +87,7 @@ def bind(config: Config) -> socket.socket:
         sock.close()
         raise ConfigError(
             f"port is {config.port}, and {config.address} cannot be bound: {error.strerror}.",
-            "Is another node running there? Choose another --port." + likely_holder(config.port),
+            bind_hint(error, config.port, "choose another --port"),
         ) from None
     return sock
 
@@ -212,7 +212,7 @@ def main_node(config: Config) -> int:
         return _to_its_end(config, leaving)
     except RumorError as error:
         print(error, file=sys.stderr)
-        status = EXIT_CONFIG if isinstance(error, ConfigError) else 1
+        status = EXIT_CONFIG if isinstance(error, ConfigError | StoreUnsafe) else 1
         leaving.by(LEAVE_S, status)
         return status
     except BaseException as error:

@@ -25,7 +25,7 @@ from typing import cast
 from cluster import output, session
 from cluster.clock import wall_ms
 from cluster.config import Config
-from cluster.errors import ConfigError, likely_holder
+from cluster.errors import ConfigError, bind_hint
 from cluster.gossip import http1, site, watch_token
 from cluster.gossip.address import own_host, seed_addresses
 from cluster.gossip.driver import GossipDriver
@@ -103,7 +103,7 @@ class Agent:
         except OSError as error:
             raise ConfigError(
                 f"TCP {self.config.address} cannot be bound: {error.strerror or error}.",
-                "Another agent may run there; choose another port or stop it." + likely_holder(self.config.port),
+                bind_hint(error, self.config.port),
             ) from error
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)

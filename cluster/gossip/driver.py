@@ -27,7 +27,7 @@ import structlog
 
 from cluster.clock import wall_ms
 from cluster.config import Config
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, bind_hint
 from cluster.gossip import http1, watch_token
 from cluster.hosts import hostport
 from cluster.swim.events import (
@@ -147,7 +147,7 @@ class GossipDriver:
                 sock.close()
             raise ConfigError(
                 f"UDP {hostport(host, port)} cannot be bound: {error.strerror or error}.",
-                "Another node may run there; choose another port or stop it.",
+                bind_hint(error, port),
             ) from error
         self._socket = sock
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.config import Config
-from cluster.errors import RumorError, likely_holder
+from cluster.errors import RumorError, bind_hint
 from cluster.hosts import hostport
 from node.client.asking import decoded
 from node.client.errors import Unreachable
@@ -28,7 +28,7 @@ from node.client.one_node import Remote
 from node.escapes import one_line
 from node.lab import ownership, private_redis
 from node.lab import record as records
-from node.lab.process import port_problem, spawn, wait_for, with_variable
+from node.lab.process import bind_fault, spawn, wait_for, with_variable
 from node.lab.record import LAUNCH_ID, LAUNCHER, LaunchFailed, NodeRecord, Record, RedisRecord, Usage
 
 NODES_MAX = 64
@@ -307,10 +307,10 @@ class Cluster:
 
 
 def refuse_busy_port(config: Config) -> None:
-    problem = port_problem(config.host, config.port)
-    if problem is not None:
-        hint = "End the process that holds it, or choose other ports: RUMOR_BASE_PORT=5100."
-        raise LaunchFailed(f"{problem}.", hint + likely_holder(config.port))
+    fault = bind_fault(config.host, config.port)
+    if fault is not None:
+        problem, error = fault
+        raise LaunchFailed(f"{problem}.", bind_hint(error, config.port, "choose other ports: RUMOR_BASE_PORT=5100"))
 
 
 def program(folder: Path | None = None) -> str:

@@ -150,6 +150,12 @@ def with_variable(name: str, value: str) -> Iterator[Process]:
 
 def port_problem(host: str, port: int, with_udp: bool = True) -> str | None:
     """Why this port cannot be bound, in words, or None if it can."""
+    fault = bind_fault(host, port, with_udp)
+    return None if fault is None else fault[0]
+
+
+def bind_fault(host: str, port: int, with_udp: bool = True) -> tuple[str, OSError] | None:
+    """Why this port cannot be bound, in words and as the system's error; or None if it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for kind, name in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP"))[: 2 if with_udp else 1]:
         with socket.socket(family, kind) as probe:
@@ -158,7 +164,7 @@ def port_problem(host: str, port: int, with_udp: bool = True) -> str | None:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                return f"{name} port {port} on {host} cannot be bound: {error.strerror}{held_by(port, name)}"
+                return f"{name} port {port} on {host} cannot be bound: {error.strerror}{held_by(port, name)}", error
     return None
 
 

@@ -14,6 +14,7 @@ from cluster import keys
 from cluster.config import Config
 from cluster.errors import ConfigError, StoreUnsafe
 from cluster.redis_client import connect
+from node.main import EXIT_CONFIG
 from node.queue import redis_checks
 from tests.chaos.nodes import READY_LIMIT_S, fleet
 from tests.integration.conftest import RedisServer
@@ -92,6 +93,23 @@ async def test_a_server_that_may_evict_is_refused_unless_told_otherwise(redis_se
     notes = await redis_checks.examine(client, Config(insecure_redis=True))
     assert "redis_evicts" in [note["code"] for note in notes]
     await client.aclose()
+
+
+def test_a_node_that_redis_is_unsafe_for_ends_with_the_status_of_a_node_that_did_not_start(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with Redis.from_url(redis_server.url) as client, fleet(tmp_path, redis_server.url) as nodes:
+        for name, value, told in (
+            ("maxmemory-policy", "allkeys-lru", "maxmemory-policy is 'allkeys-lru'"),
+            ("min-replicas-to-write", "1", "Redis refuses to store: NOREPLICAS"),
+        ):
+            before = client.config_get(name)[name]
+            client.config_set(name, value)
+            node = nodes.make("127.0.0.1", free_base_port(1))
+            node.start()
+            assert node.wait(READY_LIMIT_S) == EXIT_CONFIG
+            assert told in node.log()
+            client.config_set(name, before)
 
 
 async def test_a_cluster_keeps_the_number_of_shards_and_the_name_of_its_first_node(redis_server: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from cluster import redis_address
 from cluster.config import Config
-from cluster.errors import AIRPLAY_PORTS, ConfigError, likely_holder
+from cluster.errors import AIRPLAY_PORTS, ConfigError, bind_hint, likely_holder
 from node.lab import record as records
 from node.lab.cluster import Cluster, refuse_busy_port
 from node.lab.commands import redis_cli, running, summary
@@ -81,3 +83,19 @@ def test_on_a_mac_a_busy_port_of_airplay_is_told_as_such(monkeypatch: pytest.Mon
                 act(config)
             assert f"AirPlay Receiver holds {port}" in told.value.hint
         assert likely_holder(port + 1) == ""
+
+
+@pytest.mark.parametrize("act", [refuse_busy_port, bind], ids=["the launcher", "a node"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "fe80::1"], ids=["an address of nobody", "an address without its link"])
+def test_a_host_that_is_not_ours_is_not_told_as_a_busy_port(act: Callable[[Config], object], host: str) -> None:
+    with pytest.raises((LaunchFailed, ConfigError)) as told:
+        act(Config(host=host, port=29_999, insecure=True, node_id="n"))
+    assert "address of this machine" in told.value.hint
+    assert "another" not in told.value.hint.lower()
+
+
+def test_what_to_do_about_a_port_depends_on_why_it_cannot_be_bound() -> None:
+    busy, rights, name = OSError(errno.EADDRINUSE, ""), OSError(errno.EACCES, ""), socket.gaierror(-2, "")
+    assert bind_hint(busy, 80).startswith("Another process has it")
+    assert bind_hint(rights, 80) == "This user may not open ports as low as 80: choose another port."
+    assert bind_hint(name, 80).startswith("host must be an address of this machine")
