@@ -76,7 +76,8 @@ class Leaving:
 class ToldToEnd:
     """SIGTERM and SIGINT. The first drains the node, the second cuts the drain short, a third ends the process.
 
-    They are plain handlers, and not the loop's: a loop that a handler blocks must not keep its node from ending.
+    SIGHUP, which comes when the node's terminal is closed, drains it as well. These are plain handlers, and not the
+    loop's: a loop that a handler blocks must not keep its node from ending.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class ToldToEnd:
         self._count = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it for its program, and means it
+            signal.signal(signal.SIGHUP, self._on_hangup)
 
     def _on_signal(self, number: int, frame: object) -> None:
         """Between two lines of any code: take no lock and log nothing here."""
@@ -108,6 +111,11 @@ class ToldToEnd:
             self._loop.call_soon_threadsafe(self._second, number)
         else:
             self._leaving.by(0.0, 128 + number)
+
+    def _on_hangup(self, number: int, frame: object) -> None:
+        """Both the kernel and a shell say that a terminal is gone: this is no wish to hurry."""
+        if self._count == 0:
+            self._on_signal(number, frame)
 
     def _first(self, number: int) -> None:
         log.info("signal", signal=signal.Signals(number).name)

@@ -2,7 +2,7 @@
 
 This is a node without its queue, for other programs to use and for measuring: no Redis, no tasks. Its TCP port does
 what evidence needs: it takes and holds watch connections and answers POST /gossip, and a connect that it refuses means
-that no process is there. The agent leaves when its standard input closes, or on SIGTERM or SIGINT.
+that no process is there. The agent leaves when its standard input closes, or on SIGTERM, SIGINT or SIGHUP.
 
 Decides nothing about members. Does not know: Redis, load, tasks.
 """
@@ -105,7 +105,9 @@ class Agent:
                 f"TCP {self.config.address} cannot be bound: {error.strerror or error}.",
                 bind_hint(error, self.config.port),
             ) from error
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup ignores it for its program, and means it
             loop.add_signal_handler(number, self.stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._tell_stats)
         threading.Thread(target=watch_stdin, args=(loop, self.stop), name="stdin", daemon=True).start()

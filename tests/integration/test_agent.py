@@ -126,14 +126,14 @@ def test_a_stopped_agent_is_suspect_and_alive_again(start: Start) -> None:
     assert not a.said("dead", "c") + b.said("dead", "c")
 
 
-@pytest.mark.parametrize("how", ["stdin", "SIGTERM"])
+@pytest.mark.parametrize("how", ["stdin", "SIGTERM", "SIGHUP"])
 def test_it_leaves_when_its_input_ends_or_on_a_signal(start: Start, how: str) -> None:
     a, b, c = trio(start)
     if how == "stdin":
         assert c.process.stdin is not None
         c.process.stdin.close()
     else:
-        c.process.send_signal(signal.SIGTERM)
+        c.process.send_signal(signal.Signals[how])
     assert c.process.wait(LIMIT_S) == 0
     for agent in (a, b):
         agent.wait("left", "c")

@@ -40,8 +40,8 @@ def end(node: Node, limit_s: float = END_S) -> float:
     return time.monotonic() - began_s
 
 
-def runs(node: Node, kind: str) -> str:
-    task: str = node.submit(kind)[0]
+def runs(node: Node, kind: str, data: object = None) -> str:
+    task: str = node.submit(kind, data)[0]
     wait_until(lambda: node.task(task)["state"] == "running", LIMIT_S, f"{kind} runs")
     return task
 
@@ -67,6 +67,29 @@ def test_a_node_ends_with_attempts_that_nothing_ends_and_hands_them_back(nodes: 
     nodes.nodes.remove(holder)
     wait_until(lambda: rest.task(task)["node_id"] == rest.node_id, LIMIT_S, "another node runs it")
     assert rest.task(task)["attempt"] == 1
+
+
+def test_a_terminal_that_is_closed_drains_the_node(nodes: Fleet) -> None:
+    nodes.start(2)
+    task = runs(nodes.nodes[0], "sleep", DRAIN_S / 2)
+    holder = next(one for one in nodes.nodes if one.node_id == nodes.nodes[0].task(task)["node_id"])
+    for _ in range(2):  # from the kernel, and from the shell that started the node
+        os.kill(holder.pid, signal.SIGHUP)
+    assert holder.wait(END_S) == 0, holder.log()[-3000:]
+    nodes.nodes.remove(holder)
+    ended = nodes.nodes[0].task(task, wait_s=LIMIT_S)
+    assert (ended["state"], ended["attempt"], ended["node_id"]) == ("succeeded", 1, holder.node_id)
+
+
+def test_a_node_that_nohup_started_outlives_its_terminal(nodes: Fleet) -> None:
+    node = nodes.make("127.0.0.1", free_base_port(1))
+    node.prefix = ["nohup"]
+    nodes.begin([node])
+    os.kill(node.pid, signal.SIGHUP)
+    task = node.submit("noop")[0]
+    assert node.task(task, wait_s=LIMIT_S)["state"] == "succeeded"
+    end(node)
+    assert "SIGHUP" not in node.log()
 
 
 def test_a_node_whose_loop_is_blocked_ends_too(nodes: Fleet) -> None:
