@@ -24,6 +24,7 @@ from node.client.asking import WAIT_SPARE_S
 from node.client.blocking import SyncClient
 from node.client.errors import NotFinished
 from node.client.nodes import DEFAULT_URL, addresses
+from node.client.stream import NAMES
 from node.client.task import Page, Task
 from node.escapes import one_line
 from node.plural import counted
@@ -36,7 +37,6 @@ SILENCE_MAX_S = 30.0  # the time for which a wait goes on while no node answers
 ENDED_BADLY = ("dead", "cancelled")
 TIME_IS_UP = 3
 STATES = ("scheduled", "waiting", "queued", "running", "retrying", "succeeded", "dead", "cancelled")
-EVENT_NAMES = ("member", "leader", "shards", "fence", "task")
 COUNTED_MAX = 500  # dead tasks that are counted before the question; of more it says at least so many
 COMPLETE_WITHIN_S = 1.0
 COMPLETE_TASKS = 50
@@ -341,7 +341,7 @@ def workers(url: str, ca_file: str, as_json: bool) -> int:
 
 @click.command()
 @click.option(
-    "--name", "names", multiple=True, type=click.Choice(EVENT_NAMES), help="Only events of this name; may be repeated."
+    "--name", "names", multiple=True, type=click.Choice(NAMES), help="Only events of this name; may be repeated."
 )
 @click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: events are JSON anyway.")
 @node_options

@@ -30,6 +30,7 @@ LONG_ATTEMPT_S = 60.0
 PAGE_TASKS = 500  # the most that a page may have: each page is a search of its own, where a list is filtered
 ABSENT: Any = object()  # data of a submission without any: the handler's default counts then, which null is not
 NO_QUERY: Mapping[str, Any] = {}
+JSON_ONLY = "Give data and options that JSON can hold: no NaN, no infinity, no object of a class that it does not know."
 
 T = TypeVar("T")
 Result = Task[Any] | RumorError
@@ -216,7 +217,8 @@ class Pages:
 
 def which(state: str | None, type: str | None, key: str | None, queue: str | None, fields: Collection[str]) -> Which:
     """The filters of a listing, and the fields that it shows beside a summary."""
-    return {"state": state, "type": type, "key": key, "queue": queue, "fields": ",".join(fields) or None}
+    shown = fields if isinstance(fields, str) else ",".join(fields)
+    return {"state": state, "type": type, "key": key, "queue": queue, "fields": shown or None}
 
 
 def read(
@@ -236,7 +238,7 @@ def encoded(value: Any) -> bytes:
         why = f"half of a surrogate pair stands in {near!r}"
     except Exception as error:  # a value's own code may raise anything when it is asked for its parts
         why = _where(value) or str(error) or type(error).__name__
-    raise Invalid(f"this is not JSON: {why}.", "Task data is whatever JSON can hold.")
+    raise Invalid(f"this is not JSON: {why}.", JSON_ONLY)
 
 
 def check_text(name: str, text: str) -> None:
@@ -279,6 +281,8 @@ def headers_of(key: str) -> dict[str, str]:
 
 def _task(task_id: str) -> str:
     """The path of a task. A text that no id can be would be another path, or none."""
+    if not isinstance(task_id, str):
+        raise BadRequest(f"the id of a task is text, and this is of type {type(task_id).__name__}.", "Give task.id.")
     if not _MAY_BE_ID.fullmatch(task_id):
         raise NotFound(f"there is no task {task_id!r}.", "The id of a task is letters and digits with a dash in it.")
     return f"/tasks/{task_id}"

@@ -26,12 +26,13 @@ from node.client.nodes import Nodes
 LINE_MAX_BYTES = 1_048_576
 SILENCE_S = 15.0  # the silence after which a client leaves a stream; a node gives a sign of life every 5 s
 RECONNECT_S = (0.05, 0.25)
+NAMES = ("member", "leader", "shards", "fence", "task")  # of events
 SEEN_MAX = 4_096  # ids of events; a node keeps 500
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of the cluster: `name` is member, leader, shards, fence or task, `data` the event itself.
+    """One event of the cluster: `name` is one of NAMES, `data` the event itself.
 
     `id` is the place to go on from; sums of tasks, which no node keeps, have that of the event before.
     """
@@ -44,7 +45,7 @@ class Event:
 class Follower:
     """One caller's way through the streams of several nodes: which is next, what is news, when to give up.
 
-    Raises BadRequest for a `last_id` that no request can carry.
+    Raises BadRequest for a `last_id` that no request can carry, and for a name that no event has.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Follower:
         self._rng = rng
         self._within_s = within_s
         self._alive_s = now_s
-        self._names = frozenset(names)
+        self._names = frozenset((names,) if isinstance(names, str) else names)
+        if unknown := self._names.difference(NAMES):
+            raise BadRequest(f"no event has the name {min(unknown)!r}.", f"Names are {', '.join(NAMES)}.")
         self._seen: Bounded[str, None] = Bounded(SEEN_MAX)
 
     def next_node(self, now_s: float) -> str:

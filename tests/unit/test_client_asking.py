@@ -10,13 +10,24 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cluster.errors import ConfigError, Conflict, NotFound, QueueFull, RumorError, StoreUnavailable, Unauthorized
+from cluster.errors import (
+    BadRequest,
+    ConfigError,
+    Conflict,
+    NotFound,
+    QueueFull,
+    RumorError,
+    StoreUnavailable,
+    Unauthorized,
+)
 from node.client import batches, calls
 from node.client.asking import Answer, Ask, NoAnswer, Pause, Request, Steps, carry_out
 from node.client.calls import Asker
 from node.client.errors import NotFinished, Unreachable
 from node.client.nodes import REST_MAX_S, Nodes, address, addresses
-from node.client.stream import RECONNECT_S, Event, Follower, Parser
+from node.client.stream import NAMES, RECONNECT_S, Event, Follower, Parser
+from node.client.task import task_of
+from node.observe import timeline
 
 T = TypeVar("T")
 A, B, C = "http://a:1", "http://b:1", "http://c:1"
@@ -323,6 +334,20 @@ def test_a_task_id_cannot_lead_elsewhere() -> None:
     assert world.asks == []
 
 
+def test_what_is_no_id_is_told_as_what_it_is() -> None:
+    world = World(lambda _: error(404, "not_found"))
+    task = task_of({"id": "01A-1f", "type": "noop", "state": "queued"})
+    for what in (task, None, 5):
+        with pytest.raises(BadRequest, match=f"of type {type(what).__name__}") as told:
+            world.run(calls.cancel(asker(world), what))  # type: ignore[arg-type]
+        assert told.value.hint == "Give task.id."
+    assert world.asks == []
+
+
+def test_one_field_of_a_list_may_be_a_text() -> None:
+    assert calls.which(None, None, None, None, "data") == calls.which(None, None, None, None, ["data"])
+
+
 # ---- events
 
 
@@ -357,6 +382,19 @@ def test_a_stream_that_ends_is_followed_by_that_of_the_next_node() -> None:
     assert caller.next_node(100.0) == B
     caller.ended(B, StoreUnavailable("no slot for another stream"), 100.0)
     assert caller.next_node(100.0) == C
+
+
+def test_a_name_that_no_event_has_is_refused_and_not_waited_for() -> None:
+    for names in (["leeder"], "leeder", ["leader", "leeder"]):
+        with pytest.raises(BadRequest, match="'leeder'") as told:
+            Follower(three(), Random(1), 100.0, 5.0, names)
+        assert told.value.hint == "Names are member, leader, shards, fence, task."
+    one = Follower(three(), Random(1), 100.0, 5.0, "leader")
+    assert one.is_news(Event("leader", {"id": "a-1"}), 101.0), "a text is one name"
+
+
+def test_the_names_of_events_are_those_that_nodes_send() -> None:
+    assert {*NAMES} == {*timeline.NAMES.values(), "task"}, "task is that of the sums"
 
 
 def test_events_are_given_up_after_so_long_without_a_sign_of_life() -> None:
