@@ -25,7 +25,7 @@ from node.client import batches, calls
 from node.client.asking import CONNECT_S, Answer, Ask, NoAnswer, Pause, Request, Steps, decoded
 from node.client.batches import Item
 from node.client.calls import Asker, Options, Result
-from node.client.connection import tls_context
+from node.client.connection import reason_of, tls_context
 from node.client.errors import error_of
 from node.client.nodes import WITHIN_S, bearer, nodes_from
 from node.client.stream import SILENCE_S, Event, Follower, Parser
@@ -267,7 +267,7 @@ class Client:
                             yield event
                 reason = "the stream ended"
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                reason = _reason(error)
+                reason = reason_of(error)
             except RumorError as error:
                 reason = error
             await asyncio.sleep(follower.ended(url, reason, time.monotonic()))
@@ -312,9 +312,9 @@ class Client:
             ) as response:
                 return Answer(response.status, await response.read(), response.headers.get("Retry-After"))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return NoAnswer(_reason(error), was_sent=False)
+            return NoAnswer(reason_of(error), was_sent=False)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return NoAnswer(_reason(error), was_sent=True)
+            return NoAnswer(reason_of(error), was_sent=True)
 
     async def _stream(self, url: str, last_id: str) -> AsyncGenerator[Event | None]:
         """One node's events; None for each sign of life. Raises the error of a node that refuses."""
@@ -367,10 +367,3 @@ async def _sent(body: bytes | None, meanwhile: Callable[[], None]) -> AsyncItera
     """The body; once it is sent, `meanwhile` is called."""
     yield body or b""
     meanwhile()
-
-
-def _reason(error: BaseException) -> str:
-    os_error = getattr(error, "os_error", error)
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    return getattr(os_error, "strerror", None) or str(error) or type(error).__name__

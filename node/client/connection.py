@@ -14,10 +14,13 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlencode, urlsplit
 
+from cluster.errors import ConfigError
 from cluster.header_text import as_bytes
 from node.client.asking import Answer, Request
 
 READ_BYTES = 65_536
+# Reasons of OpenSSL for an answer that is no TLS at all, as a node without a certificate gives it.
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 Connection = http.client.HTTPConnection
 
@@ -70,8 +73,17 @@ def exchange(
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:
-    """Trust the system's authorities, or exactly `ca_file`, which may be the node's own certificate."""
-    context = ssl.create_default_context(cafile=ca_file or None)
+    """Trust the system's authorities, or exactly `ca_file`, which may be the node's own certificate.
+
+    Raises ConfigError for a file that cannot be read or holds no certificate.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except OSError as error:  # ssl.SSLError is one
+        why = reason_of(error)
+        raise ConfigError(
+            f"ca_file is {ca_file!r}: {why}.", "Name a file of PEM certificates, in RUMOR_CA_FILE for example."
+        ) from None
     if ca_file:
         # The certificate is pinned, so its name says nothing more; and a chain may begin below its root.
         context.check_hostname = False
@@ -83,7 +95,13 @@ def reason_of(error: BaseException) -> str:
     """Why there was no answer, in few words."""
     if isinstance(error, TimeoutError):
         return "timed out"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    # aiohttp's errors wrap the one of the ssl module.
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({cause.verify_message}): ca_file names the one to trust"
+    if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS:
+        return "what listens there speaks no TLS: such a URL begins with http://"
+    return getattr(cause, "strerror", None) or str(error) or type(error).__name__
 
 
 def _limit(connection: Connection, deadline_s: float) -> None:

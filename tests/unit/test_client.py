@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +34,7 @@ from cluster.errors import (
 )
 from node import Client, NotFinished, SyncClient, TaskCancelled, TaskFailed, Unreachable
 from node.client import calls
+from node.client.connection import reason_of
 from node.client.errors import BadResult
 from node.client.one_node import Remote
 from node.client.task import Task
@@ -313,6 +316,33 @@ async def test_text_that_is_no_text_is_an_error_of_ours_in_any_place(use: Callab
     ):
         with pytest.raises(RumorError):
             await call(name, *args, **more)
+
+
+@pytest.mark.parametrize(("text", "why"), [(None, "No such file"), ("no certificate", "certificate")])
+async def test_a_file_of_certificates_that_is_none_is_named_at_once(
+    use: Callable[..., Used], tmp_path: Path, text: str | None, why: str
+) -> None:
+    file = tmp_path / "ca.pem"
+    if text is not None:
+        file.write_text(text)
+    call = use("https://127.0.0.1:1", ca_file=str(file))
+    with pytest.raises(ConfigError, match=f"(?is)ca_file is .*ca.pem.*{why}"):
+        await call("submit", "noop")
+
+
+def test_an_error_of_tls_says_what_to_do() -> None:
+    """OpenSSL's own words name neither the URL's scheme nor the file of the certificate."""
+    plain = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)")
+    plain.reason = "WRONG_VERSION_NUMBER"
+    assert "begins with http://" in reason_of(plain)
+    unknown = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    unknown.verify_message = "self-signed certificate"
+    assert "not trusted (self-signed certificate): ca_file names" in reason_of(unknown)
+
+
+async def test_a_node_without_tls_is_told_as_such(use: Callable[..., Used], url: str) -> None:
+    with pytest.raises(Unreachable, match="begins with http://"):
+        await use(url.replace("http:", "https:"), within_s=0.5)("submit", "noop")
 
 
 async def test_a_token_may_be_any_printable_text(use: Callable[..., Used]) -> None:
