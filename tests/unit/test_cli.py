@@ -313,6 +313,7 @@ def test_an_error_of_the_node_is_two_lines_and_status_1(
         (503, "store_unavailable", "Redis: no answer.", "Try again soon, or give several nodes in --url"),
         (503, "store_unavailable", "Redis refuses: it is read-only.", "As the node said."),
         (409, "conflict", "The task has ended.", "As the node said."),
+        (404, "not_found", "there is no /x/tasks.", "A node has no such path"),
     ],
 )
 def test_hints_are_for_the_command_line(
