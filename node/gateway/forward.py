@@ -81,9 +81,11 @@ class Forwarder:
             if len(results) == len(forward.ids):
                 return [_result(result) for result in results]
         message = f"{error.message} No peer that reaches Redis took it over."
+        hint = error.hint if error.refusal else SAME_KEY  # a refusal lasts until somebody mends Redis
         if may_have_happened and not error.may_have_happened:  # only a peer is in doubt; the words so far deny it
             message = "this node cannot store it, and a peer that was to do so gave no clear answer: it may be stored."
-        raise StoreUnavailable(message, SAME_KEY, may_have_happened)
+            hint = SAME_KEY
+        raise StoreUnavailable(message, hint, may_have_happened)
 
     async def read(self, view: View, path: str, deadline_s: float) -> tuple[int, bytes] | None:
         """Status and body of a peer's answer to GET `path`, or None when there is none."""

@@ -14,11 +14,13 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
 from cluster.config import Config
+from cluster.errors import StoreUnavailable, refused
 from cluster.shards.task import NO_DATA
 from cluster.swim.events import MemberState
 from cluster.view import Peer, RedisWord, View
 from node.gateway import app, parse
-from node.gateway.forward import candidates, outgoing
+from node.gateway.forward import Forwarder, candidates, outgoing
+from node.schema import Forward
 from tests.fake_engine import FakeEngine, peer
 
 Client = TestClient[Any, Any]
@@ -130,6 +132,16 @@ async def test_a_503_does_not_say_that_nothing_was_stored_when_a_peer_gave_no_an
     finally:
         await client.close()
         silent.close()
+
+
+async def test_a_refusal_of_redis_keeps_its_hint_when_no_peer_helps() -> None:
+    """It lasts until somebody mends Redis: that the call may be sent again is the lesser news."""
+    refusal = refused(Exception("WRONGPASS invalid username-password pair"))
+    engine = FakeEngine(Config(node_id="n1", port=5001))
+    with pytest.raises(StoreUnavailable, match="No peer that reaches Redis") as told:
+        await Forwarder(engine.config).submit(engine.view, Forward([], b"[]"), refusal, 0.0)
+    assert told.value.hint == refusal.hint
+    assert not told.value.may_have_happened
 
 
 @pytest.mark.parametrize("path", ["/tasks", "/tasks/batch"])
