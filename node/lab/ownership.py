@@ -142,7 +142,7 @@ def is_open_to_others(found: os.stat_result) -> bool:
 
 def refuse_foreign(path: Path, found: os.stat_result) -> None:
     if stat.S_ISLNK(found.st_mode):
-        raise NotOurs(f"{path} is a link.", f"Remove the link. {advice()}")
+        raise NotOurs(f"{path} is a link.", f"{advice()} If this folder is the cluster's, remove the link.")
     if found.st_uid != os.geteuid():
         owner, me = user(found.st_uid), user(os.geteuid())
         raise NotOurs(
