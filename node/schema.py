@@ -175,7 +175,7 @@ class BatchJson(Struct, frozen=True):
 class ListQuery(Struct, kw_only=True, frozen=True):
     """`GET /tasks`: filters and page."""
 
-    state: Annotated[State | None, Meta(description="Only tasks in this state.")] = None
+    state: Annotated[State | None, Meta(description="Only tasks in this state; no task is in `waiting` yet.")] = None
     type: Annotated[Filter | None, Meta(description="Only tasks of this type.")] = None
     key: Annotated[Filter | None, Meta(description="Only tasks with this key.")] = None
     queue: Annotated[Filter | None, Meta(description="With state=queued: only tasks of this queue.")] = None

@@ -195,7 +195,7 @@ def submit(
 
 
 @click.command()
-@click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
+@click.option("--state", type=click.Choice(STATES), help="Only tasks in this state; no task is in `waiting` yet.")
 @click.option("--type", "task_type", callback=filled, help="Only tasks of this type.")
 @click.option("--key", callback=filled, help="Only tasks with this key.")
 @click.option("--queue", callback=filled, help="With --state queued: only tasks of this queue.")
