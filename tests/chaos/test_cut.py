@@ -6,6 +6,7 @@ Every node has a network namespace of its own, so a cut is a firewall's, seen fr
 from __future__ import annotations
 
 import base64
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,8 @@ class Site:
         self.fleet: Fleet
 
     def start(self, stack: ExitStack, count: int, **settings: object) -> Fleet:
-        secured = {"gossip_keys": base64.b64encode(b"k" * 32).decode(), "api_token": "chaos-token", **settings}
+        key = base64.b64encode(secrets.token_bytes(32)).decode()
+        secured = {"gossip_keys": key, "api_token": "chaos-token", **settings}
         url = f"redis://{self.net.gateway}:{self.redis.port}/0"
         self.fleet = stack.enter_context(fleet(self._folder, url, **secured))
         nodes = []
