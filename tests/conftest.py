@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from tests.processes import LaunchedCluster
 
 settings.register_profile("no_clock", deadline=None)  # a busy machine makes any example slow, and proves nothing
 settings.load_profile("no_clock")
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup started the tests; what they start begins as at a terminal
 
 
 @pytest.fixture
