@@ -15,6 +15,7 @@
 -- ARGV[7]  channel                    {sNN}:finished, where terminal ids are published
 -- ARGV[8]  least ms                   the shortest time that a task stays, whatever its own retention
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:ready:@<queue>@<type>, {sNN}:inflight:<session>   same slot
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua

@@ -12,6 +12,7 @@
 -- ARGV[6]  bytes                      of data that the answer may hold; the first task is taken whatever its size
 -- ARGV[7]  aging_ms                   milliseconds of waiting that count as much as one level
 -- Touches  {sNN}:tasks:<bucket>       same slot
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua

@@ -15,6 +15,7 @@
 -- ARGV[4]  bucket prefix              {sNN}:tasks:
 -- ARGV[5]  aging_ms                   milliseconds of waiting that count as much as one level
 -- Touches  {sNN}:ready:<queue>, {sNN}:inflight:<session>, {sNN}:tasks:<bucket>   same slot
+-- Uses     include/clock.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua
 --
@@ -25,8 +26,7 @@
 -- Repeat   harmless
 
 local FIRST = 8
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 
 local function oldest_of(queue)
   local rows = redis.call('ZRANGE', ARGV[1] .. queue, 0, FIRST - 1, 'WITHSCORES')

@@ -23,4 +23,4 @@ end
 if ARGV[1] ~= 'own' and (value or '') ~= ARGV[2] then
   return {0, value or ''}
 end
-return {1, bury(KEYS[1], now(), ARGV[3], ARGV[5], ARGV[4])}
+return {1, bury(KEYS[1], now_ms(), ARGV[3], ARGV[5], ARGV[4])}

@@ -18,8 +18,8 @@ redis.call('DEL', KEYS[3]) -- a write that needs no memory: after it, a full Red
 local value = redis.call('GET', KEYS[1])
 local count = redis.call('PUBSUB', 'NUMSUB', KEYS[2])[2]
 if is_buried(value) then
-  return {value, count, now()}
+  return {value, count, now_ms()}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('PUBLISH', KEYS[2], ARGV[3])
-return {'ok', count, now()}
+return {'ok', count, now_ms()}

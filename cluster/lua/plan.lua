@@ -7,6 +7,7 @@
 -- ARGV[2]  plan                       the caller's proposal
 -- ARGV[3]  lifetime                   of the plan, ms
 -- ARGV[4]  note                       <first id> <word that stands for a batch>
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 --
 -- Returns  the plan that stood there before, '' if the proposal stands now, {note} if the key stands for something else

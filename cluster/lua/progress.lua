@@ -8,6 +8,7 @@
 -- ARGV[4]  delivery                   the one that reports
 -- ARGV[5]  value                      JSON
 -- Touches  {sNN}:tasks:<bucket>       same slot
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/token.lua

@@ -3,6 +3,7 @@
 -- KEYS[1]  {sNN}:never    guard: a moving slot answers TRYAGAIN before anything is written
 -- KEYS[2]  {sNN}:dead     zset  dead ids by the time when they may be dropped, ms
 -- ARGV[1]  not after      ms of Redis's clock; see include/not_after.lua
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 --
 -- Returns  how many dead tasks there are

@@ -21,6 +21,7 @@
 -- ARGV[10] least ms                   the shortest time that a task stays, whatever its own retention
 -- ARGV[11] fenced ms                  when the tombstone was written, by Redis's clock
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua

@@ -12,6 +12,7 @@
 -- ARGV[5]  aging_ms                   milliseconds of waiting that count as much as one level
 -- ARGV[6…] ids                        at most 256
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:inflight:<session>   same slot
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/stored.lua

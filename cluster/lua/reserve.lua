@@ -8,6 +8,7 @@
 -- ARGV[1]  not after                  ms of Redis's clock; see include/not_after.lua
 -- ARGV[2]  note                       <task id> <fingerprint>
 -- ARGV[3]  lifetime                   of the note, ms
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 --
 -- Returns  what stood there before, '' if the note stands now

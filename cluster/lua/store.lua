@@ -23,6 +23,7 @@
 --          If a submission has a unique name too, the lifetime is "<ms of the key> <ms of the name> <unique name>"; a
 --          unique name alone stands as the key
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>, {sNN}:idem:<key>   same slot
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/bucket_write.lua

@@ -22,6 +22,7 @@
 -- ARGV[7]  names                      queues to look at; where there are more, others at each call
 -- ARGV[8…] queues                     that the caller serves: it looks at these in any case
 -- Touches  {sNN}:tasks:<bucket>, {sNN}:ready:<queue>   same slot
+-- Uses     include/clock.lua
 -- Uses     include/not_after.lua
 -- Uses     include/bucket.lua
 -- Uses     include/bucket_write.lua

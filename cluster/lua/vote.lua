@@ -35,7 +35,7 @@ local value = redis.call('GET', KEYS[1])
 if is_buried(value) then
   return {2, value}
 end
-local heartbeat, at, stands_ms = value or '', now(), tonumber(ARGV[7])
+local heartbeat, at, stands_ms = value or '', now_ms(), tonumber(ARGV[7])
 local voter, word, said = ARGV[1], ARGV[2], math.min(tonumber(ARGV[3]), at)
 local subscribers = tonumber(redis.call('PUBSUB', 'NUMSUB', KEYS[3])[2])
 local words = redis.call('HLEN', KEYS[2])

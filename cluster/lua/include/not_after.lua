@@ -5,17 +5,11 @@
 -- would do harm by then names the last moment, by Redis's clock, at which it may be carried out.
 -- Python's lane (`cluster/shards/lane.py`) puts that moment before the arguments of each script that uses this file.
 --
--- now_ms()      Redis's clock
 -- late(now)     the answer to a call that comes too late: an error that begins with LATE and names Redis's clock, by
 --               which the sender corrects its estimate. The script has done nothing
 --
 -- Keeps    reads only
 -- Repeat   harmless
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
 
 local function late(now)
   return redis.error_reply(string.format('LATE %.0f', now))
